@@ -1,0 +1,20 @@
+"""What goes wrong, said to a person. Not for bugs: those raise whatever they raise, with a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A mistake in what the user asked for: names the thing, the place and the nearest right name.
+
+    The command line prints only the message and exits with code 2.
+    """
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest of `names`, else all of them, to end an error message with."""
+    known = sorted(names)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""
