@@ -1,0 +1,28 @@
+"""Sentiment."""
+
+from dataclasses import replace
+
+from jaxtrain.data import MovieReviews, Pipeline, Utf8
+from jaxtrain.experiment import Experiment
+from jaxtrain.models import NGrams
+from jaxtrain.optimizers import AdamW, Linear
+from jaxtrain.tasks import Classification
+
+
+def main() -> Experiment:
+    """Hashed word n-grams of raw bytes."""
+    data = Pipeline(MovieReviews("train"), (Utf8(2048),), batch_size=128)
+    held_out = replace(data, shuffle=False)
+    return Experiment(
+        task=Classification(model=NGrams(), inputs="bytes", classes=("negative", "positive")),
+        data=data,
+        optimizer=AdamW(schedule=Linear(peak=1e-2, warmup=20)),
+        steps=465,
+        evals={
+            "validation": replace(held_out, source=MovieReviews("validation")),
+            "test": replace(held_out, source=MovieReviews("test")),
+        },
+        log_every=31,
+        eval_every=155,
+        save_every=155,
+    )

@@ -1,0 +1,5 @@
+"""`python -m jaxtrain` is the command `jaxtrain`."""
+
+from jaxtrain.cli import main
+
+main()

@@ -1,0 +1,168 @@
+"""The command line: verbs, thin. Every field of an experiment is a flag that tyro makes from its type.
+
+Not here: anything that the verbs do.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+
+from jaxtrain.errors import ConfigError, nearest
+from jaxtrain.experiment import Experiment, Origin, load
+
+USAGE = """\
+jaxtrain train EXPERIMENT [--run DIR] [--FIELD VALUE …]   train file.py[:function]; go on if DIR holds its run
+jaxtrain explain EXPERIMENT [--devices N] [--FIELD …]     where every array would live on N devices
+jaxtrain evaluate RUN [--step N] [--split S]              metrics of a saved step
+jaxtrain predict RUN TEXT|FILE … [--step N]               what the trained model says
+
+jaxtrain VERB --help says more; `train EXPERIMENT --help` lists every field. --debug shows tracebacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Metrics of a saved step of a run."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run's folder."""
+    step: int | None = None
+    """The saved step; the latest by default."""
+    split: str | None = None
+    """One split; all by default."""
+    code: Path | None = None
+    """The experiment file, if dataclasses of its own are in the experiment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """What a trained model says of texts or files."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run's folder."""
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Texts, or files of images."""
+    step: int | None = None
+    """The saved step; the latest by default."""
+    code: Path | None = None
+    """The experiment file, if dataclasses of its own are in the experiment."""
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`jaxtrain train`."""
+    from jaxtrain.cluster import join
+    from jaxtrain.train import train
+
+    where, folder, rest = _experiment_and(arguments, "train", "--run")
+    experiment, origin = _load(where, rest, "train")
+    join()
+    run, state = train(experiment, Path(folder) if folder else None, origin)
+    if int(state.step) < experiment.steps:
+        again = shlex.join(["jaxtrain", "train", where, "--run", str(run.folder), *rest])
+        print(f"stopped after step {int(state.step)} of {experiment.steps}; go on with:\n{again}")
+
+
+def explain(arguments: Sequence[str]) -> None:
+    """`jaxtrain explain`."""
+    where, devices, rest = _experiment_and(arguments, "explain", "--devices")
+    experiment, _ = _load(where, rest, "explain")
+    if devices is not None and not (devices.isdigit() and int(devices)):
+        raise ConfigError(f"--devices {devices}: give a number of devices")
+    from jaxtrain.explain import explain
+
+    if devices is None:
+        devices = str(jax.device_count())
+    print(explain(experiment, int(devices)))
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """`jaxtrain evaluate`."""
+    given = tyro.cli(Evaluate, args=list(arguments), prog="jaxtrain evaluate")
+    from jaxtrain.evaluate import evaluate_run
+    from jaxtrain.experiment import load_code
+    from jaxtrain.runs.console import number
+    from jaxtrain.runs.run import Run
+
+    run = Run(given.run, load_code(given.code) if given.code else None)
+    for split, values in evaluate_run(run, given.step, given.split).items():
+        print(split, *(f"{name} {number(value)}" for name, value in values.items()), sep="  ")
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """`jaxtrain predict`."""
+    given = tyro.cli(Predict, args=list(arguments), prog="jaxtrain predict")
+    if not given.inputs:
+        raise ConfigError("predict: give at least one text or file after the run")
+    from jaxtrain.evaluate import predict_run
+    from jaxtrain.experiment import load_code
+    from jaxtrain.runs.run import Run
+
+    run = Run(given.run, load_code(given.code) if given.code else None)
+    for text, line in zip(given.inputs, predict_run(run, given.inputs, given.step), strict=True):
+        print(f"{line}  {text}")
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "explain": explain,
+    "evaluate": evaluate,
+    "predict": predict,
+}
+
+
+def main() -> None:
+    """Run the verb that was asked for. Exits with 2 and one message for a mistake in what was asked."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return
+    _cache_programs()
+    try:
+        if arguments[0] not in VERBS:
+            raise ConfigError(f"there is no verb {arguments[0]!r}{nearest(arguments[0], VERBS)}\n\n{USAGE}")
+        VERBS[arguments[0]](arguments[1:])
+    except ConfigError as error:
+        if debug:
+            raise
+        print(f"jaxtrain: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _cache_programs() -> None:
+    # Compiled programs are kept between runs, so that a second launch starts in seconds.
+    if jax.config.jax_compilation_cache_dir is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "jaxtrain" / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _experiment_and(arguments: Sequence[str], verb: str, option: str) -> tuple[str, str | None, list[str]]:
+    """The experiment's name, the value of the verb's own option, and the flags that are the experiment's."""
+    rest = list(arguments)
+    value = None
+    for place, argument in enumerate(rest):
+        if argument == option or argument.startswith(f"{option}="):
+            _, given, value = argument.partition("=")
+            if not given:
+                value = rest[place + 1] if place + 1 < len(rest) else None
+            if not value:
+                raise ConfigError(f"{option}: a value must follow")
+            del rest[place : place + (1 if given else 2)]
+            break
+    if not rest or rest[0].startswith("-"):
+        raise ConfigError(f"{verb}: name an experiment first: jaxtrain {verb} experiments/sentiment.py\n\n{USAGE}")
+    return rest[0], value, rest[1:]
+
+
+def _load(where: str, flags: Sequence[str], verb: str) -> tuple[Experiment, Origin]:
+    experiment, origin = load(where)
+    if flags:
+        experiment = tyro.cli(type(experiment), default=experiment, args=list(flags), prog=f"jaxtrain {verb} {where}")
+    return experiment, origin

@@ -1,0 +1,202 @@
+"""The pipeline: the global batch at step k is a pure function of the pipeline and k.
+
+Shuffle by index, draw random transforms from the seed and the position in the stream, then pick rows. Hosts,
+workers and threads come after that, so none of them can change a batch, and there is no iterator state to
+save.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jaxtrain.data.sources import Batch, Example, Indexed, Source
+from jaxtrain.data.transforms import Transform
+from jaxtrain.errors import ConfigError
+
+HARMLESS = {"meaning": False}
+"""Marks fields that change how fast batches come but not what is in them; a fingerprint leaves these out."""
+
+_ENDLESS = 1 << 40
+
+_NARROW = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Batches of a source's examples.
+
+    Args:
+        source: the examples.
+        transforms: applied to one example, in order.
+        batch_size: rows of the global batch, over all processes.
+        shuffle: visit the examples of every epoch in another order.
+        seed: of the order and of random transforms; 0 <= seed < 2**32.
+        workers: processes that read, for transforms that hold the GIL; each takes 5 to 10 s to start.
+        threads: that read, in each process that reads; 0 reads when a batch is asked for.
+        prefetch: batches read ahead, in each process that reads.
+
+    Raises ConfigError for values out of range; the source is first opened when it is read.
+    """
+
+    source: Source
+    transforms: tuple[Transform, ...] = ()
+    batch_size: int = 64
+    shuffle: bool = True
+    seed: int = 0
+    workers: int = field(default=0, metadata=HARMLESS)
+    threads: int = field(default=2, metadata=HARMLESS)
+    prefetch: int = field(default=2, metadata=HARMLESS)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, Source):
+            raise ConfigError(
+                f"Pipeline source must be a jaxtrain.data.Source, got a {type(self.source).__name__}; "
+                "put arrays in memory in Arrays({'field': array})"
+            )
+        for transform in self.transforms:
+            if not isinstance(transform, Transform):
+                raise ConfigError(
+                    f"Pipeline transforms must be jaxtrain.data.Transform values, got {transform!r}"
+                )
+        for name, least in (("batch_size", 1), ("seed", 0), ("workers", 0), ("threads", 0), ("prefetch", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"Pipeline {name} must be at least {least}, got {getattr(self, name)}")
+        if self.seed >= 1 << 32:
+            raise ConfigError(f"Pipeline seed must be below 2**32, got {self.seed}")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that hold every example: what `epoch` yields, the last one counted in full."""
+        return -(-self._size() // self.batch_size)
+
+    def batches(self, rows: Sequence[int] | None = None, start: int = 0) -> Generator[Batch, None, None]:
+        """Endless training batches from step `start` on; the mask is all True.
+
+        `rows` are the row numbers within the global batch to yield, in this order; None is all of them. The
+        stream of examples runs on through the end of an epoch, so a batch may hold the end of one and the
+        start of the next. Close the iterator to stop the readers. Raises ConfigError for rows outside the
+        batch, an empty source, and examples that do not stack.
+        """
+        if start < 0:
+            raise ConfigError(f"start must be a step, 0 or more, got {start}")
+        order = self._order(self.seed if self.shuffle else None)
+        return self._read(_Steps(self, order, self._rows(rows), start, _ENDLESS, training=True))
+
+    def epoch(self, rows: Sequence[int] | None = None) -> Generator[Batch, None, None]:
+        """Every example once, in the source's order, without the transforms that are for training only.
+
+        All batches have the same shapes: rows past the last example repeat the first one and their mask is
+        False. `rows` as in `batches`.
+        """
+        steps = self.steps_per_epoch
+        return self._read(_Steps(self, self._order(None), self._rows(rows), 0, steps, training=False))
+
+    def prepare(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
+        """A batch of raw inputs, treated as in `epoch`; they need no label. What serving uses."""
+        if not examples:
+            raise ConfigError("nothing to prepare: give at least one example")
+        return stack([self._transformed(dict(example), 0, training=False) for example in examples])
+
+    def example(self) -> Batch:
+        """A batch with the shapes and dtypes of every global batch, made of one example; read-only arrays."""
+        self._size()
+        one = stack([self._transformed(self.source[0], 0, training=True)])
+        return {name: np.broadcast_to(x, (self.batch_size, *x.shape[1:])) for name, x in one.items()}
+
+    def _size(self) -> int:
+        size = len(self.source)
+        if size == 0:
+            raise ConfigError(f"{self.source!r} has no examples")
+        return size
+
+    def _rows(self, rows: Sequence[int] | None) -> tuple[int, ...]:
+        chosen = tuple(range(self.batch_size) if rows is None else map(int, rows))
+        outside = [row for row in chosen if not 0 <= row < self.batch_size]
+        if outside or not chosen:
+            raise ConfigError(
+                f"rows must be one or more of 0..{self.batch_size - 1}, got {outside or 'none'}"
+            )
+        return chosen
+
+    def _order(self, seed: int | None) -> Indexed[int]:
+        from jaxtrain.data.reading import visiting_order
+
+        return visiting_order(self._size(), seed)
+
+    def _read(self, steps: Indexed[Batch]) -> Generator[Batch, None, None]:
+        from jaxtrain.data.reading import read
+
+        return read(steps, threads=self.threads, workers=self.workers, prefetch=self.prefetch)
+
+    def _transformed(self, example: Example, position: int, training: bool) -> Example:
+        rng = np.random.default_rng((self.seed, position))
+        for transform in self.transforms:
+            if training or not transform.training_only:
+                example = transform(example, rng)
+        return example
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Item i is the chosen rows of global batch start + i. Pickled to worker processes."""
+
+    pipeline: Pipeline
+    order: Indexed[int]
+    rows: tuple[int, ...]
+    start: int
+    count: int
+    training: bool
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Batch:
+        first = (self.start + index) * self.pipeline.batch_size
+        positions = [first + row for row in self.rows]
+        size = len(self.pipeline.source)
+        mask = np.array([self.training or position < size for position in positions])
+        batch = stack([self._row(position, real) for position, real in zip(positions, mask, strict=True)])
+        return {**batch, "mask": mask}
+
+    def _row(self, position: int, real: bool) -> Example:
+        example = self.pipeline.source[int(self.order[position]) if real else 0]
+        # Position 0 for all when evaluating, so that a row has the same bits as in `prepare`.
+        return self.pipeline._transformed(example, position if self.training else 0, self.training)
+
+
+def stack(examples: Sequence[Example]) -> Batch:
+    """Stack examples on a new first dimension and add "mask": bool[rows], all True.
+
+    64-bit numbers become int32, uint32 or float32, which is what JAX would make of them unsaid; integers that
+    do not fit are an error. Raises ConfigError when examples differ in fields, shapes or dtypes, or hold
+    text.
+    """
+    names = list(examples[0])
+    if "mask" in names:
+        raise ConfigError('the field name "mask" is taken: it says which rows of a batch are real')
+    for number, example in enumerate(examples):
+        if example.keys() != examples[0].keys():
+            raise ConfigError(f"row {number} has the fields {sorted(example)} but row 0 has {sorted(names)}")
+    columns = {name: _column(name, [np.asarray(example[name]) for example in examples]) for name in names}
+    return {**columns, "mask": np.ones(len(examples), bool)}
+
+
+def _column(name: str, values: list[np.ndarray]) -> np.ndarray:
+    kinds = {(value.dtype, value.shape) for value in values}
+    if values[0].dtype.kind in "OUSMm":
+        raise ConfigError(
+            f"field {name!r} is {values[0].dtype}, not numbers: add a transform that encodes it, such as "
+            "Utf8(length), or leave it out with Keep(fields)"
+        )
+    if len(kinds) > 1:
+        found = ", ".join(sorted(f"{dtype}{list(shape)}" for dtype, shape in kinds))
+        raise ConfigError(
+            f"field {name!r} differs between examples: {found}; add a transform that makes them alike"
+        )
+    column = np.stack(values)
+    narrow = column.astype(_NARROW.get(column.dtype.name, column.dtype), copy=False)
+    if column.dtype.kind in "iu" and (narrow != column).any():
+        raise ConfigError(f"field {name!r} has integers that do not fit {narrow.dtype}")
+    return narrow

@@ -1,0 +1,68 @@
+"""Reading ahead, in threads or processes: the one module that imports grain."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
+
+import grain
+import numpy as np
+from absl import flags
+
+from jaxtrain.data.sources import Batch, Indexed
+
+T = TypeVar("T")
+
+
+def visiting_order(size: int, seed: int | None) -> Indexed[int]:
+    """Which of `size` examples stands at each position of an endless stream, by position.
+
+    With a seed every epoch of `size` positions is another permutation; without one it is 0, 1, …, size - 1.
+    """
+    order: Any = grain.MapDataset.range(size)
+    if seed is not None:
+        # grain shuffles epoch e with seed + e; hashed, so that seed 1 is not seed 0 one epoch later.
+        order = order.shuffle(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    return order.repeat()
+
+
+def read(
+    batches: Indexed[Batch], *, threads: int, workers: int, prefetch: int
+) -> Generator[Batch, None, None]:
+    """Yield every item of `batches` in order, `prefetch` ahead of the reader in each process that reads.
+
+    The items are the same for any number of threads and workers. `batches` is pickled when there are workers.
+    Exceptions come back with their own type. Closing the iterator stops the threads and processes.
+    """
+    # Without options grain runs 16 threads and keeps 500 items, here batches, in memory.
+    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    dataset = grain.MapDataset.source(batches).to_iter_dataset(ahead)
+    if workers:
+        # grain hands absl's flags to its workers, and fails in a program that parsed none.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def to_device(
+    batches: Iterator[Batch], put: Callable[[Batch], T], depth: int = 2
+) -> Generator[T, None, None]:
+    """Yield `put(batch)` for every batch; `depth` of them are on the device: the one in use and those after.
+
+    `put` starts a transfer and returns at once, so that it overlaps with the step before.
+    Closing the iterator closes `batches`.
+    """
+    waiting: deque[T] = deque()
+    try:
+        for batch in batches:
+            waiting.append(put(batch))
+            if len(waiting) >= depth:
+                yield waiting.popleft()
+        yield from waiting
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()

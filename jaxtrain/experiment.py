@@ -1,0 +1,187 @@
+"""An experiment: what is learned, from what, how, for how long, and where the arrays live.
+
+Not here: anything that runs. An experiment is a value: replaced with `dataclasses.replace`, saved as JSON, and loaded
+back without running any code of the run that saved it.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.data.sources import Source
+from jaxtrain.errors import ConfigError, nearest
+from jaxtrain.layout import Layout
+from jaxtrain.optimizers import Optimizer
+from jaxtrain.runs.keep import Keep
+from jaxtrain.tasks.base import Task
+
+HARMLESS = {"meaning": False}
+"""Field metadata: changing this field does not change what a run computes, so a run may go on with another value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The decisions that make a run."""
+
+    task: Task
+    data: Pipeline
+    optimizer: Optimizer
+    steps: int = field(metadata=HARMLESS)
+    """Updates to do."""
+    evals: Mapping[str, Pipeline] = field(default_factory=dict)
+    """What is evaluated, by the name of its split."""
+    layout: Layout = field(default_factory=Layout, metadata=HARMLESS)
+    microbatches: int = 1
+    """Parts that a batch is worked through in, for less memory; the update is the same."""
+    log_every: int = field(default=50, metadata=HARMLESS)
+    eval_every: int = field(default=500, metadata=HARMLESS)
+    save_every: int = field(default=500, metadata=HARMLESS)
+    keep: Keep = field(default_factory=Keep, metadata=HARMLESS)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for counts that cannot be."""
+        for name in ("steps", "microbatches", "log_every", "eval_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
+
+
+def to_json(value: Any) -> Any:
+    """JSON of a value made of dataclasses, mappings, tuples, numbers, strings, booleans and None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = type(value)
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"$kind": f"{kind.__module__}:{kind.__qualname__}", **fields}
+    if isinstance(value, Mapping):
+        return {str(name): to_json(entry) for name, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(entry) for entry in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ConfigError(f"a {type(value).__name__} cannot be part of an experiment that is saved: {value!r}")
+
+
+def from_json(value: Any, code: ModuleType | None = None) -> Any:
+    """The value again. Its kinds must be dataclasses of this package, or of the experiment file loaded as `code`."""
+    if isinstance(value, dict) and "$kind" in value:
+        kind = _kind(value["$kind"], code)
+        known = {f.name for f in dataclasses.fields(kind)}
+        for name in value.keys() - known - {"$kind"}:
+            raise ConfigError(f"{value['$kind']} has no field {name!r}{nearest(name, known)}: it was saved by another version")
+        return kind(**{name: from_json(entry, code) for name, entry in value.items() if name != "$kind"})
+    if isinstance(value, dict):
+        return {name: from_json(entry, code) for name, entry in value.items()}
+    return tuple(from_json(entry, code) for entry in value) if isinstance(value, list) else value
+
+
+def _kind(name: str, code: ModuleType | None) -> Any:
+    module_name, _, path = name.partition(":")
+    own = module_name == "jaxtrain" or module_name.startswith("jaxtrain.")
+    if not own and (code is None or code.__name__ != module_name):
+        raise ConfigError(f"{path} comes from the experiment file {module_name!r}, which is not loaded: give it with --code FILE")
+    module: Any = importlib.import_module(module_name) if own else code
+    for part in path.split("."):
+        module = getattr(module, part, None)
+    if not (isinstance(module, type) and dataclasses.is_dataclass(module)):
+        raise ConfigError(f"{name} is not a dataclass of {'this version of jaxtrain' if own else module_name}")
+    return module
+
+
+def meaning(experiment: Experiment) -> dict[str, Any]:
+    """What a run computes, flat: dotted path to plain value, without the harmless fields, with the data's identity."""
+    return dict(_flat(experiment, ""))
+
+
+def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield f"{path}.kind".lstrip("."), type(value).__qualname__
+        if isinstance(value, Source):
+            yield f"{path}.identity", value.identity()
+        for f in dataclasses.fields(value):
+            if f.metadata.get("meaning", True):
+                yield from _flat(getattr(value, f.name), f"{path}.{f.name}".lstrip("."))
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _flat(entry, f"{path}.{name}")
+    elif isinstance(value, tuple | list) and any(dataclasses.is_dataclass(entry) for entry in value):
+        for number, entry in enumerate(value):
+            yield from _flat(entry, f"{path}.{number}")
+    else:
+        yield path, to_json(value)
+
+
+def fingerprint(experiment: Experiment) -> str:
+    """A hash of what a run computes: equal for experiments that differ only in harmless fields."""
+    return hashlib.sha256(json.dumps(meaning(experiment), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """One line for every path whose value differs between two `meaning`s."""
+    paths = sorted(path for path in {*old, *new} if old.get(path, "—") != new.get(path, "—"))
+    return "\n".join(f"  {path}: {old.get(path, '—')} → {new.get(path, '—')}" for path in paths)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an experiment came from."""
+
+    file: Path
+    function: str
+
+
+def load(where: str) -> tuple[Experiment, Origin]:
+    """The experiment that `file.py:function` names; without a function, the file's `main`, else its first experiment."""
+    name, _, function = where.partition(":")
+    module = load_code(Path(name))
+    makers = experiments(module)
+    if not makers:
+        raise ConfigError(f"{name} has no function annotated `-> Experiment`")
+    function = function or ("main" if "main" in makers else next(iter(makers)))
+    if function not in makers:
+        raise ConfigError(f"{name} has no experiment named {function!r}{nearest(function, makers)}")
+    return _call(makers[function], name), Origin(Path(name), function)
+
+
+def load_code(file: Path) -> ModuleType:
+    """The experiment file as a module. Raises ConfigError if it is not there or fails, saying at which line."""
+    if not file.is_file():
+        near = nearest(file.name, (other.name for other in file.parent.glob("*.py"))) if file.parent.is_dir() else ""
+        raise ConfigError(f"there is no experiment file {file}{near}")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # worker processes and dataclasses look their module up by name
+    _call(lambda: spec.loader and spec.loader.exec_module(module), str(file))
+    return module
+
+
+def experiments(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
+    """The functions of an experiment file that return an experiment, in the order of the file."""
+    own = inspect.getmembers(module, lambda x: inspect.isfunction(x) and x.__module__ == module.__name__)
+    found = {name: f for name, f in own if f.__annotations__.get("return") in (Experiment, "Experiment")}
+    return dict(sorted(found.items(), key=lambda item: item[1].__code__.co_firstlineno))
+
+
+def _call(function: Callable[[], Any], name: str) -> Any:
+    try:
+        return function()
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError, OSError) as error:
+        trace, line = error.__traceback__, None
+        while trace is not None:
+            line = trace.tb_lineno if Path(trace.tb_frame.f_code.co_filename).name == Path(name).name else line
+            trace = trace.tb_next
+        line = error.lineno if isinstance(error, SyntaxError) else line
+        raise ConfigError(f"{name}{f', line {line}' if line else ''}: {type(error).__name__}: {error}") from error

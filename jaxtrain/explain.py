@@ -1,0 +1,85 @@
+"""Where every array of an experiment would live, for any number of devices, none of which need be there.
+
+Not here: time and peak memory of the step.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+
+from jaxtrain.experiment import Experiment
+from jaxtrain.layout import Layout, path_name
+from jaxtrain.step import abstract_state
+
+
+def explain(experiment: Experiment, devices: int) -> str:
+    """A table of parameters (shape, dtype, axis names, partition spec, bytes a device, why replicated), and totals."""
+    layout = experiment.layout
+    mesh = layout.abstract_mesh(devices)
+    state = abstract_state(experiment, mesh)
+    batch = experiment.data.example()
+    named = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0), batch))
+    axes = {path_name(path): leaf.axes for path, leaf in _leaves(named, lambda x: hasattr(x, "axes"))}
+    rows = [("parameter", "shape", "dtype", "axes", "partition spec", "bytes/device", "")]
+    for path, leaf in _leaves(state.params):
+        name = path_name(path)
+        spec = leaf.sharding.spec
+        why = "" if any(spec) or mesh.size == 1 else f"replicated: {_why(axes[name], layout, mesh.shape)}"
+        shown = ", ".join(str(axis) for axis in axes[name])
+        rows.append((name, "×".join(map(str, leaf.shape)), str(leaf.dtype), shown, _spec(spec), size(_local(leaf)), why))
+    rows_spec = layout.batch_sharding(mesh, experiment.data.batch_size)
+    fields = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows_spec) for x in batch.values()]
+    totals = [("", "entries", "bytes", "bytes/device")]
+    for name, leaves in (
+        ("parameters", jax.tree.leaves(state.params)),
+        ("optimizer state", jax.tree.leaves(state.opt_state)),
+        (f"batch of {experiment.data.batch_size}", fields),
+    ):
+        entries, total = sum(math.prod(leaf.shape) for leaf in leaves), sum(_global(leaf) for leaf in leaves)
+        totals.append((name, f"{entries:,}", size(total), size(sum(map(_local, leaves)))))
+    used = " × ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
+    return f"{mesh.size} device{'s' if mesh.size > 1 else ''}: {used}\n\n{table(rows)}\n\n{table(totals)}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of words in columns, the first row underlined."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
+
+
+def size(count: float) -> str:
+    """Bytes, readably: 1.5 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"
+
+
+def _leaves(tree: Any, is_leaf: Any = None) -> Iterable[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+
+
+def _spec(spec: Any) -> str:
+    return f"P({', '.join('·'.join(entry) if isinstance(entry, tuple) else str(entry) for entry in spec)})"
+
+
+def _why(axes: Sequence[str | None], layout: Layout, sizes: Any) -> str:
+    reasons = []
+    for axis in axes:
+        rule = layout.rules.get(axis) if axis else None
+        wanted = rule if isinstance(rule, str) else "/".join(rule or ())
+        reasons.append(f"{axis} goes to {wanted}, of size 1 here" if wanted else f"no rule splits {axis}")
+    return "; ".join(dict.fromkeys(reasons))
+
+
+def _global(leaf: Any) -> int:
+    # A PRNG key's dtype has no size that numpy knows, but says its own.
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def _local(leaf: Any) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -1,0 +1,174 @@
+"""The few layers that the models share. Not here: whole architectures, and any mesh.
+
+Shapes: B batch, L sequence, D width, F features out, H heads, K head dim, G key/value heads, N layers.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxtrain.layout import platform, shard
+
+Remat = Literal["none", "dots", "full"]
+"""What the backward pass recomputes: nothing, all but the outputs of weight matmuls, everything."""
+
+_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtypes that parameters are kept in and matmuls computed in."""
+
+    params: Literal["float32", "bfloat16"] = "float32"
+    compute: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def activations(self) -> jnp.dtype:
+        """The dtype between matmuls. On a CPU that is f32: its elementwise bf16 is slower than the matmuls it feeds."""
+        return jnp.dtype("float32" if platform() == "cpu" else self.compute)
+
+
+def dot(x: jax.Array, kernel_DF: jax.Array, precision: Precision) -> jax.Array:
+    """`x[..., D] @ kernel_DF`, computed and returned as `precision` says."""
+    if precision.compute == "bfloat16" and platform() == "cpu":
+        return _bf16_dot(x, kernel_DF.astype(x.dtype))
+    dtype = jnp.dtype(precision.compute)
+    return jnp.dot(x.astype(dtype), kernel_DF.astype(dtype))
+
+
+@jax.custom_vjp
+def _bf16_dot(x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
+    # XLA's own derivative would mix an f32 cotangent with bf16 operands, which its CPU backend runs in slow loops.
+    return jnp.dot(x.astype(jnp.bfloat16), kernel_DF.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+
+
+def _bf16_dot_fwd(x: jax.Array, kernel_DF: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    x, kernel_DF = x.astype(jnp.bfloat16), kernel_DF.astype(jnp.bfloat16)
+    return jnp.dot(x, kernel_DF, preferred_element_type=jnp.float32), (x, kernel_DF)
+
+
+def _bf16_dot_bwd(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel_DF = saved
+    g = g.astype(jnp.bfloat16)
+    rows = tuple(range(x.ndim - 1))
+    return (
+        jnp.dot(g, kernel_DF.T, preferred_element_type=jnp.float32),
+        jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32),
+    )
+
+
+_bf16_dot.defvjp(_bf16_dot_fwd, _bf16_dot_bwd)
+
+
+class Linear(nnx.Module):
+    """`x[..., D] -> x[..., F]` with no bias."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        shape: tuple[int, int],
+        axes: tuple[str | None, str | None],
+        precision: Precision,
+        scale: float = 1.0,
+    ):
+        init = jax.nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.dtype(precision.params)), axes=axes)
+        self.precision = precision
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The product, in the activations' dtype."""
+        return dot(x, self.kernel[...], self.precision)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last dim (Zhang & Sennrich 2019, arXiv:1910.07467), computed in f32."""
+
+    def __init__(self, width: int, precision: Precision, epsilon: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones(width, jnp.dtype(precision.params)), axes=("norm",))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Same shape and dtype."""
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
+        return (normed * self.scale[...]).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of V rows of width D, looked up by integers, and used the other way round to score them."""
+
+    def __init__(self, rngs: nnx.Rngs, rows: int, width: int, precision: Precision):
+        table_VD = jax.random.normal(rngs.params(), (rows, width), jnp.dtype(precision.params)) * width**-0.5
+        self.table = nnx.Param(table_VD, axes=("vocab", "embed"))
+        self.precision = precision
+
+    def __call__(self, ids_BL: jax.Array) -> jax.Array:
+        """f[B, L, D] rows. The table is gathered over `embed` first: indexing what is split on both dims would make XLA
+        replicate it all ("involuntary full rematerialisation").
+        """
+        x_BLD = shard(self.table[...], "vocab", None)[ids_BL].astype(self.precision.activations)
+        return shard(x_BLD * self.table.shape[1] ** 0.5, "batch", "residual", None)
+
+    def scores(self, x_BLD: jax.Array) -> jax.Array:
+        """f[B, L, V] logits of every row of the table (tied embeddings: Press & Wolf 2017, arXiv:1608.05859)."""
+        return dot(x_BLD, shard(self.table[...], "vocab", None).T, self.precision)
+
+
+def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
+    """`x[B, ...]` with entries zeroed at `rate`, the rest scaled up; as it is without keys.
+
+    Every row draws from its own key, so that neither microbatches nor the mesh change what is dropped.
+    """
+    if keys_B is None or rate == 0:
+        return x
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys_B)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+def fold(keys_B: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
+    """Other keys for another use of the same rows."""
+    return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
+
+
+class Stack(nnx.Module):
+    """N blocks of one kind whose parameters are stacked on a `layers` axis and scanned: compile time and host time a step
+    do not grow with depth. `unroll` blocks are laid out one after another in each turn of the scan.
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs, remat: Remat, unroll: int):
+        self.block = nnx.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), layers))
+        for _, variable in nnx.to_flat_state(nnx.state(self.block)):
+            variable.set_metadata("axes", ("layers", *variable.get_metadata("axes")))
+        self.layers, self.remat, self.unroll = layers, remat, unroll
+
+    def __call__(self, x: jax.Array, keys_B: jax.Array | None, *shared: Any) -> jax.Array:
+        """`x` after every block; `shared` goes to each of them."""
+        structure, params = nnx.split(self.block)
+
+        def body(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
+            block = nnx.merge(structure, layer[0])
+            return block(x, fold(keys_B, layer[1]), *shared), None
+
+        if self.remat != "none":
+            body = jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=False)
+        return jax.lax.scan(body, x, (params, jnp.arange(self.layers)), unroll=min(self.unroll, self.layers))[0]
+
+
+@functools.cache
+def _rotation(length: int, head_dim: int, base: float) -> tuple[np.ndarray, np.ndarray]:
+    angles = np.arange(length)[:, None] * base ** (-np.arange(0, head_dim, 2) / head_dim)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def rotate(x_BLHK: jax.Array, base: float = 10_000.0) -> jax.Array:
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864): pairs of dims (k, k + K/2) turned by position, in f32."""
+    cos_LK, sin_LK = (table[:, None] for table in _rotation(x_BLHK.shape[1], x_BLHK.shape[3], base))
+    left, right = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([left * cos_LK - right * sin_LK, right * cos_LK + left * sin_LK], axis=-1)
+    return turned.astype(x_BLHK.dtype)

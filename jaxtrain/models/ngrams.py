@@ -1,0 +1,83 @@
+"""A bag of hashed word n-grams, computed from raw UTF-8 bytes by array arithmetic, so that it travels with the model.
+
+After Joulin et al. 2016 (fastText, arXiv:1607.01759). Not here: any tokenizer or vocabulary; there is none.
+
+Shapes: B batch, L bytes, W words kept, D width, O outputs.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxtrain.models.base import Model
+from jaxtrain.models.layers import Embedding, Linear, Precision, dropout
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGrams(Model):
+    """Bytes u8[B, L] (0 is padding) to logits f32[B, outputs]."""
+
+    outputs: int = 2
+    order: int = 2
+    """The longest n-gram, in words."""
+    buckets: int = 2**18
+    """Rows of the table that n-grams are hashed into."""
+    words: int = 384
+    """Words of a text that are read; later ones are not."""
+    width: int = 16
+    dropout: float = 0.0
+    precision: Precision = Precision()
+
+    def build(self, rngs: nnx.Rngs, inputs: jax.Array) -> nnx.Module:
+        """The module."""
+        return NGramsModule(self, rngs)
+
+
+class NGramsModule(nnx.Module):
+    """Hash, look up, average, score."""
+
+    def __init__(self, config: NGrams, rngs: nnx.Rngs):
+        self.table = Embedding(rngs, config.buckets, config.width, config.precision)
+        self.head = Linear(rngs, (config.width, config.outputs), ("embed", "outputs"), config.precision)
+        self.config = config
+
+    def __call__(self, bytes_BL: jax.Array, keys_B: jax.Array | None) -> jax.Array:
+        """Logits, f32."""
+        words_BW, valid_BW = word_hashes(bytes_BL, self.config.words)
+        grams, present = [words_BW], [valid_BW]
+        for distance in range(1, self.config.order):
+            grams.append(grams[-1] * jnp.uint32(0x01000193) + jnp.roll(words_BW, -distance, axis=1))
+            present.append(valid_BW & (jnp.roll(valid_BW, -distance, axis=1)).at[:, -distance:].set(False))
+        ids = _mix(jnp.concatenate(grams, 1)) % jnp.uint32(self.config.buckets)
+        weight = jnp.concatenate(present, 1)[..., None].astype(jnp.float32)
+        rows = self.table(ids.astype(jnp.int32)) * weight
+        mean_BD = rows.sum(1) / jnp.maximum(weight.sum(1), 1) ** 0.5
+        return self.head(dropout(mean_BD, self.config.dropout, keys_B)).astype(jnp.float32)
+
+
+def word_hashes(bytes_BL: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:
+    """u32[B, W], one hash a word in the order of the text, and bool[B, W], whether there is such a word.
+
+    A word is a run of letters, digits, apostrophes or non-ASCII bytes; ASCII capitals count as small letters.
+    """
+    byte = bytes_BL.astype(jnp.uint32)
+    capital = (byte >= ord("A")) & (byte <= ord("Z"))
+    byte = jnp.where(capital, byte + 32, byte)
+    inside = ((byte >= ord("a")) & (byte <= ord("z"))) | ((byte >= ord("0")) & (byte <= ord("9")))
+    inside |= (byte >= 128) | (byte == ord("'"))
+    # h ← h·p + byte inside a word and h ← 0 outside is a chain of affine maps, which compose associatively.
+    factor, term = jnp.where(inside, jnp.uint32(0x01000193), 0), jnp.where(inside, byte + 1, 0)
+    _, hashes = jax.lax.associative_scan(lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (factor, term), axis=1)
+    last = inside & ~jnp.pad(inside[:, 1:], ((0, 0), (0, 1)))
+    position = jnp.where(last, jnp.cumsum(last, axis=1) - 1, words)  # `words` is out of range: dropped
+    place = jax.vmap(lambda at, value: jnp.zeros(words, jnp.uint32).at[at].set(value, mode="drop"))
+    return place(position, hashes), jnp.arange(words) < last.sum(1, keepdims=True)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A finaliser that spreads every bit (constants of MurmurHash3, Appleby, public domain)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

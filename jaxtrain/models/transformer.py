@@ -1,0 +1,148 @@
+"""A transformer of today's standard kind: pre-norm, RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
+
+Not here: what it is trained for. With `causal` and `pooled=False` it is a language model's decoder, with neither causal
+mask nor per-position output an encoder for classifying texts.
+
+Shapes: B batch, L sequence, D width, H heads, G key/value heads, K head dim, M mlp width, O outputs.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxtrain.errors import ConfigError
+from jaxtrain.layout import shard
+from jaxtrain.models.attention import Attention, attention
+from jaxtrain.models.base import Model
+from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, rotate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """The hyperparameters of a stack of transformer blocks, whatever goes in and comes out."""
+
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int | None = None
+    """Key/value heads; None is as many as `heads`."""
+    mlp: int | None = None
+    """The width inside the gated feed-forward layer; None is 8/3 of `width`, rounded up to a multiple of 64."""
+    dropout: float = 0.0
+    attention: Attention = "auto"
+    remat: Remat = "none"
+    unroll: int = 1
+    """Blocks a turn of the scan: more compile slower and may run faster (on a CPU up to a quarter)."""
+    precision: Precision = Precision()
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where the numbers do not fit each other."""
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ConfigError(f"width {self.width} over {self.heads} heads must be a whole even number a head")
+        if self.heads % self.groups:
+            raise ConfigError(f"heads {self.heads} must be a multiple of kv_heads {self.groups}")
+
+    @property
+    def groups(self) -> int:
+        """Key/value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def hidden(self) -> int:
+        """The width inside the feed-forward layer."""
+        return self.mlp or -(-8 * self.width // (3 * 64)) * 64
+
+    def stack(self, rngs: nnx.Rngs, causal: bool) -> Stack:
+        """The blocks, stacked on `layers`."""
+        return Stack(lambda rngs: Block(self, rngs, causal), self.layers, rngs, self.remat, self.unroll)
+
+
+class Block(nnx.Module):
+    """Attention and a gated feed-forward layer (Shazeer 2020, arXiv:2002.05202), each added to the residual stream."""
+
+    def __init__(self, config: Blocks, rngs: nnx.Rngs, causal: bool):
+        D, M, precision = config.width, config.hidden, config.precision
+        K = D // config.heads
+        # Each block adds twice to the residual stream: outputs start small so that its variance does not grow with depth
+        # (Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3).
+        small = (2 * config.layers) ** -0.5
+        self.norm_attention = RMSNorm(D, precision)
+        self.query = Linear(rngs, (D, config.heads * K), ("embed", "heads"), precision)
+        self.key = Linear(rngs, (D, config.groups * K), ("embed", "kv_heads"), precision)
+        self.value = Linear(rngs, (D, config.groups * K), ("embed", "kv_heads"), precision)
+        self.attended = Linear(rngs, (config.heads * K, D), ("heads", "embed"), precision, small)
+        self.norm_mlp = RMSNorm(D, precision)
+        self.gate = Linear(rngs, (D, M), ("embed", "mlp"), precision)
+        self.up = Linear(rngs, (D, M), ("embed", "mlp"), precision)
+        self.down = Linear(rngs, (M, D), ("mlp", "embed"), precision, small)
+        self.config, self.causal, self.head_dim = config, causal, K
+
+    def __call__(self, x_BLD: jax.Array, keys_B: jax.Array | None, valid_BL: jax.Array | None) -> jax.Array:
+        """f[B, L, D]; `valid_BL` is False at padding."""
+        B, L, _ = x_BLD.shape
+        rate = self.config.dropout
+
+        h_BLD = shard(self.norm_attention(x_BLD), "batch", "sequence", None)
+        q_BLHK = shard(self.query(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "heads", None)
+        k_BLGK = shard(self.key(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "kv_heads", None)
+        v_BLGK = shard(self.value(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "kv_heads", None)
+        mixed = attention(rotate(q_BLHK), rotate(k_BLGK), v_BLGK, self.causal, valid_BL, self.config.attention)
+        added = shard(self.attended(mixed.reshape(B, L, -1)), "batch", "residual", None)
+        x_BLD = x_BLD + dropout(added, rate, fold(keys_B, 0))
+
+        h_BLD = shard(self.norm_mlp(x_BLD), "batch", "sequence", None)
+        h_BLM = shard(jax.nn.silu(self.gate(h_BLD)) * self.up(h_BLD), "batch", "sequence", "mlp")
+        added = shard(self.down(h_BLM), "batch", "residual", None)
+        return x_BLD + dropout(added, rate, fold(keys_B, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer(Model):
+    """Integers i[B, L] below `vocab` to logits f32[B, L, outputs], or f32[B, outputs] if pooled (then 0 is padding)."""
+
+    vocab: int = 256
+    outputs: int | None = None
+    """None is `vocab`."""
+    blocks: Blocks = Blocks()
+    causal: bool = True
+    pooled: bool = False
+    tied: bool = True
+    """Score with the embedding table itself (only where outputs are the vocabulary)."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where the fields contradict each other."""
+        if self.tied and self.outputs not in (None, self.vocab):
+            raise ConfigError(f"tied embeddings score the {self.vocab} entries of vocab, not {self.outputs} outputs: tied=False")
+
+    def build(self, rngs: nnx.Rngs, inputs: jax.Array) -> nnx.Module:
+        """The module."""
+        return TransformerModule(self, rngs)
+
+
+class TransformerModule(nnx.Module):
+    """Embedding, blocks, norm, scores."""
+
+    def __init__(self, config: Transformer, rngs: nnx.Rngs):
+        blocks = config.blocks
+        self.embedding = Embedding(rngs, config.vocab, blocks.width, blocks.precision)
+        self.blocks = blocks.stack(rngs, config.causal)
+        self.norm = RMSNorm(blocks.width, blocks.precision)
+        if not config.tied:
+            axes = ("embed", "outputs" if config.pooled else "vocab")
+            self.head = Linear(rngs, (blocks.width, config.outputs or config.vocab), axes, blocks.precision)
+        self.config = config
+
+    def __call__(self, ids_BL: jax.Array, keys_B: jax.Array | None) -> jax.Array:
+        """Logits, f32."""
+        valid_BL = ids_BL != 0 if self.config.pooled else None
+        x_BLD = dropout(self.embedding(ids_BL), self.config.blocks.dropout, fold(keys_B, self.config.blocks.layers))
+        x_BLD = self.norm(self.blocks(x_BLD, keys_B, valid_BL))
+        score = self.embedding.scores if self.config.tied else self.head
+        if valid_BL is not None:
+            weight_BL1 = valid_BL[..., None].astype(jnp.float32)
+            pooled_BD = (x_BLD * weight_BL1).sum(1) / jnp.maximum(weight_BL1.sum(1), 1)
+            return score(pooled_BD).astype(jnp.float32)
+        logits_BLO = score(shard(x_BLD, "batch", "sequence", None))
+        return shard(logits_BLO, "batch", "sequence", "vocab").astype(jnp.float32)

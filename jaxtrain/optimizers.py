@@ -1,0 +1,219 @@
+"""Optimizers and schedules as values that build optax transformations.
+
+Not here: the update itself. `train_step` takes any `optax.GradientTransformation`, also one written by hand.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from jaxtrain.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(ABC):
+    """A learning rate for every step. All of them warm up linearly from 0 to `peak`."""
+
+    peak: float = 1e-3
+    warmup: int = 0
+    """Steps of warm-up."""
+
+    def build(self, steps: int) -> optax.Schedule:
+        """Step to learning rate, for a run of so many steps. Raises ConfigError if the warm-up does not fit in."""
+        if not 0 <= self.warmup <= steps:
+            raise ConfigError(f"optimizer.schedule.warmup: {self.warmup} steps do not fit in a run of {steps}")
+        rise = optax.linear_schedule(0.0, self.peak, self.warmup)
+        return optax.join_schedules([rise, self.after(max(steps - self.warmup, 1))], [self.warmup])
+
+    @abstractmethod
+    def after(self, steps: int) -> optax.Schedule:
+        """The schedule of the steps after the warm-up, which begins at `peak`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """`peak` to the end."""
+
+    def after(self, steps: int) -> optax.Schedule:
+        """A constant."""
+        return optax.constant_schedule(self.peak)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """A half cosine to `floor` × `peak` (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
+
+    floor: float = 0.1
+
+    def after(self, steps: int) -> optax.Schedule:
+        """A half cosine."""
+        return optax.cosine_decay_schedule(self.peak, steps, self.floor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Schedule):
+    """A straight line to `floor` × `peak`."""
+
+    floor: float = 0.0
+
+    def after(self, steps: int) -> optax.Schedule:
+        """A straight line."""
+        return optax.linear_schedule(self.peak, self.peak * self.floor, steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WSD(Schedule):
+    """Warm-up, stable, decay: `peak` until the last `decay` fraction of the steps, then a line to `floor` × `peak`
+    (Hu et al. 2024, arXiv:2404.06395).
+    """
+
+    decay: float = 0.2
+    floor: float = 0.0
+
+    def after(self, steps: int) -> optax.Schedule:
+        """A constant, then a straight line."""
+        falling = max(round(steps * self.decay), 1)
+        fall = optax.linear_schedule(self.peak, self.peak * self.floor, falling)
+        return optax.join_schedules([optax.constant_schedule(self.peak), fall], [steps - falling])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(ABC):
+    """What every optimizer has: a schedule, clipping, decoupled weight decay of matrices, an average of parameters."""
+
+    schedule: Schedule = Cosine()
+    clip: float | None = 1.0
+    """The largest global norm of a gradient; None does not clip."""
+    weight_decay: float = 0.0
+    decayed: tuple[str, ...] = ("kernel",)
+    """The names of the parameters that decay: those whose last path part is one of these."""
+    ema: float | None = None
+    """The decay of an exponential moving average of the parameters, which evaluation then uses; None keeps none."""
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The transformation, for a run of so many steps."""
+        parts = [self.scale(), optax.add_decayed_weights(self.weight_decay, self.decays)]
+        parts += [optax.scale_by_learning_rate(self.schedule.build(steps))]
+        clipped = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+        averaged = [average_parameters(self.ema)] if self.ema else []
+        return optax.chain(*clipped, *parts, *averaged)
+
+    @abstractmethod
+    def scale(self) -> optax.GradientTransformation:
+        """From gradients to directions, before decay and learning rate."""
+
+    def decays(self, params: Any) -> Any:
+        """True at the parameters that decay. Raises ConfigError where a name matches none."""
+        names = jax.tree_util.tree_map_with_path(lambda path, _: last_name(path), params)
+        for name in self.decayed if self.weight_decay else ():
+            if name not in (known := set(jax.tree.leaves(names))):
+                raise ConfigError(f"optimizer.decayed: no parameter is named {name!r}; known: {', '.join(sorted(known))}")
+        return jax.tree.map(lambda name: name in self.decayed, names)
+
+
+def last_name(path: Any) -> str:
+    """The last part of a key path: `kernel` for params/blocks/up/kernel."""
+    return jax.tree_util.keystr(path[-1:], simple=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+
+    def scale(self) -> optax.GradientTransformation:
+        """Adam's moments."""
+        return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def scale(self) -> optax.GradientTransformation:
+        """A trace of gradients."""
+        return optax.trace(self.momentum, self.nesterov)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion(Optimizer):
+    """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675); wants a 3–10 times smaller `peak` than AdamW."""
+
+    b1: float = 0.9
+    b2: float = 0.99
+
+    def scale(self) -> optax.GradientTransformation:
+        """Signs."""
+        return optax.scale_by_lion(self.b1, self.b2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon(Optimizer):
+    """Orthogonalised momentum for kernels (Jordan et al. 2024, kellerjordan.github.io/posts/muon), scaled to Adam's size
+    (Liu et al. 2025, arXiv:2502.16982); Adam for everything else.
+    """
+
+    beta: float = 0.95
+    b1: float = 0.9
+    b2: float = 0.999
+
+    def scale(self) -> optax.GradientTransformation:
+        """Newton–Schulz on the last two dims of every kernel, Adam's moments elsewhere."""
+        orthogonal = optax.chain(
+            contrib.scale_by_muon(beta=self.beta, weight_dimension_numbers=_matrices), optax.stateless(_like_adam)
+        )
+        parts = {"muon": orthogonal, "adam": optax.scale_by_adam(self.b1, self.b2)}
+        return optax.partition(parts, lambda params: jax.tree_util.tree_map_with_path(_muon_or_adam, params))
+
+
+def _muon_or_adam(path: Any, leaf: Any) -> str:
+    return "muon" if last_name(path) == "kernel" else "adam"
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1), params)
+
+
+def _like_adam(updates: Any, params: Any) -> Any:
+    # An orthogonal matrix has entries of size max(shape)^-½; Adam's are about 0.2.
+    return jax.tree.map(lambda update: update * 0.2 * max(update.shape[-2:]) ** 0.5, updates)
+
+
+class AverageState(NamedTuple):
+    """An average of parameters, and how many updates it has seen."""
+
+    average: Any
+    count: jax.Array
+
+
+def average_parameters(decay: float) -> optax.GradientTransformation:
+    """Leaves updates as they are and keeps an exponential moving average of the parameters they lead to (Polyak & Juditsky
+    1992). Early on the decay is (1 + n) / (10 + n), so that the start is forgotten.
+    """
+
+    def init(params: Any) -> AverageState:
+        return AverageState(jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: AverageState, params: Any) -> tuple[Any, AverageState]:
+        weight = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        following = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda old, new: weight * old + (1 - weight) * new, state.average, following)
+        return updates, AverageState(average, state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(params: Any, opt_state: Any) -> Any:
+    """The average of the parameters if the optimizer keeps one, else the parameters."""
+    return optax.tree.get(opt_state, "average", default=params)

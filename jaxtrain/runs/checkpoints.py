@@ -1,0 +1,225 @@
+"""Saves and restores the state of a run, sharded and asynchronously, by orbax. Not what decides when."""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxtrain.errors import ConfigError, nearest
+from jaxtrain.runs.keep import Keep
+
+Tree = TypeVar("Tree")
+
+# orbax logs dozens of lines per save; what fails is raised here.
+logging.getLogger("absl").addFilter(lambda r: r.levelno >= logging.ERROR or "orbax" not in r.pathname)
+
+
+class Checkpoints:
+    """The checkpoints in one folder, one subfolder per step; every process of a run calls every method.
+
+    A save that was cut off is invisible, and the next writer that opens the folder removes it. What reads
+    (`restore`, `record`, `steps`, `latest`, `best`) first waits for the save in flight, so it only ever sees
+    durable checkpoints. The error of a save is raised by the next call.
+
+    folder: made when missing, shared by all processes.
+    keep: which checkpoints stay; None is `Keep()`.
+    read_only: for looking into a run that another job may be writing: creates, deletes and saves nothing.
+    """
+
+    def __init__(self, folder: Path, keep: Keep | None = None, read_only: bool = False) -> None:
+        self.folder = Path(folder).absolute()
+        self.keep = keep = keep or Keep()
+        self._read_only = read_only
+        kept: list[policies.PreservationPolicy] = [policies.LatestN(keep.last)]
+        if keep.every is not None:
+            kept.append(policies.EveryNSteps(keep.every))
+        if keep.best is not None:
+            best = policies.BestN(
+                get_metric_fn=self._score,
+                reverse=keep.mode == "min",
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+            kept.append(best)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            best_fn=None if keep.best is None else self._score,
+            best_mode=keep.mode,
+            create=not read_only,
+            # Only process 0 deletes, and done before the barrier that the first save starts with.
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(
+        self,
+        step: int,
+        state: object,
+        record: Mapping[str, object],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begins to save, once the save before is durable; returns as soon as `state` may be donated.
+
+        step: not below the latest one (see `rewind`); one that is there already is left as it is.
+        state: a tree of `jax.Array` of any dtype, typed PRNG keys too; each process writes its own shards.
+        record: what to know beside the arrays; JSON.
+        metrics: scores for `Keep.best`, by name; None or {} when there are none for this step.
+
+        Raises `ConfigError` for a lower step, for metrics that lack `Keep.best`, and when read only.
+        """
+        if self._read_only:
+            raise ConfigError(f"the checkpoints in {self.folder} were opened for reading only")
+        latest = self._manager.latest_step()
+        if step in self._manager.all_steps():
+            self.wait()
+            return
+        if latest is not None and step < latest:
+            raise ConfigError(f"step {step} comes before saved step {latest} in {self.folder}: rewind first")
+        arrays = _named(state)
+        items = ocp.args.Composite(
+            # A flat dictionary, so what is on disk does not depend on the containers the arrays sit in.
+            # orbax refuses arrays without elements; the list of leaves is enough to restore those.
+            state=ocp.args.StandardSave({name: leaf for name, leaf in arrays.items() if leaf.size}),
+            record=ocp.args.JsonSave({"record": dict(record), "leaves": _forms(arrays)}),
+        )
+        self._manager.save(step, args=items, metrics=self._scored(metrics), force=True)
+
+    def restore(self, abstract: Tree, step: int | None = None) -> tuple[Tree, dict[str, Any]]:
+        """The state and the record of `step` (None: the latest), the state laid out as `abstract` says.
+
+        abstract: a tree of `jax.ShapeDtypeStruct`; the result has its structure. The shardings may name
+            another mesh than the one that saved; no sharding means the first device.
+
+        Raises `ConfigError` when there is no such step, and when a leaf is missing, extra or of another shape
+        or dtype, naming each.
+        """
+        step = self._known(step)
+        saved = self._read(step)
+        wanted = _named(abstract)
+        self._same(step, saved["leaves"], _forms(wanted))
+        placed = {name: _placed(leaf) for name, leaf in wanted.items()}
+        full = {name: leaf for name, leaf in placed.items() if leaf.size}
+        empty = {
+            name: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+            for name, leaf in placed.items()
+            if not leaf.size
+        }
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(full))
+        arrays = self._manager.restore(step, args=items)["state"] | empty
+        leaves = [arrays[name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), saved["record"]
+
+    def record(self, step: int | None = None) -> dict[str, Any]:
+        """The record of `step` (None: the latest); reads no arrays. Raises as `restore` does."""
+        return self._read(self._known(step))["record"]
+
+    def steps(self) -> list[int]:
+        """The steps that are durable, ascending."""
+        self.wait()
+        if self._read_only:
+            self._manager.reload()
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """The newest durable step."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the best `Keep.best`, the later of equals; None without any."""
+        if self.keep.best is None or not self.steps():
+            return None
+        step = self._manager.best_step()
+        # A run may be resumed with another metric than its older checkpoints were saved with.
+        known = step is not None and self.keep.best in (self._manager.metrics(step) or {})
+        return step if known else None
+
+    def rewind(self, step: int) -> None:
+        """Deletes the checkpoints after `step`, for a run that goes on from an earlier one."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
+    def wait(self) -> None:
+        """Blocks until everything saved is durable; raises what went wrong with it."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, raises what went wrong, and gives back the threads."""
+        self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        return metrics.get(str(self.keep.best), math.inf if self.keep.mode == "min" else -math.inf)
+
+    def _scored(self, metrics: Mapping[str, float] | None) -> dict[str, float] | None:
+        best = self.keep.best
+        if best is None or not metrics:
+            return None
+        if best not in metrics:
+            raise ConfigError(f"Keep(best={best!r}) names none of the metrics{nearest(best, metrics)}")
+        # NaN compares with nothing, so it would be kept as the best by accident.
+        return {best: float(metrics[best])} if math.isfinite(metrics[best]) else None
+
+    def _known(self, step: int | None) -> int:
+        steps = self.steps()
+        if not steps:
+            raise ConfigError(f"there are no checkpoints in {self.folder}")
+        if step is None:
+            return steps[-1]
+        if step not in steps:
+            raise ConfigError(f"no checkpoint of step {step} in {self.folder}; there are {steps}")
+        return step
+
+    def _read(self, step: int) -> dict[str, Any]:
+        items = ocp.args.Composite(record=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=items)["record"]
+
+    def _same(self, step: int, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+        lines = []
+        for name in sorted(saved.keys() | wanted.keys()):
+            if name not in saved:
+                close = nearest(name, saved.keys() - wanted.keys())
+                lines.append(f"  {name}: wanted {wanted[name]}, not saved{close}")
+            elif name not in wanted:
+                lines.append(f"  {name}: saved {saved[name]}, not wanted")
+            elif saved[name] != wanted[name]:
+                lines.append(f"  {name}: saved {saved[name]}, wanted {wanted[name]}")
+        if lines:
+            more = [f"  and {len(lines) - 20} more"] if len(lines) > 20 else []
+            head = f"the checkpoint of step {step} in {self.folder} does not fit the state:"
+            raise ConfigError("\n".join([head, *lines[:20], *more]))
+
+
+def _named(tree: object) -> dict[str, Any]:
+    """The leaves by their path, e.g. `params/blocks/mlp/up/kernel`."""
+    leaves = jax.tree.leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if len(named) != len(leaves):
+        raise ConfigError("two leaves of the state have the same path: a key holds a '/'")
+    return named
+
+
+def _forms(named: Mapping[str, Any]) -> dict[str, str]:
+    """Dtype and shape of each leaf, e.g. `bfloat16[8,4]`."""
+    return {name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in named.items()}
+
+
+def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

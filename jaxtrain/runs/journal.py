@@ -1,0 +1,91 @@
+"""What a run says while it goes on: metrics to file and console, one period late, so that the device is never waited for.
+
+Not here: when something is due, and how it is written.
+"""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from jaxtrain.cluster import first
+from jaxtrain.experiment import Experiment
+from jaxtrain.metrics import Mean, merge
+from jaxtrain.runs.console import Console
+from jaxtrain.runs.record import Clock, Recorder
+
+IN_FLIGHT = 2
+"""Steps given to the device and not finished: enough that it never idles, few enough that batches do not pile up."""
+
+Metrics = Mapping[str, Mean]
+
+
+class Journal:
+    """Collects every step's metrics on the device and writes the means of each period of `log_every` steps."""
+
+    def __init__(self, folder: Path, experiment: Experiment, start: int, clock: Clock) -> None:
+        """What an earlier process wrote after step `start` is dropped: those steps are taken again."""
+        self._recorder = Recorder(folder, first())
+        self._recorder.rewind(start)
+        self._console = Console(experiment.steps, start, first())
+        self._experiment, self._clock, self._done = experiment, clock, start
+        self._rate = experiment.optimizer.schedule.build(experiment.steps)
+        self._flight: deque[Metrics] = deque()
+        self._period: list[Metrics] = []
+        self._late: tuple[int, float, list[Metrics]] | None = None
+        self._since = time.perf_counter()
+
+    def say(self, event: str, **fields: object) -> None:
+        """Something happened: to events.jsonl and the console."""
+        self._recorder.event(event, **fields)
+        self._console.say("  ".join([event, *(f"{name} {value}" for name, value in fields.items())]))
+
+    def trained(self, step: int, metrics: Metrics) -> None:
+        """One more step is on its way. Waits only for the step `IN_FLIGHT` before it."""
+        self._period.append(metrics)
+        self._flight.append(metrics)
+        if len(self._flight) > IN_FLIGHT:
+            jax.block_until_ready(self._flight.popleft())
+        self._done = step
+        self._console.step(step)
+        if step % self._experiment.log_every == 0:
+            self._turn()
+
+    def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
+        """The metrics of an evaluation, named split/metric, said after those of the steps before it."""
+        self._flush()
+        for split in dict.fromkeys(name.partition("/")[0] for name in scores):
+            values = {name.partition("/")[2]: x for name, x in scores.items() if name.startswith(f"{split}/")}
+            self._write(step, split, values, {})
+        self._since = time.perf_counter()
+
+    def close(self) -> None:
+        """Write all that is left."""
+        if self._period:
+            self._turn()
+        self._flush()
+        self._console.close()
+        self._recorder.close()
+
+    def _turn(self) -> None:
+        self._flush()
+        now = time.perf_counter()
+        self._late, self._period, self._since = (self._done, now - self._since, self._period), [], now
+
+    def _flush(self) -> None:
+        if self._late is None:
+            return
+        (step, seconds, period), self._late = self._late, None
+        means = merge(jax.device_get(period))
+        examples, tokens = self._experiment.data.batch_size * len(period), float(means["loss"].weight)
+        rates = {"examples_per_second": examples / seconds}
+        rates |= {"tokens_per_second": tokens / seconds} if tokens > examples else {}
+        rates |= {"learning_rate": float(self._rate(step - 1))}
+        rates |= {f"seconds_{name}": spent for name, spent in self._clock.account().items()}
+        self._write(step, "train", {name: float(mean) for name, mean in means.items()}, rates)
+
+    def _write(self, step: int, split: str, values: Mapping[str, float], more: Mapping[str, float]) -> None:
+        self._recorder.metrics(step, split, {**values, **more})
+        self._console.metrics(step, split, values)

@@ -1,0 +1,45 @@
+"""Predicting the next token. Shapes: B batch, L sequence, V vocabulary."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxtrain.metrics import Mean
+from jaxtrain.models.base import Params
+from jaxtrain.tasks.base import Batch, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel(Task):
+    """A causal model over rows of L + 1 tokens, trained by cross-entropy in nats a token."""
+
+    inputs: str = "tokens"
+
+    def read(self, batch: Batch) -> jax.Array:
+        """All tokens of a row but the last."""
+        return super().read(batch)[:, :-1]
+
+    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+        """Cross-entropy, and how often the likeliest token is the right one."""
+        targets_BL = batch[self.inputs][:, 1:]
+        logits_BLV = self.model.apply(params, self.read(batch), keys_B)
+        losses_BL = optax.softmax_cross_entropy_with_integer_labels(logits_BLV, targets_BL)
+        right_BL = (logits_BLV.argmax(-1) == targets_BL).astype(jnp.float32)
+        weight_BL = jnp.broadcast_to(batch["mask"][:, None], targets_BL.shape)
+        return Mean.of(losses_BL, weight_BL), {"accuracy": Mean.of(right_BL, weight_BL)}
+
+    def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+        """`log_probabilities` f32[B, V] of the token after each row, of which none is left out."""
+        logits_BLV = self.model.apply(params, batch[self.inputs])
+        return {"log_probabilities": jax.nn.log_softmax(logits_BLV[:, -1], axis=-1)}
+
+    def describe(self, prediction: Mapping[str, Any]) -> str:
+        """The five likeliest next tokens, bytes shown as characters."""
+        order = prediction["log_probabilities"].argsort()[::-1][:5]
+        shown = (f"{bytes([token])!r}" if token < 256 else str(token) for token in order)
+        chances = (f"{jnp.exp(prediction['log_probabilities'][token]):.2f}" for token in order)
+        return "next: " + "  ".join(f"{token} {chance}" for token, chance in zip(shown, chances, strict=True))

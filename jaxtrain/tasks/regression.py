@@ -1,0 +1,29 @@
+"""Predicting numbers. Shapes: B batch, O outputs."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxtrain.metrics import Mean
+from jaxtrain.models.base import Params
+from jaxtrain.tasks.base import Batch, Task, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression(Task):
+    """A model with one output a number, trained by squared error."""
+
+    target: str = "target"
+    """The field of a batch with the numbers, f32[B] or f32[B, O]."""
+
+    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+        """Squared error, summed over outputs, and absolute error likewise."""
+        target = field(batch, self.target, "Regression.target")
+        error_BO = self.model.apply(params, self.read(batch), keys_B) - target.reshape(target.shape[0], -1)
+        absolute_B = jnp.abs(error_BO).sum(-1)
+        return Mean.of(jnp.square(error_BO).sum(-1), batch["mask"]), {"absolute_error": Mean.of(absolute_B, batch["mask"])}
+
+    def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+        """`values` f32[B, O]."""
+        return {"values": self.model.apply(params, self.read(batch))}

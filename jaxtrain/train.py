@@ -1,0 +1,66 @@
+"""Training: build the program, restore or begin, and for each step train, then log, evaluate and save what is due.
+
+Not here: the step itself, what a run folder looks like, and how anything is written.
+"""
+
+import contextlib
+import functools
+from pathlib import Path
+
+import jax
+
+from jaxtrain.cluster import Stop
+from jaxtrain.evaluate import evaluate_all
+from jaxtrain.experiment import Experiment, Origin
+from jaxtrain.models.attention import implementations
+from jaxtrain.runs.journal import Journal
+from jaxtrain.runs.record import Clock
+from jaxtrain.runs.run import Run, begin
+from jaxtrain.step import Program, TrainState
+
+
+def train(experiment: Experiment, folder: Path | None = None, origin: Origin | None = None) -> tuple[Run, TrainState]:
+    """Train to `experiment.steps` updates in `folder` (a new one by default), going on where its run was left.
+
+    Returns the run and its last state. Raises ConfigError, before anything is written, where something does not fit.
+    """
+    clock = Clock()
+    with clock("compile"):
+        program = Program(experiment)
+        lowered = program.lower()
+    run = begin(folder, experiment, origin)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(run.checkpoints())
+        start = done = checkpoints.latest() or 0
+        journal = stack.enter_context(contextlib.closing(Journal(run.folder, experiment, start, clock)))
+        journal.say("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=dict(program.mesh.shape))
+        with clock("compile"):
+            step = lowered.compile()
+        journal.say("compiled", seconds=round(clock.account()["compile"], 2), attention=implementations(lowered))
+        with clock("checkpoint"):
+            state = checkpoints.restore(program.state)[0] if start else program.init()
+        batches = program.placed(experiment.data, functools.partial(experiment.data.batches, start=start))
+        batches = stack.enter_context(contextlib.closing(batches))
+        stop = stack.enter_context(Stop(experiment.log_every))
+
+        for done in range(start + 1, experiment.steps + 1):
+            with clock("data"):
+                batch = next(batches)
+            with clock("step"), jax.transfer_guard("disallow"):
+                state, metrics = step(state, batch)
+                journal.trained(done, metrics)
+            ending = done == experiment.steps or stop.wanted(done)
+            scores = None
+            if done % experiment.eval_every == 0 or done == experiment.steps:
+                with clock("eval"):
+                    scores = evaluate_all(program, state)
+                    journal.evaluated(done, scores)
+            if done % experiment.save_every == 0 or ending:
+                with clock("checkpoint"):
+                    checkpoints.save(done, state, {"step": done}, scores)
+            if ending:
+                break
+        with clock("checkpoint"):
+            checkpoints.wait()
+        journal.say("ended", step=done, of=experiment.steps)
+    return run, state
