@@ -137,7 +137,7 @@ def main() -> None:
 
 def _cache_programs() -> None:
     # Compiled programs are kept between runs, so that a second launch starts in seconds.
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "jaxtrain" / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

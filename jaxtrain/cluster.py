@@ -16,7 +16,7 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def join() -> None:
-    """Join the other processes if the environment names them; alone otherwise. Call before anything touches a device."""
+    """Join the other processes if the environment names them; alone otherwise. Call before touching a device."""
     given = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     if not given:
         return
@@ -41,7 +41,7 @@ def same_everywhere(number: int) -> int:
 
 
 class Stop:
-    """A wish to stop (Ctrl-C, or SIGTERM from a scheduler), noticed between two steps. A second Ctrl-C stops at once."""
+    """A wish to stop (Ctrl-C, or SIGTERM from a scheduler), noticed between steps. A second Ctrl-C stops at once."""
 
     def __init__(self, every: int) -> None:
         """Where there are several processes they agree after each `every`-th step, since each hears its own signal."""
@@ -51,7 +51,9 @@ class Stop:
         self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

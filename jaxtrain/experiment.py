@@ -15,18 +15,40 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
-from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.data.pipeline import HARMLESS, Pipeline
 from jaxtrain.data.sources import Source
 from jaxtrain.errors import ConfigError, nearest
 from jaxtrain.layout import Layout
 from jaxtrain.optimizers import Optimizer
-from jaxtrain.runs.keep import Keep
 from jaxtrain.tasks.base import Task
 
-HARMLESS = {"meaning": False}
-"""Field metadata: changing this field does not change what a run computes, so a run may go on with another value."""
+
+@dataclass(frozen=True)
+class Keep:
+    """A checkpoint stays while any of these wants it.
+
+    last: the newest this many, at least 1.
+    every: also each step that this number divides, for ever.
+    best: also the best one by this metric, e.g. `"validation/accuracy"`, of those saved with a finite value.
+    mode: whether the best is the lowest or the highest.
+
+    Raises `ConfigError` for numbers below 1 and another mode.
+    """
+
+    last: int = 2
+    every: int | None = None
+    best: str | None = None
+    mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        if self.last < 1:
+            raise ConfigError(f"Keep(last={self.last}): at least the newest checkpoint has to stay")
+        if self.every is not None and self.every < 1:
+            raise ConfigError(f"Keep(every={self.every}): give a number of steps of at least 1, or None")
+        if self.mode not in ("min", "max"):
+            raise ConfigError(f"Keep(mode={self.mode!r}): use 'min' or 'max'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +99,9 @@ def from_json(value: Any, code: ModuleType | None = None) -> Any:
         kind = _kind(value["$kind"], code)
         known = {f.name for f in dataclasses.fields(kind)}
         for name in value.keys() - known - {"$kind"}:
-            raise ConfigError(f"{value['$kind']} has no field {name!r}{nearest(name, known)}: it was saved by another version")
+            raise ConfigError(
+                f"{value['$kind']} has no field {name!r}{nearest(name, known)}: it was saved by another version"
+            )
         return kind(**{name: from_json(entry, code) for name, entry in value.items() if name != "$kind"})
     if isinstance(value, dict):
         return {name: from_json(entry, code) for name, entry in value.items()}
@@ -88,7 +112,9 @@ def _kind(name: str, code: ModuleType | None) -> Any:
     module_name, _, path = name.partition(":")
     own = module_name == "jaxtrain" or module_name.startswith("jaxtrain.")
     if not own and (code is None or code.__name__ != module_name):
-        raise ConfigError(f"{path} comes from the experiment file {module_name!r}, which is not loaded: give it with --code FILE")
+        raise ConfigError(
+            f"{path} comes from the experiment file {module_name!r}, which is not loaded: give it with --code FILE"
+        )
     module: Any = importlib.import_module(module_name) if own else code
     for part in path.split("."):
         module = getattr(module, part, None)
@@ -140,7 +166,7 @@ class Origin:
 
 
 def load(where: str) -> tuple[Experiment, Origin]:
-    """The experiment that `file.py:function` names; without a function, the file's `main`, else its first experiment."""
+    """The experiment that `file.py:function` names; without a function, the file's `main`, else its first."""
     name, _, function = where.partition(":")
     module = load_code(Path(name))
     makers = experiments(module)
@@ -178,7 +204,17 @@ def _call(function: Callable[[], Any], name: str) -> Any:
         return function()
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
-    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError, OSError) as error:
+    except (
+        SyntaxError,
+        ImportError,
+        NameError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        OSError,
+    ) as error:
         trace, line = error.__traceback__, None
         while trace is not None:
             line = trace.tb_lineno if Path(trace.tb_frame.f_code.co_filename).name == Path(name).name else line

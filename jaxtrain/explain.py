@@ -28,7 +28,17 @@ def explain(experiment: Experiment, devices: int) -> str:
         spec = leaf.sharding.spec
         why = "" if any(spec) or mesh.size == 1 else f"replicated: {_why(axes[name], layout, mesh.shape)}"
         shown = ", ".join(str(axis) for axis in axes[name])
-        rows.append((name, "×".join(map(str, leaf.shape)), str(leaf.dtype), shown, _spec(spec), size(_local(leaf)), why))
+        rows.append(
+            (
+                name,
+                "×".join(map(str, leaf.shape)),
+                str(leaf.dtype),
+                shown,
+                _spec(spec),
+                size(_local(leaf)),
+                why,
+            )
+        )
     rows_spec = layout.batch_sharding(mesh, experiment.data.batch_size)
     fields = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows_spec) for x in batch.values()]
     totals = [("", "entries", "bytes", "bytes/device")]

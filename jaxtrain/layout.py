@@ -8,7 +8,7 @@ arXiv:2105.04663); the `sequence` axis is that of Korthikanti et al. 2022 (arXiv
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +41,6 @@ RULES: Mapping[str, Rule] = {
 
 MEGATRON: Mapping[str, Rule] = {**RULES, "residual": ("sequence", "tensor")}
 """Sequence parallelism on the tensor axis itself: the devices that split the heads also split the residual stream."""
-
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +84,9 @@ class Layout:
             if axis not in known:
                 raise ConfigError(f"layout.mesh: no rule uses the mesh axis {axis!r}{nearest(axis, known)}")
             if size != -1 and size < 1:
-                raise ConfigError(f"layout.mesh: axis {axis!r} has size {size}; it must be at least 1, or -1 for the rest")
+                raise ConfigError(
+                    f"layout.mesh: axis {axis!r} has size {size}; it must be at least 1, or -1 for the rest"
+                )
         if list(self.mesh.values()).count(-1) > 1:
             raise ConfigError(f"layout.mesh: {dict(self.mesh)} has more than one -1; only one axis can take the rest")
 
@@ -160,7 +161,7 @@ class Layout:
         return NamedSharding(mesh, self.spec(("batch",), mesh.shape, (batch_size,), f"a batch of {batch_size}"))
 
     @contextlib.contextmanager
-    def scope(self, mesh: Mesh | AbstractMesh) -> Iterator[None]:
+    def scope(self, mesh: Mesh | AbstractMesh) -> Generator[None, None, None]:
         """While tracing inside, `shard` places arrays on this mesh by these rules."""
         abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
         platform = None if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
@@ -198,12 +199,16 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
 
 
-def put_rows(sharding: NamedSharding, batch: Mapping[str, np.ndarray], rows: np.ndarray, size: int) -> dict[str, jax.Array]:
+def put_rows(
+    sharding: NamedSharding, batch: Mapping[str, np.ndarray], rows: np.ndarray, size: int
+) -> dict[str, jax.Array]:
     """The global arrays of a batch of `size` rows, of which this process has read `rows`."""
 
     def one(local: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(
-            (size, *local.shape[1:]), sharding, lambda index: local[np.searchsorted(rows, np.arange(size)[index[0]])]
+            (size, *local.shape[1:]),
+            sharding,
+            lambda index: local[np.searchsorted(rows, np.arange(size)[index[0] if index else slice(None)])],
         )
 
     return {name: one(local) for name, local in batch.items()}

@@ -4,6 +4,7 @@ Not here: the update itself. `train_step` takes any `optax.GradientTransformatio
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -112,7 +113,9 @@ class Optimizer(ABC):
         names = jax.tree_util.tree_map_with_path(lambda path, _: last_name(path), params)
         for name in self.decayed if self.weight_decay else ():
             if name not in (known := set(jax.tree.leaves(names))):
-                raise ConfigError(f"optimizer.decayed: no parameter is named {name!r}; known: {', '.join(sorted(known))}")
+                raise ConfigError(
+                    f"optimizer.decayed: no parameter is named {name!r}; known: {', '.join(sorted(known))}"
+                )
         return jax.tree.map(lambda name: name in self.decayed, names)
 
 
@@ -171,9 +174,11 @@ class Muon(Optimizer):
     def scale(self) -> optax.GradientTransformation:
         """Newton–Schulz on the last two dims of every kernel, Adam's moments elsewhere."""
         orthogonal = optax.chain(
-            contrib.scale_by_muon(beta=self.beta, weight_dimension_numbers=_matrices), optax.stateless(_like_adam)
+            contrib.scale_by_muon(beta=self.beta, weight_dimension_numbers=_matrices),
+            optax.stateless(_like_adam),
         )
-        parts = {"muon": orthogonal, "adam": optax.scale_by_adam(self.b1, self.b2)}
+        adam = optax.scale_by_adam(self.b1, self.b2)
+        parts: Mapping[Hashable, optax.GradientTransformation] = {"muon": orthogonal, "adam": adam}
         return optax.partition(parts, lambda params: jax.tree_util.tree_map_with_path(_muon_or_adam, params))
 
 
@@ -205,7 +210,7 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
     def init(params: Any) -> AverageState:
         return AverageState(jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: AverageState, params: Any) -> tuple[Any, AverageState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
         weight = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
         following = optax.apply_updates(params, updates)
         average = jax.tree.map(lambda old, new: weight * old + (1 - weight) * new, state.average, following)

@@ -4,12 +4,13 @@ Not here: any loop, file or clock. In a notebook `init_state` and `train_step` n
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -102,7 +103,11 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     norm = Mean.of(optax.tree.norm(grads))
-    return TrainState(params, opt_state, state.step + 1, state.key), {"loss": loss, **metrics, "gradient_norm": norm}
+    return TrainState(params, opt_state, state.step + 1, state.key), {
+        "loss": loss,
+        **metrics,
+        "gradient_norm": norm,
+    }
 
 
 def eval_step(task: Task, state: TrainState, batch: Batch) -> dict[str, Mean]:
@@ -140,7 +145,9 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh) -> TrainSt
     used = {axis for spec in (*by_path.values(), rows) for entry in spec for axis in _axes(entry)}
     for axis, size in sizes.items():
         if size > 1 and axis not in used:
-            raise ConfigError(f"layout.mesh: axis {axis!r} = {size} splits no parameter and no batch of this experiment: leave it out")
+            raise ConfigError(
+                f"layout.mesh: axis {axis!r} = {size} splits no parameter and no batch of this experiment: leave it out"
+            )
     return state
 
 
@@ -158,11 +165,14 @@ class Program:
         data_axis = "data" if self.mesh.shape.get("data", 1) > 1 else None
         count = experiment.microbatches
         if experiment.data.batch_size % (count * (self.mesh.shape["data"] if data_axis else 1)):
-            raise ConfigError(f"microbatches: {count} do not divide a batch of {experiment.data.batch_size} on {dict(self.mesh.shape)}")
+            raise ConfigError(
+                f"microbatches: {count} do not divide a batch of {experiment.data.batch_size} on {dict(self.mesh.shape)}"
+            )
         gradients = microbatched(count, data_axis) if count > 1 else full_batch
         example = experiment.data.example()
         self._init = jax.jit(
-            lambda: init_state(task, optimizer, jax.random.key(experiment.seed), example), out_shardings=shardings
+            lambda: init_state(task, optimizer, jax.random.key(experiment.seed), example),
+            out_shardings=shardings,
         )
         self._train = jax.jit(
             functools.partial(train_step, task, optimizer, gradients=gradients),
@@ -204,14 +214,16 @@ class Program:
         with self.scope():
             return self._predict(state, batch)
 
-    def placed(self, pipeline: Pipeline, read: Callable[[Any], Iterable[Mapping[str, Any]]]) -> Iterator[dict[str, jax.Array]]:
+    def placed(
+        self, pipeline: Pipeline, read: Callable[[Sequence[int]], Generator[dict[str, np.ndarray], None, None]]
+    ) -> Generator[dict[str, jax.Array], None, None]:
         """The global batches of a pipeline, of which `read(rows)` yields the rows that this process holds."""
         from jaxtrain.data.reading import to_device
 
         size = pipeline.batch_size
         sharding = self.experiment.layout.batch_sharding(self.mesh, size)
         rows = local_rows(sharding, size)
-        return to_device(iter(read(rows)), lambda batch: put_rows(sharding, batch, rows, size))
+        return to_device(read(rows.tolist()), lambda batch: put_rows(sharding, batch, rows, size))
 
 
 def _axes(entry: Any) -> tuple[str, ...]:

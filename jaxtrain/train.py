@@ -48,10 +48,12 @@ def train(experiment: Experiment, folder: Path | None = None, origin: Origin | N
                 batch = next(batches)
             with clock("step"), jax.transfer_guard("disallow"):
                 state, metrics = step(state, batch)
+            with clock("step"):
                 journal.trained(done, metrics)
             ending = done == experiment.steps or stop.wanted(done)
             scores = None
             if done % experiment.eval_every == 0 or done == experiment.steps:
+                journal.flush()
                 with clock("eval"):
                     scores = evaluate_all(program, state)
                     journal.evaluated(done, scores)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 
 from jaxtrain.errors import ConfigError
 from jaxtrain.runs import record as module
@@ -20,8 +21,12 @@ def board(folder: Path) -> list[Event]:
     for path in sorted((folder / "tensorboard").iterdir()):
         data, at = path.read_bytes(), 0
         while at < len(data):
-            size = int.from_bytes(data[at : at + 8], "little")
-            events.append(Event.FromString(data[at + 12 : at + 12 + size]))
+            length = data[at : at + 8]
+            size = int.from_bytes(length, "little")
+            event, end = data[at + 12 : at + 12 + size], data[at + 12 + size : at + 16 + size]
+            assert int.from_bytes(data[at + 8 : at + 12], "little") == masked_crc32c(length)
+            assert int.from_bytes(end, "little") == masked_crc32c(event)
+            events.append(Event.FromString(event))
             at += size + 16
     return events
 
@@ -54,9 +59,7 @@ def test_the_environment_says_what_ran_where_and_is_json(monkeypatch):
 def test_the_revision_the_diff_and_untracked_files_are_of_the_repository_around(tmp_path, monkeypatch):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.run(
-            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
-        )
+        return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
 
     git("init")
     (tmp_path / "code.py").write_text("one\n")
@@ -117,8 +120,8 @@ def test_metrics_are_lines_that_any_json_reader_takes_and_tensorboard_shows(tmp_
         {"step": 10, "split": "validation", "loss": "nan", "low": "-inf"},
     ]
     shown = scalars(tmp_path)
-    recorder.close()
     assert shown[:2] == [(10, "train/loss", 0.5), (10, "train/norm", math.inf)]
+    assert board(tmp_path)[0].file_version == "brain.Event:2"
     assert [tag for _, tag, _ in shown[2:]] == ["validation/loss", "validation/low"]
 
 
@@ -142,6 +145,9 @@ def test_processes_other_than_the_first_write_nothing(tmp_path):
     recorder.rewind(0)
     recorder.close()
     assert not (tmp_path / "run").exists()
+    Recorder(tmp_path).metrics(1, "train", {})
+    Recorder(tmp_path, active=False).rewind(0)
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
 
 
 def test_a_line_cut_off_by_kill_9_is_not_read_and_not_written_behind(tmp_path):
@@ -151,7 +157,6 @@ def test_a_line_cut_off_by_kill_9_is_not_read_and_not_written_behind(tmp_path):
     recorder = Recorder(tmp_path)
     recorder.metrics(2, "train", {})
     recorder.event("resumed")
-    recorder.close()
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
     assert [line.get("kind") for line in read_metrics(tmp_path / "events.jsonl")] == [None, "resumed"]
     assert read_metrics(tmp_path / "missing.jsonl") == []
@@ -167,11 +172,9 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path):
     recorder = Recorder(tmp_path)
     for step in (1, 2, 3):
         recorder.metrics(step, "train", {"loss": step, "bad": math.nan})
-    recorder.close()
     recorder = Recorder(tmp_path)
     recorder.rewind(2)
     recorder.metrics(3, "train", {"loss": 30})
-    recorder.close()
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 2), (3, 30)]
     assert lines[0]["bad"] == "nan"
@@ -185,7 +188,6 @@ def test_a_failing_tensorboard_is_said_once_and_never_stops_the_run(tmp_path):
     recorder = Recorder(tmp_path)
     recorder.metrics(1, "train", {"loss": 1.0})
     recorder.metrics(2, "train", {"loss": 1.0})
-    recorder.close()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
     assert [event["kind"] for event in read_metrics(tmp_path / "events.jsonl")] == ["tensorboard_failed"]
 
@@ -202,12 +204,13 @@ def test_the_clock_charges_the_inner_context_and_sums_to_the_total():
         with contextlib.suppress(ValueError), clock("eval"):
             raise ValueError
         inside = clock.account()
+    time.sleep(0.02)
     account = clock.account()
     passed = time.perf_counter() - began
     assert list(account) == ["compile", "data", "step", "eval", "checkpoint", "other", "total"]
     assert 0.04 <= inside["step"] <= account["step"]
     assert account["data"] >= 0.04
-    assert account["other"] >= 0.02
+    assert account["other"] >= 0.04
     assert account["step"] + account["data"] + account["other"] <= passed
     assert account["total"] == sum(seconds for name, seconds in account.items() if name != "total")
     assert account["total"] == pytest.approx(passed, abs=0.01)

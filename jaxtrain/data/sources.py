@@ -104,9 +104,7 @@ class Arrays(Source):
 
 def _column(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
-    if (
-        array.dtype.kind in "USO"
-    ):  # fixed-width strings lose trailing zero bytes; objects keep every text as it is
+    if array.dtype.kind in "USO":  # fixed-width strings lose trailing zero bytes; objects keep every text as it is
         array = np.asarray(values, dtype=object)
         wrong = {type(value).__name__ for value in array.flat if not isinstance(value, str | bytes)}
         if wrong:
@@ -287,9 +285,7 @@ def _joined_bytes(source: Source, name: str) -> np.ndarray:
     for index in range(len(source)):
         example = source[index]
         if name not in example:
-            raise ConfigError(
-                f"Windows: {type(source).__name__} has no field {name!r}{nearest(name, example)}"
-            )
+            raise ConfigError(f"Windows: {type(source).__name__} has no field {name!r}{nearest(name, example)}")
         text = example[name]
         documents.append(text.encode() if isinstance(text, str) else text)
     return np.frombuffer(b"\0".join(documents), np.uint8)

@@ -31,9 +31,7 @@ class Transform(ABC):
     def field_of(self, example: Mapping[str, Any], name: str) -> Any:
         """Field `name` of `example`; ConfigError with the nearest right name when there is none."""
         if name not in example:
-            raise ConfigError(
-                f"{type(self).__name__}: no field {name!r} in the example{nearest(name, example)}"
-            )
+            raise ConfigError(f"{type(self).__name__}: no field {name!r} in the example{nearest(name, example)}")
         return example[name]
 
     def image_of(self, example: Mapping[str, Any], name: str) -> np.ndarray:

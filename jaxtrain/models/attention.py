@@ -44,8 +44,8 @@ def attention(
 ) -> jax.Array:
     """f[B, L, H, K]: softmax(q·k / √K)·v, softmax in f32 (Vaswani et al. 2017, arXiv:1706.03762).
 
-    With G < H key/value heads, each serves H/G query heads (Ainslie et al. 2023, arXiv:2305.13245). `valid_BT` is False at
-    keys that are padding.
+    With G < H key/value heads, each serves H/G query heads (Ainslie et al. 2023, arXiv:2305.13245). `valid_BT` is
+    False at keys that are padding.
     """
     chosen = choose(implementation, causal, q_BLHK.dtype)
     with jax.named_scope(f"attention_{chosen}"):
@@ -62,9 +62,7 @@ def _attend(
 ) -> jax.Array:
     if chosen == "cudnn":
         mask = None if valid_BT is None else valid_BT[:, None, None, :]
-        return jax.nn.dot_product_attention(
-            q_BLHK, k_BTGK, v_BTGK, mask=mask, is_causal=causal, implementation="cudnn"
-        )
+        return jax.nn.dot_product_attention(q_BLHK, k_BTGK, v_BTGK, mask=mask, is_causal=causal, implementation="cudnn")
     length = q_BLHK.shape[1]
     if chosen == "dense" or not causal or length <= BLOCK:
         return _scored(q_BLHK, k_BTGK, v_BTGK, 0 if causal else None, valid_BT)
@@ -72,7 +70,11 @@ def _attend(
     ends = [min(start + BLOCK, length) for start in starts]
     parts = [
         _scored(
-            q_BLHK[:, start:end], k_BTGK[:, :end], v_BTGK[:, :end], start, None if valid_BT is None else valid_BT[:, :end]
+            q_BLHK[:, start:end],
+            k_BTGK[:, :end],
+            v_BTGK[:, :end],
+            start,
+            None if valid_BT is None else valid_BT[:, :end],
         )
         for start, end in zip(starts, ends, strict=True)
     ]
@@ -82,7 +84,7 @@ def _attend(
 def _scored(
     q_BLHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, start: int | None, valid_BT: jax.Array | None
 ) -> jax.Array:
-    """Attention of queries at positions `start`, `start + 1`, …; `start` is None where nothing is masked by position."""
+    """Attention of queries at positions `start`, `start + 1`, …; None masks nothing by position."""
     B, L, H, K = q_BLHK.shape
     T, G = k_BTGK.shape[1:3]
     q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)

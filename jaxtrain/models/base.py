@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxtrain.layout import Named
 
+Shaped = jax.Array | jax.ShapeDtypeStruct
 Params = Any
 """Plain nested dicts of arrays; from `init`, of `Named` arrays."""
 
@@ -23,7 +24,7 @@ class Model(ABC):
     """The config of an architecture; its fields are its hyperparameters."""
 
     @abstractmethod
-    def build(self, rngs: nnx.Rngs, inputs: jax.Array) -> nnx.Module:
+    def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module, with parameters drawn from `rngs`, for inputs shaped like `inputs` (shape and dtype matter only).
 
         Calling it takes `(inputs, keys_B)`: keys are one PRNG key a row for dropout, or None for none.

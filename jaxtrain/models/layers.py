@@ -18,7 +18,7 @@ from jaxtrain.layout import platform, shard
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the outputs of weight matmuls, everything."""
 
-_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+_POLICIES = {"none": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def fold(keys_B: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
 
 
 class Stack(nnx.Module):
-    """N blocks of one kind whose parameters are stacked on a `layers` axis and scanned: compile time and host time a step
-    do not grow with depth. `unroll` blocks are laid out one after another in each turn of the scan.
+    """N blocks of one kind whose parameters are stacked on a `layers` axis and scanned: compile and host time do not
+    grow with depth. `unroll` blocks are laid out one after another in each turn of the scan.
     """
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs, remat: Remat, unroll: int):
@@ -151,12 +151,12 @@ class Stack(nnx.Module):
         """`x` after every block; `shared` goes to each of them."""
         structure, params = nnx.split(self.block)
 
-        def body(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
+        def once(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
             block = nnx.merge(structure, layer[0])
             return block(x, fold(keys_B, layer[1]), *shared), None
 
-        if self.remat != "none":
-            body = jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=False)
+        kept = _POLICIES[self.remat]
+        body = once if self.remat == "none" else jax.checkpoint(once, policy=kept, prevent_cse=False)
         return jax.lax.scan(body, x, (params, jnp.arange(self.layers)), unroll=min(self.unroll, self.layers))[0]
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtrain.models.base import Model
+from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Embedding, Linear, Precision, dropout
 
 
@@ -30,7 +30,7 @@ class NGrams(Model):
     dropout: float = 0.0
     precision: Precision = Precision()
 
-    def build(self, rngs: nnx.Rngs, inputs: jax.Array) -> nnx.Module:
+    def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module."""
         return NGramsModule(self, rngs)
 

@@ -1,4 +1,4 @@
-"""A transformer of today's standard kind: pre-norm, RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
+"""A transformer of the standard kind: pre-norm, RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
 
 Not here: what it is trained for. With `causal` and `pooled=False` it is a language model's decoder, with neither causal
 mask nor per-position output an encoder for classifying texts.
@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtrain.errors import ConfigError
 from jaxtrain.layout import shard
 from jaxtrain.models.attention import Attention, attention
-from jaxtrain.models.base import Model
+from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, rotate
 
 
@@ -65,7 +65,7 @@ class Block(nnx.Module):
     def __init__(self, config: Blocks, rngs: nnx.Rngs, causal: bool):
         D, M, precision = config.width, config.hidden, config.precision
         K = D // config.heads
-        # Each block adds twice to the residual stream: outputs start small so that its variance does not grow with depth
+        # Each block adds twice to the residual stream: outputs start small, so that depth adds no variance
         # (Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3).
         small = (2 * config.layers) ** -0.5
         self.norm_attention = RMSNorm(D, precision)
@@ -114,9 +114,11 @@ class Transformer(Model):
     def __post_init__(self) -> None:
         """Raises ConfigError where the fields contradict each other."""
         if self.tied and self.outputs not in (None, self.vocab):
-            raise ConfigError(f"tied embeddings score the {self.vocab} entries of vocab, not {self.outputs} outputs: tied=False")
+            raise ConfigError(
+                f"tied embeddings score the {self.vocab} entries of vocab, not {self.outputs} outputs: tied=False"
+            )
 
-    def build(self, rngs: nnx.Rngs, inputs: jax.Array) -> nnx.Module:
+    def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module."""
         return TransformerModule(self, rngs)
 

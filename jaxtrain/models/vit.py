@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxtrain.errors import ConfigError
 from jaxtrain.layout import shard
-from jaxtrain.models.base import Model
+from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Linear, RMSNorm, dropout, fold
 from jaxtrain.models.transformer import Blocks
 
@@ -25,7 +25,7 @@ class ViT(Model):
     patch: int = 2
     blocks: Blocks = Blocks()
 
-    def build(self, rngs: nnx.Rngs, inputs: jax.Array) -> nnx.Module:
+    def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module. Raises ConfigError for images that the patch does not divide."""
         _, Y, X, C = inputs.shape
         if Y % self.patch or X % self.patch:

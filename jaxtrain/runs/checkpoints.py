@@ -14,12 +14,12 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxtrain.errors import ConfigError, nearest
-from jaxtrain.runs.keep import Keep
+from jaxtrain.experiment import Keep
 
 Tree = TypeVar("Tree")
 
-# orbax logs dozens of lines per save; what fails is raised here.
-logging.getLogger("absl").addFilter(lambda r: r.levelno >= logging.ERROR or "orbax" not in r.pathname)
+# orbax logs dozens of lines per save, and once more with traceback what is raised here anyway.
+logging.getLogger("absl").addFilter(lambda line: "orbax" not in line.pathname)
 
 
 class Checkpoints:
@@ -53,10 +53,12 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             best_fn=None if keep.best is None else self._score,
             best_mode=keep.mode,
-            create=not read_only,
-            # Only process 0 deletes, and done before the barrier that the first save starts with.
-            cleanup_tmp_directories=not read_only,
+            # Safe with many processes: the first one cleans, before the barrier at which saving begins.
+            cleanup_tmp_directories=True,
+            # orbax then neither cleans nor creates, but a forced save would still be written.
             read_only=read_only,
+            # Else a folder that cannot be made leaves threads behind that hold the process for five minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jaxtrain.cluster import first
 from jaxtrain.experiment import Experiment
@@ -31,7 +32,9 @@ class Journal:
         self._recorder.rewind(start)
         self._console = Console(experiment.steps, start, first())
         self._experiment, self._clock, self._done = experiment, clock, start
-        self._rate = experiment.optimizer.schedule.build(experiment.steps)
+        self._rates = np.asarray(
+            jax.vmap(experiment.optimizer.schedule.build(experiment.steps))(np.arange(experiment.steps))
+        )
         self._flight: deque[Metrics] = deque()
         self._period: list[Metrics] = []
         self._late: tuple[int, float, list[Metrics]] | None = None
@@ -54,8 +57,7 @@ class Journal:
             self._turn()
 
     def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
-        """The metrics of an evaluation, named split/metric, said after those of the steps before it."""
-        self._flush()
+        """The metrics of an evaluation, named split/metric, for files and console."""
         for split in dict.fromkeys(name.partition("/")[0] for name in scores):
             values = {name.partition("/")[2]: x for name, x in scores.items() if name.startswith(f"{split}/")}
             self._write(step, split, values, {})
@@ -65,16 +67,17 @@ class Journal:
         """Write all that is left."""
         if self._period:
             self._turn()
-        self._flush()
+        self.flush()
         self._console.close()
         self._recorder.close()
 
     def _turn(self) -> None:
-        self._flush()
+        self.flush()
         now = time.perf_counter()
         self._late, self._period, self._since = (self._done, now - self._since, self._period), [], now
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the metrics that are late."""
         if self._late is None:
             return
         (step, seconds, period), self._late = self._late, None
@@ -82,7 +85,7 @@ class Journal:
         examples, tokens = self._experiment.data.batch_size * len(period), float(means["loss"].weight)
         rates = {"examples_per_second": examples / seconds}
         rates |= {"tokens_per_second": tokens / seconds} if tokens > examples else {}
-        rates |= {"learning_rate": float(self._rate(step - 1))}
+        rates |= {"learning_rate": float(self._rates[step - 1])}
         rates |= {f"seconds_{name}": spent for name, spent in self._clock.account().items()}
         self._write(step, "train", {name: float(mean) for name, mean in means.items()}, rates)
 

@@ -8,10 +8,11 @@ import os
 import platform
 import shlex
 import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,7 +53,7 @@ def environment() -> dict[str, Any]:
 
 def _git() -> dict[str, Any] | None:
     def git(*arguments: str) -> str | None:
-        command = ["git", "-c", "core.quotepath=off", *arguments]
+        command = ["git", *arguments]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         except FileNotFoundError:
@@ -128,7 +129,12 @@ class Recorder:
             return
         numbers = {name: float(value) for name, value in values.items()}
         _append(self._metrics, dict(step=step, split=split, **numbers))
-        self._mirror(lambda board: board.write(step, {f"{split}/{name}": v for name, v in numbers.items()}))
+        if self._board is not None:
+            try:
+                self._board.write(step, {f"{split}/{name}": value for name, value in numbers.items()})
+            except OSError as error:
+                self._board = None
+                self.event("tensorboard_failed", step=step, error=str(error))
 
     def event(self, kind: str, **fields: object) -> None:
         """One line: the UTC time in ISO format, the kind, then the fields (JSON)."""
@@ -148,51 +154,46 @@ class Recorder:
             self._board.purge = step + 1
 
     def close(self) -> None:
-        """Closes TensorBoard's file."""
-        self._mirror(_Board.close)
-
-    def _mirror(self, write: Callable[["_Board"], None]) -> None:
-        if self._board is None:
-            return
-        try:
-            write(self._board)
-        except OSError as error:
-            self._board = None
-            self.event("tensorboard_failed", error=str(error))
+        """Does nothing: no file stays open between calls."""
 
 
 class _Board:
-    """One TensorBoard event file, opened at the first write.
+    """One TensorBoard event file, made at the first write.
 
-    Not tensorboardX's SummaryWriter: a full disk ends its thread, and then its queue blocks the run.
+    Not tensorboardX's SummaryWriter: a full disk ends its thread, and then its queue blocks the run. Nor its
+    EventsWriter, which syncs the disk: that would wait for a checkpoint being written.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        # Two openings within a second get two files, for the second one may hide steps of the first.
+        self._path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         self.purge: int | None = None
-        self._writer: Any = None
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.summary import Summary
         from tensorboardX.writer import Event, SessionLog
 
-        if self._writer is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # The writer's own file name counts seconds, and it overwrites.
-            self._writer = EventsWriter(str(self.folder / "events"), f".{time.time_ns()}")
+        now = time.time()
+        events = []
+        if not self._path.exists():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            events.append(Event(wall_time=now, file_version="brain.Event:2"))
         if self.purge is not None:
             start = SessionLog(status=SessionLog.START)
-            self._writer.write_event(Event(wall_time=time.time(), step=self.purge, session_log=start))
-            self.purge = None
+            events.append(Event(wall_time=now, step=self.purge, session_log=start))
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-        self._writer.flush()
+        events.append(Event(wall_time=now, step=step, summary=Summary(value=values)))
+        with self._path.open("ab") as file:
+            file.write(b"".join(_framed(event.SerializeToString()) for event in events))
+        self.purge = None
 
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+
+def _framed(data: bytes) -> bytes:
+    """TFRecord: length, its checksum, data, their checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    length = struct.pack("<Q", len(data))
+    return b"".join((length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))))
 
 
 class Clock:

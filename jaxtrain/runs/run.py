@@ -58,7 +58,10 @@ class Run:
         return read_metrics(self.folder / "metrics.jsonl")
 
     def restore(
-        self, step: int | None = None, layout: Layout | None = None, devices: Sequence[jax.Device] | None = None
+        self,
+        step: int | None = None,
+        layout: Layout | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ) -> Restored:
         """Experiment, state and data after `step` updates (the latest saved by default), on these devices.
 
@@ -83,7 +86,13 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
 
     Raises ConfigError where the folder holds a run of another experiment, with the differences, or cannot be written.
     """
-    name = "run" if origin is None else origin.file.stem if origin.function == "main" else f"{origin.file.stem}-{origin.function}"
+    name = (
+        "run"
+        if origin is None
+        else origin.file.stem
+        if origin.function == "main"
+        else f"{origin.file.stem}-{origin.function}"
+    )
     now = time.strftime("%Y%m%d-%H%M%S", time.localtime(same_everywhere(int(time.time()))))
     folder = folder or Path("runs") / name / now
     wanted = meaning(experiment)

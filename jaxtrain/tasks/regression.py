@@ -22,7 +22,9 @@ class Regression(Task):
         target = field(batch, self.target, "Regression.target")
         error_BO = self.model.apply(params, self.read(batch), keys_B) - target.reshape(target.shape[0], -1)
         absolute_B = jnp.abs(error_BO).sum(-1)
-        return Mean.of(jnp.square(error_BO).sum(-1), batch["mask"]), {"absolute_error": Mean.of(absolute_B, batch["mask"])}
+        return Mean.of(jnp.square(error_BO).sum(-1), batch["mask"]), {
+            "absolute_error": Mean.of(absolute_B, batch["mask"])
+        }
 
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """`values` f32[B, O]."""
