@@ -1,18 +1,53 @@
 """char lm."""
 
-from jaxtrain.data import MovieReviews, Pipeline, Windows
+from dataclasses import replace
+
+from jaxtrain.data import MovieReviews, Pipeline, Stored, Take, Windows
 from jaxtrain.experiment import Experiment
+from jaxtrain.layout import Layout
 from jaxtrain.models import Blocks, Transformer
 from jaxtrain.optimizers import AdamW, Cosine
 from jaxtrain.tasks import LanguageModel
 
+LENGTH = 128
+
 
 def main() -> Experiment:
-    """One device."""
+    """1. Data and model fit in one device's memory."""
+    held_out = Take(Windows(MovieReviews("validation"), LENGTH), 2048)
     return Experiment(
-        task=LanguageModel(model=Transformer(vocab=256, blocks=Blocks(width=192, layers=4, heads=6))),
-        data=Pipeline(Windows(MovieReviews("train"), 256), batch_size=16),
-        optimizer=AdamW(schedule=Cosine(peak=2e-3, warmup=50), weight_decay=0.1, b2=0.99),
-        steps=400,
-        evals={"validation": Pipeline(Windows(MovieReviews("validation"), 256), batch_size=64, shuffle=False)},
+        task=LanguageModel(model=Transformer(vocab=256, blocks=Blocks(width=128, layers=4, heads=4))),
+        data=Pipeline(Windows(MovieReviews("train"), LENGTH), batch_size=16),
+        optimizer=AdamW(schedule=Cosine(peak=4e-3, warmup=50), weight_decay=0.1, b2=0.99),
+        steps=600,
+        evals={"validation": Pipeline(held_out, batch_size=64, shuffle=False)},
+        log_every=50,
+        eval_every=300,
+        save_every=300,
     )
+
+
+def from_disk() -> Experiment:
+    """2. The data do not fit in memory: rows are read from records on disk, ahead of the step."""
+    one = main()
+    return replace(one, data=replace(one.data, source=Stored(one.data.source), threads=4, prefetch=8))
+
+
+def data_parallel() -> Experiment:
+    """3. Several accelerators: each takes a part of every batch."""
+    return replace(main(), layout=Layout({"data": -1}))
+
+
+def several_hosts() -> Experiment:
+    """4. Several hosts: the same layout; the launcher says how many processes there are."""
+    return data_parallel()
+
+
+def fully_sharded() -> Experiment:
+    """5. The model does not fit: its parameters and the optimizer's state are split over all devices."""
+    return replace(main(), layout=Layout({"fsdp": -1}))
+
+
+def tensor_and_data() -> Experiment:
+    """6. Model and data parallel together: matrices split over pairs of devices, batches over the pairs."""
+    return replace(main(), layout=Layout({"data": -1, "tensor": 2}))

@@ -11,10 +11,10 @@ class ConfigError(ValueError):
     """
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest of `names`, else all of them, to end an error message with."""
+def nearest(name: str, names: Iterable[str], listed: bool = True) -> str:
+    """`; did you mean 'x'?` for the closest of `names`, else all of them if `listed`, to end an error message with."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else ""
+    return f"; known: {', '.join(known)}" if known and listed else ""

@@ -61,13 +61,20 @@ def raw_example(argument: str, like: Mapping[str, Any]) -> dict[str, Any]:
     path = Path(argument)
     if not path.is_file():
         raise ConfigError(f"this model reads files of {name}s, and there is no file {argument}")
-    if path.suffix == ".npy":
-        return {name: np.load(path, allow_pickle=False).astype(value.dtype).reshape(value.shape)}
+    try:
+        if path.suffix == ".npy":
+            return {name: np.load(path, allow_pickle=False).astype(value.dtype).reshape(value.shape)}
+        return {name: _pixels(path, value.shape)}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a {name} of shape {list(value.shape)}: {error}") from error
+
+
+def _pixels(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ConfigError("reading images needs Pillow: pip install pillow (or give .npy files)") from error
-    Y, X, C = value.shape
+        raise ConfigError("reading images needs Pillow: pip install 'jaxtrain[images]' (or give .npy files)") from error
+    Y, X, C = shape
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("L" if C == 1 else "RGB").resize((X, Y)), np.float32) / 255
-    return {name: pixels.reshape(Y, X, C)}
+    return pixels.reshape(shape)

@@ -163,8 +163,8 @@ class Lion(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
-    """Orthogonalised momentum for kernels (Jordan et al. 2024, kellerjordan.github.io/posts/muon), scaled to Adam's size
-    (Liu et al. 2025, arXiv:2502.16982); Adam for everything else.
+    """Orthogonalised momentum for kernels (Jordan et al. 2024, kellerjordan.github.io/posts/muon), scaled to Adam's
+    size (Liu et al. 2025, arXiv:2502.16982); Adam for everything else.
     """
 
     beta: float = 0.95
@@ -203,8 +203,8 @@ class AverageState(NamedTuple):
 
 
 def average_parameters(decay: float) -> optax.GradientTransformation:
-    """Leaves updates as they are and keeps an exponential moving average of the parameters they lead to (Polyak & Juditsky
-    1992). Early on the decay is (1 + n) / (10 + n), so that the start is forgotten.
+    """Leaves updates as they are and keeps an exponential moving average of the parameters they lead to (Polyak &
+    Juditsky 1992). Early on the decay is (1 + n) / (10 + n), so that the start is forgotten.
     """
 
     def init(params: Any) -> AverageState:

@@ -62,7 +62,7 @@ def full_batch(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> t
 def microbatched(count: int, axis: str | None = None) -> Gradients:
     """The same in `count` parts, one after another, for a batch whose activations do not fit.
 
-    Where the mesh has a data `axis`, every device first adds up its own parts, and devices are added up once at the end.
+    Where the mesh has a data `axis`, every device adds up its own parts first, and devices are summed once, at the end.
     """
 
     def local(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> Any:
@@ -122,7 +122,7 @@ def predict_step(task: Task, state: TrainState, batch: Batch) -> dict[str, jax.A
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh) -> TrainState:
-    """The shape, dtype and sharding of every leaf of the state: the one source for initialising, restoring and planning.
+    """The shape, dtype and sharding of every leaf of the state: what initialising, restoring and planning go by.
 
     Needs no devices. Raises ConfigError where the layout does not fit the model.
     """
@@ -166,7 +166,7 @@ class Program:
         count = experiment.microbatches
         if experiment.data.batch_size % (count * (self.mesh.shape["data"] if data_axis else 1)):
             raise ConfigError(
-                f"microbatches: {count} do not divide a batch of {experiment.data.batch_size} on {dict(self.mesh.shape)}"
+                f"microbatches: {count} do not divide a batch of {experiment.data.batch_size} on {self.mesh.shape}"
             )
         gradients = microbatched(count, data_axis) if count > 1 else full_batch
         example = experiment.data.example()

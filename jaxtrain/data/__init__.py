@@ -7,7 +7,7 @@ that imports grain, when the first batch is asked for.
 from jaxtrain.data.digits import Digits
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.reviews import MovieReviews
-from jaxtrain.data.sources import ArrayRecord, Arrays, Source, Tfds, Windows, write_array_record
+from jaxtrain.data.sources import ArrayRecord, Arrays, Source, Stored, Take, Tfds, Windows, write_array_record
 from jaxtrain.data.transforms import Flip, Keep, Normalize, Shift, Transform, Utf8
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "Pipeline",
     "Shift",
     "Source",
+    "Stored",
+    "Take",
     "Tfds",
     "Transform",
     "Utf8",

@@ -7,6 +7,8 @@ process by the cached functions below, which build their result locally and publ
 import hashlib
 import importlib
 import os
+import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +42,7 @@ class Indexed(Protocol[T_co]):
 
 
 _EDGE = 1 << 20
+_RECORDS = 10_000  # a file: reading one record costs more the more there are
 
 
 @dataclass(frozen=True)
@@ -289,3 +292,70 @@ def _joined_bytes(source: Source, name: str) -> np.ndarray:
         text = example[name]
         documents.append(text.encode() if isinstance(text, str) else text)
     return np.frombuffer(b"\0".join(documents), np.uint8)
+
+
+@dataclass(frozen=True)
+class Take(Source):
+    """The first `count` examples of another source. Raises ConfigError where it has fewer."""
+
+    source: Source
+    count: int
+
+    def __len__(self) -> int:
+        if not 0 < self.count <= len(self.source):
+            raise ConfigError(f"Take: {self.count} of the {len(self.source)} examples of {self.source!r}")
+        return self.count
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self.source[index]
+
+    def identity(self) -> str:
+        """The other source's identity with the count."""
+        return f"take:{self.count}:{self.source.identity()}"
+
+
+@dataclass(frozen=True)
+class Stored(Source):
+    """Another source's examples, written to ArrayRecord files when first read and read from disk ever after.
+
+    The files lie in a folder named by the other source's identity under `folder` (by default the user's cache), which
+    takes its name only when all are complete.
+    """
+
+    source: Source
+    folder: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._records())
+
+    def __getitem__(self, index: int) -> Example:
+        return self._records()[index]
+
+    def identity(self) -> str:
+        """The other source's identity: where examples lie does not change them."""
+        return self.source.identity()
+
+    def _records(self) -> ArrayRecord:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxtrain" / "data"
+        return _stored(self.source, Path(self.folder) if self.folder else cache)
+
+
+@lru_cache(maxsize=64)
+def _stored(source: Source, folder: Path) -> ArrayRecord:
+    final = folder / hashlib.sha256(source.identity().encode()).hexdigest()[:16]
+    if not final.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=folder, prefix=".unfinished-"))
+        try:
+            for part, start in enumerate(range(0, len(source), _RECORDS)):
+                rows = range(start, min(start + _RECORDS, len(source)))
+                write_array_record(unfinished / f"{part:05}.arrayrecord", (source[row] for row in rows))
+            unfinished.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another process was quicker, with the same files
+                raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return ArrayRecord(tuple(str(path) for path in sorted(final.glob("*.arrayrecord"))))

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: metrics to file and console, one period late, so that the device is never waited for.
+"""What a run says while it goes on: metrics to file and console, one period late, so that the device never waits.
 
 Not here: when something is due, and how it is written.
 """

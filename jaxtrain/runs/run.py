@@ -5,8 +5,6 @@ Not here: training. Everything after training needs only the folder.
 
 import functools
 import importlib.metadata
-import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,20 +36,25 @@ class Restored:
 class Run:
     """An existing run folder."""
 
-    def __init__(self, folder: Path | str, code: ModuleType | None = None) -> None:
-        """`code` is the experiment's file, loaded, if dataclasses of its own are in the experiment.
+    def __init__(
+        self, folder: Path | str, code: ModuleType | None = None, experiment: Experiment | None = None
+    ) -> None:
+        """`code` is the experiment's file, loaded, if dataclasses of its own are in the experiment; `experiment` is
+        the experiment itself, needed only if arrays in memory are in it.
 
-        Raises ConfigError if the folder holds no run.
+        Raises ConfigError if the folder holds no run, or that of another experiment.
         """
-        self.folder, self._code = Path(folder), code
+        self.folder, self._code, self._experiment = Path(folder), code, experiment
         if not (self.folder / "experiment.json").is_file():
             raise ConfigError(f"{self.folder} is not a run: it has no experiment.json{_runs_near(self.folder)}")
         self.saved: Mapping[str, Any] = read_json(self.folder / "experiment.json")
+        if experiment is not None:
+            _check_same(self.folder, self.saved["meaning"], experiment)
 
     @functools.cached_property
     def experiment(self) -> Experiment:
         """The experiment as it was last run, without running any code of the folder."""
-        return from_json(self.saved["experiment"], self._code)
+        return self._experiment or from_json(self.saved["experiment"], self._code)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl."""
@@ -95,52 +98,47 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
     )
     now = time.strftime("%Y%m%d-%H%M%S", time.localtime(same_everywhere(int(time.time()))))
     folder = folder or Path("runs") / name / now
-    wanted = meaning(experiment)
-    if (folder / "experiment.json").is_file():
-        before = read_json(folder / "experiment.json")["meaning"]
-        if before != to_json(wanted):
-            raise ConfigError(
-                f"{folder} is a run of another experiment; go on with the same one, or choose another --run folder. "
-                f"What differs (run → now):\n{difference(before, wanted)}"
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and is not a run: choose another --run folder")
-    if first():
-        _write(folder, experiment, origin, wanted)
+    try:
+        if (folder / "experiment.json").is_file():
+            _check_same(folder, read_json(folder / "experiment.json")["meaning"], experiment)
+        elif folder.exists() and not _unfinished(folder, origin):
+            raise ConfigError(f"{folder} exists and is not a run: choose another --run folder")
+        if first():
+            _write(folder, experiment, origin)
+    except OSError as error:
+        raise ConfigError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
     same_everywhere(0)  # no process reads the folder before it is there
-    return Run(folder, _code_of(experiment))
+    return Run(folder, experiment=experiment)
 
 
-def _write(folder: Path, experiment: Experiment, origin: Origin | None, wanted: Mapping[str, Any]) -> None:
+def _check_same(folder: Path, before: Mapping[str, Any], experiment: Experiment) -> None:
+    now = to_json(meaning(experiment))
+    if before != now:
+        raise ConfigError(
+            f"{folder} is a run of another experiment; go on with the same one, or choose another --run folder. "
+            f"What differs (run → now):\n{difference(before, now)}"
+        )
+
+
+def _unfinished(folder: Path, origin: Origin | None) -> bool:
+    """Whether a folder is empty, or holds no more than `_write` leaves there when it is killed."""
+    left = {"environment.json", *([origin.file.name] if origin else [])}
+    return folder.is_dir() and all(path.name in left or path.suffix == ".tmp" for path in folder.iterdir())
+
+
+def _write(folder: Path, experiment: Experiment, origin: Origin | None) -> None:
     saved = {
         "version": importlib.metadata.version("jaxtrain"),
         "fingerprint": fingerprint(experiment),
         "origin": None if origin is None else f"{origin.file}:{origin.function}",
-        "meaning": wanted,
+        "meaning": meaning(experiment),
         "experiment": to_json(experiment),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if origin is not None:
-            shutil.copyfile(origin.file, folder / origin.file.name)
-        write_json(folder / "environment.json", environment())
-        write_json(folder / "experiment.json", saved)  # last: it is what makes the folder a run
-    except OSError as error:
-        raise ConfigError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
-
-
-def _code_of(experiment: Experiment) -> ModuleType | None:
-    kinds = {type(value).__module__ for value in _values(experiment)}
-    own = [kind for kind in kinds if kind.partition(".")[0] != "jaxtrain"]
-    return sys.modules[own[0]] if own else None
-
-
-def _values(value: Any) -> Iterator[Any]:
-    if hasattr(value, "__dataclass_fields__"):
-        yield value
-        value = [getattr(value, name) for name in value.__dataclass_fields__]
-    for entry in value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ():
-        yield from _values(entry)
+    folder.mkdir(parents=True, exist_ok=True)
+    if origin is not None:
+        (folder / origin.file.name).write_bytes(origin.file.read_bytes())
+    write_json(folder / "environment.json", environment())
+    write_json(folder / "experiment.json", saved)  # last: it is what makes the folder a run
 
 
 def _runs_near(folder: Path) -> str:

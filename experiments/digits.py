@@ -1,0 +1,28 @@
+"""digits."""
+
+from dataclasses import replace
+
+from jaxtrain.data import Digits, Pipeline, Shift
+from jaxtrain.experiment import Experiment
+from jaxtrain.models import Blocks, ViT
+from jaxtrain.optimizers import AdamW, Cosine
+from jaxtrain.tasks import Classification
+
+
+def main() -> Experiment:
+    """A small vision transformer; the digits are shifted by up to a pixel while training."""
+    data = Pipeline(Digits("train"), (Shift(1),), batch_size=64)
+    return Experiment(
+        task=Classification(
+            model=ViT(outputs=10, patch=2, blocks=Blocks(width=64, layers=4, heads=4)),
+            inputs="image",
+            classes=tuple("0123456789"),
+        ),
+        data=data,
+        optimizer=AdamW(schedule=Cosine(peak=3e-3, warmup=50, floor=0.01), weight_decay=0.05, ema=0.99),
+        steps=1000,
+        evals={"test": replace(data, source=Digits("test"), shuffle=False)},
+        log_every=100,
+        eval_every=500,
+        save_every=500,
+    )

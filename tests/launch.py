@@ -1,0 +1,106 @@
+"""Runs `jaxtrain` in processes of its own, for tests that kill one or need several. Not a test."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import tiny
+
+from jaxtrain.runs.checkpoints import Checkpoints
+from jaxtrain.runs.record import read_metrics
+from jaxtrain.step import Program
+
+HERE = Path(__file__).parent
+KILLED = """
+import os, signal, sys
+from jaxtrain.runs.{module} import {kind}
+
+original = {kind}.{method}
+
+
+def killed(self, step, *rest):
+    result = original(self, step, *rest)
+    if step == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+
+{kind}.{method} = killed
+from jaxtrain.cli import main
+
+main()
+"""
+
+
+def environment(devices: int = 1, process: int | None = None, processes: int = 1, port: int = 0) -> dict[str, str]:
+    """The environment of one of several processes with so many simulated devices each."""
+    own = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    if process is None:
+        return own
+    return {
+        **own,
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(process),
+    }
+
+
+def train(function: str, run: Path, *flags: str, devices: int = 1, processes: int = 1) -> str:
+    """`jaxtrain train tests/tiny.py:function --run run` in real processes; what the first one printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jaxtrain", "train", f"{HERE / 'tiny.py'}:{function}", "--run", str(run), *flags]
+    numbers = [None] if processes == 1 else list(range(processes))
+    started = [
+        subprocess.Popen(
+            command,
+            env=environment(devices, number, processes, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in numbers
+    ]
+    printed = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, "\n".join(printed)
+    return printed[0]
+
+
+def train_killed(function: str, run: Path, step: int, during: str, devices: int = 1) -> None:
+    """The same command, killed with -9 after `step` was trained, or while its save goes on."""
+    kind, method = {"step": ("Journal", "trained"), "save": ("Checkpoints", "save")}[during]
+    module = {"step": "journal", "save": "checkpoints"}[during]
+    program = KILLED.format(kind=kind, method=method, module=module, step=step)
+    command = [sys.executable, "-c", program, "train", f"{HERE / 'tiny.py'}:{function}", "--run", str(run)]
+    done = subprocess.run(command, env=environment(devices), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == -9, done.stderr
+
+
+def losses(run: Path) -> dict[int, float]:
+    """The training loss by step, from the run's folder."""
+    return {line["step"]: line["loss"] for line in read_metrics(run / "metrics.jsonl") if line["split"] == "train"}
+
+
+def relative_difference(run: Path, other: Path) -> float:
+    """The largest relative difference of two runs' losses; they must have the same steps."""
+    mine, theirs = losses(run), losses(other)
+    assert mine.keys() == theirs.keys()
+    assert len(mine) > 0
+    return max(abs(mine[step] - theirs[step]) / abs(theirs[step]) for step in mine)
+
+
+def final_leaves(run: Path, step: int, function: str, devices: int) -> list[np.ndarray]:
+    """Every leaf of the state saved at `step`, as numpy arrays, PRNG keys as their words."""
+    program = Program(getattr(tiny, function)(), jax.devices()[:devices])
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(program.state, step)
+    words = [
+        jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in jax.tree.leaves(state)
+    ]
+    return [np.asarray(x) for x in words]

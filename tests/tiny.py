@@ -1,0 +1,61 @@
+"""Experiments so small that a process trains one in a second; some tests run them through the command line."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from jaxtrain.data import Pipeline, Source
+from jaxtrain.experiment import Experiment, Keep
+from jaxtrain.layout import Layout
+from jaxtrain.models import Blocks, Transformer
+from jaxtrain.optimizers import AdamW, Cosine
+from jaxtrain.tasks import LanguageModel
+
+
+@dataclass(frozen=True)
+class Counting(Source):
+    """Rows of tokens that count up in steps of 1 to 7: learnable, and different for every index."""
+
+    rows: int
+    length: int = 16
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"tokens": ((np.arange(self.length + 1) * (index % 7 + 1) + index) % 64).astype(np.int32)}
+
+    def identity(self) -> str:
+        """Its fields say all."""
+        return f"counting:{self.rows}:{self.length}"
+
+
+def main() -> Experiment:
+    """A language model with dropout on one device."""
+    blocks = Blocks(width=32, layers=2, heads=4, kv_heads=2, mlp=64, dropout=0.1)
+    return Experiment(
+        task=LanguageModel(model=Transformer(vocab=64, blocks=blocks)),
+        data=Pipeline(Counting(100), batch_size=16, seed=3),
+        optimizer=AdamW(schedule=Cosine(peak=1e-2, warmup=2), weight_decay=0.1, ema=0.9),
+        steps=12,
+        evals={"validation": Pipeline(Counting(20), batch_size=8, shuffle=False)},
+        log_every=1,
+        eval_every=6,
+        save_every=4,
+        keep=Keep(last=10),
+    )
+
+
+def data() -> Experiment:
+    """Data parallel."""
+    return replace(main(), layout=Layout({"data": -1}))
+
+
+def fsdp() -> Experiment:
+    """Fully sharded."""
+    return replace(main(), layout=Layout({"fsdp": -1}))
+
+
+def tensor() -> Experiment:
+    """Tensor parallel."""
+    return replace(main(), layout=Layout({"tensor": -1}))
