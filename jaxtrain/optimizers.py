@@ -76,6 +76,11 @@ class WSD(Schedule):
     decay: float = 0.2
     floor: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a fraction that is none."""
+        if not 0 <= self.decay <= 1:
+            raise ConfigError(f"optimizer.schedule.decay: {self.decay} must be from 0 to 1")
+
     def after(self, steps: int) -> optax.Schedule:
         """A constant, then a straight line."""
         falling = max(round(steps * self.decay), 1)

@@ -96,17 +96,33 @@ def _trips(bodies: Mapping[str, list[str]], rest: str) -> int:
 
 def _axes(rest: str, mesh: Mapping[str, int]) -> tuple[str, ...]:
     """The mesh axes along which the devices of one group differ."""
-    ids = np.arange(math.prod(mesh.values())).reshape(tuple(mesh.values()))
-    if named := re.search(r"replica_groups=mesh\[[^\]]*\] ?\{([^}]*)\}", rest):
-        return tuple(re.findall(r"'(\w+)'", named[1]))
+    places = np.stack(np.unravel_index(_groups(rest, math.prod(mesh.values())), tuple(mesh.values())))
+    moved = (places != places[:, :, :1]).any((1, 2))
+    return tuple(axis for axis, moves in zip(mesh, moves, strict=True) if moves) if False else tuple(
+        axis for axis, moves in zip(mesh, moved, strict=True) if moves
+    )
+
+
+def _groups(rest: str, devices: int) -> np.ndarray:
+    """i[groups, devices a group], in each of the three ways that XLA writes them; of a permutation, the pairs."""
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?\]?(?:T\([\d,]+\))?)\))? \{([^}]*)\}", rest):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        ids = _iota(named[2]) if named[2] else np.arange(devices)
+        inner = re.findall(r"'(\w+)'", named[3])
+        if ":" in named[3]:
+            raise ValueError(f"a part of a mesh axis, which this does not read: {named[0]}")
+        ids = np.moveaxis(ids.reshape(tuple(sizes.values())), [list(sizes).index(axis) for axis in inner], range(-len(inner), 0))
+        return ids.reshape(-1, math.prod(sizes[axis] for axis in inner))
     if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,{}]*)\}\}", rest):
-        groups = [[int(i) for i in group.split(",")] for group in listed[1].split("},{")]
-    elif iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        order = np.arange(ids.size).reshape([int(n) for n in iota[3].split(",")])
-        order = order.transpose([int(n) for n in iota[4].split(",")]) if iota[4] else order
-        groups = order.reshape(int(iota[1]), int(iota[2])).tolist()
-    else:
-        groups = [ids.ravel().tolist()]
-    places = {int(i): place for place, i in np.ndenumerate(ids)}
-    moved = {k for group in groups for i in group for k in range(ids.ndim) if places[i][k] != places[group[0]][k]}
-    return tuple(axis for k, axis in enumerate(mesh) if k in moved)
+        return np.array([[int(i) for i in group.split(",")] for group in listed[1].split("},{")])
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\S+?)(?:,? |,?$)", rest):
+        return _iota(iota[3]).reshape(int(iota[1]), int(iota[2]))
+    return np.arange(devices)[None]
+
+
+def _iota(text: str) -> np.ndarray:
+    """Device numbers written `[4,2]T(1,0)`: 0, 1, … in that shape, transposed."""
+    dims, _, order = text.rstrip(",").partition("T")
+    shape = [int(n) for n in dims.strip("[]").split(",")]
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    return (numbers.transpose([int(n) for n in order.strip("()").split(",")]) if order else numbers).ravel()
