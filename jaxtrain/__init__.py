@@ -5,8 +5,9 @@ Names for notebooks; the command line is `jaxtrain` (see `jaxtrain.cli`).
 
 from jaxtrain import models, tasks
 from jaxtrain.errors import ConfigError
-from jaxtrain.experiment import Experiment, load
+from jaxtrain.experiment import Experiment
 from jaxtrain.layout import MEGATRON, RULES, Layout
+from jaxtrain.loading import load
 from jaxtrain.metrics import Mean
 from jaxtrain.runs.run import Run
 from jaxtrain.step import Program, TrainState, eval_step, init_state, predict_step, train_step

@@ -15,7 +15,8 @@ import jax
 import tyro
 
 from jaxtrain.errors import ConfigError, nearest
-from jaxtrain.experiment import Experiment, Origin, load
+from jaxtrain.experiment import Experiment
+from jaxtrain.loading import Origin, load
 
 USAGE = """\
 jaxtrain train EXPERIMENT [--run DIR] [--FIELD VALUE …]   train file.py[:function]; go on if DIR holds its run
@@ -85,7 +86,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     """`jaxtrain evaluate`."""
     given = tyro.cli(Evaluate, args=list(arguments), prog="jaxtrain evaluate")
     from jaxtrain.evaluate import evaluate_run
-    from jaxtrain.experiment import load_code
+    from jaxtrain.loading import load_code
     from jaxtrain.runs.console import number
     from jaxtrain.runs.run import Run
 
@@ -100,7 +101,7 @@ def predict(arguments: Sequence[str]) -> None:
     if not given.inputs:
         raise ConfigError("predict: give at least one text or file after the run")
     from jaxtrain.evaluate import predict_run
-    from jaxtrain.experiment import load_code
+    from jaxtrain.loading import load_code
     from jaxtrain.runs.run import Run
 
     run = Run(given.run, load_code(given.code) if given.code else None)

@@ -7,20 +7,15 @@ back without running any code of the run that saved it.
 import dataclasses
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import json
-import re
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from pathlib import Path
-from types import FrameType, ModuleType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import ModuleType
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from jaxtrain.data.pipeline import HARMLESS, Pipeline
 from jaxtrain.data.sources import Source
@@ -92,9 +87,12 @@ def check_types(value: Any, path: str = "") -> None:
     hints = get_type_hints(type(value)) if dataclasses.is_dataclass(value) else {}
     for name, part in _parts(value):
         where = f"{path}.{name}".lstrip(".")
-        if name in hints and not _fits(part, hints[name]):
+        try:
+            check_type(part, hints.get(name, Any), collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        except TypeCheckError as error:
             wanted = inspect.formatannotation(hints[name])
-            raise ConfigError(f"{where}: {part!r} is a value of type {type(part).__name__}, not {wanted}")
+            kind = type(part).__name__
+            raise ConfigError(f"{where}: {part!r} is a value of type {kind}, not {wanted}") from error
         check_types(part, where)
 
 
@@ -105,28 +103,6 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(name), part) for name, part in value.items())
     elif isinstance(value, tuple):
         yield from ((str(number), part) for number, part in enumerate(value))
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type, as far as the kinds of annotations that configs use can say."""
-    kind, inner = get_origin(hint), get_args(hint)
-    if kind is Annotated:
-        return _fits(value, inner[0])
-    if kind in (Union, UnionType):
-        return any(_fits(value, choice) for choice in inner)
-    if kind is Literal:
-        return value in inner
-    if kind is tuple and isinstance(value, tuple):
-        each = (inner[0],) * len(value) if inner[-1:] == (...,) else inner
-        return len(value) == len(each) and all(map(_fits, value, each))
-    if isinstance(kind, type) and issubclass(kind, Mapping):
-        return isinstance(value, Mapping) and all(_fits(entry, inner[1]) for entry in value.values())
-    if isinstance(kind, type):
-        return isinstance(value, kind)
-    if hint is float:
-        return isinstance(value, int | float)
-    plain = isinstance(hint, type) and hint is not Any and not getattr(hint, "_is_protocol", False)
-    return not plain or isinstance(value, hint)
 
 
 def to_json(value: Any) -> Any:
@@ -219,97 +195,3 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """One line for every path whose value differs between two `meaning`s."""
     paths = sorted(path for path in {*old, *new} if old.get(path, "—") != new.get(path, "—"))
     return "\n".join(f"  {path}: {old.get(path, '—')} → {new.get(path, '—')}" for path in paths)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where an experiment came from."""
-
-    file: Path
-    function: str
-
-
-def load(where: str) -> tuple[Experiment, Origin]:
-    """The experiment that `file.py:function` names; without a function, the file's `main`, else its first."""
-    name, _, function = where.partition(":")
-    module = load_code(Path(name))
-    makers = experiments(module)
-    if not makers:
-        raise ConfigError(f"{name} has no function annotated `-> Experiment`")
-    function = function or ("main" if "main" in makers else next(iter(makers)))
-    if function not in makers:
-        raise ConfigError(f"{name} has no experiment named {function!r}{nearest(function, makers)}")
-    made = _call(makers[function], name)
-    if not isinstance(made, Experiment):
-        raise ConfigError(f"{name}: {function} returned a {type(made).__name__}, not an Experiment")
-    return made, Origin(Path(name), function)
-
-
-class _Loader(SourceFileLoader):
-    """Marks the modules that are experiment files."""
-
-
-def load_code(file: Path) -> ModuleType:
-    """The experiment file as a module. Raises ConfigError if it is not there or fails, saying at which line."""
-    if not file.is_file():
-        near = nearest(file.name, (other.name for other in file.parent.glob("*.py"))) if file.parent.is_dir() else ""
-        raise ConfigError(f"there is no experiment file {file}{near}")
-    taken = sys.modules.get(file.stem)
-    if taken is not None and not isinstance(getattr(taken.__spec__, "loader", None), _Loader):
-        raise ConfigError(f"{file}: there is a Python module {file.stem!r} already: give the file another name")
-    loader = _Loader(file.stem, str(file))
-    module = importlib.util.module_from_spec(ModuleSpec(file.stem, loader, origin=str(file)))
-    sys.modules[file.stem] = module  # dataclasses look their module up by name
-    folder = str(file.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # worker processes import by name, and begin with this path
-    _call(lambda: loader.exec_module(module), str(file))
-    return module
-
-
-def experiments(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
-    """The functions of an experiment file that return an experiment, in the order of the file."""
-    own = inspect.getmembers(module, lambda x: inspect.isfunction(x) and x.__module__ == module.__name__)
-    found = {name: f for name, f in own if f.__annotations__.get("return") in (Experiment, "Experiment")}
-    return dict(sorted(found.items(), key=lambda item: item[1].__code__.co_firstlineno))
-
-
-def _call(function: Callable[[], Any], name: str) -> Any:
-    """What a function of the file `name` returns; whatever it raises becomes a ConfigError that says at which line."""
-    try:
-        return function()
-    except Exception as error:  # the user's code may raise anything
-        trace = list(traceback.walk_tb(error.__traceback__))
-        lines = [line for frame, line in trace if Path(frame.f_code.co_filename).name == Path(name).name]
-        lines += [error.lineno] if isinstance(error, SyntaxError) and error.lineno else []
-        where = f"{name}, line {lines[-1]}" if lines else name
-        raise ConfigError(f"{where}: {_explained(error, [frame for frame, _ in trace])}") from error
-
-
-def _explained(error: Exception, frames: Sequence[FrameType]) -> str:
-    if isinstance(error, ConfigError):
-        return str(error)
-    for frame in frames:
-        if frame.f_code.co_name == "__post_init__":  # it may have met a value that is not of its field's type
-            try:
-                check_types(frame.f_locals["self"], type(frame.f_locals["self"]).__name__)
-            except ConfigError as wrong:
-                return str(wrong)
-    return f"{type(error).__name__}: {error}{_near(error, frames)}"
-
-
-def _near(error: Exception, frames: Sequence[FrameType]) -> str:
-    """The name that was probably meant, where an error is about a name that is not there."""
-    seen = {name: value for frame in frames for name, value in (*frame.f_globals.items(), *frame.f_locals.items())}
-    if isinstance(error, NameError):
-        return nearest(error.name or "", seen, listed=False)
-    if isinstance(error, AttributeError):
-        return nearest(error.name or "", dir(error.obj), listed=False)
-    if found := re.match(r"cannot import name '(\w+)'", str(error)):
-        module = sys.modules.get(getattr(error, "name", None) or "")
-        return nearest(found[1], getattr(module, "__all__", dir(module)), listed=False)
-    if found := re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)):
-        kinds = (value if isinstance(value, type) else type(value) for value in seen.values())
-        kind = next((kind for kind in kinds if kind.__name__ == found[1]), None)
-        return nearest(found[2], inspect.signature(kind).parameters) if kind else ""
-    return ""

@@ -141,6 +141,8 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh) -> TrainSt
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     state = jax.tree_util.tree_map_with_path(place, shapes)
+    for pipeline in experiment.evals.values():
+        layout.batch_sharding(mesh, pipeline.batch_size)
     rows = layout.batch_sharding(mesh, experiment.data.batch_size).spec
     used = {axis for spec in (*by_path.values(), rows) for entry in spec for axis in _axes(entry)}
     for axis, size in sizes.items():

@@ -11,7 +11,8 @@ import jax
 
 from jaxtrain.cluster import Stop
 from jaxtrain.evaluate import evaluate_all
-from jaxtrain.experiment import Experiment, Origin
+from jaxtrain.experiment import Experiment
+from jaxtrain.loading import Origin
 from jaxtrain.models.attention import implementations
 from jaxtrain.runs.journal import Journal
 from jaxtrain.runs.record import Clock
@@ -64,5 +65,5 @@ def train(experiment: Experiment, folder: Path | None = None, origin: Origin | N
                 break
         with clock("checkpoint"):
             checkpoints.wait()
-        journal.say("ended", step=done, of=experiment.steps)
+        journal.ended(done)
     return run, state

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from jaxtrain.data import Digits, MovieReviews, Source, Take, Windows
-from jaxtrain.experiment import load
+from jaxtrain.loading import load
 
 ORDERS = (1, 2, 3, 4, 5, 6)
 

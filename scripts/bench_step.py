@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.data import Arrays, Pipeline
-from jaxtrain.experiment import Experiment, load
+from jaxtrain.experiment import Experiment
+from jaxtrain.loading import load
 from jaxtrain.models import Blocks, Precision, Transformer
 from jaxtrain.optimizers import AdamW, Cosine
 from jaxtrain.step import Program
@@ -212,7 +213,7 @@ def torch_python() -> str:
     return str(folder / "bin" / "python")
 
 
-def beside_torch(rounds: int = 5, steps: int = 2) -> None:
+def beside_torch(rounds: int = 5, steps: int = 1) -> None:
     """The same small GPT here and in PyTorch."""
     shape = Shape()
     sizes = [str(size) for size in vars(shape).values()]

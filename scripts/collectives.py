@@ -1,48 +1,206 @@
 """The collectives of a compiled train step, read off its HLO, and what a textbook asks for, from shapes alone.
 
-Run it for a table of both on eight simulated devices: `python scripts/collectives.py`. `tests/test_collectives.py`
-holds them together; `scripts/collectives_tpu.py` does the same for a TPU that need not be there.
+`python scripts/collectives.py` prints both for meshes of eight simulated devices; `tests/test_collectives.py` holds
+them together, and `scripts/collectives_tpu.py` does the same for a TPU that need not be there.
+
+Every array counts by itself, also where XLA sends several at once. Its bytes are those of the whole array on one device:
+before a reduction, after a gathering.
 """
 
 import json
 import math
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from jaxtrain import MEGATRON, Experiment, Layout, Program
+from jaxtrain.data import Arrays, Pipeline
+from jaxtrain.models import Blocks, Transformer
+from jaxtrain.optimizers import AdamW
+from jaxtrain.tasks import LanguageModel
+
+Key = tuple[str, str, int]
+"""Kind, mesh axes joined by `×`, bytes of one array."""
+
+IGNORED = 2048
+"""Arrays of fewer bytes count as nothing: scales of norms, a softmax's maximum and sum, metrics."""
+
+MESHES: tuple[Layout, ...] = (
+    Layout({"data": 8}),
+    Layout({"fsdp": 8}),
+    Layout({"tensor": 8}),
+    Layout({"sequence": 8}),
+    Layout({"tensor": 8}, MEGATRON),
+    Layout({"data": 2, "fsdp": 4}),
+    Layout({"data": 2, "tensor": 4}),
+    Layout({"fsdp": 2, "tensor": 4}),
+    Layout({"fsdp": 4, "sequence": 2}),
+    Layout({"tensor": 2, "sequence": 4}),
+    Layout({"data": 2, "fsdp": 2, "tensor": 2}),
+)
+
+
+def experiment(layout: Layout, blocks: Blocks, vocab: int, length: int, microbatches: int = 1) -> Experiment:
+    """A language model on nothing in particular; batches of 16 rows."""
+    rows = Arrays({"tokens": np.zeros((16, length + 1), np.int32)})
+    return Experiment(
+        task=LanguageModel(model=Transformer(vocab=vocab, blocks=blocks)),
+        data=Pipeline(rows, batch_size=16),
+        optimizer=AdamW(),
+        steps=1,
+        layout=layout,
+        microbatches=microbatches,
+    )
+
+
+def small(layout: Layout, microbatches: int = 1) -> Experiment:
+    """Sizes that give every kind of array another number of bytes."""
+    return experiment(
+        layout, Blocks(width=64, layers=4, heads=8, mlp=192), vocab=512, length=24, microbatches=microbatches
+    )
+
+
+def textbook(experiment: Experiment, accelerator: bool = False) -> Counter[Key]:
+    """How often one step should send which arrays over which mesh axes; see the four functions below.
+
+    `accelerator`: as on TPUs and GPUs. Where these use reduce-scatter, CPUs all-reduce and slice; and while these add
+    up the gradients of several matmuls of one input and reduce the sum, on CPUs each is reduced for itself.
+    """
+    return _over_data(experiment) + _over_fsdp(experiment, accelerator) + _over_heads(experiment, accelerator)
+
+
+def _kernels(experiment: Experiment) -> list[int]:
+    """The bytes of the kernels of one block on a device that has gathered them."""
+    model, (parts, _) = _model(experiment), _head_axes(experiment)
+    D, M, G = model.blocks.width, model.blocks.hidden, model.blocks.width // model.blocks.heads * model.blocks.groups
+    return [4 * size // _devices(experiment, parts) for size in (D * D, D * G, D * G, D * D, D * M, D * M, M * D)]
+
+
+def _table(experiment: Experiment) -> int:
+    """The bytes of a device's part of the vocabulary."""
+    model, (parts, _) = _model(experiment), _head_axes(experiment)
+    return 4 * model.vocab * model.blocks.width // _devices(experiment, parts)
+
+
+def _over_data(experiment: Experiment) -> Counter[Key]:
+    """data: every gradient is all-reduced once (the table's, used at both ends, twice), of a kernel that `fsdp` splits
+    only a device's part.
+    """
+    found: Counter[Key] = Counter()
+    mesh, layers = experiment.layout.mesh, _model(experiment).blocks.layers
+    if "data" in mesh:
+        for size in _kernels(experiment):
+            found[_key("all-reduce", ["data"], size // mesh.get("fsdp", 1))] += layers
+        found[_key("all-reduce", [axis for axis in mesh if axis in ("data", "fsdp")], _table(experiment))] += 2
+    return found
+
+
+def _over_fsdp(experiment: Experiment, accelerator: bool) -> Counter[Key]:
+    """fsdp: every kernel of a block is gathered in the forward pass and again in the backward pass, and its gradient
+    reduced (and scattered); the table is gathered once, and its gradient reduced as over data.
+    """
+    found: Counter[Key] = Counter()
+    mesh, layers = experiment.layout.mesh, _model(experiment).blocks.layers
+    if "fsdp" in mesh:
+        for size in _kernels(experiment):
+            found[_key("all-gather", ["fsdp"], size)] += 2 * layers
+            found[_key("reduce-scatter" if accelerator else "all-reduce", ["fsdp"], size)] += layers
+        found[_key("all-gather", ["fsdp"], _table(experiment))] += 1
+        if "data" not in mesh:
+            found[_key("all-reduce", ["fsdp"], _table(experiment))] += 2
+    return found
+
+
+def _over_heads(experiment: Experiment, accelerator: bool) -> Counter[Key]:
+    """tensor: activations f[B, L, D] are all-reduced twice a block in the forward pass (after attention and after the
+    mlp) and twice in the backward pass (before them; on CPUs five times: queries, keys, values, gate, up), once after
+    the embedding and once before the scores. Accuracy gathers the largest logit of every part of the vocabulary and
+    its index.
+
+    sequence (Megatron): the same, but what splits the residual stream gathers before every such pair of matmuls and
+    reduce-scatters after it, the other way round in the backward pass; the bytes sent are those of the all-reduces
+    above. A mesh axis that splits the heads and not the residual stream then all-reduces just the scattered part.
+    """
+    found: Counter[Key] = Counter()
+    model, (heads, residual) = _model(experiment), _head_axes(experiment)
+    if not heads:
+        return found
+    batch = experiment.data.batch_size // _devices(experiment, ["data", "fsdp"])
+    positions = batch * (experiment.data.example()["tokens"].shape[1] - 1)
+    itemsize = 2 if accelerator and model.blocks.precision.compute == "bfloat16" else 4
+    size, layers = positions * model.blocks.width * itemsize, model.blocks.layers
+    reduce = "reduce-scatter" if accelerator and residual else "all-reduce"
+    rest = [axis for axis in heads if axis not in residual]
+    for axes, bytes in ((residual, size), (rest, size // _devices(experiment, residual))):
+        if axes:
+            found[_key(reduce if axes is residual else "all-reduce", axes, bytes)] += 2 * layers
+    found[_key(reduce, heads, size)] += (2 if accelerator else 5) * layers
+    found[_key(reduce, heads, size)] += 2
+    if residual:
+        found[_key("all-gather", residual, size)] += 4 * layers + 2
+    found[_key("all-gather", heads, positions * 4 * _devices(experiment, heads))] += 2
+    return found
+
+
+def _model(experiment: Experiment) -> Transformer:
+    if not isinstance(experiment.task.model, Transformer):
+        raise TypeError(f"no formula for a {type(experiment.task.model).__name__}")
+    return experiment.task.model
+
+
+def _head_axes(experiment: Experiment) -> tuple[list[str], list[str]]:
+    """The mesh axes that split heads, mlp and vocabulary, and those that split the residual stream."""
+    layout = experiment.layout
+    residual = layout.rules["residual"] or ()
+    split = (residual,) if isinstance(residual, str) else residual
+    return [axis for axis in layout.mesh if axis in ("tensor", "sequence")], [
+        axis for axis in layout.mesh if axis in split
+    ]
+
+
+def _devices(experiment: Experiment, axes: list[str]) -> int:
+    return math.prod(experiment.layout.mesh.get(axis, 1) for axis in axes)
+
+
+def _key(kind: str, axes: list[str], bytes: int) -> Key:
+    return kind, "×".join(axes), bytes
+
+
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-BYTES = {"pred": 1, "s4": 1, "u4": 1, "bf16": 2, "f16": 2}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"^(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
-_CALLED = re.compile(r"\b(?:calls|to_apply|called_computations?|body|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?")
-_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\((.*)$")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|called_computations|branch_computations)=\{?(%?[\w.\-]+(?:, %[\w.\-]+)*)"
+)
+_ARRAY = re.compile(r"\b(pred|bf16|[a-z]\d+)\[([\d,]*)\]")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^ ]*)\))? \{([^}]*)\}")
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of a program."""
+    """One array that the devices of a program exchange."""
 
     kind: str
     axes: tuple[str, ...]
-    """The mesh axes along which its devices lie."""
+    """The mesh axes along which the devices of a group lie."""
     bytes: int
-    """A device's bytes of the whole array: before a reduction, after a gathering."""
     times: int
-    """How often a step runs it."""
+    """How often a step sends it: more than once in the body of a loop."""
     where: str
     """The operation of the model that it comes from."""
 
+    @property
+    def key(self) -> Key:
+        return _key(self.kind, list(self.axes), self.bytes)
+
 
 def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
-    """Every collective of the program, once a line of the HLO `text`."""
-    entry, bodies = _computations(text)
-    return list(_walk(bodies, entry, 1, mesh))
-
-
-def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
+    """Every array of `IGNORED` bytes or more that the HLO `text` of a program for this mesh exchanges."""
     entry, bodies, name = "", {}, ""
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
@@ -53,76 +211,139 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
             name = ""
         elif name:
             bodies[name].append(line.strip())
-    return entry, bodies
+    if not entry:
+        raise ValueError("no ENTRY computation in this text: it is not that of a compiled program")
+    return [found for found in _walk(bodies, entry, 1, mesh, set()) if found.bytes >= IGNORED]
 
 
-def _walk(bodies: Mapping[str, list[str]], name: str, times: int, mesh: Mapping[str, int]) -> Iterator[Collective]:
-    for line in bodies.get(name, ()):
+def counted(found: list[Collective]) -> Counter[Key]:
+    """How often a step sends which arrays: what `textbook` says they should be."""
+    total: Counter[Key] = Counter()
+    for collective in found:
+        total[collective.key] += collective.times
+    return total
+
+
+def _walk(
+    bodies: Mapping[str, list[str]], name: str, times: int, mesh: Mapping[str, int], seen: set[str]
+) -> Iterator[Collective]:
+    for line in bodies[name]:
         match = _INSTRUCTION.match(line)
         if not match:
             continue
-        _, shape, kind, rest = match.groups()
+        shape, kind, rest = match.groups()
         base = kind.removesuffix("-start")
         if base in KINDS:
-            sizes = [_size(*array) for array in _ARRAY.findall(shape)]
-            whole = max(sizes) if kind.endswith("-start") else sum(sizes)
-            axes = _axes(rest, mesh)
-            if base == "reduce-scatter":
-                whole *= math.prod(mesh[axis] for axis in axes)
-            where = re.search(r'op_name="([^"]*)"', rest)
-            yield Collective(base, axes, whole, times, where[1] if where else "")
-        elif not base.endswith("-done"):
+            # A TPU's asynchronous collective is written out several times, in the pieces that it is run in.
+            channel = re.search(r"channel_id=\d+", rest)
+            if channel and "chain_id" in rest and channel[0] in seen:
+                continue
+            seen.add(channel[0] if channel else "")
+            yield from _read(name, base, kind.endswith("-start"), shape, rest, times, mesh)
+        elif not kind.endswith("-done"):
             inner = times * (_trips(bodies, rest) if kind == "while" else 1)
             for called in _CALLED.findall(rest):
                 for other in called.replace("%", "").split(", "):
-                    yield from _walk(bodies, other, inner, mesh)
+                    yield from _walk(bodies, other, inner, mesh, seen)
+
+
+def _read(
+    name: str, kind: str, start: bool, shape: str, rest: str, times: int, mesh: Mapping[str, int]
+) -> Iterator[Collective]:
+    sizes = [_size(dtype, dims) for dtype, dims in _ARRAY.findall(shape)]
+    if start and kind == "all-gather":
+        sizes = sizes[len(sizes) // 2 :]  # after the operands come the results
+    elif start and kind == "collective-permute":
+        sizes = sizes[:1]
+    elif kind == "all-to-all":
+        sizes = [sum(sizes)]
+    axes = _axes(rest, mesh)
+    if kind == "reduce-scatter":
+        sizes = [size * math.prod(mesh[axis] for axis in axes) for size in sizes]
+    if name.startswith("all-reduce-scatter"):  # what TPUs call the computation of a reduce-scatter
+        kind = "reduce-scatter"
+    where = re.search(r'op_name="([^"]*)"', rest)
+    for size in sizes:
+        yield Collective(kind, axes, size, times, where[1] if where else "")
 
 
 def _size(dtype: str, dims: str) -> int:
-    bits = re.search(r"\d+", dtype)
-    size = BYTES.get(dtype) or (int(bits[0]) // 8 if bits else 4)
-    return size * math.prod(int(dim) for dim in dims.split(",") if dim)
+    bits = 8 if dtype == "pred" else int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz"))
+    return bits * math.prod(int(dim) for dim in dims.split(",") if dim) // 8
 
 
 def _trips(bodies: Mapping[str, list[str]], rest: str) -> int:
+    """How often a loop runs: said by the CPU's and GPU's compilers, on TPUs the one constant of its condition."""
     if known := re.search(r'"known_trip_count":(\{[^}]*\})', rest):
         return int(json.loads(known[1])["n"])
     condition = re.search(r"condition=%?([\w.\-]+)", rest)
-    bounds = re.findall(r"s32\[\][^ ]* constant\((\d+)\)", "\n".join(bodies[condition[1]])) if condition else []
+    bounds = re.findall(r"= s32\[\]\S* constant\((\d+)\)", "\n".join(bodies[condition[1]])) if condition else []
     if len(bounds) != 1:
-        raise ValueError(f"cannot tell how often this loop runs: {rest[:200]}")
+        raise ValueError(f"cannot tell how often this loop runs: {rest[:300]}")
     return int(bounds[0])
 
 
 def _axes(rest: str, mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """The mesh axes along which the devices of one group differ."""
+    """The mesh axes along which the devices of any one group differ."""
     places = np.stack(np.unravel_index(_groups(rest, math.prod(mesh.values())), tuple(mesh.values())))
     moved = (places != places[:, :, :1]).any((1, 2))
-    return tuple(axis for axis, moves in zip(mesh, moves, strict=True) if moves) if False else tuple(
-        axis for axis, moves in zip(mesh, moved, strict=True) if moves
-    )
+    return tuple(axis for axis, moves in zip(mesh, moved, strict=True) if moves)
 
 
 def _groups(rest: str, devices: int) -> np.ndarray:
-    """i[groups, devices a group], in each of the three ways that XLA writes them; of a permutation, the pairs."""
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?\]?(?:T\([\d,]+\))?)\))? \{([^}]*)\}", rest):
+    """Device numbers i[groups, devices a group], in all the ways that XLA writes them; the pairs of a permutation."""
+    if named := _MESH.search(rest):
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        ids = _iota(named[2]) if named[2] else np.arange(devices)
-        inner = re.findall(r"'(\w+)'", named[3])
         if ":" in named[3]:
-            raise ValueError(f"a part of a mesh axis, which this does not read: {named[0]}")
-        ids = np.moveaxis(ids.reshape(tuple(sizes.values())), [list(sizes).index(axis) for axis in inner], range(-len(inner), 0))
+            raise ValueError(f"groups along a part of a mesh axis cannot be read: {named[0]}")
+        inner = re.findall(r"'(\w+)'", named[3])
+        ids = (_iota(named[2]) if named[2] else np.arange(devices)).reshape(tuple(sizes.values()))
+        ids = np.moveaxis(ids, [list(sizes).index(axis) for axis in inner], range(-len(inner), 0))
         return ids.reshape(-1, math.prod(sizes[axis] for axis in inner))
     if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,{}]*)\}\}", rest):
-        return np.array([[int(i) for i in group.split(",")] for group in listed[1].split("},{")])
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\S+?)(?:,? |,?$)", rest):
+        return np.array([[int(number) for number in group.split(",")] for group in listed[1].split("},{")])
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
         return _iota(iota[3]).reshape(int(iota[1]), int(iota[2]))
     return np.arange(devices)[None]
 
 
 def _iota(text: str) -> np.ndarray:
-    """Device numbers written `[4,2]T(1,0)`: 0, 1, … in that shape, transposed."""
-    dims, _, order = text.rstrip(",").partition("T")
-    shape = [int(n) for n in dims.strip("[]").split(",")]
+    """Device numbers written as `[4,2]T(1,0)`: 0, 1, … in that shape, transposed."""
+    dims, _, order = text.partition("T")
+    shape = [int(number) for number in dims.strip("[]").split(",")]
     numbers = np.arange(math.prod(shape)).reshape(shape)
-    return (numbers.transpose([int(n) for n in order.strip("()").split(",")]) if order else numbers).ravel()
+    return (numbers.transpose([int(number) for number in order.strip("()").split(",")]) if order else numbers).ravel()
+
+
+def named(layout: Layout) -> str:
+    """A layout in a few words."""
+    sizes = " ".join(f"{axis} {size}" for axis, size in layout.mesh.items())
+    return sizes + (" MEGATRON" if layout.rules == MEGATRON else "")
+
+
+def report(name: str, found: Counter[Key], expected: Counter[Key]) -> None:
+    """Print bytes and counts by kind and axes."""
+    expected = Counter({key: times for key, times in expected.items() if key[2] >= IGNORED})
+    for kind, axes in sorted({key[:2] for key in (*found, *expected)}):
+        rows = [Counter({key: n for key, n in side.items() if key[:2] == (kind, axes)}) for side in (found, expected)]
+        count, wanted = (side.total() for side in rows)
+        sent, asked = (sum(key[2] * times for key, times in side.items()) for side in rows)
+        ratio = f"{sent / asked:.2f}" if asked else "–"
+        print(f"{name:26} {kind:18} {axes:18} {count:6} {wanted:6} {sent:12} {asked:12} {ratio:>6}", flush=True)
+
+
+HEADER = f"{'mesh':26} {'kind':18} {'axes':18} {'count':>6} {'asked':>6} {'bytes':>12} {'asked':>12} {'ratio':>6}"
+
+
+def main() -> None:
+    print(HEADER)
+    for layout in MESHES:
+        program = Program(small(layout))
+        found = collectives(program.lower().compile().as_text() or "", program.mesh.shape)
+        report(named(layout), counted(found), textbook(program.experiment))
+
+
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    main()

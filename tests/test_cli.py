@@ -10,7 +10,7 @@ import pytest
 
 from jaxtrain import Run, cli
 from jaxtrain.data import digits
-from jaxtrain.experiment import load
+from jaxtrain.loading import load
 from jaxtrain.runs.run import begin
 
 TEXTS = """

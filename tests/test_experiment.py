@@ -16,14 +16,12 @@ from jaxtrain.experiment import (
     Keep,
     check_types,
     difference,
-    experiments,
     fingerprint,
     from_json,
-    load,
-    load_code,
     meaning,
     to_json,
 )
+from jaxtrain.loading import experiments, load, load_code
 from jaxtrain.models import Blocks, NGrams, Transformer, ViT
 from jaxtrain.optimizers import AdamW, Constant
 from jaxtrain.tasks import Classification, LanguageModel, Regression
@@ -70,7 +68,7 @@ def other(value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        return value + 2
+        return value * 3 or 2
     if isinstance(value, str):
         return OTHERS.get(value, value + "x")
     if value is None:

@@ -23,6 +23,7 @@ ROOMS = (
     "optimizers",
     "data",
     "experiment",
+    "loading",
     "step",
     "runs",
     "evaluate",

@@ -32,7 +32,9 @@ esac
 
 def test_the_readme_names_only_languages_that_are_run_or_drawn() -> None:
     assert {language for language, _ in BLOCKS} == {"bash", "python", "text"}
-    assert any(line.startswith("pip install uv && uv run jaxtrain train experiments/sentiment.py") for line in RUN_LINES)
+    assert any(
+        line.startswith("pip install uv && uv run jaxtrain train experiments/sentiment.py") for line in RUN_LINES
+    )
     assert any(line.startswith("pip install uv && uv run pytest") for line in RUN_LINES)
 
 

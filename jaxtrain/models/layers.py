@@ -113,6 +113,9 @@ class Embedding(nnx.Module):
         replicate it all ("involuntary full rematerialisation").
         """
         x_BLD = shard(self.table[...], "vocab", None)[ids_BL].astype(self.precision.activations)
+        # Rows first add up over the parts of the vocabulary, and only then are they split by position: asked for both
+        # at once, XLA gathers the table or permutes the rows.
+        x_BLD = shard(x_BLD, "batch", "sequence", None)
         return shard(x_BLD * self.table.shape[1] ** 0.5, "batch", "residual", None)
 
     def scores(self, x_BLD: jax.Array) -> jax.Array:

@@ -89,7 +89,9 @@ class Block(nnx.Module):
         k_BLGK = shard(self.key(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "kv_heads", None)
         v_BLGK = shard(self.value(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "kv_heads", None)
         mixed = attention(rotate(q_BLHK), rotate(k_BLGK), v_BLGK, self.causal, valid_BL, self.config.attention)
-        added = shard(self.attended(mixed.reshape(B, L, -1)), "batch", "residual", None)
+        # Constrains the gradient too: else XLA runs the backward pass of attention split over positions.
+        mixed_BLHK = shard(mixed, "batch", "sequence", "heads", None)
+        added = shard(self.attended(mixed_BLHK.reshape(B, L, -1)), "batch", "residual", None)
         x_BLD = x_BLD + dropout(added, rate, fold(keys_B, 0))
 
         h_BLD = shard(self.norm_mlp(x_BLD), "batch", "sequence", None)

@@ -63,11 +63,15 @@ class Journal:
             self._write(step, split, values, {})
         self._since = time.perf_counter()
 
-    def close(self) -> None:
-        """Write all that is left."""
+    def ended(self, step: int) -> None:
+        """No more steps follow: write all that is left."""
         if self._period:
             self._turn()
         self.flush()
+        self.say("ended", step=step, of=self._experiment.steps)
+
+    def close(self) -> None:
+        """Leave files and console in order."""
         self._console.close()
         self._recorder.close()
 

@@ -16,8 +16,9 @@ import jax
 
 from jaxtrain.cluster import first, same_everywhere
 from jaxtrain.errors import ConfigError
-from jaxtrain.experiment import Experiment, Origin, difference, fingerprint, from_json, meaning, to_json
+from jaxtrain.experiment import Experiment, difference, fingerprint, from_json, meaning, to_json
 from jaxtrain.layout import Layout
+from jaxtrain.loading import Origin
 from jaxtrain.runs.record import environment, read_json, read_metrics, write_json
 from jaxtrain.step import Program, TrainState
 

@@ -1,0 +1,119 @@
+"""Law: each layout lowers to the collectives that the textbook asks for, no more bytes; `scripts/collectives.py` says which."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxtrain import Layout, Program
+from jaxtrain.loading import load_code
+
+scripts = load_code(Path(__file__).parents[1] / "scripts" / "collectives.py")
+
+FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""Compile quickly: which collectives there are is decided before any of this."""
+
+DEFAULT = ("data 8", "fsdp 8", "tensor 8", "data 2 fsdp 2 tensor 2", "tensor 2 sequence 4")
+
+
+def sent(layout: Layout, microbatches: int = 1):
+    program = Program(scripts.small(layout, microbatches))
+    text = program.lower().compile(compiler_options=FAST).as_text()
+    assert text is not None
+    return program, scripts.collectives(text, program.mesh.shape)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(
+            layout, id=scripts.named(layout), marks=[] if scripts.named(layout) in DEFAULT else pytest.mark.slow
+        )
+        for layout in scripts.MESHES
+    ],
+)
+def test_a_step_sends_exactly_the_arrays_that_the_textbook_asks_for(layout):
+    program, found = sent(layout)
+    expected = {key: n for key, n in scripts.textbook(program.experiment).items() if key[2] >= scripts.IGNORED}
+    assert dict(scripts.counted(found)) == expected
+
+
+def test_one_device_sends_nothing():
+    program = Program(scripts.small(Layout()))
+    text = program.lower().compile(compiler_options=FAST).as_text()
+    assert scripts.collectives(text, program.mesh.shape) == []
+
+
+@pytest.mark.parametrize(
+    "mesh", [{"data": 8}, pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow)], ids=str
+)
+def test_microbatches_reduce_gradients_over_data_once_a_step(mesh):
+    program, found = sent(Layout(mesh), microbatches=2)
+    over_data = [collective for collective in found if "data" in collective.axes]
+    assert {collective.times for collective in over_data} == {1}
+    parts = [leaf.sharding.shard_shape(leaf.shape) for leaf in _leaves(program.state.params)]
+    assert max(collective.bytes for collective in over_data) >= max(4 * _product(shape) for shape in parts)
+    assert sum(collective.bytes for collective in over_data) <= 2.1 * sum(4 * _product(shape) for shape in parts)
+
+
+HLO = """HloModule example
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (state: (s32[], f32[256,8])) -> (s32[], f32[256,8]) {
+  %both = (f32[256,8]{1,0}, bf16[1024]{0}) all-reduce(%x, %y), channel_id=1, replica_groups=GROUPS, to_apply=%add
+}
+
+%condition (state: (s32[], f32[256,8])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(3)
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+ENTRY %main (x: f32[256,8]) -> f32[256,8] {
+  %scattered = f32[1024]{0} reduce-scatter(%x), channel_id=2, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  %tiny = f32[] all-reduce(%x), channel_id=3, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  %loop = (s32[], f32[256,8]) while(%state), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("{{0,4},{1,5},{2,6},{3,7}}", ("data",)),
+        ("[4,2]<=[8]", ("tensor",)),
+        ("[4,2]<=[2,4]T(1,0)", ("data",)),
+        ("[2,4]<=[8]", ("fsdp", "tensor")),
+        ("mesh['axis_0'=2,'axis_1'=2,'axis_2'=2] {'axis_1'}", ("fsdp",)),
+        ("mesh['axis_0'=2,'axis_1'=2,'axis_2'=2], device_ids=([2,2,2]T(2,1,0)) {'axis_0'}", ("tensor",)),
+        ("mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", ("fsdp", "tensor")),
+        ("{}", ("data", "fsdp", "tensor")),
+    ],
+)
+def test_the_parser_reads_bytes_axes_and_loops(groups, axes):
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(scripts.counted(scripts.collectives(HLO.replace("GROUPS", groups), mesh))) == {
+        ("all-reduce", "×".join(axes), 256 * 8 * 4): 3,
+        ("all-reduce", "×".join(axes), 1024 * 2): 3,
+        ("reduce-scatter", "tensor", 2 * 1024 * 4): 1,
+    }
+
+
+def test_the_parser_refuses_what_it_cannot_read():
+    with pytest.raises(ValueError, match="how often this loop runs"):
+        scripts.collectives(HLO.replace("constant(3)", "parameter(0)").replace("GROUPS", "{}"), {"data": 8})
+    with pytest.raises(ValueError, match="not that of a compiled program"):
+        scripts.collectives("module @jit_train_step {}", {"data": 8})
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def _product(shape):
+    import math
+
+    return math.prod(shape)

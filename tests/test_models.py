@@ -1,0 +1,289 @@
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtrain import ConfigError
+from jaxtrain.layout import Named, plain
+from jaxtrain.models import Blocks, NGrams, Precision, Transformer, ViT
+from jaxtrain.models.attention import BLOCK, attention
+from jaxtrain.models.layers import dot, dropout, rotate
+from jaxtrain.models.ngrams import word_hashes
+
+SMALL = Blocks(width=16, layers=2, heads=2, mlp=32)
+TOKENS = np.random.default_rng(0).integers(1, 20, (3, 8), np.int32)
+MODELS = {
+    "decoder": (Transformer(vocab=20, blocks=SMALL), TOKENS, (3, 8, 20)),
+    "untied": (Transformer(vocab=20, outputs=5, tied=False, blocks=SMALL), TOKENS, (3, 8, 5)),
+    "encoder": (
+        Transformer(vocab=20, outputs=2, tied=False, causal=False, pooled=True, blocks=SMALL),
+        TOKENS,
+        (3, 2),
+    ),
+    "grouped": (Transformer(vocab=20, blocks=replace(SMALL, kv_heads=1)), TOKENS, (3, 8, 20)),
+    "vit": (ViT(outputs=4, blocks=SMALL), np.random.default_rng(0).random((3, 4, 6, 1), np.float32), (3, 4)),
+    "ngrams": (NGrams(buckets=32, words=4, width=4), np.full((3, 12), ord("a"), np.uint8), (3, 2)),
+}
+
+
+@functools.cache
+def parameters(model, shape, dtype):
+    return jax.jit(lambda key: plain(model.init(key, jnp.zeros(shape, dtype))))(jax.random.key(1))
+
+
+def applied(model, inputs, keys=None, params=None):
+    params = parameters(model, inputs.shape, inputs.dtype) if params is None else params
+    return np.asarray(jax.jit(model.apply)(params, inputs, keys))
+
+
+def close(one, two, tolerance=1e-5):
+    np.testing.assert_allclose(np.asarray(one, np.float32), np.asarray(two, np.float32), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_builds_and_applies_with_no_mesh(name):
+    model, inputs, shape = MODELS[name]
+    named = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))
+    for leaf in jax.tree.leaves(named, is_leaf=lambda x: isinstance(x, Named)):
+        assert len(leaf.axes) == len(leaf.value.shape)
+    tree = parameters(model, inputs.shape, inputs.dtype)
+    nodes = jax.tree.leaves(tree, is_leaf=lambda x: not isinstance(x, dict))
+    assert all(isinstance(node, jax.Array) for node in nodes)  # nothing but dicts and arrays
+    out = applied(model, inputs)
+    assert (out.shape, out.dtype) == (shape, np.float32)
+    assert np.isfinite(out).all()
+
+
+def test_the_first_logits_are_near_those_of_chance_and_blocks_are_stacked():
+    model, inputs, _ = MODELS["untied"]
+    assert np.abs(applied(model, inputs)).max() < 5
+    blocks = parameters(model, inputs.shape, inputs.dtype)["blocks"]["block"]
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(blocks)} == {SMALL.layers}
+    first, second = blocks["up"]["kernel"]
+    assert not np.array_equal(first, second)
+
+
+def test_a_later_token_changes_no_earlier_logit_of_a_causal_model():
+    model = MODELS["decoder"][0]
+    changed = TOKENS.copy()
+    changed[:, 5] = 1 + changed[:, 5] % 18
+    before, after = applied(model, TOKENS), applied(model, changed)
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert (np.abs(before[:, 5:] - after[:, 5:]).max(axis=(0, 2)) > 1e-6).all()
+
+
+def test_every_token_counts_in_a_model_that_is_not_causal():
+    model = MODELS["encoder"][0]
+    for position in (0, 7):
+        changed = TOKENS.copy()
+        changed[:, position] = 1 + changed[:, position] % 18
+        assert (np.abs(applied(model, TOKENS) - applied(model, changed)) > 1e-7).all()
+
+
+def test_padding_does_not_change_what_a_pooled_encoder_says():
+    model, inputs, _ = MODELS["encoder"]
+    params = parameters(model, inputs.shape, inputs.dtype)
+    padded = np.pad(TOKENS, ((0, 0), (0, 5)))
+    close(applied(model, TOKENS, params=params), applied(model, padded, params=params))
+    assert np.isfinite(applied(model, np.zeros_like(TOKENS), params=params)).all()
+
+
+def qkv(length, heads=4, groups=2, rows=2, size=8):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((rows, length, heads, size), (rows, length, groups, size), (rows, length, groups, size))
+    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def reference(q, k, v, causal, valid=None):
+    """Attention with plain loops over heads, in numpy."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    repeat = q.shape[2] // k.shape[2]
+    for head in range(q.shape[2]):
+        scores = q[:, :, head] @ k[:, :, head // repeat].transpose(0, 2, 1) / q.shape[3] ** 0.5
+        if causal:
+            scores = np.where(np.tril(np.ones(scores.shape[1:], bool)), scores, -np.inf)
+        if valid is not None:
+            scores = np.where(valid[:, None, :], scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        out[:, :, head] = weights / weights.sum(-1, keepdims=True) @ v[:, :, head // repeat]
+    return out
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_with_grouped_heads_is_that_of_the_formula(causal):
+    q, k, v = qkv(7)
+    valid = np.arange(7) < np.array([[7], [4]])
+    attend = jax.jit(functools.partial(attention, causal=causal, implementation="dense"))
+    close(attend(q, k, v), reference(q, k, v, causal))
+    close(attend(q, k, v, valid_BT=valid), reference(q, k, v, causal, valid))
+    close(attend(q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2)), reference(q, k, v, causal))
+
+
+@pytest.mark.parametrize("length", [BLOCK, BLOCK + 1, 2 * BLOCK + 6])
+def test_attention_by_blocks_is_dense_attention_in_values_and_gradients(length):
+    q, k, v = qkv(length)
+    valid = jnp.arange(length) < jnp.array([[length], [length // 2]])
+
+    def results(implementation):
+        def summed(q, k, v):
+            out = attention(q, k, v, True, valid, implementation)
+            return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
+
+        return jax.jit(jax.value_and_grad(summed, (0, 1, 2), has_aux=True))(q, k, v)
+
+    (_, dense), dense_grads = results("dense")
+    (_, blocks), block_grads = results("blocks")
+    close(dense, blocks)
+    for one, two in zip(dense_grads, block_grads, strict=True):
+        close(one, two)
+
+
+def test_scores_of_rotated_heads_depend_on_the_distance_alone():
+    q, k = (jnp.broadcast_to(x[:, :1], (1, 12, 1, 8)) for x in qkv(1, 1, 1, 1)[:2])
+    scores = np.asarray(jnp.einsum("BLHK,BTHK->LT", rotate(q), rotate(k)))
+    for distance in range(-11, 12):
+        diagonal = np.diagonal(scores, distance)
+        close(diagonal, np.full_like(diagonal, diagonal[0]), 1e-5)
+    assert np.ptp(scores) > 0.1
+    close(jnp.linalg.norm(rotate(q), axis=-1), jnp.linalg.norm(q, axis=-1))
+    close(rotate(q)[:, 0], q[:, 0])
+
+
+def test_products_in_bf16_and_their_gradients_are_near_those_in_f32():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel, weights = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, ((2, 5, 64), (64, 32), (32,)), strict=True)
+    )
+
+    def results(compute):
+        def summed(x, kernel):
+            return (jnp.tanh(dot(x, kernel, Precision(compute=compute)) / 8) * weights).sum()
+
+        value, grads = jax.jit(jax.value_and_grad(summed, (0, 1)))(x, kernel)
+        assert all(grad.dtype == jnp.float32 for grad in grads)
+        return (value, *grads)
+
+    for exact, rough in zip(results("float32"), results("bfloat16"), strict=True):
+        assert float(jnp.linalg.norm(exact - rough) / jnp.linalg.norm(exact)) < 0.02
+        assert float(jnp.abs(exact - rough).max()) > 0  # it really was computed in bf16
+
+
+def test_a_model_in_bf16_says_nearly_the_same_as_in_f32():
+    model, inputs, _ = MODELS["decoder"]
+    params = parameters(model, inputs.shape, inputs.dtype)
+    rough = replace(model, blocks=replace(SMALL, precision=Precision(compute="bfloat16")))
+    exact, found = applied(model, inputs, params=params), applied(rough, inputs, params=params)
+    assert 0 < np.abs(exact - found).max() < 0.1
+
+
+def test_dropout_drops_at_its_rate_and_keeps_the_mean():
+    x = jnp.ones((64, 100))
+    out = dropout(x, 0.25, jax.random.split(jax.random.key(0), 64))
+    assert set(np.unique(out)) == {0, np.float32(1 / 0.75)}
+    assert float((out == 0).mean()) == pytest.approx(0.25, abs=0.02)
+    assert dropout(x, 0.25, None) is x
+    assert not np.array_equal(out[0], out[1])
+
+
+@pytest.mark.parametrize("name", ["decoder", "vit", "ngrams"])
+def test_what_is_dropped_in_a_row_does_not_depend_on_the_other_rows(name):
+    model, inputs, _ = MODELS[name]
+    if name == "ngrams":
+        model, inputs = replace(model, dropout=0.5, width=64), np.tile(inputs, (1, 1))
+    else:
+        model = replace(model, blocks=replace(SMALL, dropout=0.5))
+    params = parameters(model, inputs.shape, inputs.dtype)
+    keys = jax.random.split(jax.random.key(3), 3)
+    together = applied(model, inputs, keys, params)
+    order = np.array([2, 0])
+    close(applied(model, inputs[order], keys[order], params), together[order])
+    assert np.abs(applied(model, inputs, None, params) - together).max() > 1e-3
+    assert np.abs(applied(model, inputs, keys[order[[0, 1, 1]]], params) - together).max() > 1e-3
+
+
+def test_remat_and_unroll_change_no_gradient():
+    model, inputs, _ = MODELS["decoder"]
+    params = parameters(model, inputs.shape, inputs.dtype)
+    keys = jax.random.split(jax.random.key(3), 3)
+
+    def gradients(**changes):
+        changed = replace(model, blocks=replace(SMALL, dropout=0.1, **changes))
+        return jax.jit(jax.grad(lambda params: jnp.square(changed.apply(params, inputs, keys)).mean()))(params)
+
+    plain_grads = gradients()
+    for changes in ({"remat": "dots"}, {"remat": "full"}, {"unroll": 2}):
+        jax.tree.map(close, plain_grads, gradients(**changes))
+
+
+def python_hashes(text, words):
+    """The definition of `word_hashes`, one byte at a time."""
+    found, now, inside_before = [], 0, False
+    for byte in (*text, 0):
+        byte = byte + 32 if 65 <= byte <= 90 else byte
+        inside = 97 <= byte <= 122 or 48 <= byte <= 57 or byte >= 128 or byte == ord("'")
+        if inside:
+            now = (now * 0x01000193 + byte + 1) % 2**32
+        elif inside_before:
+            found.append(now)
+            now = 0
+        inside_before = inside
+    return found[:words] + [0] * max(0, words - len(found)), min(len(found), words)
+
+
+TRICKY = (
+    "Adorei! Se eu pudesse dar 1000 estrelas não daria nenhuma :)",
+    "It's a dog's life, isn't it? 'Tis",
+    "GOOD Good gOOd good",
+    "one two three four five six seven eight nine ten eleven",
+    "  --  leading and trailing   ",
+    "",
+    "x",
+    "...",
+    "ação é ótimo—sim… 東京",
+    "a" * 64,
+    "the last word fills up to the very last byte of the sixty-four..",
+)
+
+
+def test_words_are_hashed_as_plain_python_does_it():
+    raw = np.stack([np.frombuffer(text.encode()[:64].ljust(64, b"\0"), np.uint8) for text in TRICKY])
+    for words in (8, 16):
+        hashes, valid = jax.jit(word_hashes, static_argnums=1)(raw, words)
+        for row, text in enumerate(TRICKY):
+            expected, count = python_hashes(bytes(raw[row]), words)
+            assert valid[row].tolist() == [True] * count + [False] * (words - count), text
+            assert hashes[row].tolist() == expected, text
+    same = hashes[TRICKY.index("GOOD Good gOOd good")]
+    assert len(set(same[:4].tolist())) == 1
+    apostrophes = int(valid[1].sum())
+    assert apostrophes == len(["it's", "a", "dog's", "life", "isn't", "it", "'tis"])
+
+
+def test_the_same_words_say_the_same_whatever_stands_between_and_after_them():
+    model = NGrams(buckets=64, words=8, width=4)
+    texts = ("good film, really", "GOOD...film really", "good film really   \n", "film good really")
+    raw = np.stack([np.frombuffer(text.encode().ljust(32, b"\0"), np.uint8) for text in texts])
+    one, two, three, other = applied(model, raw)
+    close(one, two)
+    close(one, three)
+    assert np.abs(one - other).max() > 1e-4  # their pairs are others
+    assert np.isfinite(applied(model, np.zeros_like(raw))).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Blocks(width=30, heads=4), "width 30 over 4 heads must be a whole even number a head"),
+        (lambda: Blocks(width=12, heads=4), "width 12 over 4 heads must be a whole even number a head"),
+        (lambda: Blocks(width=16, heads=4, kv_heads=3), "heads 4 must be a multiple of kv_heads 3"),
+        (lambda: Transformer(vocab=20, outputs=2), "tied embeddings score the 20 entries of vocab, not 2 outputs"),
+        (lambda: ViT(patch=4).build(None, jnp.zeros((1, 6, 8, 1))), "images of 6×8 cannot be cut into patches of 4×4"),
+    ],
+)
+def test_numbers_that_do_not_fit_each_other_are_refused(make, says):
+    with pytest.raises(ConfigError, match=says):
+        make()

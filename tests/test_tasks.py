@@ -1,0 +1,175 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxtrain import ConfigError, Mean, eval_step, init_state, predict_step, train_step
+from jaxtrain.models import Blocks, NGrams, Transformer
+from jaxtrain.step import TrainState
+from jaxtrain.tasks import Classification, LanguageModel, Regression
+
+RNG = np.random.default_rng(0)
+TEXT = RNG.integers(97, 103, (4, 12), np.uint8)
+MASK = np.array([True, True, True, False])
+LABEL = np.array([0, 2, 1, 2], np.int32)
+TARGET = np.array([0.5, -1.0, 2.0, 100.0], np.float32)
+CLASSIFY = Classification(
+    model=NGrams(outputs=3, buckets=32, words=4, width=4, dropout=0.3), inputs="text", classes=("a", "b", "c")
+)
+REGRESS = Regression(model=NGrams(outputs=1, buckets=32, words=4, width=4), inputs="text")
+SPEAK = LanguageModel(model=Transformer(vocab=8, blocks=Blocks(width=8, layers=1, heads=2, mlp=8)))
+CLASSES = {"text": TEXT, "label": LABEL, "mask": MASK}
+NUMBERS = {"text": TEXT, "target": TARGET, "mask": MASK}
+TOKENS = {"tokens": RNG.integers(0, 8, (4, 6), np.int32), "mask": MASK}
+
+
+def state_of(task, batch, optimizer=None):
+    return jax.jit(lambda key: init_state(task, optimizer or optax.adamw(1e-2), key, batch))(jax.random.key(0))
+
+
+def equal(one, two):
+    """Whether two trees hold the same bits."""
+
+    def same(x, y):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        return np.array_equal(x, y)
+
+    return jax.tree.all(jax.tree.map(same, one, two))
+
+
+def log_softmax(x):
+    x = np.asarray(x, np.float64)
+    return x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+
+
+def test_classification_loses_the_log_probability_of_the_right_class_in_real_rows():
+    params = state_of(CLASSIFY, CLASSES).params
+    logits = np.asarray(CLASSIFY.model.apply(params, TEXT))
+    loss, metrics = CLASSIFY.loss(params, CLASSES, None)
+    expected = -log_softmax(logits)[range(4), LABEL]
+    assert float(loss) == pytest.approx(expected[:3].mean(), rel=1e-5)
+    assert float(loss.weight) == 3
+    assert float(metrics["accuracy"]) == pytest.approx((logits.argmax(-1) == LABEL)[:3].mean())
+    probabilities = CLASSIFY.predict(params, {"text": TEXT})["probabilities"]
+    np.testing.assert_allclose(probabilities, np.exp(log_softmax(logits)), rtol=1e-4)
+
+
+def test_classes_are_described_by_falling_probability():
+    assert CLASSIFY.describe({"probabilities": np.array([0.2, 0.7, 0.1])}) == "b 0.70  a 0.20  c 0.10"
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_regression_loses_the_squared_error_of_real_rows(shape):
+    params = state_of(REGRESS, NUMBERS).params
+    loss, metrics = REGRESS.loss(params, {**NUMBERS, "target": TARGET.reshape(shape)}, None)
+    values = np.asarray(REGRESS.predict(params, {"text": TEXT})["values"])
+    error = values[:, 0] - TARGET
+    assert values.shape == (4, 1)
+    assert float(loss) == pytest.approx(np.square(error[:3]).mean(), rel=1e-4)
+    assert float(metrics["absolute_error"]) == pytest.approx(np.abs(error[:3]).mean(), rel=1e-4)
+
+
+def test_a_language_model_loses_the_log_probability_of_every_next_token_of_real_rows():
+    params = state_of(SPEAK, TOKENS).params
+    tokens = TOKENS["tokens"]
+    logits = np.asarray(SPEAK.model.apply(params, tokens[:, :-1]))
+    loss, metrics = SPEAK.loss(params, TOKENS, None)
+    expected = -np.take_along_axis(log_softmax(logits), tokens[:, 1:, None], -1)[..., 0]
+    assert float(loss) == pytest.approx(expected[:3].mean(), rel=1e-4)
+    assert float(loss.weight) == 3 * 5
+    assert float(metrics["accuracy"]) == pytest.approx((logits.argmax(-1) == tokens[:, 1:])[:3].mean())
+    said = SPEAK.predict(params, {"tokens": tokens[:, :-1]})["log_probabilities"]
+    np.testing.assert_allclose(said, log_softmax(logits)[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_next_tokens_are_described_as_bytes():
+    said = np.log(np.array([0.1, 0.6, 0.05, 0.2, 0.03, 0.02]))
+    assert SPEAK.describe({"log_probabilities": said}).startswith("next: b'\\x01' 0.60  b'\\x03' 0.20")
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (replace(CLASSIFY, inputs="txt"), "Classification.inputs: the batch has no field 'txt'; did you mean 'text'?"),
+        (replace(CLASSIFY, label="lable"), "Classification.label: the batch has no field 'lable'; did you mean"),
+        (replace(REGRESS, target="goal"), "Regression.target: the batch has no field 'goal'; known: label, mask, text"),
+    ],
+)
+def test_a_field_that_the_batch_lacks_is_named(task, says):
+    with pytest.raises(ConfigError) as raised:
+        jax.eval_shape(lambda: task.loss(task.init(jax.random.key(0), CLASSES), CLASSES, None))
+    assert says in str(raised.value)
+
+
+def test_a_step_needs_neither_jit_nor_mesh_nor_an_optimizer_of_ours():
+    optimizer = optax.adamw(1e-2)
+    state = state_of(CLASSIFY, CLASSES)
+    before = jax.tree.map(jnp.copy, state)
+    after, metrics = train_step(CLASSIFY, optimizer, state, CLASSES)
+    assert isinstance(after, TrainState)
+    assert int(after.step) == 1
+    assert set(metrics) == {"loss", "accuracy", "gradient_norm"}
+    assert all(isinstance(mean, Mean) for mean in metrics.values())
+    assert not equal(after.params, state.params)
+    assert equal(state, before)  # the state that went in is as it was
+
+
+def test_a_step_is_a_pure_function_of_state_and_batch():
+    step = jax.jit(lambda state, batch: train_step(CLASSIFY, optax.adamw(1e-2), state, batch))
+    state = state_of(CLASSIFY, CLASSES)
+    first = step(state, CLASSES)
+    step(first[0], {**CLASSES, "text": TEXT[::-1].copy()})
+    assert equal(step(state, CLASSES), first)
+    # Dropout is another at the next step and with another key.
+    later = replace(state, step=state.step + 1)
+    other = replace(state, key=jax.random.key(7))
+    assert float(step(later, CLASSES)[1]["loss"]) != float(first[1]["loss"])
+    assert float(step(other, CLASSES)[1]["loss"]) != float(first[1]["loss"])
+
+
+def test_as_many_updates_are_done_as_there_are_steps():
+    optimizer = optax.sgd(1.0)
+    step = jax.jit(lambda state: train_step(REGRESS, optimizer, state, NUMBERS)[0])
+    state = state_of(REGRESS, NUMBERS, optimizer)
+    for done in range(1, 4):
+        before, state = state, step(state)
+        assert int(state.step) == done
+        assert not equal(before.params, state.params)
+        assert equal(before.key, state.key)
+
+
+def test_an_update_follows_the_gradient_of_the_mean_loss_of_real_rows():
+    optimizer = optax.sgd(1.0)
+    state = state_of(REGRESS, NUMBERS, optimizer)
+    after, metrics = jax.jit(lambda state: train_step(REGRESS, optimizer, state, NUMBERS))(state)
+    real = {name: x[:3] for name, x in NUMBERS.items()}
+
+    def mean(params):
+        loss, _ = REGRESS.loss(params, real, None)
+        return loss.total / loss.weight
+
+    grads = jax.jit(jax.grad(mean))(state.params)
+    expected = jax.tree.map(lambda param, grad: param - grad, state.params, grads)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), after.params, expected)
+    assert float(metrics["gradient_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+
+
+def test_evaluation_and_prediction_change_nothing_and_drop_nothing():
+    state = state_of(CLASSIFY, CLASSES)
+    before = jax.tree.map(jnp.copy, state)
+    one, two = eval_step(CLASSIFY, state, CLASSES), eval_step(CLASSIFY, replace(state, key=jax.random.key(9)), CLASSES)
+    assert equal(one, two)
+    assert set(one) == {"loss", "accuracy"}
+    predict_step(CLASSIFY, state, {"text": TEXT})
+    assert equal(state, before)
+
+
+def test_a_batch_of_nothing_but_filling_rows_says_nan_and_not_zero():
+    nothing = {**NUMBERS, "mask": np.zeros(4, bool)}
+    loss = eval_step(REGRESS, state_of(REGRESS, NUMBERS), nothing)["loss"]
+    assert np.isnan(float(loss))
+    assert float(loss.total) == 0
