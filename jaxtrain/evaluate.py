@@ -1,5 +1,6 @@
 """The verbs that use a trained model: evaluate it on a split, predict from raw inputs. Not here: changing it."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,19 @@ def evaluate_run(run: Run, step: int | None = None, split: str | None = None) ->
     evals = run.experiment.evals
     if split is not None and split not in evals:
         raise ConfigError(f"this experiment has no split {split!r}{nearest(split, evals)}")
-    restored = run.restore(step)
+    restored = run.restore(step, _layout_here(run))
     chosen = evals if split is None else {split: evals[split]}
     return {name: evaluate(restored.program, restored.state, pipeline) for name, pipeline in chosen.items()}
+
+
+def _layout_here(run: Run) -> Layout:
+    """The run's own layout, or one device where other devices are here than it was trained on."""
+    try:
+        run.experiment.layout.sizes(jax.device_count())
+    except ConfigError as error:
+        print(f"on one device, since the run's layout does not fit here ({error})", file=sys.stderr)
+        return Layout()
+    return run.experiment.layout
 
 
 def predict_run(run: Run, arguments: Sequence[str], step: int | None = None) -> list[str]:

@@ -20,6 +20,8 @@ def explain(experiment: Experiment, devices: int) -> str:
     mesh = layout.abstract_mesh(devices)
     state = abstract_state(experiment, mesh)
     batch = experiment.data.example()
+    with layout.scope(mesh):  # activations have to fit too
+        jax.eval_shape(lambda params: experiment.task.loss(params, batch, None), state.params)
     named = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0), batch))
     axes = {path_name(path): leaf.axes for path, leaf in _leaves(named, lambda x: hasattr(x, "axes"))}
     rows = [("parameter", "shape", "dtype", "axes", "partition spec", "bytes/device", "")]

@@ -4,7 +4,7 @@ Not here: any loop, file or clock. In a notebook `init_state` and `train_step` n
 """
 
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,17 +140,8 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh) -> TrainSt
         spec = next((by_path[end] for end in ends if end in by_path and of_params[end].shape == leaf.shape), P())
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    state = jax.tree_util.tree_map_with_path(place, shapes)
-    for pipeline in experiment.evals.values():
-        layout.batch_sharding(mesh, pipeline.batch_size)
-    rows = layout.batch_sharding(mesh, experiment.data.batch_size).spec
-    used = {axis for spec in (*by_path.values(), rows) for entry in spec for axis in _axes(entry)}
-    for axis, size in sizes.items():
-        if size > 1 and axis not in used:
-            raise ConfigError(
-                f"layout.mesh: axis {axis!r} = {size} splits no parameter and no batch of this experiment: leave it out"
-            )
-    return state
+    _check(experiment, sizes, [*by_path.values(), layout.batch_sharding(mesh, experiment.data.batch_size).spec])
+    return jax.tree_util.tree_map_with_path(place, shapes)
 
 
 class Program:
@@ -166,10 +157,6 @@ class Program:
         everywhere = NamedSharding(self.mesh, P())
         data_axis = "data" if self.mesh.shape.get("data", 1) > 1 else None
         count = experiment.microbatches
-        if experiment.data.batch_size % (count * (self.mesh.shape["data"] if data_axis else 1)):
-            raise ConfigError(
-                f"microbatches: {count} do not divide a batch of {experiment.data.batch_size} on {self.mesh.shape}"
-            )
         gradients = microbatched(count, data_axis) if count > 1 else full_batch
         example = experiment.data.example()
         self._init = jax.jit(
@@ -226,6 +213,29 @@ class Program:
         sharding = self.experiment.layout.batch_sharding(self.mesh, size)
         rows = local_rows(sharding, size)
         return to_device(read(rows.tolist()), lambda batch: put_rows(sharding, batch, rows, size))
+
+
+def _check(experiment: Experiment, sizes: Mapping[str, int], specs: Sequence[P]) -> None:
+    """Raises ConfigError for what would fail only later, or never be noticed: batches, microbatches, idle axes."""
+    layout, data = experiment.layout, experiment.data
+    kinds = {name: x.dtype for name, x in data.example().items()}
+    for split, pipeline in experiment.evals.items():
+        layout.spec(("batch",), sizes, (pipeline.batch_size,), f"evals.{split}: a batch of {pipeline.batch_size}")
+        if (found := {name: x.dtype for name, x in pipeline.example().items()}) != kinds:
+            raise ConfigError(f"evals.{split}: its batches hold {_words(found)}, but those trained on {_words(kinds)}")
+    count, parts = experiment.microbatches, sizes.get("data", 1)
+    if data.batch_size % (count * parts):
+        rows = f"a batch of {data.batch_size}" + (f" on data={parts}" if parts > 1 else "")
+        raise ConfigError(f"microbatches: {count} do not divide {rows}")
+    used = {axis for spec in specs for entry in spec for axis in _axes(entry)}
+    for axis, size in sizes.items():
+        if size > 1 and axis not in used:
+            splits = "splits no parameter and no batch of this experiment"
+            raise ConfigError(f"layout.mesh: axis {axis!r} = {size} {splits}: leave it out")
+
+
+def _words(kinds: Mapping[str, np.dtype]) -> str:
+    return ", ".join(f"{name} {dtype}" for name, dtype in kinds.items())
 
 
 def _axes(entry: Any) -> tuple[str, ...]:

@@ -70,14 +70,19 @@ def textbook(experiment: Experiment, accelerator: bool = False) -> Counter[Key]:
     `accelerator`: as on TPUs and GPUs. Where these use reduce-scatter, CPUs all-reduce and slice; and while these add
     up the gradients of several matmuls of one input and reduce the sum, on CPUs each is reduced for itself.
     """
-    return _over_data(experiment) + _over_fsdp(experiment, accelerator) + _over_heads(experiment, accelerator)
+    return (
+        _over_data(experiment, accelerator) + _over_fsdp(experiment, accelerator) + _over_heads(experiment, accelerator)
+    )
 
 
-def _kernels(experiment: Experiment) -> list[int]:
-    """The bytes of the kernels of one block on a device that has gathered them."""
+def _kernels(experiment: Experiment, accelerator: bool) -> list[int]:
+    """The bytes of the kernels of one block, or of their gradients, on a device that has gathered them."""
     model, (parts, _) = _model(experiment), _head_axes(experiment)
+    itemsize = _itemsize(experiment, accelerator)
     D, M, G = model.blocks.width, model.blocks.hidden, model.blocks.width // model.blocks.heads * model.blocks.groups
-    return [4 * size // _devices(experiment, parts) for size in (D * D, D * G, D * G, D * D, D * M, D * M, M * D)]
+    return [
+        itemsize * size // _devices(experiment, parts) for size in (D * D, D * G, D * G, D * D, D * M, D * M, M * D)
+    ]
 
 
 def _table(experiment: Experiment) -> int:
@@ -86,16 +91,23 @@ def _table(experiment: Experiment) -> int:
     return 4 * model.vocab * model.blocks.width // _devices(experiment, parts)
 
 
-def _over_data(experiment: Experiment) -> Counter[Key]:
+def _of_table(experiment: Experiment, axes: list[str], accelerator: bool) -> Counter[Key]:
+    """The gradient of the table, of looking up and of scoring."""
+    size = _table(experiment)
+    scores = size * _itemsize(experiment, accelerator) // 4
+    return Counter([_key("all-reduce", axes, size), _key("all-reduce", axes, scores)])
+
+
+def _over_data(experiment: Experiment, accelerator: bool) -> Counter[Key]:
     """data: every gradient is all-reduced once (the table's, used at both ends, twice), of a kernel that `fsdp` splits
     only a device's part.
     """
     found: Counter[Key] = Counter()
     mesh, layers = experiment.layout.mesh, _model(experiment).blocks.layers
     if "data" in mesh:
-        for size in _kernels(experiment):
+        for size in _kernels(experiment, accelerator):
             found[_key("all-reduce", ["data"], size // mesh.get("fsdp", 1))] += layers
-        found[_key("all-reduce", [axis for axis in mesh if axis in ("data", "fsdp")], _table(experiment))] += 2
+        found += _of_table(experiment, [axis for axis in mesh if axis in ("data", "fsdp")], accelerator)
     return found
 
 
@@ -106,12 +118,12 @@ def _over_fsdp(experiment: Experiment, accelerator: bool) -> Counter[Key]:
     found: Counter[Key] = Counter()
     mesh, layers = experiment.layout.mesh, _model(experiment).blocks.layers
     if "fsdp" in mesh:
-        for size in _kernels(experiment):
+        for size in _kernels(experiment, accelerator):
             found[_key("all-gather", ["fsdp"], size)] += 2 * layers
             found[_key("reduce-scatter" if accelerator else "all-reduce", ["fsdp"], size)] += layers
         found[_key("all-gather", ["fsdp"], _table(experiment))] += 1
         if "data" not in mesh:
-            found[_key("all-reduce", ["fsdp"], _table(experiment))] += 2
+            found += _of_table(experiment, ["fsdp"], accelerator)
     return found
 
 
@@ -131,8 +143,7 @@ def _over_heads(experiment: Experiment, accelerator: bool) -> Counter[Key]:
         return found
     batch = experiment.data.batch_size // _devices(experiment, ["data", "fsdp"])
     positions = batch * (experiment.data.example()["tokens"].shape[1] - 1)
-    itemsize = 2 if accelerator and model.blocks.precision.compute == "bfloat16" else 4
-    size, layers = positions * model.blocks.width * itemsize, model.blocks.layers
+    size, layers = positions * model.blocks.width * _itemsize(experiment, accelerator), model.blocks.layers
     reduce = "reduce-scatter" if accelerator and residual else "all-reduce"
     rest = [axis for axis in heads if axis not in residual]
     for axes, bytes in ((residual, size), (rest, size // _devices(experiment, residual))):
@@ -164,6 +175,11 @@ def _head_axes(experiment: Experiment) -> tuple[list[str], list[str]]:
 
 def _devices(experiment: Experiment, axes: list[str]) -> int:
     return math.prod(experiment.layout.mesh.get(axis, 1) for axis in axes)
+
+
+def _itemsize(experiment: Experiment, accelerator: bool) -> int:
+    """Bytes of a number that goes into a matmul: a CPU's compiler sends f32 in any case."""
+    return 2 if accelerator and _model(experiment).blocks.precision.compute == "bfloat16" else 4
 
 
 def _key(kind: str, axes: list[str], bytes: int) -> Key:
@@ -199,8 +215,8 @@ class Collective:
         return _key(self.kind, list(self.axes), self.bytes)
 
 
-def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
-    """Every array of `IGNORED` bytes or more that the HLO `text` of a program for this mesh exchanges."""
+def collectives(text: str, mesh: Mapping[str, int], ignored: int = IGNORED) -> list[Collective]:
+    """Every array of `ignored` bytes or more that the HLO `text` of a program for this mesh exchanges."""
     entry, bodies, name = "", {}, ""
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
@@ -213,7 +229,7 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
             bodies[name].append(line.strip())
     if not entry:
         raise ValueError("no ENTRY computation in this text: it is not that of a compiled program")
-    return [found for found in _walk(bodies, entry, 1, mesh, set()) if found.bytes >= IGNORED]
+    return [found for found in _walk(bodies, entry, 1, mesh, set()) if found.bytes >= ignored]
 
 
 def counted(found: list[Collective]) -> Counter[Key]:
@@ -240,6 +256,8 @@ def _walk(
                 continue
             seen.add(channel[0] if channel else "")
             yield from _read(name, base, kind.endswith("-start"), shape, rest, times, mesh)
+        elif ring := re.search(r"body=%?(\S*windowed_dot_general_body_(ag|rs)[^ ,]*)", rest):
+            yield _ring(bodies[ring[1]], ring[2], times, mesh)
         elif not kind.endswith("-done"):
             inner = times * (_trips(bodies, rest) if kind == "while" else 1)
             for called in _CALLED.findall(rest):
@@ -265,6 +283,17 @@ def _read(
     where = re.search(r'op_name="([^"]*)"', rest)
     for size in sizes:
         yield Collective(kind, axes, size, times, where[1] if where else "")
+
+
+def _ring(body: list[str], kind: str, times: int, mesh: Mapping[str, int]) -> Collective:
+    """The gathering or scattering that a TPU's loop over a ring of devices stands for: it sends a part in each turn,
+    while the parts that came before are multiplied (Wang et al. 2023, doi:10.1145/3567955.3567959).
+    """
+    matches = (_INSTRUCTION.match(line) for line in body)
+    first = next(match for match in matches if match and match[2].startswith("collective-permute"))
+    [part, *_] = _read("", "collective-permute", True, first[1], first[3], times, mesh)
+    whole = part.bytes * math.prod(mesh[axis] for axis in part.axes)
+    return Collective("all-gather" if kind == "ag" else "reduce-scatter", part.axes, whole, times, part.where)
 
 
 def _size(dtype: str, dims: str) -> int:
@@ -321,9 +350,9 @@ def named(layout: Layout) -> str:
     return sizes + (" MEGATRON" if layout.rules == MEGATRON else "")
 
 
-def report(name: str, found: Counter[Key], expected: Counter[Key]) -> None:
+def report(name: str, found: Counter[Key], expected: Counter[Key], ignored: int = IGNORED) -> None:
     """Print bytes and counts by kind and axes."""
-    expected = Counter({key: times for key, times in expected.items() if key[2] >= IGNORED})
+    expected = Counter({key: times for key, times in expected.items() if key[2] >= ignored})
     for kind, axes in sorted({key[:2] for key in (*found, *expected)}):
         rows = [Counter({key: n for key, n in side.items() if key[:2] == (kind, axes)}) for side in (found, expected)]
         count, wanted = (side.total() for side in rows)

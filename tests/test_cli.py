@@ -400,7 +400,8 @@ def test_every_kind_of_flag_reaches_its_field(folder):
 
 
 def test_explain_takes_any_number_of_devices(call, folder):
-    result = call("explain", "texts.py", "--devices", "512", "--layout.mesh", "data", "-1", "--data.batch-size", "1024")
+    flags = ["--layout.mesh", "data", "-1", "--data.batch-size", "1024", "--evals.test.batch-size", "512"]
+    result = call("explain", "texts.py", "--devices", "512", *flags)
     assert result.code == 0
     assert result.out.startswith("512 devices: data 512")
 

@@ -1,7 +1,9 @@
 """Law: each layout lowers to the collectives that the textbook asks for, no more bytes; `scripts/collectives.py` says which."""
 
+import math
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxtrain import Layout, Program
@@ -9,7 +11,7 @@ from jaxtrain.loading import load_code
 
 scripts = load_code(Path(__file__).parents[1] / "scripts" / "collectives.py")
 
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+FAST: dict[str, str | bool] = {"xla_backend_optimization_level": "0", "xla_cpu_use_fusion_emitters": False}
 """Compile quickly: which collectives there are is decided before any of this."""
 
 DEFAULT = ("data 8", "fsdp 8", "tensor 8", "data 2 fsdp 2 tensor 2", "tensor 2 sequence 4")
@@ -43,16 +45,14 @@ def test_one_device_sends_nothing():
     assert scripts.collectives(text, program.mesh.shape) == []
 
 
-@pytest.mark.parametrize(
-    "mesh", [{"data": 8}, pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.parametrize("mesh", [{"data": 8}, pytest.param({"data": 4, "tensor": 2}, marks=pytest.mark.slow)], ids=str)
 def test_microbatches_reduce_gradients_over_data_once_a_step(mesh):
     program, found = sent(Layout(mesh), microbatches=2)
     over_data = [collective for collective in found if "data" in collective.axes]
     assert {collective.times for collective in over_data} == {1}
-    parts = [leaf.sharding.shard_shape(leaf.shape) for leaf in _leaves(program.state.params)]
-    assert max(collective.bytes for collective in over_data) >= max(4 * _product(shape) for shape in parts)
-    assert sum(collective.bytes for collective in over_data) <= 2.1 * sum(4 * _product(shape) for shape in parts)
+    parts = (leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(program.state.params))
+    large = [4 * math.prod(shape) for shape in parts if 4 * math.prod(shape) >= scripts.IGNORED]
+    assert sorted(collective.bytes for collective in over_data) == sorted(large)
 
 
 HLO = """HloModule example
@@ -105,15 +105,3 @@ def test_the_parser_refuses_what_it_cannot_read():
         scripts.collectives(HLO.replace("constant(3)", "parameter(0)").replace("GROUPS", "{}"), {"data": 8})
     with pytest.raises(ValueError, match="not that of a compiled program"):
         scripts.collectives("module @jit_train_step {}", {"data": 8})
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
-
-
-def _product(shape):
-    import math
-
-    return math.prod(shape)

@@ -272,6 +272,9 @@ def test_the_same_words_say_the_same_whatever_stands_between_and_after_them():
     close(one, three)
     assert np.abs(one - other).max() > 1e-4  # their pairs are others
     assert np.isfinite(applied(model, np.zeros_like(raw))).all()
+    # Three words that just fit make no pair of the last with the first.
+    params = parameters(model, raw.shape, raw.dtype)
+    close(applied(replace(model, words=3), raw, params=params), applied(model, raw, params=params))
 
 
 @pytest.mark.parametrize(

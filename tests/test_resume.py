@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxtrain.evaluate import evaluate_run
+from jaxtrain.layout import Layout
 from jaxtrain.runs.journal import Journal, Metrics
 from jaxtrain.runs.record import read_json
 from jaxtrain.runs.run import Run
@@ -169,3 +171,15 @@ def test_no_step_moves_anything_between_host_and_device(tmp_path: Path, monkeypa
 
 def _leaves(tree: object) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_a_run_of_many_devices_is_evaluated_to_the_same_scores_on_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = train(replace(tiny.main(), steps=4, layout=Layout({"fsdp": 8})), tmp_path / "run", None)
+    run = Run(run.folder, code=tiny)
+    here = evaluate_run(run)["validation"]
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    alone = evaluate_run(run)["validation"]
+    assert "on one device" in capsys.readouterr().err
+    assert alone["loss"] == pytest.approx(here["loss"], rel=2e-5)

@@ -41,6 +41,21 @@ def equal(one, two):
     return jax.tree.all(jax.tree.map(same, one, two))
 
 
+def evaluated(task, params, batch):
+    """The loss, the metrics and the predictions of a batch, without dropout."""
+    given = {task.inputs: batch[task.inputs]} if task.inputs != "tokens" else {"tokens": batch["tokens"][:, :-1]}
+
+    @jax.jit
+    def run(params):
+        return (
+            *task.loss(params, batch, None),
+            task.predict(params, given),
+            task.model.apply(params, given[task.inputs]),
+        )
+
+    return run(params)
+
+
 def log_softmax(x):
     x = np.asarray(x, np.float64)
     return x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
@@ -48,14 +63,13 @@ def log_softmax(x):
 
 def test_classification_loses_the_log_probability_of_the_right_class_in_real_rows():
     params = state_of(CLASSIFY, CLASSES).params
-    logits = np.asarray(CLASSIFY.model.apply(params, TEXT))
-    loss, metrics = CLASSIFY.loss(params, CLASSES, None)
+    loss, metrics, said, logits = evaluated(CLASSIFY, params, CLASSES)
+    logits = np.asarray(logits)
     expected = -log_softmax(logits)[range(4), LABEL]
     assert float(loss) == pytest.approx(expected[:3].mean(), rel=1e-5)
     assert float(loss.weight) == 3
     assert float(metrics["accuracy"]) == pytest.approx((logits.argmax(-1) == LABEL)[:3].mean())
-    probabilities = CLASSIFY.predict(params, {"text": TEXT})["probabilities"]
-    np.testing.assert_allclose(probabilities, np.exp(log_softmax(logits)), rtol=1e-4)
+    np.testing.assert_allclose(said["probabilities"], np.exp(log_softmax(logits)), rtol=1e-4)
 
 
 def test_classes_are_described_by_falling_probability():
@@ -65,8 +79,8 @@ def test_classes_are_described_by_falling_probability():
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
 def test_regression_loses_the_squared_error_of_real_rows(shape):
     params = state_of(REGRESS, NUMBERS).params
-    loss, metrics = REGRESS.loss(params, {**NUMBERS, "target": TARGET.reshape(shape)}, None)
-    values = np.asarray(REGRESS.predict(params, {"text": TEXT})["values"])
+    loss, metrics, said, _ = evaluated(REGRESS, params, {**NUMBERS, "target": TARGET.reshape(shape)})
+    values = np.asarray(said["values"])
     error = values[:, 0] - TARGET
     assert values.shape == (4, 1)
     assert float(loss) == pytest.approx(np.square(error[:3]).mean(), rel=1e-4)
@@ -76,14 +90,13 @@ def test_regression_loses_the_squared_error_of_real_rows(shape):
 def test_a_language_model_loses_the_log_probability_of_every_next_token_of_real_rows():
     params = state_of(SPEAK, TOKENS).params
     tokens = TOKENS["tokens"]
-    logits = np.asarray(SPEAK.model.apply(params, tokens[:, :-1]))
-    loss, metrics = SPEAK.loss(params, TOKENS, None)
+    loss, metrics, said, logits = evaluated(SPEAK, params, TOKENS)
+    logits = np.asarray(logits)
     expected = -np.take_along_axis(log_softmax(logits), tokens[:, 1:, None], -1)[..., 0]
     assert float(loss) == pytest.approx(expected[:3].mean(), rel=1e-4)
     assert float(loss.weight) == 3 * 5
     assert float(metrics["accuracy"]) == pytest.approx((logits.argmax(-1) == tokens[:, 1:])[:3].mean())
-    said = SPEAK.predict(params, {"tokens": tokens[:, :-1]})["log_probabilities"]
-    np.testing.assert_allclose(said, log_softmax(logits)[:, -1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(said["log_probabilities"], log_softmax(logits)[:, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_next_tokens_are_described_as_bytes():

@@ -90,13 +90,9 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
 
     Raises ConfigError where the folder holds a run of another experiment, with the differences, or cannot be written.
     """
-    name = (
-        "run"
-        if origin is None
-        else origin.file.stem
-        if origin.function == "main"
-        else f"{origin.file.stem}-{origin.function}"
-    )
+    name = "run"
+    if origin is not None:
+        name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
     now = time.strftime("%Y%m%d-%H%M%S", time.localtime(same_everywhere(int(time.time()))))
     folder = folder or Path("runs") / name / now
     try:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtrain.errors import ConfigError
 from jaxtrain.metrics import Mean
 from jaxtrain.models.base import Params
 from jaxtrain.tasks.base import Batch, Task, field
@@ -26,6 +27,8 @@ class Classification(Task):
         """Cross-entropy, and accuracy in 0…1."""
         label_B = field(batch, self.label, "Classification.label")
         logits_BC = self.model.apply(params, self.read(batch), keys_B)
+        if logits_BC.shape[-1] != len(self.classes):
+            raise ConfigError(f"task.classes: {len(self.classes)} names for a model of {logits_BC.shape[-1]} outputs")
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, label_B)
         right_B = (logits_BC.argmax(-1) == label_B).astype(jnp.float32)
         return Mean.of(losses_B, batch["mask"]), {"accuracy": Mean.of(right_B, batch["mask"])}
