@@ -32,7 +32,7 @@ from jaxtrain.train import train
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxtrain"
 TORCH = "2.13.0"
-MATMULS = 20
+MATMULS = 5
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -44,7 +44,7 @@ class Shape:
     width: int = 256
     heads: int = 4
     length: int = 256
-    batch: int = 8
+    batch: int = 4
     vocab: int = 256
 
     def experiment(self, dtype: Dtype = "float32", unroll: int = 1) -> Experiment:

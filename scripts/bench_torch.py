@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+MATMULS = 5
+
 
 def rotate(x_BHLK, cos_LK, sin_LK):
     left, right = x_BHLK.chunk(2, -1)
@@ -83,10 +85,10 @@ def main():
     for line in sys.stdin:
         steps = int(line)
         wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(steps or 20):
+        for _ in range(steps or MATMULS):
             step() if steps else x @ w
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        print(wall / (steps or 20), cpu / (steps or 20), flush=True)
+        print(wall / (steps or MATMULS), cpu / (steps or MATMULS), flush=True)
 
 
 main()

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from jaxtrain.models.layers import Precision, dot
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxtrain"
@@ -115,3 +119,13 @@ def test_the_yardstick_counts_lines_without_docstring_and_every_branch(tmp_path:
     function = MEASURE["functions"](tmp_path / "example.py")["f"]
     assert MEASURE["lines"](function) == 4
     assert MEASURE["branches"](function) == 3
+
+
+def test_tied_embeddings_train_in_bf16_on_a_cpu():
+    def loss(table_VD: jax.Array, x_ND: jax.Array) -> jax.Array:
+        return jnp.square(dot(x_ND, table_VD.T, Precision(compute="bfloat16"))).sum()
+
+    table_VD, x_ND = jax.random.normal(jax.random.key(0), (64, 32)), jax.random.normal(jax.random.key(1), (16, 32))
+    found = jax.jit(jax.grad(loss))(table_VD, x_ND)
+    wanted = 2 * (x_ND @ table_VD.T).T @ x_ND
+    assert float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted)) < 0.02

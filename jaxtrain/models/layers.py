@@ -57,10 +57,10 @@ def _bf16_dot_bwd(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax
     x, kernel_DF = saved
     g = g.astype(jnp.bfloat16)
     rows = tuple(range(x.ndim - 1))
-    return (
-        jnp.dot(g, kernel_DF.T, preferred_element_type=jnp.float32),
-        jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32),
-    )
+    dx = jnp.dot(g, kernel_DF.T, preferred_element_type=jnp.float32)
+    dkernel_DF = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    # Without the barrier XLA folds the transpose of tied embeddings into a bf16 dot that its CPU backend cannot run.
+    return dx, jax.lax.optimization_barrier(dkernel_DF)
 
 
 _bf16_dot.defvjp(_bf16_dot_fwd, _bf16_dot_bwd)
