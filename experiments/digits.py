@@ -1,4 +1,10 @@
-"""digits."""
+"""Handwritten digits: 1,797 images of 8×8 pixels (scikit-learn's copy of the UCI set), by a small vision transformer.
+
+    uv run jaxtrain train experiments/digits.py
+
+Measured on 2 CPU cores that were also busy with other work: 3.5 minutes, test accuracy 0.986. On this split
+logistic regression reaches 0.964 and a support vector machine 0.995 (scripts/baselines.py).
+"""
 
 from dataclasses import replace
 

@@ -1,4 +1,11 @@
-"""Sentiment."""
+"""The sentiment of 25,000 film reviews (IMDb, Maas et al. 2011), from raw UTF-8 bytes.
+
+    uv run jaxtrain train experiments/sentiment.py
+
+Measured on 2 CPU cores: 32 s from the command to the end, test accuracy 0.880. TF-IDF of words and pairs with logistic
+regression reaches 0.893 on this split (scripts/baselines.py). Both count only reviews of
+IMDb's training half, so neither compares with published test scores.
+"""
 
 from dataclasses import replace
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-MATMULS = 5
+MATMULS = 10
 
 
 def rotate(x_BHLK, cos_LK, sin_LK):

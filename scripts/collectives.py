@@ -91,11 +91,11 @@ def _table(experiment: Experiment) -> int:
     return 4 * model.vocab * model.blocks.width // _devices(experiment, parts)
 
 
-def _of_table(experiment: Experiment, axes: list[str], accelerator: bool) -> Counter[Key]:
+def _of_table(experiment: Experiment, kind: str, axes: list[str], accelerator: bool) -> Counter[Key]:
     """The gradient of the table, of looking up and of scoring."""
     size = _table(experiment)
     scores = size * _itemsize(experiment, accelerator) // 4
-    return Counter([_key("all-reduce", axes, size), _key("all-reduce", axes, scores)])
+    return Counter([_key(kind, axes, size), _key(kind, axes, scores)])
 
 
 def _over_data(experiment: Experiment, accelerator: bool) -> Counter[Key]:
@@ -107,7 +107,7 @@ def _over_data(experiment: Experiment, accelerator: bool) -> Counter[Key]:
     if "data" in mesh:
         for size in _kernels(experiment, accelerator):
             found[_key("all-reduce", ["data"], size // mesh.get("fsdp", 1))] += layers
-        found += _of_table(experiment, [axis for axis in mesh if axis in ("data", "fsdp")], accelerator)
+        found += _of_table(experiment, "all-reduce", [axis for axis in mesh if axis in ("data", "fsdp")], accelerator)
     return found
 
 
@@ -117,13 +117,14 @@ def _over_fsdp(experiment: Experiment, accelerator: bool) -> Counter[Key]:
     """
     found: Counter[Key] = Counter()
     mesh, layers = experiment.layout.mesh, _model(experiment).blocks.layers
+    reduce = "reduce-scatter" if accelerator else "all-reduce"
     if "fsdp" in mesh:
         for size in _kernels(experiment, accelerator):
             found[_key("all-gather", ["fsdp"], size)] += 2 * layers
-            found[_key("reduce-scatter" if accelerator else "all-reduce", ["fsdp"], size)] += layers
+            found[_key(reduce, ["fsdp"], size)] += layers
         found[_key("all-gather", ["fsdp"], _table(experiment))] += 1
         if "data" not in mesh:
-            found += _of_table(experiment, ["fsdp"], accelerator)
+            found += _of_table(experiment, reduce, ["fsdp"], accelerator)
     return found
 
 
