@@ -1,4 +1,11 @@
-"""char lm."""
+"""A decoder language model on the bytes of the film reviews; the six ways a training grows, as six small functions.
+
+    uv run jaxtrain train experiments/char_lm.py
+
+Measured on 2 CPU cores, partly busy with other work: 600 steps in about 7 minutes, 1.578 nats a byte on held-out text after
+1.2 million bytes. Interpolated n-grams of all 26 million bytes reach 1.972 (3-gram), 1.585 (4-gram) and 1.273 (6-gram);
+scripts/baselines.py computes them.
+"""
 
 from dataclasses import replace
 

@@ -6,7 +6,7 @@ Not here: training. Everything after training needs only the folder.
 import functools
 import importlib.metadata
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +30,7 @@ class Restored:
     experiment: Experiment
     program: Program
     state: TrainState
-    batches: Iterator[Mapping[str, jax.Array]]
+    batches: Generator[dict[str, jax.Array], None, None]
     """The batches of the steps that come next."""
 
 
