@@ -36,34 +36,35 @@ class Precision:
 
 def dot(x: jax.Array, kernel_DF: jax.Array, precision: Precision) -> jax.Array:
     """`x[..., D] @ kernel_DF`, computed and returned as `precision` says."""
-    if precision.compute == "bfloat16" and platform() == "cpu":
-        return _bf16_dot(x, kernel_DF.astype(x.dtype))
     dtype = jnp.dtype(precision.compute)
+    if platform() == "cpu":
+        return _cpu_dot(dtype, x, kernel_DF.astype(x.dtype))
     return jnp.dot(x.astype(dtype), kernel_DF.astype(dtype))
 
 
-@jax.custom_vjp
-def _bf16_dot(x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
-    # XLA's own derivative would mix an f32 cotangent with bf16 operands, which its CPU backend runs in slow loops.
-    return jnp.dot(x.astype(jnp.bfloat16), kernel_DF.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cpu_dot(dtype: jnp.dtype, x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
+    # XLA on a CPU is fast, and in bf16 works at all, only where both operands have one dtype, the result is f32 and the
+    # sum runs over the last dim of the one and the first of the other. Its own derivative is not like that.
+    return jnp.dot(x.astype(dtype), kernel_DF.astype(dtype), preferred_element_type=jnp.float32)
 
 
-def _bf16_dot_fwd(x: jax.Array, kernel_DF: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    x, kernel_DF = x.astype(jnp.bfloat16), kernel_DF.astype(jnp.bfloat16)
+def _cpu_dot_fwd(dtype: jnp.dtype, x: jax.Array, kernel_DF: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    x, kernel_DF = x.astype(dtype), kernel_DF.astype(dtype)
     return jnp.dot(x, kernel_DF, preferred_element_type=jnp.float32), (x, kernel_DF)
 
 
-def _bf16_dot_bwd(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _cpu_dot_bwd(dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel_DF = saved
-    g = g.astype(jnp.bfloat16)
+    g = g.astype(dtype)
     rows = tuple(range(x.ndim - 1))
     dx = jnp.dot(g, kernel_DF.T, preferred_element_type=jnp.float32)
     dkernel_DF = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
-    # Without the barrier XLA folds the transpose of tied embeddings into a bf16 dot that its CPU backend cannot run.
+    # Behind the barrier no transpose (of tied embeddings) can be folded into the dot.
     return dx, jax.lax.optimization_barrier(dkernel_DF)
 
 
-_bf16_dot.defvjp(_bf16_dot_fwd, _bf16_dot_bwd)
+_cpu_dot.defvjp(_cpu_dot_fwd, _cpu_dot_bwd)
 
 
 class Linear(nnx.Module):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxtrain.errors import ConfigError, nearest
 from jaxtrain.metrics import Mean
@@ -55,3 +56,10 @@ def field(batch: Batch, name: str, setting: str) -> jax.Array:
     if name not in batch:
         raise ConfigError(f"{setting}: the batch has no field {name!r}{nearest(name, batch)}")
     return batch[name]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log softmax(logits)[labels] in nats: f32[..., C] and i[...] to f32[...]."""
+    # Not by indexing: XLA aborts where an axis split over devices is indexed within a shard_map over another axis.
+    right = jnp.arange(logits.shape[-1]) == labels[..., None]
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(right, logits, 0).sum(-1)

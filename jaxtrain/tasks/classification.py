@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxtrain.errors import ConfigError
 from jaxtrain.metrics import Mean
 from jaxtrain.models.base import Params
-from jaxtrain.tasks.base import Batch, Task, field
+from jaxtrain.tasks.base import Batch, Task, cross_entropy, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class Classification(Task):
         logits_BC = self.model.apply(params, self.read(batch), keys_B)
         if logits_BC.shape[-1] != len(self.classes):
             raise ConfigError(f"task.classes: {len(self.classes)} names for a model of {logits_BC.shape[-1]} outputs")
-        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, label_B)
+        losses_B = cross_entropy(logits_BC, label_B)
         right_B = (logits_BC.argmax(-1) == label_B).astype(jnp.float32)
         return Mean.of(losses_B, batch["mask"]), {"accuracy": Mean.of(right_B, batch["mask"])}
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxtrain.metrics import Mean
 from jaxtrain.models.base import Params
-from jaxtrain.tasks.base import Batch, Task
+from jaxtrain.tasks.base import Batch, Task, cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class LanguageModel(Task):
         """Cross-entropy, and how often the likeliest token is the right one."""
         targets_BL = batch[self.inputs][:, 1:]
         logits_BLV = self.model.apply(params, self.read(batch), keys_B)
-        losses_BL = optax.softmax_cross_entropy_with_integer_labels(logits_BLV, targets_BL)
+        losses_BL = cross_entropy(logits_BLV, targets_BL)
         right_BL = (logits_BLV.argmax(-1) == targets_BL).astype(jnp.float32)
         weight_BL = jnp.broadcast_to(batch["mask"][:, None], targets_BL.shape)
         return Mean.of(losses_BL, weight_BL), {"accuracy": Mean.of(right_BL, weight_BL)}
