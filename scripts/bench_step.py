@@ -4,7 +4,6 @@ Numbers that are compared come from interleaved rounds of one run. CPU seconds c
 that they mean something on a machine that does other work too; wall seconds then do not.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,10 @@ import numpy as np
 
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.experiment import Experiment
-from jaxtrain.loading import load
+from jaxtrain.loading import Origin, load
 from jaxtrain.models import Blocks, Precision, Transformer
 from jaxtrain.optimizers import AdamW, Cosine
+from jaxtrain.runs.journal import Journal, Metrics
 from jaxtrain.step import Program
 from jaxtrain.tasks import LanguageModel
 from jaxtrain.train import train
@@ -96,32 +97,39 @@ def stepper(program: Program) -> Callable[[], Any]:
     return step
 
 
+def training(experiment: Experiment, origin: Origin, skip: int) -> tuple[float, float]:
+    """Wall and CPU seconds a step of `train`, read at each step's end, without the first `skip` steps."""
+    marks: list[tuple[float, float]] = []
+
+    class Marking(Journal):
+        def trained(self, step: int, metrics: Metrics) -> None:
+            super().trained(step, metrics)
+            marks.append((time.perf_counter(), time.process_time()))
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch("jaxtrain.train.Journal", Marking):
+        train(experiment, Path(folder) / "run", origin)
+    (wall, cpu), (until, used) = marks[skip], marks[-1]
+    return (until - wall) / (len(marks) - 1 - skip), (used - cpu) / (len(marks) - 1 - skip)
+
+
 def loop() -> None:
-    """`train` beside a bare loop over the same step, and what a step costs the host."""
-    print("steps per second            train      bare   train/bare (target ≥ 0.98; pairs, median)")
-    for name, file, periods, steps in (("digits", "digits.py", 4, 50), ("char_lm, batch 4", "char_lm.py", 3, 8)):
+    """`train` beside a bare loop over the same step with its batch on the device, and what a step costs the host."""
+    print("seconds a step, wall (cpu)      train            bare   bare/train, wall (cpu): target ≥ 0.98, wall")
+    for name, file, size, steps in (("digits", "digits.py", 128, 150), ("char_lm", "char_lm.py", 4, 40)):
         experiment, origin = load(str(ROOT / "experiments" / file))
-        experiment = replace(
-            experiment, steps=periods * steps, log_every=steps, save_every=10**9, eval_every=10**9, evals={}
-        )
-        if file == "char_lm.py":
-            experiment = replace(experiment, data=replace(experiment.data, batch_size=4))
+        experiment = replace(experiment, data=replace(experiment.data, batch_size=size), evals={}, steps=steps)
+        schedule = replace(experiment.optimizer.schedule, warmup=0)
+        experiment = replace(experiment, optimizer=replace(experiment.optimizer, schedule=schedule))
+        experiment = replace(experiment, log_every=steps // 5, save_every=10**9, eval_every=10**9)
         bare = stepper(Program(experiment))
         timed(3, bare)
-        pairs = []
-        for _ in range(3):
-            with tempfile.TemporaryDirectory() as folder:
-                run, _ = train(experiment, Path(folder) / "run", origin)
-                rates = [
-                    row["examples_per_second"] / experiment.data.batch_size
-                    for row in map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
-                    if row["split"] == "train" and row["step"] > steps  # the first period holds the start
-                ]
-            beside = [1 / timed(steps, bare)[0] for _ in rates]
-            pairs.append((statistics.median(rates), statistics.median(beside)))
-        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-        ratio = statistics.median(a / b for a, b in pairs)
-        print(f"{name:22} {ours:10.2f} {theirs:9.2f} {ratio:12.3f}")
+        pairs = [(training(experiment, origin, steps // 5), timed(steps // 2, bare)) for _ in range(5)]
+        ours, theirs = (tuple(map(statistics.median, zip(*side, strict=True))) for side in zip(*pairs, strict=True))
+        wall, cpu = (statistics.median(b[i] / a[i] for a, b in pairs) for i in (0, 1))
+        print(
+            f"{name:22} {ours[0]:9.3f} ({ours[1]:.3f}) {theirs[0]:7.3f} ({theirs[1]:.3f}) {wall:9.2f} ({cpu:.2f})",
+            flush=True,
+        )
 
     for name, shape in (("tiny", Shape(12, 32, 2, 16, 2)), ("0.1 s of device time", Shape(12, 128, 4, 64, 8))):
         step, spent = stepper(Program(shape.experiment())), []

@@ -45,7 +45,9 @@ def test_one_device_sends_nothing():
     assert scripts.collectives(text, program.mesh.shape) == []
 
 
-@pytest.mark.parametrize("mesh", [{"data": 8}, pytest.param({"data": 4, "tensor": 2}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [{"data": 8}, pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow)], ids=str
+)
 def test_microbatches_reduce_gradients_over_data_once_a_step(mesh):
     program, found = sent(Layout(mesh), microbatches=2)
     over_data = [collective for collective in found if "data" in collective.axes]

@@ -206,6 +206,7 @@ def test_every_layout_begins_with_the_same_parameters(name):
         slow("lm", {}, 4),
         slow("lm", {"data": 8}, 2),
         slow("lm", {"data": 2, "fsdp": 4}, 2),
+        slow("lm", {"data": 2, "fsdp": 2, "tensor": 2}, 2),
         slow("lm", {"fsdp": 4, "sequence": 2}, 4),
         slow("encoder", {"data": 2, "fsdp": 2, "tensor": 2}, 4),
         slow("vit", {"data": 2, "fsdp": 2, "tensor": 2}, 2),
