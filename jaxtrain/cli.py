@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import jax
 import tyro
@@ -55,31 +55,52 @@ class Predict:
     """The experiment file, if dataclasses of its own are in the experiment."""
 
 
+Flags = Annotated[Experiment, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train an experiment, or go on with its run."""
+
+    experiment: Flags
+    run: Path | None = None
+    """The run's folder; a new one under runs/ by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Where every array of an experiment would live."""
+
+    experiment: Flags
+    devices: int | None = None
+    """How many devices to think of; those that are here by default."""
+
+
+Verb = TypeVar("Verb", Train, Explain)
+
+
 def train(arguments: Sequence[str]) -> None:
     """`jaxtrain train`."""
     from jaxtrain.cluster import join
     from jaxtrain.train import train
 
-    where, folder, rest = _experiment_and(arguments, "train", "--run")
-    experiment, origin = _load(where, rest, "train")
+    given, origin = _given(Train, arguments, "train")
     join()
-    run, state = train(experiment, Path(folder) if folder else None, origin)
-    if int(state.step) < experiment.steps:
-        again = shlex.join(["jaxtrain", "train", where, "--run", str(run.folder), *rest])
-        print(f"stopped after step {int(state.step)} of {experiment.steps}; go on with:\n{again}")
+    run, state = train(given.experiment, given.run, origin)
+    if int(state.step) < given.experiment.steps:
+        flags = [] if given.run else ["--run", str(run.folder)]
+        again = shlex.join(["jaxtrain", "train", *arguments, *flags])
+        print(f"stopped after step {int(state.step)} of {given.experiment.steps}; go on with:\n{again}")
 
 
 def explain(arguments: Sequence[str]) -> None:
     """`jaxtrain explain`."""
-    where, devices, rest = _experiment_and(arguments, "explain", "--devices")
-    experiment, _ = _load(where, rest, "explain")
-    if devices is not None and not (devices.isdigit() and int(devices)):
-        raise ConfigError(f"--devices {devices}: give a number of devices")
+    given, _ = _given(Explain, arguments, "explain")
+    if given.devices is not None and given.devices < 1:
+        raise ConfigError(f"--devices {given.devices}: give a number of devices, at least 1")
     from jaxtrain.explain import explain
 
-    if devices is None:
-        devices = str(jax.device_count())
-    print(explain(experiment, int(devices)))
+    print(explain(given.experiment, given.devices or jax.device_count()))
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -144,26 +165,10 @@ def _cache_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _experiment_and(arguments: Sequence[str], verb: str, option: str) -> tuple[str, str | None, list[str]]:
-    """The experiment's name, the value of the verb's own option, and the flags that are the experiment's."""
-    rest = list(arguments)
-    value = None
-    for place, argument in enumerate(rest):
-        if argument == option or argument.startswith(f"{option}="):
-            _, given, value = argument.partition("=")
-            if not given:
-                value = rest[place + 1] if place + 1 < len(rest) else None
-            if not value:
-                raise ConfigError(f"{option}: a value must follow")
-            del rest[place : place + (1 if given else 2)]
-            break
-    if not rest or rest[0].startswith("-"):
+def _given(kind: type[Verb], arguments: Sequence[str], verb: str) -> tuple[Verb, Origin]:
+    """The flags of a verb that takes an experiment, whose name comes first."""
+    if not arguments or arguments[0].startswith("-"):
         raise ConfigError(f"{verb}: name an experiment first: jaxtrain {verb} experiments/sentiment.py\n\n{USAGE}")
-    return rest[0], value, rest[1:]
-
-
-def _load(where: str, flags: Sequence[str], verb: str) -> tuple[Experiment, Origin]:
-    experiment, origin = load(where)
-    if flags:
-        experiment = tyro.cli(type(experiment), default=experiment, args=list(flags), prog=f"jaxtrain {verb} {where}")
-    return experiment, origin
+    experiment, origin = load(arguments[0])
+    default = kind(experiment=experiment)
+    return tyro.cli(kind, default=default, args=list(arguments[1:]), prog=f"jaxtrain {verb} {arguments[0]}"), origin

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxtrain.experiment import Experiment
-from jaxtrain.layout import Layout, path_name
+from jaxtrain.layout import Layout, mesh_axes, path_name
 from jaxtrain.step import abstract_state
 
 
@@ -76,14 +76,14 @@ def _leaves(tree: Any, is_leaf: Any = None) -> Iterable[tuple[Any, Any]]:
 
 
 def _spec(spec: Any) -> str:
-    return f"P({', '.join('·'.join(entry) if isinstance(entry, tuple) else str(entry) for entry in spec)})"
+    return f"P({', '.join('·'.join(mesh_axes(entry)) or 'None' for entry in spec)})"
 
 
 def _why(axes: Sequence[str | None], layout: Layout, sizes: Any) -> str:
     reasons = []
     for axis in axes:
         rule = layout.rules.get(axis) if axis else None
-        wanted = rule if isinstance(rule, str) else "/".join(rule or ())
+        wanted = "/".join(mesh_axes(rule))
         reasons.append(f"{axis} goes to {wanted}, of size 1 here" if wanted else f"no rule splits {axis}")
     return "; ".join(dict.fromkeys(reasons))
 

@@ -43,6 +43,11 @@ MEGATRON: Mapping[str, Rule] = {**RULES, "residual": ("sequence", "tensor")}
 """Sequence parallelism on the tensor axis itself: the devices that split the heads also split the residual stream."""
 
 
+def mesh_axes(rule: Rule) -> tuple[str, ...]:
+    """The mesh axes that a rule, or an entry of a partition spec, names."""
+    return () if rule is None else (rule,) if isinstance(rule, str) else tuple(rule)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Named:
@@ -79,7 +84,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for an axis that no rule uses and for sizes that cannot be."""
-        known = {axis for rule in self.rules.values() for axis in _tuple(rule)}
+        known = {axis for rule in self.rules.values() for axis in mesh_axes(rule)}
         for axis, size in self.mesh.items():
             if axis not in known:
                 raise ConfigError(f"layout.mesh: no rule uses the mesh axis {axis!r}{nearest(axis, known)}")
@@ -134,7 +139,7 @@ class Layout:
         for name, size in zip(axes, shape, strict=True):
             if name is not None and name not in self.rules:
                 raise ConfigError(f"{what}: layout.rules has no axis named {name!r}{nearest(name, self.rules)}")
-            here = tuple(axis for axis in _tuple(self.rules[name] if name else None) if sizes.get(axis, 1) > 1)
+            here = tuple(axis for axis in mesh_axes(self.rules[name] if name else None) if sizes.get(axis, 1) > 1)
             for axis in here:
                 if axis in taken:
                     raise ConfigError(f"{what}: axes {taken[axis]!r} and {name!r} are both on the mesh axis {axis!r}")
@@ -212,7 +217,3 @@ def put_rows(
         )
 
     return {name: one(local) for name, local in batch.items()}
-
-
-def _tuple(rule: Rule) -> tuple[str, ...]:
-    return () if rule is None else (rule,) if isinstance(rule, str) else tuple(rule)

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.errors import ConfigError
 from jaxtrain.experiment import Experiment
-from jaxtrain.layout import local_rows, plain, put_rows
+from jaxtrain.layout import local_rows, mesh_axes, plain, put_rows
 from jaxtrain.metrics import Mean
 from jaxtrain.models.base import Params
 from jaxtrain.optimizers import averaged
@@ -227,7 +227,7 @@ def _check(experiment: Experiment, sizes: Mapping[str, int], specs: Sequence[P])
     if data.batch_size % (count * parts):
         rows = f"a batch of {data.batch_size}" + (f" on data={parts}" if parts > 1 else "")
         raise ConfigError(f"microbatches: {count} do not divide {rows}")
-    used = {axis for spec in specs for entry in spec for axis in _axes(entry)}
+    used = {axis for spec in specs for entry in spec for axis in mesh_axes(entry)}
     for axis, size in sizes.items():
         if size > 1 and axis not in used:
             splits = "splits no parameter and no batch of this experiment"
@@ -236,7 +236,3 @@ def _check(experiment: Experiment, sizes: Mapping[str, int], specs: Sequence[P])
 
 def _words(kinds: Mapping[str, np.dtype]) -> str:
     return ", ".join(f"{name} {dtype}" for name, dtype in kinds.items())
-
-
-def _axes(entry: Any) -> tuple[str, ...]:
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

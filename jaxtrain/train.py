@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from jaxtrain.cluster import Stop
-from jaxtrain.evaluate import evaluate_all
+from jaxtrain.evaluate import evaluate
 from jaxtrain.experiment import Experiment
 from jaxtrain.loading import Origin
 from jaxtrain.models.attention import implementations
@@ -56,8 +56,8 @@ def train(experiment: Experiment, folder: Path | None = None, origin: Origin | N
             if done % experiment.eval_every == 0 or done == experiment.steps:
                 journal.flush()
                 with clock("eval"):
-                    scores = evaluate_all(program, state)
-                    journal.evaluated(done, scores)
+                    found = {split: evaluate(program, state, data) for split, data in experiment.evals.items()}
+                    scores = journal.evaluated(done, found)
             if done % experiment.save_every == 0 or ending:
                 with clock("checkpoint"):
                     checkpoints.save(done, state, {"step": done}, scores)

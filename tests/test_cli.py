@@ -139,7 +139,7 @@ MISTAKES = {
     "an unknown verb": ("trian texts.py", "there is no verb 'trian'; did you mean 'train'?"),
     "no experiment": ("train", "train: name an experiment first"),
     "a flag before the experiment": ("train --steps 3", "train: name an experiment first"),
-    "no folder after --run": ("train texts.py --run", "--run: a value must follow"),
+    "no folder after --run": ("train texts.py --run", "Missing value for argument '--run'"),
     "a file that is not there": ("train text.py", "there is no experiment file text.py; did you mean 'texts.py'?"),
     "an unknown function": (
         "train texts.py:unsued",
@@ -196,7 +196,7 @@ MISTAKES = {
         "optimizer.decayed: no parameter is named 'krnel'",
     ),
     "a best metric of no split": ("train texts.py --keep.best tst/loss", "keep.best: 'tst/loss' is of no split"),
-    "a number of devices that is none": ("explain texts.py --devices all", "--devices all: give a number of devices"),
+    "a number of devices that is none": ("explain texts.py --devices all", "Error parsing --devices"),
     "a folder that is no run": ("evaluate nowhere", "nowhere is not a run: it has no experiment.json"),
     "a misspelled flag of evaluate": ("evaluate nowhere --stp 3", "Perhaps you meant: --step"),
     "evaluate without a run": ("evaluate", "The run's folder. (required)"),
@@ -280,7 +280,7 @@ def test_a_file_that_is_no_image_is_refused(call, folder):
         ("texts.py", "texts.py cannot be read as a image of shape [8, 8, 1]: cannot identify image file"),
         ("small.npy", "small.npy cannot be read as a image of shape [8, 8, 1]: cannot reshape array of size 9"),
         ("bad.npy", "bad.npy cannot be read as a image of shape [8, 8, 1]"),
-        ("none.png", "this model reads files of images, and there is no file none.png"),
+        ("none.png", "this model reads files with its 'image', and there is no file none.png"),
     ):
         assert says in refused(call, folder, "predict", run.folder, name)
 
@@ -382,7 +382,7 @@ def test_every_kind_of_flag_reaches_its_field(folder):
         "a",
         "b",
     ]
-    experiment, _ = cli._load("tiny_digits.py", flags, "train")
+    experiment = cli._given(cli.Train, ["tiny_digits.py", *flags], "train")[0].experiment
     blocks = experiment.task.model.blocks
     assert (blocks.width, blocks.attention, blocks.remat, blocks.kv_heads) == (128, "dense", "full", 1)
     assert blocks.precision.compute == "bfloat16"
@@ -396,7 +396,12 @@ def test_every_kind_of_flag_reaches_its_field(folder):
     assert (experiment.data.shuffle, experiment.data.batch_size) == (False, 32)
     assert experiment.keep.every == 100
     assert experiment.task.classes == ("a", "b")
-    assert cli._load("texts.py", ["--evals.test.batch-size", "32"], "train")[0].evals["test"].batch_size == 32
+    assert (
+        cli._given(cli.Train, ["texts.py", "--evals.test.batch-size", "32"], "train")[0]
+        .experiment.evals["test"]
+        .batch_size
+        == 32
+    )
 
 
 def test_explain_takes_any_number_of_devices(call, folder):

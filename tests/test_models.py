@@ -290,3 +290,12 @@ def test_the_same_words_say_the_same_whatever_stands_between_and_after_them():
 def test_numbers_that_do_not_fit_each_other_are_refused(make, says):
     with pytest.raises(ConfigError, match=says):
         make()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [("blocks", "there is none: use 'dense'"), ("cudnn", "needs a GPU and bfloat16")]
+)
+def test_an_attention_that_cannot_be_had_is_refused(asked, said):
+    q = jnp.zeros((1, 4, 2, 8))
+    with pytest.raises(ConfigError, match=said):
+        attention(q, q, q, causal=False, implementation=asked)

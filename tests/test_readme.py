@@ -13,7 +13,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.
 RUN_LINES = [line for language, text in BLOCKS for line in text.splitlines() if language == "bash"]
 
 # `pip install uv && uv run …` installs into this test's own environment: `uv run` is given the programs that are there,
-# full trainings take three steps, and the tests are collected, not run within themselves.
+# full trainings take three steps, long evaluations few rows, and the tests are collected, not run within themselves.
 SHIM = f"""#!/usr/bin/env bash
 set -e
 shift
@@ -21,6 +21,7 @@ case "$1" in
   pytest) exec {sys.executable} -m pytest --collect-only -q {ROOT}/tests/test_layout*.py ;;
   jaxtrain)
     shift
+    [[ "$1 $2" == "train experiments/char_lm.py"* ]] && set -- "$@" --evals.validation.source.count 64
     if [ "$1" = train ] && ! [[ "$*" == *--steps* || "$*" == *--help* ]]; then
       exec {sys.executable} -m jaxtrain "$@" --steps 3 --optimizer.schedule.warmup 0
     fi

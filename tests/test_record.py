@@ -143,7 +143,6 @@ def test_processes_other_than_the_first_write_nothing(tmp_path):
     recorder.metrics(1, "train", {"loss": 1.0})
     recorder.event("started")
     recorder.rewind(0)
-    recorder.close()
     assert not (tmp_path / "run").exists()
     Recorder(tmp_path).metrics(1, "train", {})
     Recorder(tmp_path, active=False).rewind(0)

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxtrain.evaluate import evaluate_run
+from jaxtrain import step as step_module
+from jaxtrain.data import Arrays, Pipeline, Take, Windows
+from jaxtrain.evaluate import evaluate_run, predict_run
 from jaxtrain.layout import Layout
 from jaxtrain.runs.journal import Journal, Metrics
 from jaxtrain.runs.record import read_json
@@ -143,11 +145,16 @@ def test_a_run_folder_explains_itself_and_gives_back_experiment_state_and_data(t
 
 def test_the_time_account_of_a_run_sums_to_its_total(tmp_path: Path) -> None:
     run, _ = train(tiny.main(), tmp_path / "run")
-    line = [line for line in run.metrics() if line["split"] == "train"][-1]
+    lines = [line for line in run.metrics() if line["split"] == "train"]
+    line = lines[-1]
     parts = {name: value for name, value in line.items() if name.startswith("seconds_")}
     total = parts.pop("seconds_total")
     assert {"seconds_compile", "seconds_data", "seconds_step", "seconds_eval", "seconds_checkpoint"} < parts.keys()
     assert sum(parts.values()) == pytest.approx(total, rel=1e-6)
+    # Speeds count what training took: neither compiling, which the first period follows, nor evaluating and saving.
+    trained = sum(16 / line["examples_per_second"] for line in lines)
+    assert trained == pytest.approx(parts["seconds_data"] + parts["seconds_step"], rel=0.05)
+    assert trained < parts["seconds_compile"]
     assert line["tokens_per_second"] == pytest.approx(16 * line["examples_per_second"])
 
 
@@ -167,6 +174,21 @@ def test_no_step_moves_anything_between_host_and_device(tmp_path: Path, monkeypa
     train(replace(tiny.main(), log_every=4, evals={}, eval_every=100, save_every=100), tmp_path / "run")
     # Periods end at 4, 8 and 12; each is read when the next one ends, the last when the run does.
     assert read == [8, 12, 12]
+
+
+def test_a_batch_that_was_left_on_the_host_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "put_rows", lambda sharding, batch, rows, size: batch)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train(replace(tiny.main(), log_every=20), tmp_path / "run")
+
+
+def test_a_language_model_on_windows_of_text_predicts_from_texts_of_any_length(tmp_path: Path) -> None:
+    source = Take(Windows(Arrays({"text": ["abcabcabc" * 20] * 4}), 16), 40)
+    experiment = replace(tiny.main(), data=Pipeline(source, batch_size=16), steps=60, evals={}, save_every=60)
+    experiment = replace(experiment, task=replace(experiment.task, model=replace(experiment.task.model, vocab=128)))
+    train(experiment, tmp_path / "run")
+    after = predict_run(Run(tmp_path / "run", experiment=experiment), ["abcab", "bcabcabca"])
+    assert [line.split()[1] for line in after] == ["b'c'", "b'b'"]
 
 
 def _leaves(tree: object) -> list[np.ndarray]:

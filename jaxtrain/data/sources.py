@@ -61,6 +61,38 @@ class Source(ABC):
     def identity(self) -> str:
         """A short string that changes when the examples do. Joins the fingerprint; cheap."""
 
+    def raw(self, argument: str) -> Example:
+        """What a command line gives, a text or a file, as an example like those here but with no label.
+
+        Images become f32[Y, X, C] in 0…1 of the shape here; .npy files hold the array itself. Raises ConfigError for a
+        file that cannot be read so.
+        """
+        like = self[0]
+        texts = [name for name, value in like.items() if isinstance(value, str | bytes)]
+        if texts:
+            return {texts[0]: argument}
+        name, value = max(like.items(), key=lambda item: np.size(item[1]))
+        path = Path(argument)
+        if not path.is_file():
+            raise ConfigError(f"this model reads files with its {name!r}, and there is no file {argument}")
+        try:
+            if path.suffix == ".npy":
+                return {name: np.load(path, allow_pickle=False).astype(value.dtype).reshape(value.shape)}
+            return {name: _pixels(path, value.shape)}
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read as a {name} of shape {list(value.shape)}: {error}") from error
+
+
+def _pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ConfigError("reading images needs Pillow: pip install 'jaxtrain[images]' (or give .npy files)") from error
+    Y, X, C = shape
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L" if C == 1 else "RGB").resize((X, Y)), np.float32) / 255
+    return pixels.reshape(shape)
+
 
 @dataclass(frozen=True, eq=False)
 class Arrays(Source):
@@ -277,6 +309,10 @@ class Windows(Source):
         row = _joined_bytes(self.source, self.field)[first : first + self.length + 1]
         return {"tokens": row.astype(np.int32)}
 
+    def raw(self, argument: str) -> Example:
+        """The tokens of a text, however long."""
+        return {"tokens": np.frombuffer(argument.encode(), np.uint8).astype(np.int32)}
+
     def identity(self) -> str:
         """The other source's identity with the field and the length."""
         return f"windows:{self.length}:{self.field}:{self.source.identity()}"
@@ -311,6 +347,10 @@ class Take(Source):
             raise IndexError(index)
         return self.source[index]
 
+    def raw(self, argument: str) -> Example:
+        """As the other source reads it."""
+        return self.source.raw(argument)
+
     def identity(self) -> str:
         """The other source's identity with the count."""
         return f"take:{self.count}:{self.source.identity()}"
@@ -332,6 +372,10 @@ class Stored(Source):
 
     def __getitem__(self, index: int) -> Example:
         return self._records()[index]
+
+    def raw(self, argument: str) -> Example:
+        """As the other source reads it."""
+        return self.source.raw(argument)
 
     def identity(self) -> str:
         """The other source's identity: where examples lie does not change them."""

@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxtrain.errors import ConfigError
 from jaxtrain.layout import platform
 
 Attention = Literal["auto", "dense", "blocks", "cudnn"]
@@ -21,7 +22,14 @@ BLOCK = 128
 
 
 def choose(implementation: Attention, causal: bool, dtype: jnp.dtype) -> Attention:
-    """The implementation that `auto` stands for on the platform of the program being traced."""
+    """The implementation that `auto` stands for on the platform of the program being traced.
+
+    Raises ConfigError for one that was asked for and cannot be had there.
+    """
+    if implementation == "blocks" and not causal:
+        raise ConfigError("attention 'blocks' leaves out what a causal mask forbids, but there is none: use 'dense'")
+    if implementation == "cudnn" and (platform() != "gpu" or dtype != jnp.bfloat16):
+        raise ConfigError(f"attention 'cudnn' needs a GPU and bfloat16, not {dtype} on a {platform()}: use 'auto'")
     if implementation != "auto":
         return implementation
     if platform() == "gpu" and dtype == jnp.bfloat16:
@@ -30,7 +38,7 @@ def choose(implementation: Attention, causal: bool, dtype: jnp.dtype) -> Attenti
 
 
 def implementations(lowered: jax.stages.Lowered) -> list[str]:
-    """The implementations that a program really holds, read off what it was lowered to."""
+    """The implementations that a program really holds, read off the scopes in what it was lowered to."""
     return sorted(set(re.findall(r"attention_(\w+?)[/\"]", lowered.as_text(debug_info=True))))
 
 
@@ -67,7 +75,7 @@ def _attend(
     # Heads before positions, once: as batch dims of every product that follows.
     k_BGTK, v_BGTK = k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
     q_BGRLK = q_BLHK.swapaxes(1, 2).reshape(B, k_BGTK.shape[1], -1, L, K)
-    if chosen == "dense" or not causal or L <= BLOCK:
+    if chosen == "dense":
         mixed_BGRLK = _scored(q_BGRLK, k_BGTK, v_BGTK, 0 if causal else None, valid_BT)
     else:
         parts = []

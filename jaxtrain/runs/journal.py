@@ -3,7 +3,6 @@
 Not here: when something is due, and how it is written.
 """
 
-import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ class Journal:
         self._flight: deque[Metrics] = deque()
         self._period: list[Metrics] = []
         self._late: tuple[int, float, list[Metrics]] | None = None
-        self._since = time.perf_counter()
+        self._spent = 0.0
 
     def say(self, event: str, **fields: object) -> None:
         """Something happened: to events.jsonl and the console."""
@@ -56,12 +55,11 @@ class Journal:
         if step % self._experiment.log_every == 0:
             self._turn()
 
-    def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
-        """The metrics of an evaluation, named split/metric, for files and console."""
-        for split in dict.fromkeys(name.partition("/")[0] for name in scores):
-            values = {name.partition("/")[2]: x for name, x in scores.items() if name.startswith(f"{split}/")}
+    def evaluated(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """The metrics of an evaluation by split, to files and console; returns them named split/metric."""
+        for split, values in scores.items():
             self._write(step, split, values, {})
-        self._since = time.perf_counter()
+        return {f"{split}/{name}": value for split, values in scores.items() for name, value in values.items()}
 
     def ended(self, step: int) -> None:
         """No more steps follow: write all that is left."""
@@ -71,14 +69,15 @@ class Journal:
         self.say("ended", step=step, of=self._experiment.steps)
 
     def close(self) -> None:
-        """Leave files and console in order."""
+        """Leave the console in order."""
         self._console.close()
-        self._recorder.close()
 
     def _turn(self) -> None:
         self.flush()
-        now = time.perf_counter()
-        self._late, self._period, self._since = (self._done, now - self._since, self._period), [], now
+        # Only what training took: no compiling, evaluating or saving.
+        account = self._clock.account()
+        spent = account["data"] + account["step"]
+        self._late, self._period, self._spent = (self._done, spent - self._spent, self._period), [], spent
 
     def flush(self) -> None:
         """Write the metrics that are late."""

@@ -153,9 +153,6 @@ class Recorder:
         if self._board is not None:
             self._board.purge = step + 1
 
-    def close(self) -> None:
-        """Does nothing: no file stays open between calls."""
-
 
 class _Board:
     """One TensorBoard event file, made at the first write.
