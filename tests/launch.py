@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny
+from conftest import QUICK
 
 from jaxtrain.runs.checkpoints import Checkpoints
 from jaxtrain.runs.record import read_metrics
@@ -38,7 +39,7 @@ main()
 
 def environment(devices: int = 1, process: int | None = None, processes: int = 1, port: int = 0) -> dict[str, str]:
     """The environment of one of several processes with so many simulated devices each."""
-    own = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    own = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}"}
     if process is None:
         return own
     return {
