@@ -16,7 +16,8 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from jaxtrain.errors import ConfigError, nearest
-from jaxtrain.experiment import Experiment, check_types
+from jaxtrain.experiment import Experiment
+from jaxtrain.values import check_types
 
 
 @dataclass(frozen=True)

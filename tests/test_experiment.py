@@ -12,20 +12,13 @@ import pytest
 
 from jaxtrain import ConfigError, Experiment, Layout, Run, optimizers
 from jaxtrain.data import Arrays, Digits, Flip, Pipeline, Source
-from jaxtrain.experiment import (
-    Keep,
-    check_types,
-    difference,
-    fingerprint,
-    from_json,
-    meaning,
-    to_json,
-)
+from jaxtrain.experiment import Keep, fingerprint
 from jaxtrain.loading import experiments, load, load_code
 from jaxtrain.models import Blocks, NGrams, Transformer, ViT
 from jaxtrain.optimizers import AdamW, Constant
 from jaxtrain.tasks import Classification, LanguageModel, Regression
 from jaxtrain.train import train
+from jaxtrain.values import check_types, difference, from_json, meaning, to_json
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 WRITTEN = [f"{file}:{name}" for file in sorted(FOLDER.glob("*.py")) for name in experiments(load_code(file))]

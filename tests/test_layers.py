@@ -20,6 +20,7 @@ PACKAGE = ROOT / "jaxtrain"
 
 ROOMS = (
     "errors",
+    "values",
     "cluster",
     "layout",
     "metrics",

@@ -14,9 +14,7 @@ import numpy as np
 from jaxtrain.data.sources import Batch, Example, Indexed, Source
 from jaxtrain.data.transforms import Transform
 from jaxtrain.errors import ConfigError
-
-HARMLESS = {"meaning": False}
-"""Marks fields that change how fast batches come but not what is in them; a fingerprint leaves these out."""
+from jaxtrain.values import HARMLESS
 
 _ENDLESS = 1 << 40
 

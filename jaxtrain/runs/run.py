@@ -16,11 +16,12 @@ import jax
 
 from jaxtrain.cluster import first, same_everywhere
 from jaxtrain.errors import ConfigError
-from jaxtrain.experiment import Experiment, difference, fingerprint, from_json, meaning, to_json
+from jaxtrain.experiment import Experiment, fingerprint
 from jaxtrain.layout import Layout
 from jaxtrain.loading import Origin
 from jaxtrain.runs.record import environment, read_json, read_metrics, write_json
 from jaxtrain.step import Program, TrainState
+from jaxtrain.values import difference, from_json, meaning, to_json
 
 
 @dataclass(frozen=True)
