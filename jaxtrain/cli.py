@@ -17,12 +17,14 @@ import tyro
 from jaxtrain.errors import ConfigError, nearest
 from jaxtrain.experiment import Experiment
 from jaxtrain.loading import Origin, load
+from jaxtrain.places import cache
 
 USAGE = """\
 jaxtrain train EXPERIMENT [--run DIR] [--FIELD VALUE …]   train file.py[:function]; go on if DIR holds its run
 jaxtrain explain EXPERIMENT [--devices N] [--FIELD …]     where every array would live on N devices
 jaxtrain evaluate RUN [--step N] [--split S]              metrics of a saved step
 jaxtrain predict RUN TEXT|FILE … [--step N]               what the trained model says
+jaxtrain data build|card|check|diff|bench …               data sets with cards; how fast they are read
 
 jaxtrain VERB --help says more; `train EXPERIMENT --help` lists every field. --debug shows tracebacks."""
 
@@ -130,11 +132,19 @@ def predict(arguments: Sequence[str]) -> None:
         print(f"{line}  {text}")
 
 
+def data(arguments: Sequence[str]) -> None:
+    """`jaxtrain data`."""
+    from jaxtrain.data_cli import data
+
+    data(arguments)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "explain": explain,
     "evaluate": evaluate,
     "predict": predict,
+    "data": data,
 }
 
 
@@ -160,8 +170,7 @@ def main() -> None:
 def _cache_programs() -> None:
     # Compiled programs are kept between runs, so that a second launch starts in seconds.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "jaxtrain" / "programs"))
+        jax.config.update("jax_compilation_cache_dir", str(cache("programs")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

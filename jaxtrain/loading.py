@@ -1,4 +1,4 @@
-"""Experiment files: `file.py:function` to an experiment, with whatever is wrong in the file said at its line.
+"""Experiment files: `file.py:function` to the value it returns, with whatever is wrong in the file said at its line.
 
 Not here: what an experiment is.
 """
@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtrain.errors import ConfigError, nearest
 from jaxtrain.experiment import Experiment
 from jaxtrain.values import check_types
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an experiment came from."""
+    """Where a value came from."""
 
     file: Path
     function: str
@@ -30,17 +32,22 @@ class Origin:
 
 def load(where: str) -> tuple[Experiment, Origin]:
     """The experiment that `file.py:function` names; without a function, the file's `main`, else its first."""
+    return load_kind(where, Experiment)
+
+
+def load_kind(where: str, kind: type[T]) -> tuple[T, Origin]:
+    """The same for a function that returns another kind of value."""
     name, _, function = where.partition(":")
     module = load_code(Path(name))
-    makers = experiments(module)
+    makers = functions(module, kind)
     if not makers:
-        raise ConfigError(f"{name} has no function annotated `-> Experiment`")
+        raise ConfigError(f"{name} has no function annotated `-> {kind.__name__}`")
     function = function or ("main" if "main" in makers else next(iter(makers)))
     if function not in makers:
-        raise ConfigError(f"{name} has no experiment named {function!r}{nearest(function, makers)}")
+        raise ConfigError(f"{name} has no {kind.__name__} named {function!r}{nearest(function, makers)}")
     made = _call(makers[function], name)
-    if not isinstance(made, Experiment):
-        raise ConfigError(f"{name}: {function} returned a {type(made).__name__}, not an Experiment")
+    if not isinstance(made, kind):
+        raise ConfigError(f"{name}: {function} returned a {type(made).__name__}, not {kind.__name__}")
     return made, Origin(Path(name), function)
 
 
@@ -67,10 +74,10 @@ def load_code(file: Path) -> ModuleType:
     return module
 
 
-def experiments(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
-    """The functions of an experiment file that return an experiment, in the order of the file."""
+def functions(module: ModuleType, kind: type[T]) -> dict[str, Callable[[], T]]:
+    """The functions of an experiment file that return a value of this kind, in the order of the file."""
     own = inspect.getmembers(module, lambda x: inspect.isfunction(x) and x.__module__ == module.__name__)
-    found = {name: f for name, f in own if f.__annotations__.get("return") in (Experiment, "Experiment")}
+    found = {name: f for name, f in own if f.__annotations__.get("return") in (kind, kind.__name__)}
     return dict(sorted(found.items(), key=lambda item: item[1].__code__.co_firstlineno))
 
 

@@ -9,15 +9,21 @@ import importlib
 import inspect
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from jaxtrain.errors import ConfigError, nearest
 
+T = TypeVar("T")
+
 HARMLESS = {"meaning": False}
 """Marks a dataclass's fields that change how something is computed but not what: a fingerprint leaves these out."""
+
+
+IN_MEMORY = {"meaning": False, "in_memory": True}
+"""Marks a field that holds an object which only its dataclass's `identity` can tell from another."""
 
 
 def check_types(value: Any, path: str = "") -> None:
@@ -43,6 +49,14 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(number), part) for number, part in enumerate(value))
 
 
+def within(value: Any, kind: type[T]) -> Iterator[T]:
+    """Every value of a kind in a value."""
+    if isinstance(value, kind):
+        yield value
+    for _, part in _parts(value):
+        yield from within(part, kind)
+
+
 def to_json(value: Any) -> Any:
     """JSON of a value made of dataclasses, mappings, tuples, numbers, strings, booleans and None.
 
@@ -52,7 +66,10 @@ def to_json(value: Any) -> Any:
         kind = type(value)
         if "<locals>" in kind.__qualname__:
             raise ConfigError(f"{kind.__qualname__} cannot be found again: define it at the top of its file")
-        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: _in_memory(value, f.name) if f.metadata == IN_MEMORY else to_json(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+        }
         return {"$kind": f"{kind.__module__}:{kind.__qualname__}", **fields}
     if isinstance(value, Mapping):
         return {str(name): to_json(entry) for name, entry in value.items()}
@@ -64,6 +81,10 @@ def to_json(value: Any) -> Any:
         content = repr(value.tolist()).encode() if value.dtype == object else value.tobytes()
         return {"$array": f"{value.dtype}{list(value.shape)}", "sha256": hashlib.sha256(content).hexdigest()[:32]}
     raise ConfigError(f"a {type(value).__name__} cannot be part of an experiment that is saved: {value!r}")
+
+
+def _in_memory(value: Any, name: str) -> dict[str, str]:
+    return {"$array": type(getattr(value, name)).__name__, "identity": value.identity()}
 
 
 def from_json(value: Any, code: ModuleType | None = None) -> Any:
@@ -78,7 +99,7 @@ def from_json(value: Any, code: ModuleType | None = None) -> Any:
         return kind(**{name: from_json(entry, code) for name, entry in value.items() if name != "$kind"})
     if isinstance(value, dict) and "$array" in value:
         raise ConfigError(
-            f"an array {value['$array']} was in memory and is not in the run's folder: give the experiment itself, "
+            f"what was in memory ({value['$array']}) is not in the run's folder: give the experiment itself, "
             "Run(folder, experiment=…), or train from files"
         )
     if isinstance(value, dict):
@@ -102,7 +123,7 @@ def _kind(name: str, code: ModuleType | None) -> Any:
 
 
 def meaning(value: Any) -> dict[str, Any]:
-    """What a value says, flat: dotted path to plain value; not the harmless fields, but the identity of what has one."""
+    """What a value says, flat: dotted path to plain value; without harmless fields, but with identities."""
     return dict(_flat(value, ""))
 
 

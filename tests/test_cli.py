@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtrain import Run, cli
+from jaxtrain import Run, cli, places
 from jaxtrain.data import digits
 from jaxtrain.loading import load
 from jaxtrain.runs.run import begin
@@ -143,7 +143,7 @@ MISTAKES = {
     "a file that is not there": ("train text.py", "there is no experiment file text.py; did you mean 'texts.py'?"),
     "an unknown function": (
         "train texts.py:unsued",
-        "texts.py has no experiment named 'unsued'; did you mean 'unused'?",
+        "texts.py has no Experiment named 'unsued'; did you mean 'unused'?",
     ),
     "a misspelled flag": ("train texts.py --task.model.widht 8", "Perhaps you meant: --task.model.width"),
     "a misspelled flag of a split": ("train texts.py --evals.tset.batch-size 8", "--evals.test.batch-size"),
@@ -261,7 +261,7 @@ def test_an_experiment_file_may_not_take_the_name_of_a_module(call, folder):
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(call, folder, monkeypatch):
     digits._load.cache_clear()
-    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    monkeypatch.setattr(places, "find_spec", lambda name: None)
     assert "pip install scikit-learn" in refused(call, folder, "train", "tiny_digits.py")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from jaxtrain import places
 from jaxtrain.data import (
     ArrayRecord,
     Arrays,
@@ -551,7 +552,7 @@ def test_a_changed_review_file_is_refused(monkeypatch, tmp_path):
 
     file = tmp_path / "reviews.csv"
     file.write_text("text,label,source\ngood,1,imdb\n")
-    monkeypatch.setattr(reviews, "_file", lambda: file)
+    monkeypatch.setattr(reviews, "package_file", lambda *_: file)
     reviews._load.cache_clear()
     with pytest.raises(ConfigError, match="sha256"):
         len(MovieReviews())
@@ -579,9 +580,10 @@ def test_a_missing_data_package_says_what_to_install(monkeypatch, package, sourc
     import importlib
 
     module = importlib.import_module(f"jaxtrain.data.{source}")
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(places, "find_spec", lambda name: None)
+    module._load.cache_clear()
     with pytest.raises(ConfigError, match=rf"pip install {package}.*uv sync --group data"):
-        module._file()
+        module._load()
 
 
 @pytest.fixture(scope="module")

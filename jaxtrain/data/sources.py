@@ -7,10 +7,8 @@ process by the cached functions below, which build their result locally and publ
 import hashlib
 import importlib
 import os
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -42,7 +40,17 @@ class Indexed(Protocol[T_co]):
 
 
 _EDGE = 1 << 20
-_RECORDS = 10_000  # a file: reading one record costs more the more there are
+
+
+class Damaged(Exception):
+    """A file, or record `record` (from 0) of it, that cannot be read or is not what was written."""
+
+    def __init__(self, file: str, record: int | None, why: str) -> None:
+        self.file, self.record, self.why = file, record, why
+        super().__init__(f"{file}{'' if record is None else f', record {record}'}: {why}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Damaged, (self.file, self.record, self.why)  # it has to come back from worker processes
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,14 @@ class Source(ABC):
     @abstractmethod
     def identity(self) -> str:
         """A short string that changes when the examples do. Joins the fingerprint; cheap."""
+
+    def fetch(self, indices: Sequence[int]) -> list[Any]:
+        """What stands at these indices as it is stored: several at once, for sources that read so faster."""
+        return [self[index] for index in indices]
+
+    def decode(self, stored: Any) -> Example:
+        """The example that was stored as one item of what `fetch` gives."""
+        return stored
 
     def raw(self, argument: str) -> Example:
         """What a command line gives, a text or a file, as an example like those here but with no label.
@@ -167,9 +183,48 @@ class ArrayRecord(Source):
         return len(_open_array_record(self.paths))
 
     def __getitem__(self, index: int) -> Example:
+        return self.decode(self.fetch([index])[0])
+
+    def fetch(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
+        """The records' numbers and bytes. Raises Damaged, naming file and record."""
+        records = _open_array_record(self.paths)
+        try:
+            read = records.__getitems__(list(indices)) if len(indices) > 1 else [records[indices[0]]]
+        except (RuntimeError, ValueError, OSError) as error:
+            raise self._damage(indices) from error
+        return list(zip(indices, read, strict=True))
+
+    def decode(self, stored: tuple[int, bytes]) -> Example:
+        """The example. Raises Damaged for bytes that `write_array_record` did not write."""
         from flax.serialization import msgpack_restore
 
-        return msgpack_restore(_open_array_record(self.paths)[index])
+        index, record = stored
+        try:
+            example = msgpack_restore(record)
+        except Exception as error:  # msgpack raises kinds of its own
+            raise self._damaged(index, f"it does not decode ({type(error).__name__}: {error})") from error
+        if not isinstance(example, dict):
+            raise self._damaged(index, f"it decodes to a {type(example).__name__}, not to fields")
+        return example
+
+    def _damage(self, indices: Sequence[int]) -> Damaged:
+        """Which of several records cannot be read."""
+        records = _open_array_record(self.paths)
+        for index in indices:
+            try:
+                records[index]
+            except (RuntimeError, ValueError, OSError) as error:
+                return self._damaged(index, f"it cannot be read{_said(error)}")
+        return Damaged(self.paths[0], None, f"records {list(indices)} cannot be read together")
+
+    def _damaged(self, index: int, why: str) -> Damaged:
+        """With the file that example `index` is in, and its number there."""
+        for path in self.paths:
+            size = len(_open_array_record((path,)))
+            if index < size:
+                return Damaged(path, index, why)
+            index -= size
+        raise IndexError(index)
 
     def identity(self) -> str:
         """A sha256 of every file's size, first and last MiB; the last holds ArrayRecord's index of chunks."""
@@ -189,7 +244,19 @@ def _open_array_record(paths: tuple[str, ...]) -> Any:
     _require_files(paths)
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    return ArrayRecordDataSource(list(paths))
+    try:
+        return ArrayRecordDataSource(list(paths))
+    except RuntimeError as error:
+        for path in paths:
+            if len(paths) > 1:
+                _open_array_record((path,))
+        raise Damaged(paths[0], None, f"it cannot be opened{_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """The first line of what a library said, if it said anything."""
+    line = str(error).partition("\n")[0]
+    return f" ({line})" if line else ""
 
 
 def _require_files(paths: tuple[str, ...]) -> None:
@@ -222,6 +289,8 @@ def write_array_record(path: str | os.PathLike[str], examples: Iterable[Mapping[
         finally:
             writer.close()
         unfinished.replace(final)
+    except RuntimeError as error:
+        raise OSError(str(error).split(";")[0]) from error  # a full disk, for one
     finally:
         unfinished.unlink(missing_ok=True)
     _open_array_record.cache_clear()  # a replaced file must not be read through its old handle
@@ -328,78 +397,3 @@ def _joined_bytes(source: Source, name: str) -> np.ndarray:
         text = example[name]
         documents.append(text.encode() if isinstance(text, str) else text)
     return np.frombuffer(b"\0".join(documents), np.uint8)
-
-
-@dataclass(frozen=True)
-class Take(Source):
-    """The first `count` examples of another source. Raises ConfigError where it has fewer."""
-
-    source: Source
-    count: int
-
-    def __len__(self) -> int:
-        if not 0 < self.count <= len(self.source):
-            raise ConfigError(f"Take: {self.count} of the {len(self.source)} examples of {self.source!r}")
-        return self.count
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        return self.source[index]
-
-    def raw(self, argument: str) -> Example:
-        """As the other source reads it."""
-        return self.source.raw(argument)
-
-    def identity(self) -> str:
-        """The other source's identity with the count."""
-        return f"take:{self.count}:{self.source.identity()}"
-
-
-@dataclass(frozen=True)
-class Stored(Source):
-    """Another source's examples, written to ArrayRecord files when first read and read from disk ever after.
-
-    The files lie in a folder named by the other source's identity under `folder` (by default the user's cache), which
-    takes its name only when all are complete.
-    """
-
-    source: Source
-    folder: str | None = None
-
-    def __len__(self) -> int:
-        return len(self._records())
-
-    def __getitem__(self, index: int) -> Example:
-        return self._records()[index]
-
-    def raw(self, argument: str) -> Example:
-        """As the other source reads it."""
-        return self.source.raw(argument)
-
-    def identity(self) -> str:
-        """The other source's identity: where examples lie does not change them."""
-        return self.source.identity()
-
-    def _records(self) -> ArrayRecord:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxtrain" / "data"
-        return _stored(self.source, Path(self.folder) if self.folder else cache)
-
-
-@lru_cache(maxsize=64)
-def _stored(source: Source, folder: Path) -> ArrayRecord:
-    final = folder / hashlib.sha256(source.identity().encode()).hexdigest()[:16]
-    if not final.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=folder, prefix=".unfinished-"))
-        try:
-            for part, start in enumerate(range(0, len(source), _RECORDS)):
-                rows = range(start, min(start + _RECORDS, len(source)))
-                write_array_record(unfinished / f"{part:05}.arrayrecord", (source[row] for row in rows))
-            unfinished.rename(final)
-        except OSError:
-            if not final.is_dir():  # else another process was quicker, with the same files
-                raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    return ArrayRecord(tuple(str(path) for path in sorted(final.glob("*.arrayrecord"))))

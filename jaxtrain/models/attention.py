@@ -47,17 +47,17 @@ def attention(
     k_BTGK: jax.Array,
     v_BTGK: jax.Array,
     causal: bool,
-    valid_BT: jax.Array | None = None,
+    segments_BL: jax.Array | None = None,
     implementation: Attention = "auto",
 ) -> jax.Array:
     """f[B, L, H, K]: softmax(q·k / √K)·v, softmax in f32 (Vaswani et al. 2017, arXiv:1706.03762).
 
-    With G < H key/value heads, each serves H/G query heads (Ainslie et al. 2023, arXiv:2305.13245). `valid_BT` is
-    False at keys that are padding.
+    With G < H key/value heads, each serves H/G query heads (Ainslie et al. 2023, arXiv:2305.13245). Positions
+    see only those with the same number in `segments_BL` i[B, L]: documents in one row, or padding apart from the rest.
     """
     chosen = choose(implementation, causal, q_BLHK.dtype)
     with jax.named_scope(f"attention_{chosen}"):
-        return _attend(chosen, q_BLHK, k_BTGK, v_BTGK, causal, valid_BT)
+        return _attend(chosen, q_BLHK, k_BTGK, v_BTGK, causal, segments_BL)
 
 
 def _attend(
@@ -66,39 +66,39 @@ def _attend(
     k_BTGK: jax.Array,
     v_BTGK: jax.Array,
     causal: bool,
-    valid_BT: jax.Array | None,
+    segments_BL: jax.Array | None,
 ) -> jax.Array:
+    together_BLT = None if segments_BL is None else segments_BL[:, :, None] == segments_BL[:, None, :]
     if chosen == "cudnn":
-        mask = None if valid_BT is None else valid_BT[:, None, None, :]
+        mask = None if together_BLT is None else together_BLT[:, None]
         return jax.nn.dot_product_attention(q_BLHK, k_BTGK, v_BTGK, mask=mask, is_causal=causal, implementation="cudnn")
     B, L, H, K = q_BLHK.shape
     # Heads before positions, once: as batch dims of every product that follows.
     k_BGTK, v_BGTK = k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
     q_BGRLK = q_BLHK.swapaxes(1, 2).reshape(B, k_BGTK.shape[1], -1, L, K)
     if chosen == "dense":
-        mixed_BGRLK = _scored(q_BGRLK, k_BGTK, v_BGTK, 0 if causal else None, valid_BT)
+        mixed_BGRLK = _scored(q_BGRLK, k_BGTK, v_BGTK, 0 if causal else None, together_BLT)
     else:
         parts = []
         for start in range(0, L, BLOCK):
             end = min(start + BLOCK, L)
-            valid = None if valid_BT is None else valid_BT[:, :end]
+            together = None if together_BLT is None else together_BLT[:, start:end, :end]
             queries = q_BGRLK[..., start:end, :]
-            parts.append(_scored(queries, k_BGTK[:, :, :end], v_BGTK[:, :, :end], start, valid))
+            parts.append(_scored(queries, k_BGTK[:, :, :end], v_BGTK[:, :, :end], start, together))
         mixed_BGRLK = jnp.concatenate(parts, axis=3)
     return mixed_BGRLK.reshape(B, H, L, K).swapaxes(1, 2)
 
 
 def _scored(
-    q_BGRLK: jax.Array, k_BGTK: jax.Array, v_BGTK: jax.Array, start: int | None, valid_BT: jax.Array | None
+    q_BGRLK: jax.Array, k_BGTK: jax.Array, v_BGTK: jax.Array, start: int | None, together_BLT: jax.Array | None
 ) -> jax.Array:
     """Attention of queries at positions `start`, `start + 1`, …; None masks nothing by position."""
     L, K, T = *q_BGRLK.shape[3:], k_BGTK.shape[2]
     scores = jnp.einsum("BGRLK,BGTK->BGRLT", q_BGRLK, k_BGTK).astype(jnp.float32) * K**-0.5
     if start is not None:
         scores = jnp.where(start + jnp.arange(L)[:, None] >= jnp.arange(T), scores, -jnp.inf)
-    if valid_BT is not None:
-        # A finite number: a row of nothing but padding must not become 0/0.
-        scores = jnp.where(valid_BT[:, None, None, None, :], scores, -1e30)
+    if together_BLT is not None:
+        scores = jnp.where(together_BLT[:, None, None], scores, -jnp.inf)  # never all: a position is with itself
     if platform() == "cpu":
         # Dividing the product, not its factor, is 3 % of a step there; elsewhere XLA fuses all of softmax.
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))

@@ -27,17 +27,18 @@ class Model(ABC):
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module, with parameters drawn from `rngs`, for inputs shaped like `inputs` (shape and dtype matter only).
 
-        Calling it takes `(inputs, keys_B)`: keys are one PRNG key a row for dropout, or None for none.
+        Calling it takes `(inputs, keys_B)`: keys are one PRNG key a row for dropout, or None for none. A model of
+        sequences may also take `segments_BL`: which document each position belongs to.
         """
 
     def init(self, key: jax.Array, inputs: jax.Array) -> Params:
         """New parameters, each with the names of its axes."""
         return _named(self.build(nnx.Rngs(key), inputs))
 
-    def apply(self, params: Params, inputs: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
-        """The module's output for these parameters (plain arrays)."""
+    def apply(self, params: Params, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array) -> jax.Array:
+        """The module's output for these parameters (plain arrays); `more` are further arguments of its call."""
         shape = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
-        return nnx.merge(_structure(self, shape), params)(inputs, keys_B)
+        return nnx.merge(_structure(self, shape), params)(inputs, keys_B, **more)
 
 
 def _named(module: nnx.Module) -> Params:

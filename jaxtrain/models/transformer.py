@@ -79,8 +79,8 @@ class Block(nnx.Module):
         self.down = Linear(rngs, (M, D), ("mlp", "embed"), precision, small)
         self.config, self.causal, self.head_dim = config, causal, K
 
-    def __call__(self, x_BLD: jax.Array, keys_B: jax.Array | None, valid_BL: jax.Array | None) -> jax.Array:
-        """f[B, L, D]; `valid_BL` is False at padding."""
+    def __call__(self, x_BLD: jax.Array, keys_B: jax.Array | None, segments_BL: jax.Array | None) -> jax.Array:
+        """f[B, L, D]; positions of different segments do not see each other."""
         B, L, _ = x_BLD.shape
         rate = self.config.dropout
 
@@ -88,7 +88,7 @@ class Block(nnx.Module):
         q_BLHK = shard(self.query(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "heads", None)
         k_BLGK = shard(self.key(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "kv_heads", None)
         v_BLGK = shard(self.value(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "kv_heads", None)
-        mixed = attention(rotate(q_BLHK), rotate(k_BLGK), v_BLGK, self.causal, valid_BL, self.config.attention)
+        mixed = attention(rotate(q_BLHK), rotate(k_BLGK), v_BLGK, self.causal, segments_BL, self.config.attention)
         # Constrains the gradient too: else XLA runs the backward pass of attention split over positions.
         mixed_BLHK = shard(mixed, "batch", "sequence", "heads", None)
         added = shard(self.attended(mixed_BLHK.reshape(B, L, -1)), "batch", "residual", None)
@@ -138,13 +138,15 @@ class TransformerModule(nnx.Module):
             self.head = Linear(rngs, (blocks.width, config.outputs or config.vocab), axes, blocks.precision)
         self.config = config
 
-    def __call__(self, ids_BL: jax.Array, keys_B: jax.Array | None) -> jax.Array:
-        """Logits, f32."""
-        valid_BL = ids_BL != 0 if self.config.pooled else None
+    def __call__(self, ids_BL: jax.Array, keys_B: jax.Array | None, segments_BL: jax.Array | None = None) -> jax.Array:
+        """Logits, f32. Positions see only their own segment; where outputs are pooled, padding is one of its own."""
+        valid_BL = ids_BL != 0
+        if self.config.pooled:
+            segments_BL = valid_BL.astype(jnp.int32)
         x_BLD = dropout(self.embedding(ids_BL), self.config.blocks.dropout, fold(keys_B, self.config.blocks.layers))
-        x_BLD = self.norm(self.blocks(x_BLD, keys_B, valid_BL))
+        x_BLD = self.norm(self.blocks(x_BLD, keys_B, segments_BL))
         score = self.embedding.scores if self.config.tied else self.head
-        if valid_BL is not None:
+        if self.config.pooled:
             weight_BL1 = valid_BL[..., None].astype(jnp.float32)
             pooled_BD = (x_BLD * weight_BL1).sum(1) / jnp.maximum(weight_BL1.sum(1), 1)
             return score(pooled_BD).astype(jnp.float32)

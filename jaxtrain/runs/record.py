@@ -51,6 +51,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+def revision() -> str | None:
+    """The git revision of the repository around the working directory, marked where it has changes."""
+    git = _git()
+    if git is None or git["revision"] is None:
+        return None
+    return git["revision"] + (" with changes" if git["diff"] or git["untracked"] else "")
+
+
 def _git() -> dict[str, Any] | None:
     def git(*arguments: str) -> str | None:
         command = ["git", *arguments]

@@ -15,13 +15,14 @@ from typing import Any
 import jax
 
 from jaxtrain.cluster import first, same_everywhere
+from jaxtrain.data.built import Built
 from jaxtrain.errors import ConfigError
 from jaxtrain.experiment import Experiment, fingerprint
 from jaxtrain.layout import Layout
 from jaxtrain.loading import Origin
 from jaxtrain.runs.record import environment, read_json, read_metrics, write_json
 from jaxtrain.step import Program, TrainState
-from jaxtrain.values import difference, from_json, meaning, to_json
+from jaxtrain.values import difference, from_json, meaning, to_json, within
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _check_same(folder: Path, before: Mapping[str, Any], experiment: Experiment)
 
 def _unfinished(folder: Path, origin: Origin | None) -> bool:
     """Whether a folder is empty, or holds no more than `_write` leaves there when it is killed."""
-    left = {"environment.json", *([origin.file.name] if origin else [])}
+    left = {"environment.json", "data", *([origin.file.name] if origin else [])}
     return folder.is_dir() and all(path.name in left or path.suffix == ".tmp" for path in folder.iterdir())
 
 
@@ -135,6 +136,9 @@ def _write(folder: Path, experiment: Experiment, origin: Origin | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if origin is not None:
         (folder / origin.file.name).write_bytes(origin.file.read_bytes())
+    for data in within(experiment, Built):
+        (folder / "data").mkdir(exist_ok=True)
+        data.card.write(folder / "data", f"{data.name}-{data.version}.json")
     write_json(folder / "environment.json", environment())
     write_json(folder / "experiment.json", saved)  # last: it is what makes the folder a run
 

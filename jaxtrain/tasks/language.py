@@ -14,7 +14,11 @@ from jaxtrain.tasks.base import Batch, Task, cross_entropy
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel(Task):
-    """A causal model over rows of L + 1 tokens, trained by cross-entropy in nats a token."""
+    """A causal model over rows of L + 1 tokens, trained by cross-entropy in nats a token.
+
+    Where a batch has `segments` i[B, L + 1], several documents share a row: none of them sees another, and none is
+    asked for the first token of the next. Segment 0 is padding.
+    """
 
     inputs: str = "tokens"
 
@@ -25,10 +29,15 @@ class LanguageModel(Task):
     def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
         """Cross-entropy, and how often the likeliest token is the right one."""
         targets_BL = batch[self.inputs][:, 1:]
-        logits_BLV = self.model.apply(params, self.read(batch), keys_B)
+        weight_BL = jnp.broadcast_to(batch["mask"][:, None], targets_BL.shape)
+        more = {}
+        if "segments" in batch:
+            segments = batch["segments"]
+            more = {"segments_BL": segments[:, :-1]}
+            weight_BL &= (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+        logits_BLV = self.model.apply(params, self.read(batch), keys_B, **more)
         losses_BL = cross_entropy(logits_BLV, targets_BL)
         right_BL = (logits_BLV.argmax(-1) == targets_BL).astype(jnp.float32)
-        weight_BL = jnp.broadcast_to(batch["mask"][:, None], targets_BL.shape)
         return Mean.of(losses_BL, weight_BL), {"accuracy": Mean.of(right_BL, weight_BL)}
 
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:

@@ -1,0 +1,33 @@
+"""Which of 9 subjects a skill of Brazil's national curriculum belongs to, from its Portuguese text (BNCC 2018).
+
+uv run jaxtrain data build experiments/datasets.py:bncc
+uv run jaxtrain train experiments/bncc.py
+"""
+
+from dataclasses import replace
+
+from jaxtrain.data import Built, Pipeline, Utf8
+from jaxtrain.data.skills import SUBJECTS
+from jaxtrain.experiment import Experiment
+from jaxtrain.models import NGrams
+from jaxtrain.optimizers import AdamW, Linear
+from jaxtrain.tasks import Classification
+
+
+def main() -> Experiment:
+    """Hashed word n-grams of raw bytes, as for `sentiment.py`."""
+    data = Pipeline(Built("bncc", "1.0.0"), (Utf8(512),), batch_size=64)
+    return Experiment(
+        task=Classification(
+            model=NGrams(outputs=9, words=128, buckets=2**16, width=128, dropout=0.7),
+            inputs="bytes",
+            classes=tuple(SUBJECTS.values()),
+        ),
+        data=data,
+        optimizer=AdamW(schedule=Linear(peak=2e-3, warmup=20)),
+        steps=300,
+        evals={"test": replace(data, source=Built("bncc", "1.0.0", "test"), shuffle=False)},
+        log_every=50,
+        eval_every=100,
+        save_every=100,
+    )

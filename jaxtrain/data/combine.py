@@ -1,0 +1,287 @@
+"""Sources made of other sources: parts of them, mixtures, transformed, kept in memory or on disk, forgiving of damage.
+
+Not here: what reads files, and random transforms, which belong to a pipeline.
+"""
+
+import hashlib
+import logging
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtrain.data.sources import ArrayRecord, Damaged, Example, Source, write_array_record
+from jaxtrain.data.transforms import Transform
+from jaxtrain.errors import ConfigError
+from jaxtrain.places import cache
+from jaxtrain.values import IN_MEMORY
+
+_RECORDS = 10_000  # a file: reading one record costs more the more there are
+_BLOCK = 1000
+
+
+@dataclass(frozen=True)
+class Wrapper(Source):
+    """A source made of one other, whose examples it passes on unless a subclass says otherwise."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[index]
+
+    def raw(self, argument: str) -> Example:
+        """As the other source reads it."""
+        return self.source.raw(argument)
+
+    def identity(self) -> str:
+        """The other source's."""
+        return self.source.identity()
+
+
+@dataclass(frozen=True)
+class Take(Wrapper):
+    """The first `count` examples of another source. Raises ConfigError where it has fewer."""
+
+    count: int
+
+    def __len__(self) -> int:
+        if not 0 < self.count <= len(self.source):
+            raise ConfigError(f"Take: {self.count} of the {len(self.source)} examples of {self.source!r}")
+        return self.count
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self.source[index]
+
+    def identity(self) -> str:
+        """The other source's identity with the count."""
+        return f"take:{self.count}:{self.source.identity()}"
+
+
+@dataclass(frozen=True)
+class Mapped(Wrapper):
+    """Another source's examples after deterministic transforms; inside `InMemory` or `Stored` they are computed once.
+
+    Raises ConfigError for transforms that are for training only: a pipeline draws those anew for every example.
+    """
+
+    transforms: tuple[Transform, ...]
+
+    def __post_init__(self) -> None:
+        for transform in self.transforms:
+            if transform.training_only or transform.evaluating() != transform:
+                raise ConfigError(f"Mapped: {transform!r} is random: give it to the pipeline's transforms")
+
+    def __getitem__(self, index: int) -> Example:
+        return self._apply(self.source[index])
+
+    def raw(self, argument: str) -> Example:
+        """As the other source reads it, transformed."""
+        return self._apply(self.source.raw(argument))
+
+    def identity(self) -> str:
+        """The other source's identity with the transforms."""
+        return f"mapped:{self.transforms!r}:{self.source.identity()}"
+
+    def _apply(self, example: Example) -> Example:
+        for transform in self.transforms:
+            example = transform(example, np.random.default_rng(0))
+        return example
+
+
+@dataclass(frozen=True)
+class InMemory(Wrapper):
+    """Another source's examples, each read once in a process and kept there ever after."""
+
+    def __getitem__(self, index: int) -> Example:
+        kept = _memory(self)
+        if index not in kept:
+            kept[index] = self.source[index]
+        return dict(kept[index])
+
+
+@lru_cache(maxsize=64)
+def _memory(source: InMemory) -> dict[int, Example]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Mixture(Source):
+    """Several sources of the same fields, picked by weights: example i is always the same, whatever was read before.
+
+    Weights are rounded to shares of a block of at most 1,000 picks that repeats, each source's picks spread evenly over
+    it. An epoch ends when every source was seen whole; those that are shorter for their weight repeat meanwhile.
+    Raises ConfigError for weights that are not positive, or too small for a block.
+    """
+
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sources) != len(self.weights) or not self.sources or min(self.weights) <= 0:
+            raise ConfigError(f"Mixture needs one positive weight a source, got {self.weights} for {len(self.sources)}")
+        if min(_picks(self.weights)[1]) == 0:
+            raise ConfigError(f"Mixture: each weight must be at least 1/{_BLOCK} of all, got {self.weights}")
+
+    def __len__(self) -> int:
+        order, counts, _ = _picks(self.weights)
+        ends = []
+        for number, source in enumerate(self.sources):
+            blocks, rest = divmod(len(source) - 1, counts[number])
+            ends.append(blocks * len(order) + int(np.nonzero(order == number)[0][rest]) + 1)
+        return max(ends)
+
+    def __getitem__(self, index: int) -> Example:
+        order, counts, seen = _picks(self.weights)
+        block, offset = divmod(index, len(order))
+        number = int(order[offset])
+        source = self.sources[number]
+        return source[(block * counts[number] + int(seen[offset])) % len(source)]
+
+    def raw(self, argument: str) -> Example:
+        """As the first source reads it."""
+        return self.sources[0].raw(argument)
+
+    def identity(self) -> str:
+        """The sources' identities with the weights."""
+        return f"mixture:{self.weights}:{':'.join(source.identity() for source in self.sources)}"
+
+
+@lru_cache(maxsize=64)
+def _picks(weights: tuple[float, ...]) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """A block: which source each pick is from, how many each has, and how many it had before each pick."""
+    shares = np.array(weights) / sum(weights)
+    # The smallest block that has the weights to within a thousandth; else the largest.
+    sizes = np.arange(1, _BLOCK + 1)
+    wrong = np.abs(np.round(shares * sizes[:, None]) / sizes[:, None] - shares).max(1)
+    size = int(sizes[np.argmax(wrong < 1e-9)]) if (wrong < 1e-9).any() else _BLOCK
+    counts = np.floor(shares * size + 1e-9).astype(int)
+    counts[np.argsort(counts - shares * size)[: size - counts.sum()]] += 1
+    # Pick k of a source's n stands at (k + 1/2) / n of the block.
+    place = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in counts])
+    order = np.repeat(np.arange(len(counts)), counts)[np.argsort(place, kind="stable")]
+    seen = np.zeros(size, int)
+    for number in range(len(counts)):
+        seen[order == number] = np.arange(counts[number])
+    return order, counts.tolist(), seen
+
+
+@dataclass(frozen=True)
+class Tolerant(Wrapper):
+    """Goes on where examples are damaged: the next one that is not stands in for it, up to `limit` of them a process.
+
+    Each is logged once. Without this, training stops at the first. Raises Damaged beyond the limit.
+    """
+
+    limit: int
+
+    def __getitem__(self, index: int) -> Example:
+        for step in range(len(self)):
+            try:
+                return self.source[(index + step) % len(self)]
+            except Damaged as error:
+                self._count((index + step) % len(self), error)
+        raise Damaged(repr(self.source), None, "every record is damaged")
+
+    @property
+    def damaged(self) -> int:
+        """How many were met so far in this process."""
+        return len(_met(self))
+
+    def _count(self, index: int, error: Damaged) -> None:
+        met = _met(self)
+        with _LOCK:
+            if index not in met:
+                met.add(index)
+                logging.getLogger("jaxtrain.data").warning("skipped %d of at most %d: %s", len(met), self.limit, error)
+        if len(met) > self.limit:
+            raise Damaged(
+                error.file, error.record, f"{error.why}; that is more than the limit of {self.limit}"
+            ) from error
+
+
+_LOCK = threading.Lock()
+
+
+@lru_cache(maxsize=64)
+def _met(source: Tolerant) -> set[int]:
+    return set()
+
+
+@dataclass(frozen=True)
+class Items(Source):
+    """Any object with `__len__` and `__getitem__` that gives examples, known by the name that you give it.
+
+    The name is all that a run's fingerprint knows of it: change it when the items change. The object is pickled to
+    worker processes.
+    """
+
+    items: Any = field(metadata=IN_MEMORY, repr=False)
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Example:
+        return dict(self.items[index])
+
+    def identity(self) -> str:
+        """The name."""
+        return f"items:{self.name}"
+
+
+@dataclass(frozen=True)
+class Stored(Wrapper):
+    """Another source's examples, written to ArrayRecord files when first read and read from disk ever after.
+
+    The files lie in a folder named by the other source's identity under `folder` (by default the user's cache), which
+    takes its name only when all are complete.
+    """
+
+    folder: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._records())
+
+    def __getitem__(self, index: int) -> Example:
+        return self._records()[index]
+
+    def fetch(self, indices: Sequence[int]) -> list[Any]:
+        """The records' bytes."""
+        return self._records().fetch(indices)
+
+    def decode(self, stored: Any) -> Example:
+        """The example in a record."""
+        return self._records().decode(stored)
+
+    def _records(self) -> ArrayRecord:
+        return _stored(self.source, Path(self.folder) if self.folder else cache("data"))
+
+
+@lru_cache(maxsize=64)
+def _stored(source: Source, folder: Path) -> ArrayRecord:
+    final = folder / hashlib.sha256(source.identity().encode()).hexdigest()[:16]
+    if not final.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=folder, prefix=".unfinished-"))
+        try:
+            for part, start in enumerate(range(0, len(source), _RECORDS)):
+                rows = range(start, min(start + _RECORDS, len(source)))
+                write_array_record(unfinished / f"{part:05}.arrayrecord", (source[row] for row in rows))
+            unfinished.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another process was quicker, with the same files
+                raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return ArrayRecord(tuple(str(path) for path in sorted(final.glob("*.arrayrecord"))))
