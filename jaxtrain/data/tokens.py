@@ -1,8 +1,8 @@
 """Tokens on disk: files of documents as integers, tokenizers that make them, and rows of several documents.
 
 Not here: cleaning texts and splitting them. A token file is `MAGIC`, the length of a JSON header, the header, padding
-to 64 bytes, the tokens of all documents one after another, where each document begins (i64[documents + 1]), and a
-CRC-32 of each (u32[documents]). Files are mapped into memory, so what is read is what the rows need.
+to 64 bytes, the tokens of all documents one after another with token 0 after each, where each document begins
+(i64[documents + 1]), and a CRC-32 of each (u32[documents]). Files are mapped into memory: only what rows need is read.
 """
 
 import hashlib
@@ -11,10 +11,11 @@ import json
 import os
 import zlib
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from jaxtrain.errors import ConfigError, nearest
 
 MAGIC = b"jaxtoken"
 SEPARATOR = 0
-"""The token between documents of a stream, and at the end of a row."""
+"""The token after each document, and at the end of a row that documents do not fill."""
 _ALIGN = 64
 _AT_ONCE = 1000
 
@@ -176,7 +177,8 @@ def write_tokens(
 
 
 def _write(path: Path, documents: Sequence[np.ndarray], dtype: np.dtype, tokenizer: Tokenizer) -> None:
-    starts = np.cumsum([0, *map(len, documents)], dtype=np.int64)
+    starts = np.cumsum([0, *(len(document) + 1 for document in documents)], dtype=np.int64)
+    separator = np.array([SEPARATOR], dtype).tobytes()
     sums = np.array([zlib.crc32(document.tobytes()) for document in documents], np.uint32)
     header = {"dtype": dtype.name, "tokens": int(starts[-1]), "documents": len(documents)}
     text = json.dumps({**header, "vocab": tokenizer.vocab, "tokenizer": tokenizer.identity()}).encode()
@@ -186,7 +188,7 @@ def _write(path: Path, documents: Sequence[np.ndarray], dtype: np.dtype, tokeniz
         with unfinished.open("wb") as file:
             file.write(front.ljust(-(-len(front) // _ALIGN) * _ALIGN, b"\0"))
             for document in documents:
-                file.write(document.tobytes())
+                file.write(document.tobytes() + separator)
             file.write(b"\0" * (-file.tell() % 8))
             file.write(starts.tobytes() + sums.tobytes())
         unfinished.replace(path)
@@ -223,9 +225,10 @@ def _open(path: str) -> TokenFile:
     if size != (wanted := table + (documents + 1) * 8 + documents * 4):
         raise Damaged(path, None, f"it has {size:,} bytes, not the {wanted:,} that its header asks for")
     return TokenFile(
-        np.memmap(path, dtype, "r", begin, (tokens,)),
-        np.memmap(path, np.int64, "r", table, (documents + 1,)),
-        np.memmap(path, np.uint32, "r", table + (documents + 1) * 8, (documents,)) if documents else np.zeros(0, "u4"),
+        # As plain arrays: a slice of a memmap object takes ten times as long.
+        np.memmap(path, dtype, "r", begin, (tokens,)).view(np.ndarray),
+        np.memmap(path, np.int64, "r", table, (documents + 1,)).view(np.ndarray),
+        np.memmap(path, np.uint32, "r", table + (documents + 1) * 8, (documents,)).view(np.ndarray),
         header["vocab"],
         header["tokenizer"],
     )
@@ -256,18 +259,17 @@ class Documents(Source):
     paths: tuple[str, ...]
 
     def __len__(self) -> int:
-        return int(_ends(self.paths)[-1])
+        return _ends(self.paths)[-1]
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        ends = _ends(self.paths)
-        which = int(np.searchsorted(ends, index, side="right"))
-        file, number = _open(self.paths[which]), index - (int(ends[which - 1]) if which else 0)
-        tokens = np.asarray(file.tokens[file.starts[number] : file.starts[number + 1]])
+        which, number = _place(_ends(self.paths), index)
+        file = _open(self.paths[which])
+        tokens = file.tokens[file.starts[number] : file.starts[number + 1] - 1]
         if zlib.crc32(tokens.tobytes()) != file.sums[number]:
             raise Damaged(self.paths[which], number, "its tokens do not match their checksum")
-        return {"tokens": tokens}
+        return {"tokens": tokens.copy()}
 
     def identity(self) -> str:
         """From the checksums of all documents."""
@@ -275,8 +277,14 @@ class Documents(Source):
 
 
 @lru_cache(maxsize=64)
-def _ends(paths: tuple[str, ...]) -> np.ndarray:
-    return np.cumsum([len(file.sums) for file in _files(paths, "Documents")])
+def _ends(paths: tuple[str, ...]) -> list[int]:
+    return list(accumulate(len(file.sums) for file in _files(paths, "Documents")))
+
+
+def _place(ends: list[int], index: int) -> tuple[int, int]:
+    """Which file an index is in, and where in it."""
+    which = bisect_right(ends, index)
+    return which, index - (ends[which - 1] if which else 0)
 
 
 @dataclass(frozen=True)
@@ -296,25 +304,15 @@ class Tokens(Source):
             raise ConfigError(f"Tokens length must be at least 1, got {self.length}")
 
     def __len__(self) -> int:
-        return int(_row_ends(self.paths, self.length)[-1])
+        return _row_ends(self.paths, self.length)[-1]
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        ends = _row_ends(self.paths, self.length)
-        which = int(np.searchsorted(ends, index, side="right"))
-        file, number = _open(self.paths[which]), index - (int(ends[which - 1]) if which else 0)
-        row, at = np.full(self.length + 1, SEPARATOR, np.int32), 0
-        # Where document d begins in the stream: a separator follows each of the d before it.
-        place = number * self.length
-        document = _document_at(file, place)
-        while at <= self.length:
-            first = place + at - (int(file.starts[document]) + document)
-            begin, end = int(file.starts[document]) + first, int(file.starts[document + 1])
-            taken = min(max(0, end - begin), self.length + 1 - at)
-            row[at : at + taken] = file.tokens[begin : begin + taken]
-            at, document = at + taken + 1, document + 1
-        return {"tokens": row}
+        which, number = _place(_row_ends(self.paths, self.length), index)
+        begin = number * self.length
+        row = _open(self.paths[which]).tokens[begin : begin + self.length + 1]
+        return {"tokens": row.astype(np.int32)}
 
     def raw(self, argument: str) -> Example:
         """The tokens of a text, however long."""
@@ -325,19 +323,9 @@ class Tokens(Source):
         return f"tokens:{self.length}:{_content(self.paths)}"
 
 
-def _document_at(file: TokenFile, place: int) -> int:
-    """The document that position `place` of the stream with separators lies in, by bisection."""
-    low, high = 0, len(file.sums)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if int(file.starts[middle]) + middle <= place else (low, middle)
-    return low
-
-
 @lru_cache(maxsize=64)
-def _row_ends(paths: tuple[str, ...], length: int) -> np.ndarray:
-    streams = [len(file.tokens) + len(file.sums) for file in _files(paths, "Tokens")]
-    return np.cumsum([max(0, (stream - 1) // length) for stream in streams])
+def _row_ends(paths: tuple[str, ...], length: int) -> list[int]:
+    return list(accumulate(max(0, (len(file.tokens) - 1) // length) for file in _files(paths, "Tokens")))
 
 
 # Packing.
@@ -353,7 +341,7 @@ def plan_packing(paths: tuple[str, ...], length: int) -> Path:
     pieces: list[np.ndarray] = []  # file, first token, tokens
     for number, path in enumerate(paths):
         starts = np.asarray(_open(path).starts)
-        sizes = np.diff(starts)
+        sizes = np.diff(starts) - 1  # without separators
         counts = np.maximum(1, -(-sizes // room))
         document = np.repeat(np.arange(len(sizes)), counts)
         part = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -398,7 +386,7 @@ def _plan(paths: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndarray]:
     path = _plan_path(paths, length)
     if not path.is_file():
         raise ConfigError(f"Packed: there is no plan {path}: make it with plan_packing(paths, {length})")
-    flat = np.load(path, mmap_mode="r")
+    flat = np.load(path, mmap_mode="r").view(np.ndarray)
     count = int(flat[0])
     return flat[1 : count + 2], flat[count + 2 :].reshape(-1, 3)
 
