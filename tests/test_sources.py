@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
 from test_datasets import spec, texts
 
 from jaxtrain import ConfigError
@@ -223,7 +224,32 @@ def test_a_mixture_with_weights_that_cannot_be_is_refused(weights):
         Mixture((numbers(), numbers()), weights)
 
 
+def test_a_mixture_of_other_fields_names_the_source(made):
+    mixture = Mixture((Broken((0,)), Arrays({"y": np.arange(9)})), (1, 1))
+    with pytest.raises(ConfigError, match=r"source 1 has the fields \['y'\], source 0 \['x'\]"):
+        mixture[1]
+    assert mixture[2]["x"] == 1  # though the first example, which tells the fields, is damaged
+
+
 # Sources made of others.
+
+
+def test_what_reads_several_at_once_does_so_through_the_sources_made_of_it(made):
+    records = made["records"][0]
+    for source in (Take(records, 30), Mapped(records, ()), InMemory(records), Tolerant(records, 1)):
+        asked: list[list[int]] = []
+
+        class Asked(ArrayRecord):
+            def fetch(self, indices, asked=asked):
+                asked.append(list(indices))
+                return super().fetch(indices)
+
+        object.__setattr__(source, "source", Asked(records.paths))
+        found = [source.decode(one) for one in source.fetch([4, 21, 7])]
+        assert [example["text"] for example in found] == [records[i]["text"] for i in (4, 21, 7)]
+        assert asked == [[4, 21, 7]]
+    rows = Mixture((records, made["arrays"][0]), (3, 1))
+    assert [rows.decode(one)["text"] for one in rows.fetch(range(9))] == [rows[i]["text"] for i in range(9)]
 
 
 def test_what_is_kept_in_memory_is_read_once():
@@ -237,6 +263,7 @@ def test_what_is_kept_in_memory_is_read_once():
             reads.append(index)
             return {"x": index}
 
+    assert InMemory(Items([{"x": 5}], "a list, which has no hash"))[0] == {"x": 5}
     kept = InMemory(Items(Counting(), "counting once"))
     assert [kept[i]["x"] for i in (1, 1, 2, 1)] == [1, 1, 2, 1]
     assert reads == [1, 2]
@@ -299,6 +326,31 @@ def test_a_damaged_record_among_many_read_at_once_is_the_one_named(tmp_path):
     assert str(again) == str(caught.value)
 
 
+def test_a_record_that_does_not_decode_is_named(tmp_path):
+    from array_record.python import array_record_module
+
+    good, bad = tmp_path / "a.arrayrecord", tmp_path / "b.arrayrecord"
+    write_array_record(good, [{"x": 1}] * 3)
+    writer = array_record_module.ArrayRecordWriter(str(bad), "group_size:1")
+    for record in (msgpack_serialize({"x": 1}), b"\xc1 no msgpack", msgpack_serialize([1])):
+        writer.write(record)
+    writer.close()
+    source = ArrayRecord((str(good), str(bad)))
+    assert source[3]["x"] == 1
+    with pytest.raises(Damaged, match=r"b.arrayrecord, record 1: it does not decode"):
+        source[4]
+    with pytest.raises(Damaged, match=r"b.arrayrecord, record 2: it decodes to a list"):
+        source[5]
+    assert [Tolerant(source, 2)[i]["x"] for i in range(6)] == [1] * 6
+
+
+def test_a_missing_record_file_names_the_nearest(tmp_path):
+    write_array_record(tmp_path / "train-00000.arrayrecord", [{"x": 1}])
+    paths = tuple(str(tmp_path / f"train-0000{i}.arrayrecord") for i in range(2))
+    with pytest.raises(ConfigError, match=r"no file .*train-00001.*did you mean 'train-00000.arrayrecord'"):
+        len(ArrayRecord(paths))
+
+
 def readable(source: Source, index: int) -> bool:
     try:
         source[index]
@@ -328,6 +380,15 @@ def test_what_parquet_and_images_cannot_be_is_named(tmp_path, made):
     (tmp_path / "z.png").write_bytes(b"no image")
     with pytest.raises(Damaged, match=r"z.png: it is no image"):
         ImageFolder(str(tmp_path), (4, 4))[0]
+    (tmp_path / "z.png").unlink()
+    with pytest.raises(Damaged, match=r"z.png: it cannot be read"):
+        ImageFolder(str(tmp_path), (4, 4))[0]
+    (tmp_path / "chunk").mkdir()
+    raw = bytearray(Path(made["images"][0].folder, "a", "0.png").read_bytes())
+    raw[37] = 0xA6  # the kind of a chunk: Pillow raises a SyntaxError
+    (tmp_path / "chunk" / "w.png").write_bytes(raw)
+    with pytest.raises(Damaged, match=r"w.png: it is no image"):
+        ImageFolder(str(tmp_path / "chunk"), (4, 4))[0]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"holds no images"):
         len(ImageFolder(str(tmp_path / "empty"), (4, 4)))
@@ -379,6 +440,9 @@ def test_table_transforms_make_one_vector_of_numbers_and_categories():
     assert 580 < len(spread) < 690  # 1000·(1 − 1/e) = 632
     with pytest.raises(ConfigError, match="did you mean 'red'"):
         OneHot("colour", ("blue", "red"))({"colour": "rad"}, RNG)
+    assert OneHot("colour", ("blue", "red"))({"colour": b"red"}, RNG)["colour"].tolist() == [0, 1]
+    with pytest.raises(ConfigError, match="buckets"):
+        Hash("shop", 0)
 
 
 @pytest.mark.parametrize("hertz", [300, 1000, 3000])

@@ -101,6 +101,22 @@ def test_packing_without_a_plan_is_refused(paths):
         len(Packed(paths, 99))
 
 
+def test_a_plan_is_followed_only_as_written_and_for_the_files_it_was_made_for(paths):
+    plan = plan_packing(paths, 99)
+    with pytest.raises(ConfigError, match=r"planned for other files.*plan_packing\(paths, 99\)"):
+        len(Packed(paths[:1], 99))
+    raw = plan.read_bytes()
+    for size in (0, 100, len(raw) - 8):
+        plan.write_bytes(raw[:size])
+        with pytest.raises(Damaged, match=r"packed-99.npy: it is no plan"):
+            len(Packed(paths, 99))
+    plan.write_bytes(raw[:-6] + bytes([raw[-6] ^ 1]) + raw[-5:])
+    with pytest.raises(Damaged, match=r"packed-99.npy: the plan of rows does not match"):
+        len(Packed(paths, 99))
+    plan.write_bytes(raw)
+    assert len(Packed(paths, 99)) > 0
+
+
 def test_a_flipped_token_is_found_in_its_document(paths):
     raw = bytearray(Path(paths[1]).read_bytes())
     raw[len(raw) // 2] ^= 1

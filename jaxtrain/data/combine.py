@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +29,7 @@ _BLOCK = 1000
 
 @dataclass(frozen=True)
 class Wrapper(Source):
-    """A source made of one other, whose examples it passes on unless a subclass says otherwise."""
+    """A source made of one other, which it reads from, several at once, unless a subclass says otherwise."""
 
     source: Source
 
@@ -36,7 +37,15 @@ class Wrapper(Source):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
-        return self.source[index]
+        return self.decode(self.fetch([index])[0])
+
+    def fetch(self, indices: Sequence[int]) -> list[Any]:
+        """As the other source fetches it."""
+        return self.source.fetch(indices)
+
+    def decode(self, stored: Any) -> Example:
+        """As the other source decodes it."""
+        return self.source.decode(stored)
 
     def raw(self, argument: str) -> Example:
         """As the other source reads it."""
@@ -61,7 +70,7 @@ class Take(Wrapper):
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        return self.source[index]
+        return super().__getitem__(index)
 
     def identity(self) -> str:
         """The other source's identity with the count."""
@@ -82,8 +91,9 @@ class Mapped(Wrapper):
             if transform.training_only or transform.evaluating() != transform:
                 raise ConfigError(f"Mapped: {transform!r} is random: give it to the pipeline's transforms")
 
-    def __getitem__(self, index: int) -> Example:
-        return self._apply(self.source[index])
+    def decode(self, stored: Any) -> Example:
+        """As the other source decodes it, transformed."""
+        return self._apply(self.source.decode(stored))
 
     def raw(self, argument: str) -> Example:
         """As the other source reads it, transformed."""
@@ -103,11 +113,17 @@ class Mapped(Wrapper):
 class InMemory(Wrapper):
     """Another source's examples, each read once in a process and kept there ever after."""
 
-    def __getitem__(self, index: int) -> Example:
+    def fetch(self, indices: Sequence[int]) -> list[Example]:
+        """The examples; only those not yet kept are read."""
         kept = _memory(self)
-        if index not in kept:
-            kept[index] = self.source[index]
-        return dict(kept[index])
+        missing = [index for index in indices if index not in kept]
+        if missing:
+            kept.update(zip(missing, map(self.source.decode, self.source.fetch(missing)), strict=True))
+        return [kept[index] for index in indices]
+
+    def decode(self, stored: Example) -> Example:
+        """A copy, so that what is kept does not change."""
+        return dict(stored)
 
 
 @lru_cache(maxsize=64)
@@ -142,11 +158,31 @@ class Mixture(Source):
         return max(ends)
 
     def __getitem__(self, index: int) -> Example:
+        return self.decode(self.fetch([index])[0])
+
+    def fetch(self, indices: Sequence[int]) -> list[tuple[int, Any]]:
+        """Each with its source's number; what comes from one source is fetched at once."""
         order, counts, seen = _picks(self.weights)
-        block, offset = divmod(index, len(order))
-        number = int(order[offset])
-        source = self.sources[number]
-        return source[(block * counts[number] + int(seen[offset])) % len(source)]
+        found: list[tuple[int, Any]] = [(0, None)] * len(indices)
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for place, index in enumerate(indices):
+            block, offset = divmod(index, len(order))
+            number = int(order[offset])
+            nth = (block * counts[number] + int(seen[offset])) % len(self.sources[number])
+            wanted.setdefault(number, []).append((place, nth))
+        for number, pairs in wanted.items():
+            stored = self.sources[number].fetch([nth for _, nth in pairs])
+            for (place, _), one in zip(pairs, stored, strict=True):
+                found[place] = number, one
+        return found
+
+    def decode(self, stored: tuple[int, Any]) -> Example:
+        """The example. Raises ConfigError where its source has other fields than the first source."""
+        number, one = stored
+        example = self.sources[number].decode(one)
+        if example.keys() != (fields := _fields(self.sources[0])):
+            raise ConfigError(f"Mixture: source {number} has the fields {sorted(example)}, source 0 {sorted(fields)}")
+        return example
 
     def raw(self, argument: str) -> Example:
         """As the first source reads it."""
@@ -155,6 +191,14 @@ class Mixture(Source):
     def identity(self) -> str:
         """The sources' identities with the weights."""
         return f"mixture:{self.weights}:{':'.join(source.identity() for source in self.sources)}"
+
+
+@lru_cache(maxsize=64)
+def _fields(source: Source) -> frozenset[str]:
+    for index in range(len(source)):
+        with suppress(Damaged):
+            return frozenset(source[index])
+    return frozenset()
 
 
 @lru_cache(maxsize=64)
@@ -185,7 +229,18 @@ class Tolerant(Wrapper):
 
     limit: int
 
-    def __getitem__(self, index: int) -> Example:
+    def fetch(self, indices: Sequence[int]) -> list[Example]:
+        """The examples, decoded, since only that shows all damage; one by one where some are damaged."""
+        try:
+            return [self.source.decode(stored) for stored in self.source.fetch(indices)]
+        except Damaged:
+            return [self._next(index) for index in indices]
+
+    def decode(self, stored: Example) -> Example:
+        """As it is."""
+        return stored
+
+    def _next(self, index: int) -> Example:
         for step in range(len(self)):
             try:
                 return self.source[(index + step) % len(self)]
@@ -218,12 +273,12 @@ def _met(source: Tolerant) -> set[int]:
     return set()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Items(Source):
     """Any object with `__len__` and `__getitem__` that gives examples, known by the name that you give it.
 
     The name is all that a run's fingerprint knows of it: change it when the items change. The object is pickled to
-    worker processes.
+    worker processes. Two of these are equal only where they are one object.
     """
 
     items: Any = field(metadata=IN_MEMORY, repr=False)
@@ -252,9 +307,6 @@ class Stored(Wrapper):
 
     def __len__(self) -> int:
         return len(self._records())
-
-    def __getitem__(self, index: int) -> Example:
-        return self._records()[index]
 
     def fetch(self, indices: Sequence[int]) -> list[Any]:
         """The records' bytes."""

@@ -84,7 +84,7 @@ def _open(path: str) -> Any:
         raise ConfigError(f"Parquet: no file {path}{nearest(Path(path).name, others)}")
     try:
         # A file of its own for each reading: one is not safe to read from several threads.
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise Damaged(path, None, f"it cannot be opened ({error})") from error
 
@@ -114,7 +114,13 @@ class ImageFolder(Source):
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
         """The images' numbers and bytes."""
-        return [(index, Path(_listed(self.folder)[0][index]).read_bytes()) for index in indices]
+        return [(index, self._bytes(_listed(self.folder)[0][index])) for index in indices]
+
+    def _bytes(self, path: str) -> bytes:
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise Damaged(path, None, f"it cannot be read ({error.strerror})") from error
 
     def decode(self, stored: tuple[int, bytes]) -> Example:
         """The pixels, and the label."""
@@ -129,7 +135,7 @@ class ImageFolder(Source):
         try:
             with Image.open(io.BytesIO(raw)) as image:
                 resized = image.convert("L" if self.gray else "RGB").resize((self.size[1], self.size[0]))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Pillow's formats raise kinds of their own, SyntaxError among them
             raise Damaged(str(path), None, f"it is no image that can be read ({error})") from error
         pixels = np.asarray(resized, np.uint8).reshape(*self.size, -1)
         label = {"label": np.int32(self.classes.index(path.parent.name))} if self.classes else {}

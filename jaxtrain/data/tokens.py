@@ -148,9 +148,12 @@ def train_bpe(texts: Iterable[str], vocab: int, path: Path) -> HuggingFace:
 
 
 def write_tokens(
-    folder: Path, name: str, texts: Iterable[str], tokenizer: Tokenizer, per_file: int = 1 << 28
+    folder: Path, name: str, texts: Iterable[str], tokenizer: Tokenizer, per_file: int = 1 << 26
 ) -> list[Path]:
-    """Write documents into token files `name-00000.bin`, … of about `per_file` tokens each; returns them in order."""
+    """Write documents into token files `name-00000.bin`, … of about `per_file` tokens each; returns them in order.
+
+    One file's documents are held in memory.
+    """
     dtype = np.dtype(np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32)
     paths: list[Path] = []
     documents: list[np.ndarray] = []
@@ -368,10 +371,14 @@ def plan_packing(paths: tuple[str, ...], length: int) -> Path:
     order = np.concatenate([np.array(row) for row in rows])
     bounds = np.cumsum([0, *map(len, rows)])
     plan = _plan_path(paths, length)
-    unfinished = plan.with_name(f".{plan.name}.unfinished")
-    with unfinished.open("wb") as file:
-        np.save(file, np.concatenate([[len(rows)], bounds, every[order].ravel()]).astype(np.int64))
-    unfinished.replace(plan)
+    flat = np.concatenate([bounds, every[order].ravel()]).astype(np.int64)
+    unfinished = plan.with_name(f".{plan.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            np.save(file, np.concatenate([[_planned(paths), zlib.crc32(flat.data), len(rows)], flat]))
+        unfinished.replace(plan)
+    finally:
+        unfinished.unlink(missing_ok=True)
     _plan.cache_clear()
     return plan
 
@@ -380,15 +387,26 @@ def _plan_path(paths: tuple[str, ...], length: int) -> Path:
     return Path(paths[0]).with_suffix(f".packed-{length}.npy")
 
 
+def _planned(paths: tuple[str, ...]) -> int:
+    """Of which files a plan is, as a number."""
+    return int(_content(paths)[:15], 16)
+
+
 @lru_cache(maxsize=64)
 def _plan(paths: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndarray]:
     _files(paths, "Packed")
     path = _plan_path(paths, length)
     if not path.is_file():
         raise ConfigError(f"Packed: there is no plan {path}: make it with plan_packing(paths, {length})")
-    flat = np.load(path, mmap_mode="r").view(np.ndarray)
-    count = int(flat[0])
-    return flat[1 : count + 2], flat[count + 2 :].reshape(-1, 3)
+    try:
+        (planned, crc, count), flat = np.split(np.load(path, mmap_mode="r").view(np.ndarray), [3])
+    except (OSError, ValueError, EOFError) as error:
+        raise Damaged(str(path), None, f"it is no plan of rows ({error})") from error
+    if planned != _planned(paths):
+        raise ConfigError(f"Packed: {path} was planned for other files: make it with plan_packing(paths, {length})")
+    if crc != zlib.crc32(flat.data):
+        raise Damaged(str(path), None, "the plan of rows does not match its checksum")
+    return flat[: count + 1], flat[count + 1 :].reshape(-1, 3)
 
 
 @dataclass(frozen=True)

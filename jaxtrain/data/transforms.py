@@ -211,10 +211,12 @@ class OneHot(Transform):
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """The example with the value's place set to one."""
         value = self.field_of(example, self.field)
+        if isinstance(value, bytes):
+            value = value.decode(errors="replace")
         value = value if isinstance(value, str) else int(value)
         if value not in self.vocabulary:
             raise ConfigError(f"OneHot: {self.field!r} is {value!r}{nearest(str(value), map(str, self.vocabulary))}")
-        return {**example, self.field: (np.array(self.vocabulary) == value).astype(np.float32)}
+        return {**example, self.field: np.array([value == known for known in self.vocabulary], np.float32)}
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,10 @@ class Hash(Transform):
 
     field: str
     buckets: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.buckets < 1 << 31:
+            raise ConfigError(f"Hash buckets must be 1 or more and fit int32, got {self.buckets}")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """The example with the value's bucket."""
