@@ -15,6 +15,7 @@ from jaxtrain.data.filters import (
     Language,
     Leaks,
     Length,
+    MendEncoding,
     NearDuplicates,
     NotEmpty,
 )
@@ -23,7 +24,7 @@ from jaxtrain.data.tumours import COLUMNS, Tumours
 
 FOR_RESEARCH = "Anyone, for research; the texts are their authors'."
 AS_LONG = "As long as experiments refer to it; it holds no personal data beyond what its authors published."
-THIRDS = {"train": 0.8, "validation": 0.1, "test": 0.1}
+TENTHS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
 def bncc() -> DataSet:
@@ -61,7 +62,8 @@ def sentiment() -> DataSet:
         access=FOR_RESEARCH,
         retention=AS_LONG,
         records=MovieReviews("all"),
-        splits=HashSplits(THIRDS, by=("text",)),
+        splits=HashSplits(TENTHS, by=("text",)),
+        transforms=(MendEncoding("text"),),  # 3 % hold dashes and quotes that were decoded wrongly
         filters=(
             NotEmpty("text"),
             Length("text", 20, 20_000),
@@ -85,7 +87,7 @@ def review_tokens() -> DataSet:
         access=FOR_RESEARCH,
         retention=AS_LONG,
         records=MovieReviews("all"),
-        splits=HashSplits(THIRDS, by=("text",)),
+        splits=HashSplits(TENTHS, by=("text",)),
         filters=(NearDuplicates("text"),),
         form=TokenRows(length=512, bpe=4096),
     )

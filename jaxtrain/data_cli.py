@@ -69,6 +69,8 @@ class Bench:
     """How many to measure."""
     tune: bool = False
     """Also try threads, workers and prefetch, and say the fastest."""
+    step_seconds: float | None = None
+    """Put a sleep of so long in the step's place: an accelerator that shares no cores with reading."""
     picture: Path | None = None
     """A PNG file for the timeline, sequential and overlapped."""
 
@@ -127,7 +129,7 @@ def bench_verb(arguments: Sequence[str]) -> None:
     given = tyro.cli(Bench, default=Bench(experiment=experiment), args=list(arguments[1:]), prog=prog)
     from jaxtrain.databench import bench, timeline
 
-    report = bench(given.experiment, given.batches, tune=given.tune)
+    report = bench(given.experiment, given.batches, given.tune, given.step_seconds)
     print(report)
     if given.picture is not None:
         timeline(report, given.picture)

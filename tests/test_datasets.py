@@ -272,7 +272,7 @@ def test_a_card_may_not_name_files_outside_of_its_folder(tmp_path, folder):
     train = card.splits["train"]
     outside = replace(train.files[0], path="../../secret")
     replace(card, splits={"train": replace(train, files=(outside,))}).write(folder)
-    with pytest.raises(ConfigError, match=r"'train' names a file outside of its folder: ../../secret"):
+    with pytest.raises(ConfigError, match=r"names a file outside of its folder: ../../secret"):
         Card.read(folder)
 
 
@@ -370,10 +370,13 @@ def test_a_token_data_set_is_packed_and_keeps_every_token(tmp_path):
     train = [text for text in texts()["text"] if spec().splits.split({"text": text}) == "train"]
     assert seen == Counter(train)
     assert not list(check(folder))
-    raw = bytearray((folder / "train-00000.bin").read_bytes())
-    raw[len(raw) // 2] ^= 1
-    (folder / "train-00000.bin").write_bytes(raw)
-    assert any(fault.startswith("train-00000.bin: record ") for fault in check(folder))
+    for name in ("train-00000.bin", "train-00000.packed-128.npy"):
+        raw = bytearray((folder / name).read_bytes())
+        raw[len(raw) // 2] ^= 1
+        (folder / name).write_bytes(raw)
+    faults = list(check(folder))
+    assert any(fault.startswith("train-00000.bin: record ") for fault in faults)
+    assert "train-00000.packed-128.npy: its sha256 is not the card's" in faults
 
 
 # The commands.

@@ -15,6 +15,7 @@ from jaxtrain.data.filters import (
     Language,
     Leaks,
     Length,
+    MendEncoding,
     NearDuplicates,
     NotEmpty,
     Record,
@@ -203,6 +204,13 @@ def test_language_finds_what_is_in_another_and_leaves_short_texts_alone():
 )
 def test_broken_encoding_finds_what_was_decoded_wrongly_and_nothing_else(text, broken):
     assert found(BrokenEncoding("text"), [text]) == [0] * broken
+
+
+def test_mending_gives_back_what_was_decoded_wrongly_and_leaves_the_rest():
+    mend, rng = MendEncoding("text"), np.random.default_rng(0)
+    for text in (*PORTUGUESE, "naïve café 🙂", "plain"):
+        assert mend({"text": text}, rng)["text"] == text
+        assert mend({"text": text.encode().decode("latin-1")}, rng)["text"] == text
 
 
 def test_in_range_finds_numbers_outside_and_nan():

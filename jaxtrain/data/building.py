@@ -266,6 +266,8 @@ def _write(spec: DataSet, folder: Path, made: Mapping[str, Any], revision: str |
     names = list(spec.splits.parts)
     spec.form.prepare(folder, surviving.of(names[0]))
     splits = {name: _write_split(spec.form, folder, name, surviving.of(name)) for name in names}
+    known = {one.path for split in splits.values() for one in split.files}
+    beside = tuple(part(folder, path, 0) for path in sorted(folder.iterdir()) if path.name not in known)
     card = Card(
         **{name: getattr(spec, name) for name in ("name", "version", "description", "origin", "licence")},
         **{name: getattr(spec, name) for name in ("access", "retention", "label")},
@@ -279,6 +281,7 @@ def _write(spec: DataSet, folder: Path, made: Mapping[str, Any], revision: str |
         filters=tallies,
         near=_near(spec, surviving),
         splits=splits,
+        beside=beside,
     )
     from jaxtrain.data.showing import write_croissant, write_html
 

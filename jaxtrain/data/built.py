@@ -1,8 +1,10 @@
 """A built data set as a source, pinned by name and version. Not here: building it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from jaxtrain.data.building import Form, home
 from jaxtrain.data.card import Card, edges
@@ -41,6 +43,14 @@ class Built(Source):
     def __getitem__(self, index: int) -> Example:
         return _opened(self.path, self.split)[1][index]
 
+    def fetch(self, indices: Sequence[int]) -> list[Any]:
+        """As the files' own source fetches it."""
+        return _opened(self.path, self.split)[1].fetch(indices)
+
+    def decode(self, stored: Any) -> Example:
+        """As the files' own source decodes it."""
+        return _opened(self.path, self.split)[1].decode(stored)
+
     def raw(self, argument: str) -> Example:
         """As the files' own source reads it."""
         return _opened(self.path, self.split)[1].raw(argument)
@@ -57,7 +67,7 @@ def _opened(folder: Path, split: str) -> tuple[Card, Source]:
     card = Card.read(folder)
     if split not in card.splits:
         raise ConfigError(f"{folder} has no split {split!r}{nearest(split, card.splits)}")
-    for part in card.splits[split].files:
+    for part in (*card.beside, *card.splits[split].files):
         path = folder / part.path
         if not path.is_file():
             raise ConfigError(f"{path} is missing, which {folder}'s card names: build the data set again")

@@ -86,6 +86,8 @@ class Card:
     near: Mapping[str, int] | None
     """Pairs of near-duplicates left, within a split ("train") and across two ("train, test"); None: not counted."""
     splits: Mapping[str, Split]
+    beside: tuple[Part, ...] = ()
+    """What else reading needs: a tokenizer, plans of packed rows; they hold no records."""
 
     @property
     def schema(self) -> Schema:
@@ -116,15 +118,17 @@ class Card:
             raise ConfigError(
                 f"{path} does not match its seal: it was changed after building; build the data set again"
             )
-        splits = {}
-        for name, split in value["splits"].items():
-            files = tuple(Part(**part) for part in split["files"])
-            for part in files:
-                if not (folder / part.path).resolve().is_relative_to(folder.resolve()):
-                    raise ConfigError(f"{path}: split {name!r} names a file outside of its folder: {part.path}")
-            splits[name] = Split(split["records"], split["content"], files, Schema.from_json(split["schema"]))
+        splits = {
+            name: Split(one["records"], one["content"], _parts(one["files"]), Schema.from_json(one["schema"]))
+            for name, one in value["splits"].items()
+        }
+        beside = _parts(value["beside"])
+        for part in (*beside, *(part for split in splits.values() for part in split.files)):
+            if not (folder / part.path).resolve().is_relative_to(folder.resolve()):
+                raise ConfigError(f"{path} names a file outside of its folder: {part.path}")
         tallies = tuple(Tally(**tally) for tally in value["filters"])
-        whole: dict[str, Any] = {**value, "splits": splits, "filters": tallies, "by": tuple(value["by"])}
+        read: dict[str, Any] = {"splits": splits, "beside": beside, "filters": tallies, "by": tuple(value["by"])}
+        whole: dict[str, Any] = {**value, **read}
         return cls(**whole)
 
     def __str__(self) -> str:
@@ -196,6 +200,10 @@ def part(folder: Path, path: Path, records: int) -> Part:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Part(str(path.relative_to(folder)), path.stat().st_size, records, sha256, edges(path))
+
+
+def _parts(files: Iterable[Mapping[str, Any]]) -> tuple[Part, ...]:
+    return tuple(Part(**one) for one in files)
 
 
 def _call(tally: Tally) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtrain.data.built import stored_form
-from jaxtrain.data.card import Card, content, digest
+from jaxtrain.data.card import Card, Part, content, digest
 from jaxtrain.data.sources import Damaged, Source
 from jaxtrain.errors import ConfigError
 from jaxtrain.values import difference
@@ -23,19 +23,16 @@ def check(folder: Path) -> Iterator[str]:
     """
     card = Card.read(folder)
     form = stored_form(card)
+    for part in card.beside:
+        yield from _file(folder, part)
     for name, split in card.splits.items():
         whole, digests = True, []
         for part in split.files:
             path = folder / part.path
+            yield from _file(folder, part)
             if not path.is_file():
                 whole = False
-                yield f"{part.path}: missing"
                 continue
-            if path.stat().st_size != part.bytes:
-                yield f"{part.path}: {path.stat().st_size:,} bytes, not the {part.bytes:,} of the card"
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != part.sha256:
-                    yield f"{part.path}: its sha256 is not the card's"
             try:
                 source = form.records((str(path),))
                 if len(source) != part.records:
@@ -55,6 +52,18 @@ def check(folder: Path) -> Iterator[str]:
                 yield from (f"{part.path}: record {index}: {what}" for what in split.schema.violations(example))
         if whole and content(digests) != split.content:
             yield f"{name}: the records' hash is {content(digests)}, not the card's {split.content}"
+
+
+def _file(folder: Path, part: Part) -> Iterator[str]:
+    path = folder / part.path
+    if not path.is_file():
+        yield f"{part.path}: missing"
+        return
+    if path.stat().st_size != part.bytes:
+        yield f"{part.path}: {path.stat().st_size:,} bytes, not the {part.bytes:,} of the card"
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != part.sha256:
+            yield f"{part.path}: its sha256 is not the card's"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxtrain.data.card import digest
 from jaxtrain.data.sources import Example
+from jaxtrain.data.transforms import Transform
 from jaxtrain.errors import ConfigError, nearest
 
 
@@ -154,16 +155,24 @@ class BrokenEncoding(_OneByOne):
             return None
         if (at := text.find("\ufffd")) >= 0:
             return f"lost characters: {_around(text, at)}"
-        try:
-            from ftfy import fix_encoding
-        except ImportError as error:
-            raise _needs("BrokenEncoding", "ftfy") from error
-        fixed = fix_encoding(text)
+        fixed = _fix(text)
         if fixed == text:
             return None
         pairs = enumerate(zip(text, fixed, strict=False))
         at = next((at for at, (one, other) in pairs if one != other), len(fixed))
         return f"{_around(text, at)} should be {_around(fixed, at)}"
+
+
+@dataclass(frozen=True)
+class MendEncoding(Transform):
+    """Text in `field` that was decoded wrongly, as it was meant: what `BrokenEncoding` finds, if it can be mended."""
+
+    field: str
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The example with its text mended."""
+        text = self.field_of(example, self.field)
+        return {**example, self.field: text if text.isascii() else _fix(text)}
 
 
 @dataclass(frozen=True)
@@ -438,3 +447,11 @@ def _around(text: str, at: int) -> str:
 
 def _needs(what: str, package: str) -> ConfigError:
     return ConfigError(f"{what} needs {package}: pip install 'jaxtrain[datasets]'")
+
+
+def _fix(text: str) -> str:
+    try:
+        from ftfy import fix_encoding
+    except ImportError as error:
+        raise _needs("BrokenEncoding", "ftfy") from error
+    return fix_encoding(text)

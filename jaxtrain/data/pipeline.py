@@ -182,12 +182,14 @@ class _Steps:
         mask = np.array([self.training or position < size for position in positions])
         # All at once: some sources read several much faster than one after another.
         stored = source.fetch([int(self.order[position]) for position in positions])
-        draws = _Draws(self.pipeline.seed)
-        rows = [
-            # Position 0 for all when evaluating, so that a row has the same bits as in `prepare`.
-            self.pipeline._transformed(source.decode(one), draws.at(position if self.training else 0), self.training)
-            for one, position in zip(stored, positions, strict=True)
-        ]
+        rows = [source.decode(one) for one in stored]
+        if self.pipeline.transforms:
+            draws, training = _Draws(self.pipeline.seed), self.training
+            rows = [
+                # Position 0 for all when evaluating, so that a row has the same bits as in `prepare`.
+                self.pipeline._transformed(row, draws.at(position if training else 0), training)
+                for row, position in zip(rows, positions, strict=True)
+            ]
         return {**stack(rows), "mask": mask}
 
 

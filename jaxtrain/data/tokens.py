@@ -310,9 +310,10 @@ class Tokens(Source):
         return _row_ends(self.paths, self.length)[-1]
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
+        ends = _row_ends(self.paths, self.length)
+        if not 0 <= index < ends[-1]:
             raise IndexError(index)
-        which, number = _place(_row_ends(self.paths, self.length), index)
+        which, number = _place(ends, index)
         begin = number * self.length
         row = _open(self.paths[which]).tokens[begin : begin + self.length + 1]
         return {"tokens": row.astype(np.int32)}
