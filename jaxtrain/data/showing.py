@@ -18,7 +18,7 @@ from jaxtrain.errors import ConfigError
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem } th { text-align: left; white-space: nowrap }
-td, th { border-bottom: 1px solid #ddd; padding: .3rem .8rem .3rem 0; vertical-align: top; overflow-wrap: anywhere }
+td, th { border-bottom: 1px solid #ddd; padding: .3rem .8rem .3rem 0; vertical-align: top; overflow-wrap: break-word }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem } .plots svg { width: 19rem; height: auto }
 h1 small { color: #777; font-weight: normal } code { font-size: 90% }
 """

@@ -49,7 +49,7 @@ class Skills(Source):
 
 @lru_cache(maxsize=1)
 def _load() -> list[tuple[str, int]]:
-    file = package_file("bncc", "dados/ensino-fundamental.json", "bncc==0.5.1")
+    file = package_file("bncc==0.5.1", "bncc/dados/ensino-fundamental.json")
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise ConfigError(f"{file} is not that of bncc 0.5.1: `pip install --force-reinstall bncc==0.5.1`")

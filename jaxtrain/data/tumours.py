@@ -46,5 +46,5 @@ class Tumours(Source):
 
 @lru_cache(maxsize=1)
 def _load() -> np.ndarray:
-    file = package_file("sklearn", "datasets/data/breast_cancer.csv", "scikit-learn")
+    file = package_file("scikit-learn", "sklearn/datasets/data/breast_cancer.csv")
     return np.loadtxt(file, np.float32, delimiter=",", skiprows=1)
