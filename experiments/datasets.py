@@ -5,6 +5,8 @@
 `jaxtrain data card DIR` shows what was built, `data check DIR` re-reads it, `data diff A B` compares two versions.
 """
 
+from dataclasses import replace
+
 from jaxtrain.data import Digits, MovieReviews
 from jaxtrain.data.building import DataSet, HashSplits, TokenRows
 from jaxtrain.data.filters import (
@@ -77,18 +79,12 @@ def sentiment() -> DataSet:
 
 
 def review_tokens() -> DataSet:
-    """The same reviews for a language model: BPE tokens, whole reviews packed into rows of 513."""
-    return DataSet(
+    """The same reviews for a language model: BPE tokens, whole reviews packed into rows."""
+    return replace(
+        sentiment(),
         name="review-tokens",
-        version="1.0.0",
-        description="English film reviews (IMDb, Maas et al. 2011) as byte-level BPE tokens, packed into rows.",
-        origin="https://ai.stanford.edu/~amaas/data/sentiment/",
-        licence="None is stated for IMDb's reviews: cite Maas et al. 2011, and do not redistribute.",
-        access=FOR_RESEARCH,
-        retention=AS_LONG,
-        records=MovieReviews("all"),
-        splits=HashSplits(TENTHS, by=("text",)),
-        filters=(NearDuplicates("text"),),
+        description="English film reviews (IMDb, Maas et al. 2011) as tokens of a byte-level BPE, packed into rows.",
+        label=None,
         form=TokenRows(length=512, bpe=4096),
     )
 
