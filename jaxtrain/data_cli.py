@@ -80,7 +80,7 @@ def build_verb(arguments: Sequence[str]) -> None:
     given = tyro.cli(Build, args=list(arguments), prog="jaxtrain data build")
     from jaxtrain.runs.record import revision
 
-    folder = build(load_kind(given.spec, DataSet)[0], given.out, revision())
+    folder = build(load_kind(given.spec, DataSet)[0], given.out, revision(), lambda text: print(text, file=sys.stderr))
     print(Card.read(folder), "", folder / "card.html", sep="\n")
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -219,12 +219,13 @@ class _Surviving(Collection[Record]):
     def of(self, split: str) -> Iterator[Example]:
         return (self.source[index] for index, where in self.splits.items() if where == split)
 
-    def apply(self, one: Filter) -> Tally:
+    def apply(self, one: Filter, say: Callable[[str], None]) -> Tally:
         """Drop what a filter finds."""
         seen, found = len(self), one.findings(self)
         samples = tuple(self._sample(index, finding) for index, finding in list(found.items())[:SAMPLES])
         for index in found:
             del self.splits[index]
+        say(f"{type(one).__name__}: {len(found):,} of {seen:,} dropped")
         parameters = {f.name: to_json(getattr(one, f.name)) for f in fields(one)}
         return Tally(type(one).__name__, parameters, seen, len(found), samples)
 
@@ -233,12 +234,18 @@ class _Surviving(Collection[Record]):
         return {"index": index, "why": finding.why, "other": finding.other, "record": shown}
 
 
-def build(spec: DataSet, where: Path | None = None, revision: str | None = None) -> Path:
+def build(
+    spec: DataSet,
+    where: Path | None = None,
+    revision: str | None = None,
+    say: Callable[[str], None] = lambda progress: None,
+) -> Path:
     """Build a data set into `where`/name/version (`home()` by default) unless it is there; returns that folder.
 
     The folder takes its name only when it is complete; what an interrupted build left is removed by the next.
-    `revision` is the git revision to write into the card. Raises ConfigError where the version exists and was made
-    otherwise, another process builds the data set, a split ends up empty, or the disk is full.
+    `revision` is the git revision to write into the card; `say` is told what was done. Raises ConfigError where the
+    version exists and was made otherwise, another process builds the data set, a split ends up empty, or the disk is
+    full.
     """
     parent = (where or home()) / spec.name
     final = parent / spec.version
@@ -252,7 +259,7 @@ def build(spec: DataSet, where: Path | None = None, revision: str | None = None)
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
             try:
-                _write(spec, unfinished, made, revision)
+                _write(spec, unfinished, made, revision, say)
                 unfinished.rename(final)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -261,13 +268,16 @@ def build(spec: DataSet, where: Path | None = None, revision: str | None = None)
     return final
 
 
-def _write(spec: DataSet, folder: Path, made: Mapping[str, Any], revision: str | None) -> None:
+def _write(
+    spec: DataSet, folder: Path, made: Mapping[str, Any], revision: str | None, say: Callable[[str], None]
+) -> None:
     surviving = _Surviving(spec, folder / ".transformed")
     raw = len(surviving)
-    tallies = tuple(surviving.apply(one) for one in spec.filters)
+    say(f"{raw:,} raw records")
+    tallies = tuple(surviving.apply(one, say) for one in spec.filters)
     names = list(spec.splits.parts)
     spec.form.prepare(folder, surviving.of(names[0]))
-    splits = {name: _write_split(spec.form, folder, name, surviving.of(name)) for name in names}
+    splits = {name: _write_split(spec.form, folder, name, surviving.of(name), say) for name in names}
     near = _near(spec, surviving)
     shutil.rmtree(folder / ".transformed", ignore_errors=True)
     known = {one.path for split in splits.values() for one in split.files}
@@ -294,7 +304,7 @@ def _write(spec: DataSet, folder: Path, made: Mapping[str, Any], revision: str |
     card.write(folder)
 
 
-def _write_split(form: Form, folder: Path, name: str, examples: Iterable[Example]) -> Split:
+def _write_split(form: Form, folder: Path, name: str, examples: Iterable[Example], say: Callable[[str], None]) -> Split:
     paths = form.write(folder, name, examples)
     if not paths:
         raise ConfigError(f"split {name!r} would be empty: there are too few records, or the filters drop them all")
@@ -304,6 +314,7 @@ def _write_split(form: Form, folder: Path, name: str, examples: Iterable[Example
     schema = Schema.of(written[index] for index in range(len(written)))
     hashed = content(digest(written[index]) for index in range(len(written)))
     files = tuple(part(folder, path, count) for path, count in zip(paths, counts, strict=True))
+    say(f"{name}: {len(written):,} records")
     return Split(len(written), hashed, files, schema)
 
 
