@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from jaxtrain.places import cache
 from jaxtrain.values import check_types, difference, meaning, to_json
 
 SAMPLES = 5
+_AT_ONCE = 256
 _SHOWN = 200
 
 
@@ -204,20 +205,27 @@ class _Surviving(Collection[Record]):
     def __init__(self, spec: DataSet, folder: Path) -> None:
         self.source = spec.records
         if spec.transforms:
-            self.source = Stored(Mapped(spec.records, spec.transforms), str(folder))
-        self.splits = {index: spec.splits.split(self.source[index]) for index in range(len(self.source))}
+            self.source = Stored(Mapped(spec.records, spec.transforms), str(folder)).records
+        every = self._read(range(len(self.source)))
+        self.splits = {index: spec.splits.split(example) for index, example in every}
 
     def __len__(self) -> int:
         return len(self.splits)
 
     def __iter__(self) -> Iterator[Record]:
-        return (Record(index, split, self.source[index]) for index, split in self.splits.items())
+        return (Record(index, self.splits[index], example) for index, example in self._read(list(self.splits)))
 
     def __contains__(self, record: object) -> bool:
         return isinstance(record, Record) and record.index in self.splits
 
     def of(self, split: str) -> Iterator[Example]:
-        return (self.source[index] for index, where in self.splits.items() if where == split)
+        return (example for _, example in self._read([i for i, where in self.splits.items() if where == split]))
+
+    def _read(self, indices: Sequence[int]) -> Iterator[tuple[int, Example]]:
+        """Many at once, which some sources read much faster."""
+        for start in range(0, len(indices), _AT_ONCE):
+            some = indices[start : start + _AT_ONCE]
+            yield from zip(some, map(self.source.decode, self.source.fetch(some)), strict=True)
 
     def apply(self, one: Filter, say: Callable[[str], None]) -> Tally:
         """Drop what a filter finds."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +35,32 @@ class Built(Source):
     @property
     def card(self) -> Card:
         """What is known about the data set."""
-        return _opened(self.path, self.split)[0]
+        return self._opened[0]
+
+    @cached_property
+    def _opened(self) -> tuple[Card, Source]:
+        return _opened(self.path, self.split)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Built, (self.name, self.version, self.split, self.folder)  # without what is open
 
     def __len__(self) -> int:
-        return len(_opened(self.path, self.split)[1])
+        return len(self._opened[1])
 
     def __getitem__(self, index: int) -> Example:
-        return _opened(self.path, self.split)[1][index]
+        return self._opened[1][index]
 
     def fetch(self, indices: Sequence[int]) -> list[Any]:
         """As the files' own source fetches it."""
-        return _opened(self.path, self.split)[1].fetch(indices)
+        return self._opened[1].fetch(indices)
 
     def decode(self, stored: Any) -> Example:
         """As the files' own source decodes it."""
-        return _opened(self.path, self.split)[1].decode(stored)
+        return self._opened[1].decode(stored)
 
     def raw(self, argument: str) -> Example:
         """As the files' own source reads it."""
-        return _opened(self.path, self.split)[1].raw(argument)
+        return self._opened[1].raw(argument)
 
     def identity(self) -> str:
         """Name, version, split and the hash of its decoded records."""

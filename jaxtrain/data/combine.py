@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -306,17 +306,19 @@ class Stored(Wrapper):
     folder: str | None = None
 
     def __len__(self) -> int:
-        return len(self._records())
+        return len(self.records)
 
     def fetch(self, indices: Sequence[int]) -> list[Any]:
         """The records' bytes."""
-        return self._records().fetch(indices)
+        return self.records.fetch(indices)
 
     def decode(self, stored: Any) -> Example:
         """The example in a record."""
-        return self._records().decode(stored)
+        return self.records.decode(stored)
 
-    def _records(self) -> ArrayRecord:
+    @cached_property
+    def records(self) -> ArrayRecord:
+        """What was written; reading anything of it writes all first."""
         return _stored(self.source, Path(self.folder) if self.folder else cache("data"))
 
 
