@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import QUICK
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -47,7 +48,7 @@ def test_every_block_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / "bin" / name).chmod(0o755)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
-    own = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "XLA_FLAGS": ""}
+    own = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "XLA_FLAGS": QUICK}
     own["JAXTRAIN_DATA"] = str(tmp_path / "datasets")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
