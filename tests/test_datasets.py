@@ -161,6 +161,15 @@ def test_the_diff_of_a_known_change_is_that_change(tmp_path):
     assert max(max(drift.values()) for drift in diff(old, old).drift.values()) == 0
 
 
+def test_a_record_that_another_rule_puts_into_another_split_has_moved(tmp_path):
+    rules = [HashSplits({"train": share, "test": 1 - share}, by=("text",)) for share in (0.75, 0.5)]
+    moved = sum(rules[0].split({"text": text}) != rules[1].split({"text": text}) for text in texts()["text"])
+    folders = [build(spec(splits=rule, version=f"{i}.0.0"), tmp_path) for i, rule in enumerate(rules)]
+    found = diff(*folders)
+    assert found.moved == moved > 5
+    assert found.same == 60 - moved
+
+
 def test_a_shift_of_a_field_is_told_as_drift(tmp_path):
     columns = texts(200)
     skewed = {**columns, "label": np.zeros(200, np.int32)}
@@ -298,10 +307,12 @@ build(spec(form=Slow(20)), Path({str(tmp_path)!r}))
         with pytest.raises(ConfigError, match="another process is building"):
             build(spec(), tmp_path)
         process.send_signal(signal.SIGKILL)
-    assert (tmp_path / "tiny" / ".1.0.0.unfinished").is_dir()
+    (tmp_path / "tiny" / ".1.0.0.unfinished" / "train-00099.arrayrecord").write_bytes(b"of the killed build")
     with pytest.raises(ConfigError, match="is not built"):
         len(Built("tiny", "1.0.0", folder=str(tmp_path)))
-    assert not list(check(build(spec(), tmp_path)))
+    folder = build(spec(), tmp_path)
+    assert not list(check(folder))
+    assert not (folder / "train-00099.arrayrecord").exists()
     assert [path.name for path in (tmp_path / "tiny").iterdir() if path.name != ".lock"] == ["1.0.0"]
 
 
