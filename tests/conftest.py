@@ -6,9 +6,10 @@ from pathlib import Path
 
 # Before jax is imported anywhere: the number of devices is fixed when it first looks.
 # What is compiled runs for milliseconds, so it is compiled quickly rather than well: half the time of a cold run.
-QUICK = "--xla_backend_optimization_level=0"
+FAST: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 if version("jaxlib").startswith("0.10."):  # later ones do not know it, and stop at what they do not know
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
+    FAST["xla_cpu_use_fusion_emitters"] = False
+QUICK = " ".join(f"--{name}={str(value).lower()}" for name, value in FAST.items())
 FLAGS = f"--xla_force_host_platform_device_count=8 {QUICK}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"

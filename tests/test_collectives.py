@@ -5,14 +5,12 @@ from pathlib import Path
 
 import jax
 import pytest
+from conftest import FAST
 
 from jaxtrain import Layout, Program
 from jaxtrain.loading import load_code
 
 scripts = load_code(Path(__file__).parents[1] / "scripts" / "collectives.py")
-
-FAST: dict[str, str | bool] = {"xla_backend_optimization_level": "0", "xla_cpu_use_fusion_emitters": False}
-"""Compile quickly: which collectives there are is decided before any of this."""
 
 DEFAULT = ("data 8", "fsdp 8", "tensor 8", "data 2 fsdp 2 tensor 2", "fsdp 4 sequence 2")
 

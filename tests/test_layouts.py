@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+import conftest
 import jax
 import numpy as np
 import pytest
@@ -21,11 +22,7 @@ from jaxtrain.tasks import Classification, LanguageModel, Task
 
 STEPS, ROWS = 5, 16
 CLASSES = ("a", "b", "c")
-FAST: dict[str, str | bool] = {
-    "xla_backend_optimization_level": "0",
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
+FAST = {**conftest.FAST, "xla_llvm_disable_expensive_passes": True}
 """Compile in a third of the time: sharding is decided before any of this."""
 
 
