@@ -7,8 +7,7 @@
 
 from dataclasses import replace
 
-from jaxtrain.data import Digits, MovieReviews
-from jaxtrain.data.building import DataSet, HashSplits, TokenRows
+from jaxtrain.data import DataSet, Digits, HashSplits, MovieReviews, TokenRows
 from jaxtrain.data.filters import (
     BrokenEncoding,
     ExactDuplicates,

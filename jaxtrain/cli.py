@@ -14,6 +14,7 @@ from typing import Annotated, TypeVar
 import jax
 import tyro
 
+from jaxtrain.data.sources import Damaged
 from jaxtrain.errors import ConfigError, nearest
 from jaxtrain.experiment import Experiment
 from jaxtrain.loading import Origin, load
@@ -149,7 +150,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main() -> None:
-    """Run the verb that was asked for. Exits with 2 and one message for a mistake in what was asked."""
+    """Run the verb that was asked for. Exits with one message and 2 for a mistake in what was asked, 1 for damaged data."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -165,6 +166,15 @@ def main() -> None:
             raise
         print(f"jaxtrain: {error}", file=sys.stderr)
         sys.exit(2)
+    except Damaged as error:
+        if debug:
+            raise
+        print(
+            f"jaxtrain: damaged data: {error}\n`jaxtrain data check` names all damage of a built data set; the source "
+            "Tolerant(source, limit) goes on without up to so many records",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 def _cache_programs() -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from jaxtrain.data.building import DataSet, build, home
+from jaxtrain.data.building import DataSet, build
+from jaxtrain.data.built import home
 from jaxtrain.data.card import FILE, Card
 from jaxtrain.errors import ConfigError, nearest
 from jaxtrain.experiment import Experiment

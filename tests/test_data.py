@@ -29,6 +29,7 @@ from jaxtrain.data import (
     Windows,
     write_array_record,
 )
+from jaxtrain.data.reading import visiting_order
 from jaxtrain.errors import ConfigError
 
 SIZE = 23
@@ -200,6 +201,18 @@ def test_one_seed_is_not_another_seed_an_epoch_later():
     second = take(Pipeline(Numbers(), batch_size=SIZE, seed=1), 1)
     assert not np.array_equal(first[1]["number"], second[0]["number"])
     assert not np.array_equal(first[0]["number"], second[0]["number"])
+
+
+@pytest.mark.parametrize("table", [0, 1 << 22])
+@pytest.mark.parametrize("size", [1, 23])
+def test_an_order_of_any_size_is_another_permutation_each_epoch_and_depends_on_its_seed(table, size, monkeypatch):
+    monkeypatch.setattr("jaxtrain.data.reading._TABLE", table)
+    orders = [visiting_order(size, seed) for seed in (0, 1)]
+    epochs = [tuple(int(order[size * e + i]) for i in range(size)) for order in orders for e in range(3)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    assert len(set(epochs)) == (1 if size == 1 else 6)
+    straight = visiting_order(size, None)
+    assert [int(straight[i]) for i in range(2 * size)] == [*range(size), *range(size)]
 
 
 def test_without_shuffle_the_source_order_repeats():

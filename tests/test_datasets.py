@@ -15,11 +15,12 @@ import pytest
 
 from jaxtrain import ConfigError, cli
 from jaxtrain.data import Arrays, Source
-from jaxtrain.data.building import DataSet, HashSplits, Records, TokenRows, build
+from jaxtrain.data.building import DataSet, HashSplits, build
 from jaxtrain.data.built import Built
 from jaxtrain.data.card import FILE, Card, _seal
 from jaxtrain.data.checking import check, diff
 from jaxtrain.data.filters import ExactDuplicates, InRange, NotEmpty
+from jaxtrain.data.forms import Records, TokenRows
 from jaxtrain.experiment import fingerprint
 from jaxtrain.loading import load_kind
 from jaxtrain.runs.run import begin
@@ -158,6 +159,14 @@ def test_the_diff_of_a_known_change_is_that_change(tmp_path):
     assert "version: 1.0.0 → 1.1.0" in found.made
     assert "relabelled" in str(found)
     assert diff(old, old).same == 60
+    assert found.repeated == (0, 0)
+    double = {
+        "text": [*before["text"], *before["text"][:2]],
+        "label": np.append(before["label"], [0, 1]).astype(np.int32),
+    }
+    twice = diff(old, build(spec(double, version="1.2.0", filters=()), tmp_path))
+    assert (twice.same, twice.repeated) == (60, (0, 2))
+    assert "repeated in either, so not compared: 0 and 2" in str(twice)
     assert max(max(drift.values()) for drift in diff(old, old).drift.values()) == 0
 
 
@@ -176,6 +185,20 @@ def test_a_shift_of_a_field_is_told_as_drift(tmp_path):
     found = diff(build(spec(columns), tmp_path), build(spec(skewed, version="2.0.0"), tmp_path))
     assert found.drift["train"]["label"] > 0.3
     assert found.drift["train"]["text"] == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the reference library's own parts
+def test_other_tools_can_read_the_card(folder):
+    import mlcroissant
+
+    card = Card.read(folder)
+    read = mlcroissant.Dataset(jsonld=str(folder / "croissant.json")).metadata
+    assert (read.name, str(read.version), read.description) == (card.name, card.version, card.description)
+    assert {one.id: one.sha256 for one in read.distribution} == {
+        part.path: part.sha256 for split in card.splits.values() for part in split.files
+    }
+    assert [one.id for one in read.record_sets] == ["train", "test"]
+    assert [one.name for one in read.record_sets[0].fields] == ["label", "text"]
 
 
 def test_a_version_is_built_once_and_refused_when_it_would_be_another(tmp_path, folder):
@@ -328,7 +351,7 @@ except ConfigError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "tiny/1.0.0 cannot be written" in done.stdout, done.stderr
+    assert "tiny/1.0.0 cannot be built: " in done.stdout, done.stderr
     assert [path.name for path in (tmp_path / "tiny").iterdir()] == [".lock"]
 
 
@@ -364,6 +387,12 @@ def test_the_content_hash_is_part_of_the_fingerprint_and_the_card_of_the_run_fol
         for name in "ab"
     )
     assert fingerprint(one) != fingerprint(other)
+    turned = {"tokens": columns["tokens"][::-1].copy()}
+    build(spec(turned, splits=by, filters=(), label=None), tmp_path / "d")
+    backwards = replace(one, data=replace(one.data, source=Built("tiny", "1.0.0", folder=str(tmp_path / "d"))))
+    cards = [Card.read(tmp_path / name / "tiny" / "1.0.0").splits["train"] for name in "bd"]
+    assert cards[0].content == cards[1].content  # the same records, but a step has others of them
+    assert fingerprint(backwards) != fingerprint(other)
     moved = shutil.copytree(tmp_path / "a", tmp_path / "c")
     same = replace(one, data=replace(one.data, source=Built("tiny", "1.0.0", folder=str(moved))))
     assert fingerprint(one) == fingerprint(same)

@@ -78,9 +78,10 @@ def numbers(size: int = 20, first: int = 0) -> Arrays:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> dict[str, tuple[Source, tuple]]:
     """One of every kind of source, with the transforms that make it numbers."""
+    import pyarrow as pa
     from PIL import Image
+    from pyarrow import parquet
 
-    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     root: Path = tmp_path_factory.mktemp("sources")
     rows = texts(50)
     examples = [{name: column[i] for name, column in rows.items()} for i in range(50)]

@@ -4,11 +4,12 @@ These are values: making one opens no file and imports no reader. `jaxtrain.data
 that imports grain, when the first batch is asked for.
 """
 
-from jaxtrain.data.building import DataSet, HashSplits, Records, TokenRows
+from jaxtrain.data.building import DataSet, HashSplits
 from jaxtrain.data.built import Built
 from jaxtrain.data.combine import InMemory, Items, Mapped, Mixture, Stored, Take, Tolerant
 from jaxtrain.data.digits import Digits
 from jaxtrain.data.files import ImageFolder, Parquet
+from jaxtrain.data.forms import Records, TokenRows
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.reviews import MovieReviews
 from jaxtrain.data.sources import ArrayRecord, Arrays, Damaged, Source, Tfds, Windows, write_array_record

@@ -5,11 +5,8 @@ Not here: what a filter finds, and how a data set is read.
 
 import contextlib
 import datetime
-import fcntl
-import os
 import re
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,36 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.data.card import Card, Split, Tally, content, digest, part
+from jaxtrain.data.built import home
+from jaxtrain.data.card import Card, Split, Tally, content, digest, order, part
 from jaxtrain.data.combine import Mapped, Stored
 from jaxtrain.data.filters import Filter, Finding, Record, near_pairs
+from jaxtrain.data.forms import Form, Records
 from jaxtrain.data.schema import Schema
-from jaxtrain.data.sources import ArrayRecord, Example, Source, write_array_record
-from jaxtrain.data.tokens import (
-    Bytes,
-    Documents,
-    HuggingFace,
-    Packed,
-    Tokenizer,
-    Tokens,
-    plan_packing,
-    train_bpe,
-    write_tokens,
-)
+from jaxtrain.data.sources import Example, Source
 from jaxtrain.data.transforms import Transform
 from jaxtrain.errors import ConfigError, nearest
-from jaxtrain.places import cache
 from jaxtrain.values import check_types, difference, meaning, to_json
 
 SAMPLES = 5
 _AT_ONCE = 256
 _SHOWN = 200
-
-
-def home() -> Path:
-    """Where data sets are built and looked for unless said otherwise: $JAXTRAIN_DATA, or the user's cache."""
-    given = os.environ.get("JAXTRAIN_DATA")
-    return Path(given) if given else cache("datasets")
 
 
 @dataclass(frozen=True)
@@ -73,91 +54,6 @@ class HashSplits:
     def __str__(self) -> str:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in self.parts.items())
         return f"{shares} by a hash of {', '.join(self.by)}"
-
-
-@dataclass(frozen=True)
-class Form(ABC):
-    """How the records of a split are kept in files."""
-
-    def prepare(self, folder: Path, examples: Iterable[Example]) -> None:  # noqa: B027 (most forms need nothing)
-        """What has to be learned from the first split before anything is written."""
-
-    @abstractmethod
-    def write(self, folder: Path, split: str, examples: Iterable[Example]) -> list[Path]:
-        """Write a split's records into files of `folder`; returns them in their order."""
-
-    @abstractmethod
-    def records(self, paths: tuple[str, ...]) -> Source:
-        """What was written, one record an example: what is hashed, checked and compared."""
-
-    def rows(self, paths: tuple[str, ...], folder: Path) -> Source:
-        """What is trained on; the records themselves unless they are laid out in another way."""
-        return self.records(paths)
-
-
-@dataclass(frozen=True)
-class Records(Form):
-    """ArrayRecord files of at most so many records; reading one costs more the more there are in its file."""
-
-    per_file: int = 10_000
-
-    def write(self, folder: Path, split: str, examples: Iterable[Example]) -> list[Path]:
-        """Files `train-00000.arrayrecord`, …"""
-        paths: list[Path] = []
-        for group in _groups(examples, self.per_file):
-            paths.append(folder / f"{split}-{len(paths):05}.arrayrecord")
-            write_array_record(paths[-1], group)
-        return paths
-
-    def records(self, paths: tuple[str, ...]) -> Source:
-        """The records."""
-        return ArrayRecord(paths)
-
-
-@dataclass(frozen=True)
-class TokenRows(Form):
-    """Token files of a text field, read as rows of `length` + 1 tokens for a language model.
-
-    With `packed`, rows hold whole documents side by side (best fit), told apart by `segments`; else the documents are
-    one stream that is cut into rows. `bpe` trains a byte-level BPE of so many tokens on the first split, instead of
-    `tokenizer`.
-    """
-
-    length: int
-    text: str = "text"
-    tokenizer: Tokenizer = field(default_factory=Bytes)
-    bpe: int | None = None
-    packed: bool = True
-
-    def prepare(self, folder: Path, examples: Iterable[Example]) -> None:
-        """Train the tokenizer."""
-        if self.bpe is not None:
-            train_bpe((self._text(example) for example in examples), self.bpe, folder / "tokenizer.json")
-
-    def write(self, folder: Path, split: str, examples: Iterable[Example]) -> list[Path]:
-        """Files `train-00000.bin`, …, and their packing plan."""
-        texts = (self._text(example) for example in examples)
-        paths = [Path(path) for path in write_tokens(folder, split, texts, self._tokenizer(folder))]
-        if self.packed:
-            plan_packing(tuple(map(str, paths)), self.length)
-        return paths
-
-    def records(self, paths: tuple[str, ...]) -> Source:
-        """One document an example."""
-        return Documents(paths)
-
-    def rows(self, paths: tuple[str, ...], folder: Path) -> Source:
-        """Rows of several documents, or of the stream."""
-        kind = Packed if self.packed else Tokens
-        return kind(paths, self.length, tokenizer=self._tokenizer(folder))
-
-    def _tokenizer(self, folder: Path) -> Tokenizer:
-        return self.tokenizer if self.bpe is None else HuggingFace(str(folder / "tokenizer.json"))
-
-    def _text(self, example: Example) -> str:
-        if self.text not in example:
-            raise ConfigError(f"TokenRows: a record has no field {self.text!r}{nearest(self.text, example)}")
-        return example[self.text]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +168,7 @@ def build(
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     except OSError as error:
-        raise ConfigError(f"the data set {final} cannot be written: {error.strerror or error}") from error
+        raise ConfigError(f"the data set {final} cannot be built: {error}") from error
     return final
 
 
@@ -319,11 +215,17 @@ def _write_split(form: Form, folder: Path, name: str, examples: Iterable[Example
     # Everything that the card says of the records is read back from the files.
     written = form.records(tuple(map(str, paths)))
     counts = [len(form.records((str(path),))) for path in paths]
-    schema = Schema.of(written[index] for index in range(len(written)))
-    hashed = content(digest(written[index]) for index in range(len(written)))
+    digests: list[int] = []
+
+    def examples_read() -> Iterator[Example]:
+        for index in range(len(written)):
+            digests.append(digest(example := written[index]))
+            yield example
+
+    schema = Schema.of(examples_read())
     files = tuple(part(folder, path, count) for path, count in zip(paths, counts, strict=True))
     say(f"{name}: {len(written):,} records")
-    return Split(len(written), hashed, files, schema)
+    return Split(len(written), content(digests), order(digests), files, schema)
 
 
 def _near(spec: DataSet, surviving: _Surviving) -> dict[str, int] | None:
@@ -354,6 +256,8 @@ def _same(final: Path, made: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def _alone(parent: Path) -> Generator[None, None, None]:
     """One process at a time; a process that dies lets go."""
+    import fcntl  # which Windows has not; reading needs none of this
+
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / ".lock").open("w") as lock:
         try:
@@ -361,17 +265,3 @@ def _alone(parent: Path) -> Generator[None, None, None]:
         except BlockingIOError as error:
             raise ConfigError(f"another process is building into {parent}") from error
         yield
-
-
-def _groups(examples: Iterable[Example], size: int) -> Iterator[Iterator[Example]]:
-    """Runs of `size` examples, none of them held in memory; each has to be used up before the next."""
-    rest = iter(examples)
-    for first in rest:
-        taken = [first]
-
-        def group(taken: list[Example] = taken) -> Iterator[Example]:
-            yield taken.pop()
-            for _, example in zip(range(size - 1), rest, strict=False):
-                yield example
-
-        yield group()

@@ -1,25 +1,35 @@
 """A built data set as a source, pinned by name and version. Not here: building it."""
 
+import hashlib
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.data.building import Form, home
 from jaxtrain.data.card import Card, edges
+from jaxtrain.data.forms import Form
 from jaxtrain.data.sources import Example, Source
 from jaxtrain.errors import ConfigError, nearest
-from jaxtrain.values import HARMLESS, from_json
+from jaxtrain.places import cache
+from jaxtrain.values import HARMLESS, from_json, meaning
+
+
+def home() -> Path:
+    """Where data sets are built and looked for unless said otherwise: $JAXTRAIN_DATA, or the user's cache."""
+    given = os.environ.get("JAXTRAIN_DATA")
+    return Path(given) if given else cache("datasets")
 
 
 @dataclass(frozen=True)
 class Built(Source):
     """One split of a data set that `jaxtrain data build` made, by name and version under `folder` or the usual place.
 
-    Its identity is the card's hash of the decoded records. When it is first read, every file is compared with the card
-    (size, first and last MiB; all of it by `jaxtrain data check`). Raises ConfigError where the data set is not there,
-    where a file is missing or is not the card's, and where the card was changed.
+    Its identity is the card's hash of the decoded records and of their order. When it is first read, every file is
+    compared with the card (size, first and last MiB; all of it by `jaxtrain data check`). Raises ConfigError where the
+    data set is not there, where a file is missing or is not the card's, and where the card was changed.
     """
 
     name: str
@@ -63,8 +73,11 @@ class Built(Source):
         return self._opened[1].raw(argument)
 
     def identity(self) -> str:
-        """Name, version, split and the hash of its decoded records."""
-        return f"{self.name} {self.version} {self.split} {self.card.splits[self.split].content}"
+        """Name, version, split, and hashes of the decoded records, of their order and of how rows are made of them."""
+        card = self.card
+        split, form = card.splits[self.split], json.dumps(meaning(stored_form(card)), sort_keys=True).encode()
+        rows = f"{split.content} {split.order} {hashlib.sha256(form).hexdigest()[:16]}"
+        return f"{self.name} {self.version} {self.split} {rows}"
 
 
 @lru_cache(maxsize=64)
@@ -94,8 +107,9 @@ def stored_form(card: Card) -> Form:
 def _missing(folder: Path) -> str:
     versions = [path.name for path in folder.parent.glob("[0-9]*")] if folder.parent.is_dir() else []
     names = [path.name for path in folder.parent.parent.glob("[a-z0-9]*")] if folder.parent.parent.is_dir() else []
+    function = folder.parent.name.replace("-", "_")
     near = f"; built versions: {', '.join(sorted(versions))}" if versions else nearest(folder.parent.name, names)
     return (
         f"the data set {folder.parent.name} {folder.name} is not built (there is no {folder}){near}; "
-        f"the shipped ones are built by `jaxtrain data build experiments/datasets.py:{folder.parent.name}`"
+        f"the shipped ones are built by `jaxtrain data build experiments/datasets.py:{function}`"
     )

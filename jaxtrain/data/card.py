@@ -52,6 +52,8 @@ class Split:
     records: int
     content: str
     """A hash of the decoded records, whatever their order and files."""
+    order: str
+    """A hash of their order: the batch of a step depends on it."""
     files: tuple[Part, ...]
     schema: Schema
 
@@ -96,7 +98,7 @@ class Card:
 
     def write(self, folder: Path, name: str = FILE) -> None:
         """To a file, sealed by a hash of itself."""
-        value = _plain(self)
+        value = dataclasses.asdict(self)
         text = json.dumps({**value, "seal": _seal(value)}, indent=1, ensure_ascii=False, allow_nan=False)
         (folder / name).write_text(text + "\n", encoding="utf-8")
 
@@ -130,7 +132,9 @@ class Card:
     @classmethod
     def _of(cls, value: Mapping[str, Any]) -> "Card":
         splits = {
-            name: Split(one["records"], one["content"], _parts(one["files"]), Schema.from_json(one["schema"]))
+            name: Split(
+                one["records"], one["content"], one["order"], _parts(one["files"]), Schema.from_json(one["schema"])
+            )
             for name, one in value["splits"].items()
         }
         read: dict[str, Any] = {
@@ -196,6 +200,14 @@ def content(digests: Iterable[int]) -> str:
     return f"{count}:{total:032x}"
 
 
+def order(digests: Iterable[int]) -> str:
+    """The hash of the order of records, from theirs."""
+    found = hashlib.sha256()
+    for one in digests:
+        found.update(one.to_bytes(16, "big"))
+    return found.hexdigest()[:32]
+
+
 def edges(path: Path) -> str:
     """A hash of a file's size, first and last MiB."""
     size = path.stat().st_size
@@ -219,16 +231,6 @@ def _parts(files: Iterable[Mapping[str, Any]]) -> tuple[Part, ...]:
 
 def _call(tally: Tally) -> str:
     return f"{tally.name}({', '.join(f'{name}={value!r}' for name, value in tally.parameters.items())})"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Schema):
-        return value.to_json()
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _seal(value: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtrain.data.built import stored_form
-from jaxtrain.data.card import Card, Part, content, digest
+from jaxtrain.data.card import Card, Part, content, digest, order
 from jaxtrain.data.sources import Damaged, Source
 from jaxtrain.errors import ConfigError
 from jaxtrain.values import difference
@@ -52,6 +52,8 @@ def check(folder: Path) -> Iterator[str]:
                 yield from (f"{part.path}: record {index}: {what}" for what in split.schema.violations(example))
         if whole and content(digests) != split.content:
             yield f"{name}: the records' hash is {content(digests)}, not the card's {split.content}"
+        elif whole and order(digests) != split.order:
+            yield f"{name}: the records are the card's, but in another order"
 
 
 def _file(folder: Path, part: Part) -> Iterator[str]:
@@ -80,6 +82,8 @@ class Diff:
     moved: int
     """In another split."""
     same: int
+    repeated: tuple[int, int]
+    """Records of either that no field to tell them apart by distinguishes from another: only the last was compared."""
     made: str
     """How they were made: one line for every difference."""
     drift: dict[str, dict[str, float]]
@@ -91,6 +95,8 @@ class Diff:
         lines = [f"{self.names[0]} → {self.names[1]}"]
         lines += [f"  {name:<11}{getattr(self, name):>9,}" for name in counts]
         lines += [f"    {sample}" for sample in self.samples]
+        if any(self.repeated):
+            lines.append(f"  repeated in either, so not compared: {self.repeated[0]:,} and {self.repeated[1]:,}")
         for split, fields in self.drift.items():
             shown = [f"{name} {bits:.3f}" for name, bits in fields.items() if bits >= NOTABLE]
             lines.append(f"  drift of {split}, bits: {', '.join(shown) or f'none above {NOTABLE}'}")
@@ -126,6 +132,7 @@ def diff(one: Path, other: Path, samples: int = 5) -> Diff:
     return Diff(
         names=(f"{cards[0].name} {cards[0].version}", f"{cards[1].name} {cards[1].version}"),
         **{kind: counts[kind] for kind in ("added", "removed", "relabelled", "changed", "moved", "same")},
+        repeated=(before.repeated, after.repeated),
         made=difference(cards[0].made, cards[1].made),
         drift=drift,
         samples=tuple(sorted(shown)),
@@ -144,7 +151,7 @@ class _Entries:
     """The records of a data set by the hash of what tells them apart; holds hashes only."""
 
     def __init__(self, folder: Path, card: Card) -> None:
-        form, self.label = stored_form(card), card.label
+        form = stored_form(card)
         self.sources: dict[str, Source] = {}
         self.by_key: dict[int, _Entry] = {}
         for name, split in card.splits.items():
@@ -155,6 +162,7 @@ class _Entries:
                 telling = {key: example[key] for key in card.by if key in example} or example
                 label = str(example[card.label]) if card.label in example else None
                 self.by_key[digest(telling)] = _Entry(name, index, label, digest(example))
+        self.repeated = sum(split.records for split in card.splits.values()) - len(self.by_key)
 
     def show(self, entry: _Entry | None) -> str:
         """One record in a few words."""

@@ -205,7 +205,7 @@ def _fields(source: Source) -> frozenset[str]:
 def _picks(weights: tuple[float, ...]) -> tuple[np.ndarray, list[int], np.ndarray]:
     """A block: which source each pick is from, how many each has, and how many it had before each pick."""
     shares = np.array(weights) / sum(weights)
-    # The smallest block that has the weights to within a thousandth; else the largest.
+    # The smallest block that has these weights exactly; else the largest, which has them to a thousandth.
     sizes = np.arange(1, _BLOCK + 1)
     wrong = np.abs(np.round(shares * sizes[:, None]) / sizes[:, None] - shares).max(1)
     size = int(sizes[np.argmax(wrong < 1e-9)]) if (wrong < 1e-9).any() else _BLOCK

@@ -56,9 +56,10 @@ class Pipeline:
                 f"Pipeline source must be a jaxtrain.data.Source, got a {type(self.source).__name__}; "
                 "put arrays in memory in Arrays({'field': array})"
             )
-        for transform in self.transforms:
-            if not isinstance(transform, Transform):
-                raise ConfigError(f"Pipeline transforms must be jaxtrain.data.Transform values, got {transform!r}")
+        for name, kind in (("transforms", Transform), ("batch_transforms", BatchTransform)):
+            for transform in getattr(self, name):
+                if not isinstance(transform, kind):
+                    raise ConfigError(f"Pipeline {name} must be jaxtrain.data.{kind.__name__}s, got {transform!r}")
         for name, least in (("batch_size", 1), ("seed", 0), ("workers", 0), ("threads", 0), ("prefetch", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"Pipeline {name} must be at least {least}, got {getattr(self, name)}")

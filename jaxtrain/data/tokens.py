@@ -12,7 +12,7 @@ import os
 import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, islice
@@ -460,13 +460,3 @@ class Tokenize(Transform):
         tokens = self.tokenizer.encode([self.field_of(example, self.field)])[0][: self.length]
         rest = {name: value for name, value in example.items() if name != self.field}
         return {**rest, self.to: np.pad(tokens.astype(np.int32), (0, self.length - len(tokens)))}
-
-
-def verify(path: str) -> Iterator[Damaged]:
-    """Every document of a token file whose tokens do not match their checksum."""
-    source = Documents((path,))
-    for index in range(len(source)):
-        try:
-            source[index]
-        except Damaged as found:
-            yield found
