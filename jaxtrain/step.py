@@ -223,6 +223,12 @@ def _check(experiment: Experiment, sizes: Mapping[str, int], specs: Sequence[P])
         layout.spec(("batch",), sizes, (pipeline.batch_size,), f"evals.{split}: a batch of {pipeline.batch_size}")
         if (found := {name: x.dtype for name, x in pipeline.example().items()}) != kinds:
             raise ConfigError(f"evals.{split}: its batches hold {_words(found)}, but those trained on {_words(kinds)}")
+    # An index past the end of a table reads its last row, and nothing would be noticed.
+    rows, tokens = getattr(experiment.task.model, "vocab", None), data.source.vocab
+    if rows is not None and tokens is not None and rows < tokens:
+        raise ConfigError(
+            f"task.model.vocab: {rows} is less than the {tokens:,} tokens of the data: set it to {tokens}"
+        )
     count, parts = experiment.microbatches, sizes.get("data", 1)
     if data.batch_size % (count * parts):
         rows = f"a batch of {data.batch_size}" + (f" on data={parts}" if parts > 1 else "")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import Run, cli, places
-from jaxtrain.data import digits
+from jaxtrain.data import Damaged, digits
 from jaxtrain.loading import load
 from jaxtrain.runs.run import begin
 
@@ -450,3 +450,16 @@ def test_the_real_command_exits_with_2_and_shows_a_traceback_only_when_asked(fol
     assert "Traceback" in debug
     assert "did you mean 'main'?" in debug
     assert not (folder / "r").exists()
+
+
+def test_damaged_data_ends_a_run_with_one_message_that_names_file_and_record(call, folder, monkeypatch):
+    def damaged(*_):
+        raise Damaged("shard.bin", 7, "it cannot be read")
+
+    monkeypatch.setattr("jaxtrain.train.train", damaged)
+    code, out, err = call("train", "tiny_digits.py")
+    assert (code, out) == (1, "")
+    assert err.startswith("jaxtrain: damaged data: shard.bin, record 7: it cannot be read\n")
+    assert "Tolerant(source, limit)" in err
+    with pytest.raises(Damaged):
+        call("--debug", "train", "tiny_digits.py")

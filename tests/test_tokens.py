@@ -1,15 +1,17 @@
 """Token files, tokenizers and packing."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from test_datasets import sentence
+from tiny import main
 
-from jaxtrain import ConfigError
-from jaxtrain.data import Bytes, Damaged, HuggingFace, Packed, Tokens
+from jaxtrain import ConfigError, Program
+from jaxtrain.data import Bytes, Damaged, HuggingFace, Mixture, Packed, Pipeline, Take, Tokens
 from jaxtrain.data.tokens import Documents, plan_packing, train_bpe, write_tokens
 from jaxtrain.layout import plain
 from jaxtrain.models import Blocks, Transformer
@@ -168,3 +170,21 @@ def test_a_trained_bpe_gives_back_every_text_in_fewer_tokens(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"bad.json is no tokenizer file"):
         HuggingFace(str(tmp_path / "bad.json")).encode(["x"])
+
+
+def test_a_model_with_fewer_tokens_than_its_data_is_refused(tmp_path):
+    made = train_bpe([sentence(i) for i in range(200)], 400, tmp_path / "bpe.json")
+    paths = tuple(map(str, write_tokens(tmp_path, "some", documents(), made)))
+    for source in (Tokens(paths, 8), Take(Tokens(paths, 8), 5), Mixture((Tokens(paths, 8), Tokens(paths, 8)), (1, 1))):
+        short, enough = (
+            replace(
+                main(),
+                task=LanguageModel(model=Transformer(vocab=vocab, blocks=Blocks(width=32, layers=1, heads=2))),
+                data=Pipeline(source, batch_size=8),
+                evals={},
+            )
+            for vocab in (256, 400)
+        )
+        with pytest.raises(ConfigError, match=r"task.model.vocab: 256 is less than the 400 tokens of the data"):
+            Program(short)
+        Program(enough)

@@ -68,6 +68,11 @@ class Built(Source):
         """As the files' own source decodes it."""
         return self._opened[1].decode(stored)
 
+    @property
+    def vocab(self) -> int | None:
+        """That of the files' own source."""
+        return self._opened[1].vocab
+
     def raw(self, argument: str) -> Example:
         """As the files' own source reads it."""
         return self._opened[1].raw(argument)

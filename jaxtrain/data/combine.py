@@ -47,6 +47,11 @@ class Wrapper(Source):
         """As the other source decodes it."""
         return self.source.decode(stored)
 
+    @property
+    def vocab(self) -> int | None:
+        """The other source's."""
+        return self.source.vocab
+
     def raw(self, argument: str) -> Example:
         """As the other source reads it."""
         return self.source.raw(argument)
@@ -183,6 +188,11 @@ class Mixture(Source):
         if example.keys() != (fields := _fields(self.sources[0])):
             raise ConfigError(f"Mixture: source {number} has the fields {sorted(example)}, source 0 {sorted(fields)}")
         return example
+
+    @property
+    def vocab(self) -> int | None:
+        """The largest of any source."""
+        return max((source.vocab or 0 for source in self.sources), default=0) or None
 
     def raw(self, argument: str) -> Example:
         """As the first source reads it."""

@@ -69,6 +69,11 @@ class Source(ABC):
     def identity(self) -> str:
         """A short string that changes when the examples do. Joins the fingerprint; cheap."""
 
+    @property
+    def vocab(self) -> int | None:
+        """How many tokens its integers may be, where it knows."""
+        return None
+
     def fetch(self, indices: Sequence[int]) -> list[Any]:
         """What stands at these indices as it is stored: several at once, for sources that read so faster."""
         return [self[index] for index in indices]

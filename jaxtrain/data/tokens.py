@@ -318,6 +318,11 @@ class Tokens(Source):
         row = _open(self.paths[which]).tokens[begin : begin + self.length + 1]
         return {"tokens": row.astype(np.int32)}
 
+    @property
+    def vocab(self) -> int:
+        """As the files say."""
+        return max(_open(path).vocab for path in self.paths)
+
     def raw(self, argument: str) -> Example:
         """The tokens of a text, however long."""
         return {"tokens": self.tokenizer.encode([argument])[0].astype(np.int32)}
@@ -436,6 +441,11 @@ class Packed(Source):
             segments[at : at + size] = segment
             at += size
         return {"tokens": tokens, "segments": segments}
+
+    @property
+    def vocab(self) -> int:
+        """As the files say."""
+        return max(_open(path).vocab for path in self.paths)
 
     def raw(self, argument: str) -> Example:
         """The tokens of a text, however long."""
