@@ -150,7 +150,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main() -> None:
-    """Run the verb that was asked for. Exits with one message: 2 for a mistake in what was asked, 1 for damaged data."""
+    """Run the verb that was asked for. Exits with a message: 2 for a mistake in what was asked, 1 for damaged data."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     if not arguments or arguments[0] in ("-h", "--help", "help"):

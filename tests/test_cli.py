@@ -457,9 +457,9 @@ def test_damaged_data_ends_a_run_with_one_message_that_names_file_and_record(cal
         raise Damaged("shard.bin", 7, "it cannot be read")
 
     monkeypatch.setattr("jaxtrain.train.train", damaged)
-    code, out, err = call("train", "tiny_digits.py")
-    assert (code, out) == (1, "")
-    assert err.startswith("jaxtrain: damaged data: shard.bin, record 7: it cannot be read\n")
-    assert "Tolerant(source, limit)" in err
+    result = call("train", "tiny_digits.py")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("jaxtrain: damaged data: shard.bin, record 7: it cannot be read `jaxtrain data check`")
+    assert "Tolerant(source, limit)" in result.err
     with pytest.raises(Damaged):
         call("--debug", "train", "tiny_digits.py")
