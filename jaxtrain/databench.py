@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtrain.data.pipeline import Pipeline, _Draws, _Steps, stack
+from jaxtrain.data.pipeline import Pipeline, _Steps
 from jaxtrain.data.reading import to_device
 from jaxtrain.data.sources import Batch, Indexed
 from jaxtrain.errors import ConfigError
@@ -420,16 +420,8 @@ class _Timed(_Steps):
         _mark()
         return {**batch, _MARKS: np.array(_NOW.marks)}
 
-    def _read(self, positions: list[int]) -> Batch:
-        source, draws = self.pipeline.source, _Draws(self.pipeline.seed)
+    def _stage(self) -> None:
         _mark()
-        stored = source.fetch([int(self.order[position]) for position in positions])
-        _mark()
-        examples = [source.decode(one) for one in stored]
-        _mark()
-        rows = [self.pipeline._transformed(x, draws.at(at), True) for x, at in zip(examples, positions, strict=True)]
-        _mark()
-        return stack(rows)
 
 
 def _ms(seconds: float) -> str:

@@ -181,9 +181,12 @@ class _Steps:
         source = self.pipeline.source
         size = len(source)
         mask = np.array([self.training or position < size for position in positions])
+        self._stage()
         # All at once: some sources read several much faster than one after another.
         stored = source.fetch([int(self.order[position]) for position in positions])
+        self._stage()
         rows = [source.decode(one) for one in stored]
+        self._stage()
         if self.pipeline.transforms:
             draws, training = _Draws(self.pipeline.seed), self.training
             rows = [
@@ -191,7 +194,11 @@ class _Steps:
                 self.pipeline._transformed(row, draws.at(position if training else 0), training)
                 for row, position in zip(rows, positions, strict=True)
             ]
+        self._stage()
         return {**stack(rows), "mask": mask}
+
+    def _stage(self) -> None:
+        """Another stage begins: for who measures them."""
 
 
 def stack(examples: Sequence[Example]) -> Batch:
