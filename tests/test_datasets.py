@@ -272,6 +272,14 @@ def test_a_record_of_another_kind_is_named_with_its_field(tmp_path, folder):
     assert any(fault.startswith("train: the records' hash is") for fault in faults)
 
 
+def test_the_same_records_in_another_order_are_told(tmp_path, folder):
+    from jaxtrain.data.sources import write_array_record
+
+    source = Built("tiny", "1.0.0", folder=str(tmp_path))
+    write_array_record(shard(folder), [source[i] for i in (21, 20, *range(22, 40))])
+    assert "train: the records are the card's, but in another order" in list(check(folder))
+
+
 def test_a_record_that_does_not_decode_is_named(tmp_path, folder):
     from array_record.python import array_record_module
 
