@@ -26,6 +26,7 @@ os.environ.update(
 from jax.experimental import topologies
 
 from jaxtrain import Program
+from jaxtrain.collectives import collectives, counted, textbook
 from jaxtrain.loading import load_code
 from jaxtrain.models import Blocks, Precision
 
@@ -47,8 +48,8 @@ def main(topology: str = "v5e:2x4", *meshes: str) -> None:
         started = time.monotonic()
         program = Program(scripts.experiment(layout, BLOCKS, vocab=8192, length=512), devices)
         text = program.lower().compile().as_text() or ""
-        found = scripts.counted(scripts.collectives(text, program.mesh.shape, IGNORED))
-        scripts.report(scripts.named(layout), found, scripts.textbook(program.experiment, accelerator=True), IGNORED)
+        found = counted(collectives(text, program.mesh.shape, IGNORED))
+        scripts.report(scripts.named(layout), found, textbook(program.experiment, accelerator=True), IGNORED)
         print(f"{'':26} compiled in {time.monotonic() - started:.0f} s")
 
 

@@ -32,6 +32,7 @@ ROOMS = (
     "experiment",
     "loading",
     "step",
+    "collectives",
     "runs",
     "evaluate",
     "explain",
