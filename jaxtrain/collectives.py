@@ -8,13 +8,16 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import jax
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxtrain.experiment import Experiment
-from jaxtrain.models import Transformer
+from jaxtrain.layout import Named, Rule, mesh_axes, named_leaves, path_name
+from jaxtrain.models import Blocks, Transformer, ViT
 
 Key = tuple[str, str, int]
 """Kind, mesh axes joined by `×`, bytes of one array."""
@@ -23,71 +26,154 @@ IGNORED = 2048
 """Arrays of fewer bytes count as nothing: scales of norms, a softmax's maximum and sum, metrics."""
 
 
-def textbook(experiment: Experiment, accelerator: bool = False) -> Counter[Key]:
-    """How often one step should send which arrays over which mesh axes; see the four functions below.
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter as one device holds it while it is used."""
+
+    path: str
+    repeated: int
+    """In how many blocks, one after another, there is one like it; 0 for one outside the blocks."""
+    uses: int
+    """How often a pass uses it."""
+    size: int
+    """Bytes on a device that has gathered it, of one block."""
+    sent: int
+    """The same in the dtype that it is multiplied in."""
+    gathered: tuple[str, ...]
+    """Mesh axes that split both it and the rows of the batch: it is gathered over these before it is used."""
+    reduced: tuple[str, ...]
+    """Mesh axes that split the rows and not it: its gradient is summed over these."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the formulas know of one train step."""
+
+    mesh: Mapping[str, int]
+    parameters: tuple[Parameter, ...]
+    rows: tuple[str, ...]
+    """Mesh axes that split the rows of a batch."""
+    heads: tuple[str, ...]
+    """Mesh axes that split heads, mlp and vocabulary."""
+    residual: tuple[str, ...]
+    """Mesh axes that split the residual stream between blocks."""
+    blocks: Blocks | None
+    """None for a model that is not made of these: nothing is known of its activations."""
+    positions: int
+    """Positions of all the rows that a device holds."""
+    lookups: int
+    """Tables split by vocabulary that are indexed."""
+    scores: int
+    """Products with the vocabulary that give logits of every position."""
+    accelerator: bool
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number that goes into a matmul: a CPU's compiler sends f32 in any case."""
+        return 2 if self.accelerator and self.blocks and self.blocks.precision.compute == "bfloat16" else 4
+
+    @property
+    def scattered(self) -> str:
+        """What sums arrays of which each device keeps a part. CPUs sum all of it and cut."""
+        return "reduce-scatter" if self.accelerator else "all-reduce"
+
+
+def textbook(experiment: Experiment, mesh: Mesh | AbstractMesh, accelerator: bool = False) -> Counter[Key]:
+    """How often one step should send which arrays over which mesh axes: the sum of `FORMULAS`.
 
     `accelerator`: as on TPUs and GPUs. Where these use reduce-scatter, CPUs all-reduce and slice; and while these add
     up the gradients of several matmuls of one input and reduce the sum, on CPUs each is reduced for itself.
     """
-    return (
-        _over_data(experiment, accelerator) + _over_fsdp(experiment, accelerator) + _over_heads(experiment, accelerator)
+    step = describe(experiment, mesh, accelerator)
+    return sum((formula(step) for formula in FORMULAS), Counter())
+
+
+def describe(experiment: Experiment, mesh: Mesh | AbstractMesh, accelerator: bool = False) -> Step:
+    """What the formulas go by, read off the abstract state and the names of its axes."""
+    model, rules = experiment.task.model, experiment.layout.rules
+    blocks = getattr(model, "blocks", None)
+    blocks = blocks if isinstance(blocks, Blocks) else None
+    sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
+    rows, heads, residual = (
+        tuple(axis for axis in sizes if any(axis in mesh_axes(rules.get(name)) for name in names))
+        for names in (("batch",), ("heads", "mlp", "vocab"), ("residual",))
+    )
+    batch = experiment.data.example()
+    inputs = experiment.task.read(batch)
+    positions = math.prod(inputs.shape[1:-1]) // model.patch**2 if isinstance(model, ViT) else inputs.shape[-1]
+    named = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0), batch))
+    leaves = {path_name(path): leaf for path, leaf in named_leaves(named)}
+    pooled = getattr(model, "pooled", not isinstance(model, Transformer))
+    tied = getattr(model, "tied", False)
+    lookups = sum(leaf.axes[0] == "vocab" for leaf in leaves.values())
+    step = Step(
+        mesh=sizes,
+        parameters=(),
+        rows=rows,
+        heads=heads,
+        residual=residual,
+        blocks=blocks,
+        positions=positions * experiment.data.batch_size // math.prod(sizes[axis] for axis in rows),
+        lookups=lookups,
+        scores=0 if pooled else tied + sum(leaf.axes[-1] == "vocab" for leaf in leaves.values()),
+        accelerator=accelerator,
+    )
+    return replace(step, parameters=tuple(_parameter(path, leaf, step, rules, tied) for path, leaf in leaves.items()))
+
+
+def _parameter(path: str, leaf: Named, step: Step, rules: Mapping[str, Rule], tied: bool) -> Parameter:
+    layers = leaf.value.shape[0] if leaf.axes[0] == "layers" else 0
+    held = [axis for name in leaf.axes for axis in mesh_axes(rules[name] if name else None) if axis in step.mesh]
+    entries = math.prod(leaf.value.shape) // max(layers, 1)
+    entries //= math.prod(step.mesh[axis] for axis in held if axis not in step.rows)
+    multiplied = path.endswith("kernel")
+    # What scales every position, as norms do, is summed over the parts of the residual stream too.
+    summed = [axis for axis in step.mesh if axis in step.rows or (axis in step.residual and "norm" in leaf.axes)]
+    return Parameter(
+        path,
+        repeated=layers,
+        uses=1 + (tied and leaf.axes[0] == "vocab"),
+        size=entries * leaf.value.dtype.itemsize,
+        sent=entries * step.itemsize if multiplied or tied else entries * leaf.value.dtype.itemsize,
+        gathered=tuple(axis for axis in step.rows if axis in held),
+        reduced=tuple(axis for axis in summed if axis not in held),
     )
 
 
-def _kernels(experiment: Experiment, accelerator: bool) -> list[int]:
-    """The bytes of the kernels of one block, or of their gradients, on a device that has gathered them."""
-    model, (parts, _) = _model(experiment), _head_axes(experiment)
-    itemsize = _itemsize(experiment, accelerator)
-    D, M, G = model.blocks.width, model.blocks.hidden, model.blocks.width // model.blocks.heads * model.blocks.groups
-    return [
-        itemsize * size // _devices(experiment, parts) for size in (D * D, D * G, D * G, D * D, D * M, D * M, M * D)
-    ]
-
-
-def _table(experiment: Experiment) -> int:
-    """The bytes of a device's part of the vocabulary."""
-    model, (parts, _) = _model(experiment), _head_axes(experiment)
-    return 4 * model.vocab * model.blocks.width // _devices(experiment, parts)
-
-
-def _of_table(experiment: Experiment, kind: str, axes: list[str], accelerator: bool) -> Counter[Key]:
-    """The gradient of the table, of looking up and of scoring."""
-    size = _table(experiment)
-    scores = size * _itemsize(experiment, accelerator) // 4
-    return Counter([_key(kind, axes, size), _key(kind, axes, scores)])
-
-
-def _over_data(experiment: Experiment, accelerator: bool) -> Counter[Key]:
-    """data: every gradient is all-reduced once (the table's, used at both ends, twice), of a kernel that `fsdp` splits
-    only a device's part.
+def _over_data(step: Step) -> Counter[Key]:
+    """data: every gradient is all-reduced once (that of a table used at both ends twice), of a kernel that `fsdp`
+    splits only a device's part. Outside the blocks all axes are summed over at once.
     """
     found: Counter[Key] = Counter()
-    mesh, layers = experiment.layout.mesh, _model(experiment).blocks.layers
-    if "data" in mesh:
-        for size in _kernels(experiment, accelerator):
-            found[_key("all-reduce", ["data"], size // mesh.get("fsdp", 1))] += layers
-        found += _of_table(experiment, "all-reduce", [axis for axis in mesh if axis in ("data", "fsdp")], accelerator)
+    for one in step.parameters:
+        parts = math.prod(step.mesh[axis] for axis in one.gathered)
+        if one.reduced and one.repeated:
+            found[_key("all-reduce", one.reduced, one.sent // parts)] += one.repeated
+        elif one.reduced:
+            axes = tuple(axis for axis in step.mesh if axis in one.gathered + one.reduced)
+            found[_key("all-reduce", axes, one.size)] += 1
+            found[_key("all-reduce", axes, one.sent)] += one.uses - 1
     return found
 
 
-def _over_fsdp(experiment: Experiment, accelerator: bool) -> Counter[Key]:
+def _over_fsdp(step: Step) -> Counter[Key]:
     """fsdp: every kernel of a block is gathered in the forward pass and again in the backward pass, and its gradient
-    reduced (and scattered); the table is gathered once, and its gradient reduced as over data.
+    reduced (and scattered); outside the blocks all are gathered once, and gradients reduced as over data.
     """
     found: Counter[Key] = Counter()
-    mesh, layers = experiment.layout.mesh, _model(experiment).blocks.layers
-    reduce = "reduce-scatter" if accelerator else "all-reduce"
-    if "fsdp" in mesh:
-        for size in _kernels(experiment, accelerator):
-            found[_key("all-gather", ["fsdp"], size)] += 2 * layers
-            found[_key(reduce, ["fsdp"], size)] += layers
-        found[_key("all-gather", ["fsdp"], _table(experiment))] += 1
-        if "data" not in mesh:
-            found += _of_table(experiment, reduce, ["fsdp"], accelerator)
+    for one in step.parameters:
+        if one.gathered and one.repeated:
+            found[_key("all-gather", one.gathered, one.sent)] += 2 * one.repeated
+            found[_key(step.scattered, one.gathered, one.sent)] += one.repeated
+        elif one.gathered:
+            found[_key("all-gather", one.gathered, one.size)] += 1
+            if not one.reduced:
+                found[_key(step.scattered, one.gathered, one.size)] += 1
+                found[_key(step.scattered, one.gathered, one.sent)] += one.uses - 1
     return found
 
 
-def _over_heads(experiment: Experiment, accelerator: bool) -> Counter[Key]:
+def _over_heads(step: Step) -> Counter[Key]:
     """tensor: activations f[B, L, D] are all-reduced twice a block in the forward pass (after attention and after the
     mlp) and twice in the backward pass (before them; on CPUs five times: queries, keys, values, gate, up), once after
     the embedding and once before the scores. Accuracy gathers the largest logit of every part of the vocabulary and
@@ -98,51 +184,38 @@ def _over_heads(experiment: Experiment, accelerator: bool) -> Counter[Key]:
     above. A mesh axis that splits the heads and not the residual stream then all-reduces just the scattered part.
     """
     found: Counter[Key] = Counter()
-    model, (heads, residual) = _model(experiment), _head_axes(experiment)
-    if not heads:
+    if not step.heads or step.blocks is None:
         return found
-    batch = experiment.data.batch_size // _devices(experiment, ["data", "fsdp"])
-    positions = batch * (experiment.data.example()["tokens"].shape[1] - 1)
-    size, layers = positions * model.blocks.width * _itemsize(experiment, accelerator), model.blocks.layers
-    reduce = "reduce-scatter" if accelerator and residual else "all-reduce"
-    rest = [axis for axis in heads if axis not in residual]
-    for axes, bytes in ((residual, size), (rest, size // _devices(experiment, residual))):
-        if axes:
-            found[_key(reduce if axes is residual else "all-reduce", axes, bytes)] += 2 * layers
-    found[_key(reduce, heads, size)] += (2 if accelerator else 5) * layers
-    found[_key(reduce, heads, size)] += 2
-    if residual:
-        found[_key("all-gather", residual, size)] += 4 * layers + 2
-    found[_key("all-gather", heads, positions * 4 * _devices(experiment, heads))] += 2
+    layers, size = step.blocks.layers, step.positions * step.blocks.width * step.itemsize
+    reduce = step.scattered if step.residual else "all-reduce"
+    rest = tuple(axis for axis in step.heads if axis not in step.residual)
+    parts = math.prod(step.mesh[axis] for axis in step.residual)
+    if step.residual:
+        found[_key(reduce, step.residual, size)] += 2 * layers
+        found[_key("all-gather", step.residual, size)] += 4 * layers + 2
+    if rest:
+        found[_key("all-reduce", rest, size // parts)] += 2 * layers
+    found[_key(reduce, step.heads, size)] += (2 if step.accelerator else 5) * layers
+    found[_key(reduce, step.heads, size)] += step.lookups + step.scores
+    everyone = math.prod(step.mesh[axis] for axis in step.heads)
+    found[_key("all-gather", step.heads, step.positions * 4 * everyone)] += 2 * step.scores
     return found
 
 
-def _model(experiment: Experiment) -> Transformer:
-    if not isinstance(experiment.task.model, Transformer):
-        raise TypeError(f"no formula for a {type(experiment.task.model).__name__}")
-    return experiment.task.model
+FORMULAS: tuple[Callable[[Step], Counter[Key]], ...] = (_over_data, _over_fsdp, _over_heads)
+"""One function for each kind of parallelism; a new one is added here."""
 
 
-def _head_axes(experiment: Experiment) -> tuple[list[str], list[str]]:
-    """The mesh axes that split heads, mlp and vocabulary, and those that split the residual stream."""
-    layout = experiment.layout
-    residual = layout.rules["residual"] or ()
-    split = (residual,) if isinstance(residual, str) else residual
-    return [axis for axis in layout.mesh if axis in ("tensor", "sequence")], [
-        axis for axis in layout.mesh if axis in split
-    ]
+def moved(key: Key, mesh: Mapping[str, int]) -> float:
+    """Bytes that each device sends for one such array, around a ring."""
+    kind, axes, size = key
+    devices = math.prod(mesh[axis] for axis in axes.split("×") if axis)
+    if kind in ("collective-permute", "collective-broadcast"):
+        return size
+    return (2 if kind == "all-reduce" else 1) * size * (devices - 1) / devices
 
 
-def _devices(experiment: Experiment, axes: list[str]) -> int:
-    return math.prod(experiment.layout.mesh.get(axis, 1) for axis in axes)
-
-
-def _itemsize(experiment: Experiment, accelerator: bool) -> int:
-    """Bytes of a number that goes into a matmul: a CPU's compiler sends f32 in any case."""
-    return 2 if accelerator and _model(experiment).blocks.precision.compute == "bfloat16" else 4
-
-
-def _key(kind: str, axes: list[str], bytes: int) -> Key:
+def _key(kind: str, axes: Sequence[str], bytes: int) -> Key:
     return kind, "×".join(axes), bytes
 
 
@@ -173,7 +246,7 @@ class Collective:
     @property
     def key(self) -> Key:
         """What it is counted by."""
-        return _key(self.kind, list(self.axes), self.bytes)
+        return _key(self.kind, self.axes, self.bytes)
 
 
 def collectives(text: str, mesh: Mapping[str, int], ignored: int = IGNORED) -> list[Collective]:

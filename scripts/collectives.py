@@ -75,7 +75,7 @@ def main() -> None:
     for layout in MESHES:
         program = Program(small(layout))
         found = collectives(program.lower().compile().as_text() or "", program.mesh.shape)
-        report(named(layout), counted(found), textbook(program.experiment))
+        report(named(layout), counted(found), textbook(program.experiment, program.mesh))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ def main(topology: str = "v5e:2x4", *meshes: str) -> None:
         program = Program(scripts.experiment(layout, BLOCKS, vocab=8192, length=512), devices)
         text = program.lower().compile().as_text() or ""
         found = counted(collectives(text, program.mesh.shape, IGNORED))
-        scripts.report(scripts.named(layout), found, textbook(program.experiment, accelerator=True), IGNORED)
+        scripts.report(
+            scripts.named(layout), found, textbook(program.experiment, program.mesh, accelerator=True), IGNORED
+        )
         print(f"{'':26} compiled in {time.monotonic() - started:.0f} s")
 
 

@@ -34,7 +34,7 @@ def sent(layout: Layout, microbatches: int = 1):
 )
 def test_a_step_sends_exactly_the_arrays_that_the_textbook_asks_for(layout):
     program, found = sent(layout)
-    expected = {key: n for key, n in textbook(program.experiment).items() if key[2] >= IGNORED}
+    expected = {key: n for key, n in textbook(program.experiment, program.mesh).items() if key[2] >= IGNORED}
     assert dict(counted(found)) == expected
 
 
