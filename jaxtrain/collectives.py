@@ -242,6 +242,8 @@ class Collective:
     """How often a step sends it: more than once in the body of a loop."""
     where: str
     """The operation of the model that it comes from."""
+    frame: int = 0
+    """Where that is, for `source_lines`; 0 is unknown."""
 
     @property
     def key(self) -> Key:
@@ -272,6 +274,34 @@ def counted(found: list[Collective]) -> Counter[Key]:
     for collective in found:
         total[collective.key] += collective.times
     return total
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of somebody's source."""
+
+    file: str
+    line: int
+    function: str
+
+
+def source_lines(text: str, frame: int) -> list[Line]:
+    """The calls that led to an operation of a program, innermost first; none where the compiler did not keep them."""
+    files, functions, places, frames = (
+        _table(text, name) for name in ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
+    )
+    found = []
+    while row := frames.get(frame):
+        place, parent = (int(number) for number in re.findall(r"=(\d+)", row))
+        file, function, line, *_ = (int(number) for number in re.findall(r"=(\d+)", places[place]))
+        found.append(Line(files[file].strip('"'), line, functions[function].strip('"')))
+        frame = parent - 1  # written one too high: 1 is none
+    return found
+
+
+def _table(text: str, name: str) -> dict[int, str]:
+    section = re.search(rf"^{name}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
+    return {int(number): row for number, row in re.findall(r"(\d+) (.*)\n", section[1])} if section else {}
 
 
 def _walk(
@@ -314,9 +344,9 @@ def _read(
         sizes = [size * math.prod(mesh[axis] for axis in axes) for size in sizes]
     if name.startswith("all-reduce-scatter"):  # what TPUs call the computation of a reduce-scatter
         kind = "reduce-scatter"
-    where = re.search(r'op_name="([^"]*)"', rest)
+    where, frame = re.search(r'op_name="([^"]*)"', rest), re.search(r"stack_frame_id=(\d+)", rest)
     for size in sizes:
-        yield Collective(kind, axes, size, times, where[1] if where else "")
+        yield Collective(kind, axes, size, times, where[1] if where else "", int(frame[1]) if frame else 0)
 
 
 def _ring(body: list[str], kind: str, times: int, mesh: Mapping[str, int]) -> Collective:

@@ -36,6 +36,7 @@ ROOMS = (
     "runs",
     "evaluate",
     "explain",
+    "verify",
     "databench",
     "train",
     "data_cli",
