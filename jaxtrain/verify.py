@@ -9,10 +9,12 @@ import dataclasses
 import itertools
 import linecache
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -37,7 +39,9 @@ LOSSES, GRADIENT, BYTES = 2e-5, 1e-4, 1.05
 IGNORED = 64
 """Arrays of fewer bytes count as nothing: sums of metrics."""
 
-QUICKLY: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+QUICKLY: dict[str, str | bool] = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True}
+if version("jaxlib").startswith("0.10."):  # later ones do not know it, and stop at what they do not know
+    QUICKLY["xla_cpu_use_fusion_emitters"] = False
 """What is compiled runs for milliseconds; sharding is decided before any of this."""
 
 Mesh = Mapping[str, int]
@@ -88,6 +92,8 @@ def simulate(devices: int) -> list[jax.Device]:
     """So many simulated CPU devices, to be asked for before jax is first used. Raises ConfigError if it is too late."""
     if devices < 2:
         raise ConfigError(f"--devices {devices}: give at least 2, there is nothing to compare otherwise")
+    quickly = (f"--{name}={str(value).lower()}" for name, value in QUICKLY.items())
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quickly]).strip()
     with contextlib.suppress(RuntimeError):  # jax has looked at its devices already: perhaps they are enough
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
