@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -268,7 +268,7 @@ def collectives(text: str, mesh: Mapping[str, int], ignored: int = IGNORED) -> l
     return [found for found in _walk(bodies, entry, 1, mesh, set()) if found.bytes >= ignored]
 
 
-def counted(found: list[Collective]) -> Counter[Key]:
+def counted(found: Iterable[Collective]) -> Counter[Key]:
     """How often a step sends which arrays: what `textbook` says they should be."""
     total: Counter[Key] = Counter()
     for collective in found:

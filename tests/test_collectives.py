@@ -11,13 +11,13 @@ from jaxtrain import Layout, Program
 from jaxtrain.collectives import IGNORED, collectives, counted, textbook
 from jaxtrain.loading import load_code
 
-scripts = load_code(Path(__file__).parents[1] / "scripts" / "collectives.py")
+scripts = load_code(Path(__file__).parents[1] / "scripts" / "bench_scale.py")
 
 DEFAULT = ("data 8", "fsdp 8", "tensor 8", "data 2 fsdp 2 tensor 2", "fsdp 4 sequence 2")
 
 
 def sent(layout: Layout, microbatches: int = 1):
-    program = Program(scripts.small(layout, microbatches))
+    program = Program(scripts.experiment(layout, microbatches=microbatches))
     text = program.lower().compile(compiler_options=FAST).as_text()
     assert text is not None
     return program, collectives(text, program.mesh.shape)
@@ -39,7 +39,7 @@ def test_a_step_sends_exactly_the_arrays_that_the_textbook_asks_for(layout):
 
 
 def test_one_device_sends_nothing():
-    program = Program(scripts.small(Layout()))
+    program = Program(scripts.experiment(Layout()))
     text = program.lower().compile(compiler_options=FAST).as_text()
     assert collectives(text, program.mesh.shape) == []
 
