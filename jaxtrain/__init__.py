@@ -6,7 +6,7 @@ Names for notebooks; the command line is `jaxtrain` (see `jaxtrain.cli`).
 from jaxtrain import models, tasks
 from jaxtrain.errors import ConfigError
 from jaxtrain.experiment import Experiment
-from jaxtrain.layout import MEGATRON, RULES, Layout
+from jaxtrain.layout import MEGATRON, RULES, ZERO1, Layout
 from jaxtrain.loading import load
 from jaxtrain.metrics import Mean
 from jaxtrain.runs.run import Run
@@ -15,6 +15,7 @@ from jaxtrain.step import Program, TrainState, eval_step, init_state, predict_st
 __all__ = [
     "MEGATRON",
     "RULES",
+    "ZERO1",
     "ConfigError",
     "Experiment",
     "Layout",

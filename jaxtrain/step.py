@@ -4,8 +4,8 @@ Not here: any loop, file or clock. In a notebook `init_state` and `train_step` n
 """
 
 import functools
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.errors import ConfigError
 from jaxtrain.experiment import Experiment
-from jaxtrain.layout import local_rows, mesh_axes, plain, put_rows
+from jaxtrain.layout import Layout, local_rows, mesh_axes, plain, put_rows
 from jaxtrain.metrics import Mean
 from jaxtrain.models.base import Params
+from jaxtrain.models.pipeline import fits
 from jaxtrain.optimizers import averaged
 from jaxtrain.tasks.base import Batch, Task
 
@@ -129,19 +130,25 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh) -> TrainSt
     task, layout, sizes = experiment.task, experiment.layout, mesh.shape
     batch = experiment.data.example()
     optimizer = experiment.optimizer.build(experiment.steps)
-    specs = layout.specs(jax.eval_shape(lambda: task.init(jax.random.key(0), batch)), sizes)
+    named = jax.eval_shape(lambda: task.init(jax.random.key(0), batch))
     shapes = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0), batch))
-    by_path = dict(jax.tree_util.tree_leaves_with_path(specs))
     of_params = dict(jax.tree_util.tree_leaves_with_path(shapes.params))
 
-    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        # What an optimizer keeps for a parameter lies in a tree like the parameters', so its path ends in theirs.
-        ends = (path[start:] for start in range(len(path)))
-        spec = next((by_path[end] for end in ends if end in by_path and of_params[end].shape == leaf.shape), P())
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+    def place(tree: Any, kept: bool = False) -> Any:
+        by_path = dict(jax.tree_util.tree_leaves_with_path(layout.specs(named, sizes, kept=kept)))
 
-    _check(experiment, sizes, [*by_path.values(), layout.batch_sharding(mesh, experiment.data.batch_size).spec])
-    return jax.tree_util.tree_map_with_path(place, shapes)
+        def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            # What an optimizer keeps for a parameter lies in a tree like the parameters', so its path ends in theirs.
+            ends = (path[start:] for start in range(len(path)))
+            spec = next((by_path[end] for end in ends if end in by_path and of_params[end].shape == leaf.shape), None)
+            memory = "pinned_host" if kept and layout.offload and spec is not None else None
+            sharding = NamedSharding(mesh, spec or P(), memory_kind=memory)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    _check(experiment, sizes)
+    return replace(place(shapes), params=place(shapes.params), opt_state=place(shapes.opt_state, kept=True))
 
 
 class Program:
@@ -156,32 +163,36 @@ class Program:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         everywhere = NamedSharding(self.mesh, P())
         data_axis = "data" if self.mesh.shape.get("data", 1) > 1 else None
-        count = experiment.microbatches
-        gradients = microbatched(count, data_axis) if count > 1 else full_batch
+        count, staged = experiment.microbatches, experiment.layout.stages(self.mesh.shape)[0] > 1
+        gradients = microbatched(count, data_axis) if count > 1 and not staged else full_batch
+        self._used: set[str] = set()
         example = experiment.data.example()
         self._init = jax.jit(
             lambda: init_state(task, optimizer, jax.random.key(experiment.seed), example),
             out_shardings=shardings,
         )
+        fetch = fetched if experiment.layout.offload else lambda state: state
         self._train = jax.jit(
-            functools.partial(train_step, task, optimizer, gradients=gradients),
+            lambda state, batch: train_step(task, optimizer, fetch(state), batch, gradients),
             donate_argnums=0,
             out_shardings=(shardings, everywhere),
         )
-        self._evaluate = jax.jit(functools.partial(eval_step, task), out_shardings=everywhere)
-        self._predict = jax.jit(functools.partial(predict_step, task), out_shardings=everywhere)
+        self._evaluate = jax.jit(lambda state, batch: eval_step(task, fetch(state), batch), out_shardings=everywhere)
+        self._predict = jax.jit(lambda state, batch: predict_step(task, fetch(state), batch), out_shardings=everywhere)
 
     def scope(self) -> Any:
         """While tracing inside, models see this program's layout."""
-        return self.experiment.layout.scope(self.mesh)
+        return self.experiment.layout.scope(self.mesh, self.experiment.microbatches, self._used)
 
     def lower(self) -> jax.stages.Lowered:
-        """The train step, traced for this mesh and not yet compiled."""
+        """The train step, traced for this mesh and not yet compiled. Raises ConfigError for a mesh axis without use."""
         batch = self.experiment.data.example()
         rows = self.experiment.layout.batch_sharding(self.mesh, self.experiment.data.batch_size)
         abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in batch.items()}
         with self.scope():
-            return self._train.lower(self.state, abstract)
+            lowered = self._train.lower(self.state, abstract)
+        check_used(self.experiment.layout, self.state, self._used)
+        return lowered
 
     @functools.cached_property
     def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]:
@@ -215,12 +226,22 @@ class Program:
         return to_device(read(rows.tolist()), lambda batch: put_rows(sharding, batch, rows, size))
 
 
-def _check(experiment: Experiment, sizes: Mapping[str, int], specs: Sequence[P]) -> None:
-    """Raises ConfigError for what would fail only later, or never be noticed: batches, microbatches, idle axes."""
+def fetched(state: TrainState) -> TrainState:
+    """The same, with all that the optimizer keeps in the memory of the devices."""
+    return replace(state, opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device))
+
+
+def _check(experiment: Experiment, sizes: Mapping[str, int]) -> None:
+    """Raises ConfigError for what would fail only later, or never be noticed: batches, microbatches."""
     layout, data = experiment.layout, experiment.data
+    count, parts, stages, groups = experiment.microbatches, sizes.get("data", 1), *layout.stages(sizes)
+    for where, pipeline in {"": data, **{f"evals.{split}: ": data for split, data in experiment.evals.items()}}.items():
+        what = f"{where}a batch of {pipeline.batch_size}"
+        layout.spec(("batch",), sizes, (pipeline.batch_size,), what)
+        if stages > 1:
+            fits(pipeline.batch_size, count, stages, groups, what)
     kinds = {name: x.dtype for name, x in data.example().items()}
     for split, pipeline in experiment.evals.items():
-        layout.spec(("batch",), sizes, (pipeline.batch_size,), f"evals.{split}: a batch of {pipeline.batch_size}")
         if (found := {name: x.dtype for name, x in pipeline.example().items()}) != kinds:
             raise ConfigError(f"evals.{split}: its batches hold {_words(found)}, but those trained on {_words(kinds)}")
     # An index past the end of a table reads its last row, and nothing would be noticed.
@@ -229,15 +250,25 @@ def _check(experiment: Experiment, sizes: Mapping[str, int], specs: Sequence[P])
         raise ConfigError(
             f"task.model.vocab: {rows} is less than the {tokens:,} tokens of the data: set it to {tokens}"
         )
-    count, parts = experiment.microbatches, sizes.get("data", 1)
     if data.batch_size % (count * parts):
         rows = f"a batch of {data.batch_size}" + (f" on data={parts}" if parts > 1 else "")
         raise ConfigError(f"microbatches: {count} do not divide {rows}")
-    used = {axis for spec in specs for entry in spec for axis in mesh_axes(entry)}
+
+
+def check_used(layout: Layout, state: TrainState, used: Set[str]) -> None:
+    """Raises ConfigError for a mesh axis that is meant for more than rows and splits nothing else; `used` are those that
+    split activations.
+    """
+    leaves = jax.tree.leaves(state)
+    sizes = leaves[0].sharding.mesh.shape
+    split = {axis for leaf in leaves for entry in leaf.sharding.spec for axis in mesh_axes(entry)}
     for axis, size in sizes.items():
-        if size > 1 and axis not in used:
-            splits = "splits no parameter and no batch of this experiment"
-            raise ConfigError(f"layout.mesh: axis {axis!r} = {size} {splits}: leave it out")
+        names = [name for name, rule in layout.rules.items() if axis in mesh_axes(rule) and name != "batch"]
+        if size > 1 and names and axis not in split | used:
+            raise ConfigError(
+                f"layout.mesh: axis {axis!r} = {size} splits {', '.join(names)}, but no array of this experiment has "
+                f"such an axis: leave it out{' or say data' if axis in mesh_axes(layout.rules['batch']) else ''}"
+            )
 
 
 def _words(kinds: Mapping[str, np.dtype]) -> str:

@@ -145,13 +145,13 @@ def test_attention_by_blocks_is_dense_attention_in_values_and_gradients(length):
 
 def test_scores_of_rotated_heads_depend_on_the_distance_alone():
     q, k = (jnp.broadcast_to(x[:, :1], (1, 12, 1, 8)) for x in qkv(1, 1, 1, 1)[:2])
-    scores = np.asarray(jnp.einsum("BLHK,BTHK->LT", rotate(q), rotate(k)))
+    scores = np.asarray(jnp.einsum("BLHK,BTHK->LT", rotate(q, None), rotate(k, None)))
     for distance in range(-11, 12):
         diagonal = np.diagonal(scores, distance)
         close(diagonal, np.full_like(diagonal, diagonal[0]), 1e-5)
     assert np.ptp(scores) > 0.1
-    close(jnp.linalg.norm(rotate(q), axis=-1), jnp.linalg.norm(q, axis=-1))
-    close(rotate(q)[:, 0], q[:, 0])
+    close(jnp.linalg.norm(rotate(q, None), axis=-1), jnp.linalg.norm(q, axis=-1))
+    close(rotate(q, None)[:, 0], q[:, 0])
 
 
 def test_products_in_bf16_and_their_gradients_are_near_those_in_f32():

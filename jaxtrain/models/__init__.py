@@ -1,9 +1,10 @@
 """Architectures, one a file: a frozen config each, built as a Flax NNX module with named axes."""
 
 from jaxtrain.models.base import Model
+from jaxtrain.models.experts import Experts
 from jaxtrain.models.layers import Precision
 from jaxtrain.models.ngrams import NGrams
 from jaxtrain.models.transformer import Blocks, Transformer
 from jaxtrain.models.vit import ViT
 
-__all__ = ["Blocks", "Model", "NGrams", "Precision", "Transformer", "ViT"]
+__all__ = ["Blocks", "Experts", "Model", "NGrams", "Precision", "Transformer", "ViT"]

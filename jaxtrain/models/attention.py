@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.errors import ConfigError
-from jaxtrain.layout import platform
+from jaxtrain.layout import platform, shard, split
+from jaxtrain.models.ring import ring_attention
 
-Attention = Literal["auto", "dense", "blocks", "cudnn"]
+Attention = Literal["auto", "dense", "blocks", "cudnn", "ring"]
 """`dense` scores every pair at once; `blocks` skips the pairs that a causal mask forbids, a block of queries at a time;
-`cudnn` is NVIDIA's fused kernel (bf16 only). `auto` picks by platform and says which in the run's log.
+`cudnn` is NVIDIA's fused kernel (bf16 only); `ring` passes keys and values on between devices that split a sequence
+(where all others gather them). `auto` picks by mesh and platform and says which in the run's log.
 """
 
 BLOCK = 128
@@ -30,8 +32,14 @@ def choose(implementation: Attention, causal: bool, dtype: jnp.dtype) -> Attenti
         raise ConfigError("attention 'blocks' leaves out what a causal mask forbids, but there is none: use 'dense'")
     if implementation == "cudnn" and (platform() != "gpu" or dtype != jnp.bfloat16):
         raise ConfigError(f"attention 'cudnn' needs a GPU and bfloat16, not {dtype} on a {platform()}: use 'auto'")
+    if implementation == "ring" and not (causal and split("sequence")):
+        raise ConfigError(
+            "attention 'ring' needs a causal mask and a `context` axis of the mesh, to go round: use 'auto'"
+        )
     if implementation != "auto":
         return implementation
+    if causal and split("sequence"):
+        return "ring"
     if platform() == "gpu" and dtype == jnp.bfloat16:
         return "cudnn"
     return "blocks" if platform() == "cpu" and causal else "dense"
@@ -54,6 +62,7 @@ def attention(
 
     With G < H key/value heads, each serves H/G query heads (Ainslie et al. 2023, arXiv:2305.13245). Positions
     see only those with the same number in `segments_BL` i[B, L]: documents in one row, or padding apart from the rest.
+    With `ring` all positions are in the order of `zigzag`.
     """
     chosen = choose(implementation, causal, q_BLHK.dtype)
     with jax.named_scope(f"attention_{chosen}"):
@@ -68,6 +77,10 @@ def _attend(
     causal: bool,
     segments_BL: jax.Array | None,
 ) -> jax.Array:
+    if chosen == "ring":
+        return ring_attention(q_BLHK, k_BTGK, v_BTGK, segments_BL)
+    if split("sequence"):
+        k_BTGK, v_BTGK = (shard(x_BTGK, "batch", None, "kv_heads", None) for x_BTGK in (k_BTGK, v_BTGK))
     together_BLT = None if segments_BL is None else segments_BL[:, :, None] == segments_BL[:, None, :]
     if chosen == "cudnn":
         mask = None if together_BLT is None else together_BLT[:, None]

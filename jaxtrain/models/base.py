@@ -28,7 +28,8 @@ class Model(ABC):
         """The module, with parameters drawn from `rngs`, for inputs shaped like `inputs` (shape and dtype matter only).
 
         Calling it takes `(inputs, keys_B)`: keys are one PRNG key a row for dropout, or None for none. A model of
-        sequences may also take `segments_BL`: which document each position belongs to.
+        sequences may also take `segments_BL`: which document each position belongs to. It returns the outputs, and by
+        name what the model itself adds to the loss of each row, f32[B]; {} for most.
         """
 
     def init(self, key: jax.Array, inputs: jax.Array) -> Params:
@@ -37,6 +38,12 @@ class Model(ABC):
 
     def apply(self, params: Params, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array) -> jax.Array:
         """The module's output for these parameters (plain arrays); `more` are further arguments of its call."""
+        return self.apply_penalised(params, inputs, keys_B, **more)[0]
+
+    def apply_penalised(
+        self, params: Params, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The output, and what the model adds to the loss of each row."""
         shape = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
         return nnx.merge(_structure(self, shape), params)(inputs, keys_B, **more)
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxtrain.layout import platform, shard
+from jaxtrain.layout import platform, shard, split
+from jaxtrain.models.pipeline import pipeline
 
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the outputs of weight matmuls, everything."""
@@ -124,15 +125,16 @@ class Embedding(nnx.Module):
         return dot(x_BLD, shard(self.table[...], "vocab", None).T, self.precision)
 
 
-def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
+def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, order_L: np.ndarray | None = None) -> jax.Array:
     """`x[B, ...]` with entries zeroed at `rate`, the rest scaled up; as it is without keys.
 
-    Every row draws from its own key, so that neither microbatches nor the mesh change what is dropped.
+    Every row draws from its own key, and for each position the same wherever `order_L` puts it, so that neither
+    microbatches nor the mesh change what is dropped.
     """
     if keys_B is None or rate == 0:
         return x
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys_B)
-    return jnp.where(kept, x / (1 - rate), 0)
+    return jnp.where(kept if order_L is None else kept[:, order_L], x / (1 - rate), 0)
 
 
 def fold(keys_B: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
@@ -142,26 +144,53 @@ def fold(keys_B: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
 
 class Stack(nnx.Module):
     """N blocks of one kind whose parameters are stacked on a `layers` axis and scanned: compile and host time do not
-    grow with depth. `unroll` blocks are laid out one after another in each turn of the scan.
+    grow with depth. `unroll` blocks are laid out one after another in each turn of the scan. Where a mesh axis splits
+    `layers` they are the stages of a pipeline, which a batch goes through `rounds` times.
     """
 
-    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs, remat: Remat, unroll: int):
+    def __init__(
+        self,
+        make: Callable[[nnx.Rngs], nnx.Module],
+        layers: int,
+        rngs: nnx.Rngs,
+        remat: Remat,
+        unroll: int,
+        rounds: int = 1,
+    ):
         self.block = nnx.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), layers))
+        stacked, axes = ((), ("layers",)) if rounds == 1 else ((rounds, layers // rounds), ("rounds", "layers"))
         for _, variable in nnx.to_flat_state(nnx.state(self.block)):
-            variable.set_metadata("axes", ("layers", *variable.get_metadata("axes")))
-        self.layers, self.remat, self.unroll = layers, remat, unroll
+            variable.set_metadata("axes", (*axes, *variable.get_metadata("axes")))
+            if stacked:
+                value = variable.get_value()
+                variable.set_value(value.reshape(*stacked, *value.shape[1:]))
+        self.layers, self.remat, self.unroll, self.rounds = layers, remat, unroll, rounds
 
-    def __call__(self, x: jax.Array, keys_B: jax.Array | None, *shared: Any) -> jax.Array:
-        """`x` after every block; `shared` goes to each of them."""
+    def __call__(
+        self, x: jax.Array, keys_B: jax.Array | None, rows: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`x` after every block, and the sums over blocks of what each of them adds to the loss of a row, f32[B].
+
+        Each block is called with x, one key a row, and `rows`, which has the rows of the batch too.
+        """
         structure, params = nnx.split(self.block)
 
-        def once(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
-            block = nnx.merge(structure, layer[0])
-            return block(x, fold(keys_B, layer[1]), *shared), None
+        def some(x: jax.Array, rows: Any, params: Any, numbers: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            keys_B, more = rows
 
-        kept = _POLICIES[self.remat]
-        body = once if self.remat == "none" else jax.checkpoint(once, policy=kept, prevent_cse=False)
-        return jax.lax.scan(body, x, (params, jnp.arange(self.layers)), unroll=min(self.unroll, self.layers))[0]
+            def once(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+                return nnx.merge(structure, layer[0])(x, fold(keys_B, layer[1]), more)
+
+            kept = _POLICIES[self.remat]
+            body = once if self.remat == "none" else jax.checkpoint(once, policy=kept, prevent_cse=False)
+            x, penalties = jax.lax.scan(body, x, (params, numbers), unroll=min(self.unroll, len(numbers)))
+            return x, jax.tree.map(lambda penalty_NB: penalty_NB.sum(0), penalties)
+
+        if split("layers"):
+            by_round = params if self.rounds > 1 else jax.tree.map(lambda leaf: leaf[None], params)
+            return pipeline(some, self.rounds, by_round, x, (keys_B, rows))
+        flat = params if self.rounds == 1 else jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), params)
+        return some(x, (keys_B, rows), flat, jnp.arange(self.layers))
 
 
 @functools.cache
@@ -170,9 +199,13 @@ def _rotation(length: int, head_dim: int, base: float) -> tuple[np.ndarray, np.n
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def rotate(x_BLHK: jax.Array, base: float = 10_000.0) -> jax.Array:
-    """Rotary positions (Su et al. 2021, arXiv:2104.09864): pairs of dims (k, k + K/2) turned by position, in f32."""
-    cos_LK, sin_LK = (table[:, None] for table in _rotation(x_BLHK.shape[1], x_BLHK.shape[3], base))
+def rotate(x_BLHK: jax.Array, order_L: np.ndarray | None, base: float = 10_000.0) -> jax.Array:
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864): pairs of dims (k, k + K/2) turned by position, in f32.
+
+    `order_L` says which position stands where; None is 0, 1, ….
+    """
+    order = slice(None) if order_L is None else order_L
+    cos_LK, sin_LK = (table[order, None] for table in _rotation(x_BLHK.shape[1], x_BLHK.shape[3], base))
     left, right = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos_LK - right * sin_LK, right * cos_LK + left * sin_LK], axis=-1)
     return turned.astype(x_BLHK.dtype)

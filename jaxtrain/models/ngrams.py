@@ -43,8 +43,8 @@ class NGramsModule(nnx.Module):
         self.head = Linear(rngs, (config.width, config.outputs), ("embed", "outputs"), config.precision)
         self.config = config
 
-    def __call__(self, bytes_BL: jax.Array, keys_B: jax.Array | None) -> jax.Array:
-        """Logits, f32."""
+    def __call__(self, bytes_BL: jax.Array, keys_B: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits, f32, and no penalties."""
         words_BW, valid_BW = word_hashes(bytes_BL, self.config.words)
         grams, present = [words_BW], [valid_BW]
         for distance in range(1, self.config.order):
@@ -54,7 +54,7 @@ class NGramsModule(nnx.Module):
         weight = jnp.concatenate(present, 1)[..., None].astype(jnp.float32)
         rows = self.table(ids.astype(jnp.int32)) * weight
         mean_BD = rows.sum(1) / jnp.maximum(weight.sum(1), 1) ** 0.5
-        return self.head(dropout(mean_BD, self.config.dropout, keys_B)).astype(jnp.float32)
+        return self.head(dropout(mean_BD, self.config.dropout, keys_B)).astype(jnp.float32), {}
 
 
 def word_hashes(bytes_BL: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,5 @@
-"""A transformer of the standard kind: pre-norm, RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
+"""A transformer of the standard kind: pre-norm, RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases;
+with experts in place of the feed-forward layers where it is told so.
 
 Not here: what it is trained for. With `causal` and `pooled=False` it is a language model's decoder, with neither causal
 mask nor per-position output an encoder for classifying texts.
@@ -6,17 +7,21 @@ mask nor per-position output an encoder for classifying texts.
 Shapes: B batch, L sequence, D width, H heads, G key/value heads, K head dim, M mlp width, O outputs.
 """
 
+import functools
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxtrain.errors import ConfigError
 from jaxtrain.layout import shard
-from jaxtrain.models.attention import Attention, attention
+from jaxtrain.models.attention import Attention, attention, choose
 from jaxtrain.models.base import Model, Shaped
+from jaxtrain.models.experts import Experts, ExpertsModule
 from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, rotate
+from jaxtrain.models.ring import unzigzag, zigzag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +35,14 @@ class Blocks:
     """Key/value heads; None is as many as `heads`."""
     mlp: int | None = None
     """The width inside the gated feed-forward layer; None is 8/3 of `width`, rounded up to a multiple of 64."""
+    experts: Experts = Experts()
     dropout: float = 0.0
     attention: Attention = "auto"
     remat: Remat = "none"
     unroll: int = 1
     """Blocks a turn of the scan: more compile slower and may run faster (on a CPU up to a quarter)."""
+    rounds: int = 1
+    """How often a batch goes round the stages of a pipeline: more rounds of fewer blocks, less waiting, more sent."""
     precision: Precision = Precision()
 
     def __post_init__(self) -> None:
@@ -43,6 +51,8 @@ class Blocks:
             raise ConfigError(f"width {self.width} over {self.heads} heads must be a whole even number a head")
         if self.heads % self.groups:
             raise ConfigError(f"heads {self.heads} must be a multiple of kv_heads {self.groups}")
+        if self.rounds < 1 or self.layers % self.rounds:
+            raise ConfigError(f"layers {self.layers} must be a multiple of rounds {self.rounds}")
 
     @property
     def groups(self) -> int:
@@ -56,7 +66,13 @@ class Blocks:
 
     def stack(self, rngs: nnx.Rngs, causal: bool) -> Stack:
         """The blocks, stacked on `layers`."""
-        return Stack(lambda rngs: Block(self, rngs, causal), self.layers, rngs, self.remat, self.unroll)
+        make = functools.partial(Block, self, causal=causal)
+        return Stack(make, self.layers, rngs, self.remat, self.unroll, self.rounds)
+
+    def order(self, causal: bool, length: int) -> np.ndarray | None:
+        """Which position of a sequence stands where, i[L], for the attention that is lowered here; None: 0, 1, …."""
+        ring = choose(self.attention, causal, self.precision.activations) == "ring"
+        return zigzag(length) if ring else None
 
 
 class Block(nnx.Module):
@@ -74,30 +90,40 @@ class Block(nnx.Module):
         self.value = Linear(rngs, (D, config.groups * K), ("embed", "kv_heads"), precision)
         self.attended = Linear(rngs, (config.heads * K, D), ("heads", "embed"), precision, small)
         self.norm_mlp = RMSNorm(D, precision)
-        self.gate = Linear(rngs, (D, M), ("embed", "mlp"), precision)
-        self.up = Linear(rngs, (D, M), ("embed", "mlp"), precision)
-        self.down = Linear(rngs, (M, D), ("mlp", "embed"), precision, small)
+        if config.experts.count:
+            self.experts = ExpertsModule(config.experts, rngs, D, M, precision, small)
+        else:
+            self.gate = Linear(rngs, (D, M), ("embed", "mlp"), precision)
+            self.up = Linear(rngs, (D, M), ("embed", "mlp"), precision)
+            self.down = Linear(rngs, (M, D), ("mlp", "embed"), precision, small)
         self.config, self.causal, self.head_dim = config, causal, K
 
-    def __call__(self, x_BLD: jax.Array, keys_B: jax.Array | None, segments_BL: jax.Array | None) -> jax.Array:
-        """f[B, L, D]; positions of different segments do not see each other."""
+    def __call__(
+        self, x_BLD: jax.Array, keys_B: jax.Array | None, segments_BL: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """f[B, L, D], and penalties of experts; positions of different segments do not see each other."""
         B, L, _ = x_BLD.shape
-        rate = self.config.dropout
+        rate, order_L = self.config.dropout, self.config.order(self.causal, L)
 
         h_BLD = shard(self.norm_attention(x_BLD), "batch", "sequence", None)
         q_BLHK = shard(self.query(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "heads", None)
         k_BLGK = shard(self.key(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "kv_heads", None)
         v_BLGK = shard(self.value(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "kv_heads", None)
-        mixed = attention(rotate(q_BLHK), rotate(k_BLGK), v_BLGK, self.causal, segments_BL, self.config.attention)
+        q_BLHK, k_BLGK = rotate(q_BLHK, order_L), rotate(k_BLGK, order_L)
+        mixed = attention(q_BLHK, k_BLGK, v_BLGK, self.causal, segments_BL, self.config.attention)
         # Constrains the gradient too: else XLA runs the backward pass of attention split over positions.
         mixed_BLHK = shard(mixed, "batch", "sequence", "heads", None)
         added = shard(self.attended(mixed_BLHK.reshape(B, L, -1)), "batch", "residual", None)
-        x_BLD = x_BLD + dropout(added, rate, fold(keys_B, 0))
+        x_BLD = x_BLD + dropout(added, rate, fold(keys_B, 0), order_L)
 
         h_BLD = shard(self.norm_mlp(x_BLD), "batch", "sequence", None)
+        added_BLD, penalties = self.experts(h_BLD) if self.config.experts.count else (self._feed_forward(h_BLD), {})
+        added = shard(added_BLD, "batch", "residual", None)
+        return x_BLD + dropout(added, rate, fold(keys_B, 1), order_L), penalties
+
+    def _feed_forward(self, h_BLD: jax.Array) -> jax.Array:
         h_BLM = shard(jax.nn.silu(self.gate(h_BLD)) * self.up(h_BLD), "batch", "sequence", "mlp")
-        added = shard(self.down(h_BLM), "batch", "residual", None)
-        return x_BLD + dropout(added, rate, fold(keys_B, 1))
+        return self.down(h_BLM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,17 +164,27 @@ class TransformerModule(nnx.Module):
             self.head = Linear(rngs, (blocks.width, config.outputs or config.vocab), axes, blocks.precision)
         self.config = config
 
-    def __call__(self, ids_BL: jax.Array, keys_B: jax.Array | None, segments_BL: jax.Array | None = None) -> jax.Array:
-        """Logits, f32. Positions see only their own segment; where outputs are pooled, padding is one of its own."""
-        valid_BL = ids_BL != 0
+    def __call__(
+        self, ids_BL: jax.Array, keys_B: jax.Array | None, segments_BL: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits, f32, and penalties. Positions see only their own segment; where outputs are pooled, padding is one of
+        its own.
+        """
+        blocks, valid_BL = self.config.blocks, ids_BL != 0
         if self.config.pooled:
             segments_BL = valid_BL.astype(jnp.int32)
-        x_BLD = dropout(self.embedding(ids_BL), self.config.blocks.dropout, fold(keys_B, self.config.blocks.layers))
-        x_BLD = self.norm(self.blocks(x_BLD, keys_B, segments_BL))
+        order_L = blocks.order(self.config.causal, ids_BL.shape[1])
+        if order_L is not None:
+            ids_BL, valid_BL = ids_BL[:, order_L], valid_BL[:, order_L]
+            segments_BL = None if segments_BL is None else segments_BL[:, order_L]
+        x_BLD = dropout(self.embedding(ids_BL), blocks.dropout, fold(keys_B, blocks.layers), order_L)
+        x_BLD, penalties = self.blocks(x_BLD, keys_B, segments_BL)
+        x_BLD = self.norm(x_BLD)
         score = self.embedding.scores if self.config.tied else self.head
         if self.config.pooled:
             weight_BL1 = valid_BL[..., None].astype(jnp.float32)
             pooled_BD = (x_BLD * weight_BL1).sum(1) / jnp.maximum(weight_BL1.sum(1), 1)
-            return score(pooled_BD).astype(jnp.float32)
-        logits_BLO = score(shard(x_BLD, "batch", "sequence", None))
-        return shard(logits_BLO, "batch", "sequence", "vocab").astype(jnp.float32)
+            return score(pooled_BD).astype(jnp.float32), penalties
+        x_BLD = shard(x_BLD, "batch", "sequence", None)
+        logits_BLO = score(x_BLD if order_L is None else unzigzag(x_BLD))
+        return shard(logits_BLO, "batch", "sequence", "vocab").astype(jnp.float32), penalties

@@ -63,3 +63,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     # Not by indexing: XLA aborts where an axis split over devices is indexed within a shard_map over another axis.
     right = jnp.arange(logits.shape[-1]) == labels[..., None]
     return jax.nn.logsumexp(logits, axis=-1) - jnp.where(right, logits, 0).sum(-1)
+
+
+def penalised(loss: Mean, metrics: dict[str, Mean], penalties: Mapping[str, jax.Array], weight_B: jax.Array) -> Any:
+    """Loss and metrics with what the model adds to the loss of each row, f32[B], which counts as much as the row does.
+
+    The loss without it is then one of the metrics.
+    """
+    if not penalties:
+        return loss, metrics
+    added = {name: Mean.of(penalty_B, weight_B) for name, penalty_B in penalties.items()}
+    whole = Mean(loss.total + sum(mean.total for mean in added.values()), loss.weight)
+    return whole, {"loss_of_outputs": loss, **metrics, **added}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtrain.errors import ConfigError
 from jaxtrain.metrics import Mean
 from jaxtrain.models.base import Params
-from jaxtrain.tasks.base import Batch, Task, cross_entropy, field
+from jaxtrain.tasks.base import Batch, Task, cross_entropy, field, penalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,13 @@ class Classification(Task):
     def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
         """Cross-entropy, and accuracy in 0…1."""
         label_B = field(batch, self.label, "Classification.label")
-        logits_BC = self.model.apply(params, self.read(batch), keys_B)
+        logits_BC, penalties = self.model.apply_penalised(params, self.read(batch), keys_B)
         if logits_BC.shape[-1] != len(self.classes):
             raise ConfigError(f"task.classes: {len(self.classes)} names for a model of {logits_BC.shape[-1]} outputs")
         losses_B = cross_entropy(logits_BC, label_B)
         right_B = (logits_BC.argmax(-1) == label_B).astype(jnp.float32)
-        return Mean.of(losses_B, batch["mask"]), {"accuracy": Mean.of(right_B, batch["mask"])}
+        metrics = {"accuracy": Mean.of(right_B, batch["mask"])}
+        return penalised(Mean.of(losses_B, batch["mask"]), metrics, penalties, batch["mask"])
 
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """`probabilities` f32[B, C]."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxtrain.metrics import Mean
 from jaxtrain.models.base import Params
-from jaxtrain.tasks.base import Batch, Task, cross_entropy
+from jaxtrain.tasks.base import Batch, Task, cross_entropy, penalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,11 @@ class LanguageModel(Task):
             segments = batch["segments"]
             more = {"segments_BL": segments[:, :-1]}
             weight_BL &= (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-        logits_BLV = self.model.apply(params, self.read(batch), keys_B, **more)
+        logits_BLV, penalties = self.model.apply_penalised(params, self.read(batch), keys_B, **more)
         losses_BL = cross_entropy(logits_BLV, targets_BL)
         right_BL = (logits_BLV.argmax(-1) == targets_BL).astype(jnp.float32)
-        return Mean.of(losses_BL, weight_BL), {"accuracy": Mean.of(right_BL, weight_BL)}
+        loss, metrics = Mean.of(losses_BL, weight_BL), {"accuracy": Mean.of(right_BL, weight_BL)}
+        return penalised(loss, metrics, penalties, weight_BL.sum(1))
 
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """`log_probabilities` f32[B, V] of the token after each row, of which none is left out."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxtrain.metrics import Mean
 from jaxtrain.models.base import Params
-from jaxtrain.tasks.base import Batch, Task, field
+from jaxtrain.tasks.base import Batch, Task, field, penalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,11 @@ class Regression(Task):
     def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
         """Squared error, summed over outputs, and absolute error likewise."""
         target = field(batch, self.target, "Regression.target")
-        error_BO = self.model.apply(params, self.read(batch), keys_B) - target.reshape(target.shape[0], -1)
+        values_BO, penalties = self.model.apply_penalised(params, self.read(batch), keys_B)
+        error_BO = values_BO - target.reshape(target.shape[0], -1)
         absolute_B = jnp.abs(error_BO).sum(-1)
-        return Mean.of(jnp.square(error_BO).sum(-1), batch["mask"]), {
-            "absolute_error": Mean.of(absolute_B, batch["mask"])
-        }
+        loss, metrics = (Mean.of(x, batch["mask"]) for x in (jnp.square(error_BO).sum(-1), absolute_B))
+        return penalised(loss, {"absolute_error": metrics}, penalties, batch["mask"])
 
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """`values` f32[B, O]."""
