@@ -11,7 +11,8 @@ import jax
 
 from jaxtrain.experiment import Experiment
 from jaxtrain.layout import Layout, mesh_axes, path_name
-from jaxtrain.step import abstract_state
+from jaxtrain.models.pipeline import bubble
+from jaxtrain.step import abstract_state, check_used
 
 
 def explain(experiment: Experiment, devices: int) -> str:
@@ -19,11 +20,13 @@ def explain(experiment: Experiment, devices: int) -> str:
     layout = experiment.layout
     mesh = layout.abstract_mesh(devices)
     state = abstract_state(experiment, mesh)
-    batch = experiment.data.example()
-    with layout.scope(mesh):  # activations have to fit too
+    batch, used = experiment.data.example(), set()
+    with layout.scope(mesh, experiment.microbatches, used):  # activations have to fit too
         jax.eval_shape(lambda params: experiment.task.loss(params, batch, None), state.params)
+    check_used(layout, state, used)
     named = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0), batch))
-    axes = {path_name(path): leaf.axes for path, leaf in _leaves(named, lambda x: hasattr(x, "axes"))}
+    names = list(_leaves(named, lambda x: hasattr(x, "axes")))
+    axes = {path_name(path): leaf.axes for path, leaf in names}
     rows = [("parameter", "shape", "dtype", "axes", "partition spec", "bytes/device", "")]
     for path, leaf in _leaves(state.params):
         name = path_name(path)
@@ -51,8 +54,19 @@ def explain(experiment: Experiment, devices: int) -> str:
     ):
         entries, total = sum(math.prod(leaf.shape) for leaf in leaves), sum(_global(leaf) for leaf in leaves)
         totals.append((name, f"{entries:,}", size(total), size(sum(map(_local, leaves)))))
-    used = " × ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
-    return f"{mesh.size} device{'s' if mesh.size > 1 else ''}: {used}\n\n{table(rows)}\n\n{table(totals)}"
+    shown = " × ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
+    head = f"{mesh.size} device{'s' if mesh.size > 1 else ''}: {shown}"
+    stages, _ = layout.stages(mesh.shape)
+    if stages > 1:
+        turns = (dict(zip(leaf.axes, leaf.value.shape, strict=True)).get("rounds", 1) for _, leaf in names)
+        rounds, count = max(turns), experiment.microbatches
+        head += (
+            f"\npipeline: {stages} stages, {rounds} round{'s' if rounds > 1 else ''}, {count} microbatches: each "
+            f"device waits for {bubble(stages, rounds, count):.1%} of the time"
+        )
+    if layout.offload:
+        head += "\nthe optimizer's state is in the memory of the host"
+    return f"{head}\n\n{table(rows)}\n\n{table(totals)}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -81,8 +95,8 @@ def _spec(spec: Any) -> str:
 
 def _why(axes: Sequence[str | None], layout: Layout, sizes: Any) -> str:
     reasons = []
-    for axis in axes:
-        rule = layout.rules.get(axis) if axis else None
+    for axis in filter(None, axes):
+        rule = layout.rules.get(axis)
         wanted = "/".join(mesh_axes(rule))
         reasons.append(f"{axis} goes to {wanted}, of size 1 here" if wanted else f"no rule splits {axis}")
     return "; ".join(dict.fromkeys(reasons))

@@ -139,11 +139,15 @@ class Layout:
         sizes = self.sizes(len(devices)) or {"data": 1}
         names, devices = tuple(sizes), devices[: math.prod(sizes.values())]
         types = (AxisType.Auto,) * len(names)
-        if (slices := len({getattr(device, "slice_index", 0) for device in devices})) > 1:
-            across = self.across(sizes, slices)
-            within = [size // across[axis] for axis, size in sizes.items()]
-            return Mesh(create_hybrid_device_mesh(within, list(across.values()), devices), names, axis_types=types)
+        if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+            return Mesh(self.arranged(sizes, devices), names, axis_types=types)
         return jax.make_mesh(tuple(sizes.values()), names, axis_types=types, devices=devices)
+
+    def arranged(self, sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> np.ndarray:
+        """The devices of several slices as a mesh of these sizes."""
+        across = self.across(sizes, len({device.slice_index for device in devices}))
+        within = [size // across[axis] for axis, size in sizes.items()]
+        return create_hybrid_device_mesh(within, list(across.values()), devices)
 
     def across(self, sizes: Mapping[str, int], slices: int) -> dict[str, int]:
         """In how many parts each mesh axis lies over the slices, outermost axes first.

@@ -256,9 +256,7 @@ def _check(experiment: Experiment, sizes: Mapping[str, int]) -> None:
 
 
 def check_used(layout: Layout, state: TrainState, used: Set[str]) -> None:
-    """Raises ConfigError for a mesh axis that is meant for more than rows and splits nothing else; `used` are those that
-    split activations.
-    """
+    """Raises ConfigError for a mesh axis that is for more than rows and splits no more; `used` split activations."""
     leaves = jax.tree.leaves(state)
     sizes = leaves[0].sharding.mesh.shape
     split = {axis for leaf in leaves for entry in leaf.sharding.spec for axis in mesh_axes(entry)}

@@ -1,6 +1,7 @@
 """Law: every layout trains the same. One device is the reference; the mesh, its rules and microbatches change nothing."""
 
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -9,25 +10,37 @@ from collections.abc import Mapping
 import conftest
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain import MEGATRON, RULES, ConfigError, Experiment, Layout, Program, init_state
+from jaxtrain import MEGATRON, RULES, ZERO1, ConfigError, Experiment, Layout, Program, init_state
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.layout import Rule
-from jaxtrain.models import Blocks, NGrams, Transformer, ViT
+from jaxtrain.models import Blocks, Experts, NGrams, Transformer, ViT
 from jaxtrain.optimizers import SGD, AdamW, Constant, Optimizer
 from jaxtrain.step import TrainState, abstract_state
 from jaxtrain.tasks import Classification, LanguageModel, Task
 
-STEPS, ROWS = 5, 16
+STEPS, ROWS = 10, 16
 CLASSES = ("a", "b", "c")
 FAST = {**conftest.FAST, "xla_llvm_disable_expensive_passes": True}
 """Compile in a third of the time: sharding is decided before any of this."""
 
 
-def blocks(dropout: float = 0.0, kv_heads: int = 8) -> Blocks:
-    return Blocks(width=32, layers=2, heads=8, kv_heads=kv_heads, mlp=64, dropout=dropout)
+def blocks(dropout: float = 0.0, kv_heads: int = 8, **more) -> Blocks:
+    return Blocks(**{"width": 32, "layers": 2, "heads": 8, "kv_heads": kv_heads, "mlp": 64, "dropout": dropout, **more})
+
+
+SIZES: dict[str, dict] = {
+    "lm": {},
+    "grouped": {"kv_heads": 2},
+    "deep": {"layers": 4},
+    "rounds": {"layers": 4, "rounds": 2},
+    "experts": {"experts": Experts(count=8, shared=1)},
+    "capacity": {"experts": Experts(count=8, capacity=1.0)},
+}
+"""The language models."""
 
 
 def family(name: str) -> tuple[Task, dict[str, np.ndarray]]:
@@ -35,11 +48,8 @@ def family(name: str) -> tuple[Task, dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
     label = rng.integers(0, 3, 48)
     match name:
-        case "lm":
-            model = Transformer(vocab=64, blocks=blocks(dropout=0.1))
-            return LanguageModel(model=model), {"tokens": rng.integers(0, 64, (48, 17)).astype(np.int32)}
-        case "grouped":
-            model = Transformer(vocab=64, blocks=blocks(dropout=0.1, kv_heads=2))
+        case name if name in SIZES:
+            model = Transformer(vocab=64, blocks=blocks(dropout=0.1, **SIZES[name]))
             return LanguageModel(model=model), {"tokens": rng.integers(0, 64, (48, 17)).astype(np.int32)}
         case "encoder":
             model = Transformer(vocab=256, outputs=3, blocks=blocks(dropout=0.1), causal=False, pooled=True, tied=False)
@@ -94,30 +104,32 @@ def batches(name: str) -> list[dict[str, np.ndarray]]:
     return with_masks
 
 
-def train(name: str, layout: Layout, devices: int = 8) -> list[float]:
-    """The loss of every step, with Adam, on the batches of the pipeline."""
-    program = Program(experiment(name, layout), jax.devices()[:devices])
+def train(name: str, layout: Layout, devices: int = 8, microbatches: int = 1) -> tuple[list[float], np.ndarray]:
+    """The loss of every step, with Adam, on the batches of the pipeline, and the gradient of the first as a vector."""
+    program = Program(experiment(name, layout, microbatches), jax.devices()[:devices])
     placed = program.placed(program.experiment.data, program.experiment.data.batches)
-    losses, _ = steps(program, begin(name)(), [batch for _, batch in zip(range(STEPS), placed, strict=False)])
+    batches = [batch for _, batch in zip(range(STEPS), placed, strict=False)]
     placed.close()
-    return losses
+    losses, _, state = steps(program, begin(name)(), batches)
+    return losses, np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(optax.tree.get(state, "mu"))])
 
 
 def accumulate(name: str, layout: Layout, microbatches: int, devices: int = 8):
     """The loss of every step and the last parameters, with plain gradient descent, on batches with holes."""
     program = Program(experiment(name, layout, microbatches, PLAIN), jax.devices()[:devices])
     data = jax.device_put(batches(name), layout.batch_sharding(program.mesh, ROWS))
-    return steps(program, begin(name, PLAIN)(), data)
+    return steps(program, begin(name, PLAIN)(), data)[:2]
 
 
 def steps(program: Program, state: TrainState, data: list[dict[str, jax.Array]]):
     step = program.lower().compile(compiler_options=FAST)
     state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, program.state))
-    losses = []
+    losses, first = [], None
     for batch in data:
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
-    return losses, jax.tree.map(np.asarray, state.params)
+        first = jax.tree.map(np.asarray, state.opt_state) if first is None else first
+    return losses, jax.tree.map(np.asarray, state.params), first
 
 
 @functools.cache
@@ -169,13 +181,54 @@ QUICK = {
     [(name, mesh) if (name, mesh) in QUICK else slow(name, mesh) for name in FAMILIES for mesh in MESHES],
 )
 def test_every_layout_trains_the_same(name, mesh):
-    np.testing.assert_allclose(train(name, Layout(*MESHES[mesh])), reference(name), rtol=2e-5)
-    assert len(set(reference(name))) == STEPS
+    same(name, Layout(*MESHES[mesh]))
 
 
-@pytest.mark.parametrize("mesh", [{"data": 4, "tensor": 2}, slow({"fsdp": 4, "sequence": 2})], ids=str)
-def test_grouped_queries_train_the_same_with_a_key_head_on_each_part(mesh):
-    np.testing.assert_allclose(train("grouped", Layout(mesh)), reference("grouped"), rtol=2e-5)
+def same(name: str, layout: Layout, microbatches: int = 1) -> None:
+    devices = math.prod(layout.mesh.values()) if -1 not in layout.mesh.values() else 8
+    losses, gradient = train(name, layout, devices, microbatches)
+    expected, expected_gradient = reference(name)
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)
+    assert np.linalg.norm(gradient - expected_gradient) < 2e-5 * np.linalg.norm(expected_gradient)
+    assert len(set(expected)) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "microbatches"),
+    [
+        ("deep", Layout({"stage": 4}), 4),
+        slow("rounds", Layout({"stage": 2}), 4),
+        slow("rounds", Layout({"data": 4, "stage": 2}), 2),
+        slow("lm", Layout({"fsdp": 2, "stage": 2}), 2),
+        slow("lm", Layout({"stage": 2, "tensor": 2}), 2),
+        ("lm", Layout({"data": 2, "stage": 2, "tensor": 2}), 4),
+        slow("lm", Layout({"data": 2, "stage": 2, "context": 2}), 2),
+        slow("encoder", Layout({"data": 2, "stage": 2, "sequence": 2}), 4),
+        slow("vit", Layout({"fsdp": 2, "stage": 2}), 2),
+        ("lm", Layout({"context": 4}), 1),
+        slow("lm", Layout({"context": 2, "fsdp": 2, "tensor": 2}), 1),
+        slow("lm", Layout({"context": 2, "tensor": 2}, MEGATRON), 2),
+        slow("grouped", Layout({"context": 4, "tensor": 2}), 1),
+        slow("encoder", Layout({"data": 2, "context": 2}), 1),
+        slow("vit", Layout({"context": 4}), 1),
+        ("experts", Layout({"expert": 4}), 1),
+        slow("experts", Layout({"expert": 2, "fsdp": 2, "tensor": 2}), 1),
+        slow("experts", Layout({"data": 2, "expert": 2, "stage": 2}), 2),
+        slow("experts", Layout({"expert": 2, "context": 2}), 1),
+        slow("experts", Layout({"data": 2, "sequence": 2}), 2),
+        slow("capacity", Layout({"data": 2, "expert": 4}), 1),
+        slow("lm", Layout({"data": 8}, kept=ZERO1), 1),
+        slow("lm", Layout({"data": 2, "fsdp": 2, "tensor": 2}, kept=ZERO1), 1),
+        slow("lm", Layout({"data": 2, "fsdp": 2}, kept=ZERO1, offload=True), 2),
+        ("grouped", Layout({"data": 4, "tensor": 2}), 1),
+        slow("grouped", Layout({"fsdp": 4, "sequence": 2}), 1),
+    ],
+    ids=lambda value: (
+        " ".join(map(str, value.mesh)) + " kept" * bool(value.kept) if isinstance(value, Layout) else None
+    ),
+)
+def test_pipelines_rings_experts_and_split_optimizers_train_the_same(name, layout, microbatches):
+    same(name, layout, microbatches)
 
 
 @pytest.mark.parametrize("name", ["lm", slow("vit"), slow("ngrams")])

@@ -82,8 +82,8 @@ class ExpertsModule(nnx.Module):
         config = self.config
         if config.capacity is not None and split("sequence"):
             raise ConfigError(
-                f"experts.capacity: {config.capacity} is of whole rows, which the mesh axes {', '.join(split('sequence'))} "
-                "split: set it to None"
+                f"experts.capacity: {config.capacity} is of whole rows, which {' × '.join(split('sequence'))} splits: "
+                "set it to None"
             )
         logits_BLE = self.router(x_BLD.astype(jnp.float32))
         answers_BLD, used_BE = self._ask(x_BLD, logits_BLE)

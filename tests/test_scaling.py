@@ -1,0 +1,280 @@
+"""The parts of a model that know devices: experts, rings and pipelines, each against the plain computation it stands for."""
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_layouts
+from conftest import FAST
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxtrain import ZERO1, ConfigError, Layout, Program
+from jaxtrain.layout import plain
+from jaxtrain.models import Blocks, Experts, Transformer
+from jaxtrain.models.attention import attention
+from jaxtrain.models.base import _structure
+from jaxtrain.models.pipeline import bubble
+from jaxtrain.models.ring import ring_attention, unzigzag, zigzag
+from jaxtrain.tasks import LanguageModel
+
+L, E, D = 16, 8, 32
+
+
+def within(layout: Layout, function, *arrays):
+    """What a function gives where a layout is in scope, jitted."""
+    mesh = layout.make_mesh(jax.devices()[: math.prod(layout.mesh.values())])
+    arrays = jax.device_put(arrays, NamedSharding(mesh, P()))
+    with layout.scope(mesh):
+        return jax.jit(function).lower(*arrays).compile(compiler_options=FAST)(*arrays)
+
+
+def moe(**experts) -> tuple[Transformer, dict, jax.Array]:
+    blocks = Blocks(width=D, layers=1, heads=2, mlp=64, experts=Experts(count=E, **experts))
+    model = Transformer(vocab=64, blocks=blocks)
+    ids = jax.random.randint(jax.random.key(1), (8, L), 0, 64)
+    return model, plain(model.init(jax.random.key(0), ids)), ids
+
+
+def layer(model: Transformer, params: dict, x_BLD: jax.Array):
+    """What the first layer of experts gives for activations."""
+    module = nnx.merge(_structure(model, jax.ShapeDtypeStruct((1, L), jnp.int32)), params)
+    structure, stacked = nnx.split(module.blocks.block)
+    return nnx.merge(structure, jax.tree.map(lambda leaf: leaf[0], stacked)).experts(x_BLD)
+
+
+def by_hand(params: dict, x_BLD: jax.Array, chosen: int, room: int | None = None):
+    """Every expert asked about every position, and the answers of the chosen weighed; in numpy, one position at a time."""
+    own = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), params["blocks"]["block"]["experts"])
+    answers, x_BLD = np.zeros(x_BLD.shape), np.asarray(x_BLD, np.float64)
+    logits = x_BLD @ own["router"]["kernel"]
+    for row in range(len(x_BLD)):
+        asked = np.zeros(E, int)
+        for position, x in enumerate(x_BLD[row]):
+            best = np.argsort(-logits[row, position])[:chosen]
+            weights = np.exp(logits[row, position, best])
+            for expert, weight in zip(best, weights / weights.sum(), strict=True):
+                asked[expert] += 1
+                if room is None or asked[expert] <= room:
+                    gate = x @ own["gate"]["kernel"][expert]
+                    hidden = gate / (1 + np.exp(-gate)) * (x @ own["up"]["kernel"][expert])
+                    answers[row, position] += weight * (hidden @ own["down"]["kernel"][expert])
+    return answers, logits
+
+
+X = jax.random.normal(jax.random.key(2), (8, L, D))
+
+
+@pytest.mark.parametrize(
+    ("layout", "experts", "room"),
+    [
+        (Layout(), {}, None),
+        (Layout({"expert": 4}), {}, None),
+        (Layout({"data": 2, "expert": 2}), {"chosen": 3}, None),
+        (Layout({"expert": 4}), {"capacity": 0.5}, 2),  # 0.5 · 16 positions · 2 chosen / 8 experts
+    ],
+    ids=["one device", "expert", "data expert", "capacity"],
+)
+def test_experts_answer_as_if_every_one_were_asked_about_every_position(layout, experts, room):
+    model, params, _ = moe(**experts)
+    answers, _ = within(layout, lambda params, x: layer(model, params, x), params, X)
+    expected, _ = by_hand(params, X, model.blocks.experts.chosen, room)
+    np.testing.assert_allclose(answers, expected, atol=2e-6)
+    if room is not None:
+        assert (np.abs(expected).sum(-1) == 0).any()  # some positions found no room at all
+
+
+def test_penalties_are_the_two_formulas_and_least_where_experts_are_used_equally():
+    model, params, _ = moe(balance=0.5, z=0.25)
+    _, penalties = layer(model, params, X)
+    _, logits = by_hand(params, X, 2)
+    top = np.exp(logits - logits.max(-1, keepdims=True))
+    probability = (top / top.sum(-1, keepdims=True)).mean(1)
+    asked = np.stack([np.bincount(np.argsort(-row)[:, :2].ravel(), minlength=E) for row in logits]) / (2 * L)
+    np.testing.assert_allclose(penalties["balance"], 0.5 * E * (asked * probability).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(penalties["router_z"], 0.25 * (np.log(np.exp(logits).sum(-1)) ** 2).mean(1), rtol=1e-5)
+    assert (np.asarray(penalties["balance"]) > 0.5).all()
+
+
+def test_a_loss_says_what_the_experts_add_to_it():
+    model, params, ids = moe()
+    task = LanguageModel(model=model)
+    batch = {"tokens": jnp.pad(ids, ((0, 0), (0, 1))), "mask": jnp.arange(8) < 5}
+    loss, metrics = task.loss(params, batch, None)
+    assert set(metrics) == {"accuracy", "loss_of_outputs", "balance", "router_z"}
+    parts = [float(metrics[name]) for name in ("loss_of_outputs", "balance", "router_z")]
+    assert float(loss) == pytest.approx(sum(parts), rel=1e-6)
+    assert float(metrics["balance"]) > 0
+    others, _ = task.loss(params, {**batch, "tokens": batch["tokens"].at[5:].set(0)}, None)
+    assert float(others) == pytest.approx(float(loss), rel=1e-6)  # rows that are masked add nothing
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout({"context": 4}), Layout({"data": 2, "context": 2, "tensor": 2})], ids=["1", "3"]
+)
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_ring_gives_what_attention_gives_and_the_same_gradients(layout, documents):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, g = (jax.random.normal(key, (2, L, H, 8)) for key, H in zip(keys, (4, 2, 2, 4), strict=True))
+    segments = jnp.asarray([[0] * 5 + [1] * 11, [3] * 16]) if documents else None
+
+    def plain(q, k, v):
+        return (attention(q, k, v, True, segments, "dense") * g).sum()
+
+    def ring(q, k, v):
+        order = zigzag(L)
+        own = None if segments is None else segments[:, order]
+        mixed = ring_attention(q[:, order], k[:, order], v[:, order], own)
+        return (unzigzag(mixed.reshape(2, L, -1)).reshape(mixed.shape) * g).sum()
+
+    grads = within(layout, jax.value_and_grad(ring, argnums=(0, 1, 2)), q, k, v)
+    expected = jax.value_and_grad(plain, argnums=(0, 1, 2))(q, k, v)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=5e-6)
+
+
+def test_under_a_causal_mask_every_device_of_a_ring_has_the_same_work():
+    layout = Layout({"context": 4})
+    with layout.scope(layout.abstract_mesh(4)):
+        order = zigzag(64)
+    assert sorted(order) == list(range(64))
+    assert len({positions.sum() for positions in order.reshape(4, -1)}) == 1
+
+
+def loops(jaxpr: Any) -> Iterator[tuple[int, int]]:
+    """The length of every scan that passes something on in its own turns, and how often it does so in each."""
+    for eqn in jaxpr.eqns:
+        inner = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else [value])]
+        bodies = [x.jaxpr if hasattr(x, "jaxpr") else x for x in inner if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
+        if eqn.primitive.name == "scan":
+            sent = sum(own.primitive.name == "ppermute" for body in bodies for own in body.eqns)
+            yield from [(eqn.params["length"], sent)] if sent else []
+        for body in bodies:
+            yield from loops(body)
+
+
+@pytest.mark.parametrize(("stages", "rounds", "count"), [(2, 1, 2), (2, 1, 8), (2, 2, 4), (4, 1, 4)])
+def test_the_lowered_schedule_has_the_bubble_of_the_formula(stages, rounds, count):
+    model = Transformer(vocab=64, blocks=Blocks(width=D, layers=4, heads=2, mlp=64, rounds=rounds))
+    ids = jnp.zeros((8, L), jnp.int32)
+    params = jax.eval_shape(lambda: plain(model.init(jax.random.key(0), ids)))
+    layout = Layout({"stage": stages})
+    with layout.scope(layout.abstract_mesh(stages), parts=count):
+        jaxpr = jax.make_jaxpr(lambda params: jax.grad(lambda p: model.apply(p, ids).sum())(params))(params)
+    found = list(loops(jaxpr.jaxpr))
+    # Forwards and backwards: one loop each, which passes one part on in each of its ticks. Each stage has a part in
+    # count · rounds of them.
+    assert len(found) == 2
+    for ticks, sent in found:
+        assert sent == 1
+        assert 1 - count * rounds / ticks == pytest.approx(bubble(stages, rounds, count))
+
+
+def refused(name: str, layout: Layout, microbatches: int = 1) -> str:
+    with pytest.raises(ConfigError) as error:
+        Program(test_layouts.experiment(name, layout, microbatches)).lower()
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "microbatches", "words"),
+    [
+        ("lm", Layout({"stage": 8}), 8, ["'layers' has 2 entries", "stage=8"]),
+        ("deep", Layout({"data": 2, "stage": 4}), 2, ["microbatches: 2", "4 pipeline stages", "a multiple of 4"]),
+        ("deep", Layout({"data": 2, "stage": 4}), 16, ["a batch of 16 cannot be cut into 16 equal parts", "2 groups"]),
+        ("lm", Layout({"expert": 8}), 1, ["'expert' = 8", "say data"]),
+        ("ngrams", Layout({"stage": 8}), 8, ["'stage' = 8 splits layers"]),
+        ("capacity", Layout({"data": 4, "context": 2}), 1, ["experts.capacity: 1.0", "context"]),
+    ],
+    ids=lambda value: " ".join(value.mesh) if isinstance(value, Layout) else None,
+)
+def test_what_does_not_fit_is_refused_and_named(name, layout, microbatches, words):
+    said = refused(name, layout, microbatches)
+    assert all(word in said for word in words), said
+
+
+def test_experts_that_the_mesh_does_not_divide_and_a_sequence_that_cannot_be_cut_are_named():
+    layout = Layout({"expert": 3})
+    with pytest.raises(ConfigError, match=r"experts/down/kernel: axis 'expert' has 8 entries, .*expert=3"):
+        layout.specs(moe()[0].init(jax.random.key(0), moe()[2]), {"expert": 3})
+    layout = Layout({"context": 5})
+    with (
+        layout.scope(layout.abstract_mesh(5)),
+        pytest.raises(ConfigError, match="16 on context=5 is cut into 10 equal"),
+    ):
+        zigzag(L)
+    with pytest.raises(ConfigError, match=r"experts.chosen: 9 must be from 1 to the count"):
+        Experts(count=8, chosen=9)
+    with pytest.raises(ConfigError, match="layers 4 must be a multiple of rounds 3"):
+        Blocks(rounds=3)
+    with pytest.raises(ConfigError, match="attention 'ring' needs a causal mask and a `context` axis"):
+        attention(X[..., None], X[..., None], X[..., None], True, None, "ring")
+
+
+def test_zero1_splits_what_the_optimizer_keeps_and_leaves_the_parameters_whole():
+    program = Program(test_layouts.experiment("lm", Layout({"data": 8}, kept=ZERO1)))
+    assert not any(any(leaf.sharding.spec) for leaf in jax.tree.leaves(program.state.params))
+    kept = jax.tree_util.tree_leaves_with_path(program.state.opt_state)
+    kernels = [leaf.sharding.spec for path, leaf in kept if "kernel" in str(path) or "table" in str(path)]
+    assert len(kernels) == 2 * 8
+    assert all("data" in spec for spec in kernels)
+    with pytest.raises(
+        ConfigError, match=r"layout.kept: layout.rules has no axis named 'embd'; did you mean 'embed'\?"
+    ):
+        Layout({"data": 8}, kept={"embd": "data"})
+
+
+def test_an_offloaded_optimizer_lives_in_the_memory_of_the_host_after_a_step_too():
+    program = Program(test_layouts.experiment("lm", Layout({"fsdp": 8}, offload=True)))
+    step = program.lower().compile(compiler_options=FAST)
+    batch = next(program.placed(program.experiment.data, program.experiment.data.batches))
+    state, _ = step(program.init(), batch)
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim}
+    assert kinds == {"pinned_host"}
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.params)} == {"device"}
+
+
+def slices(count: int, each: int) -> list:
+    """What stands for the devices of several slices: laying out a mesh asks them no more than this."""
+    return [
+        SimpleNamespace(
+            id=i,
+            slice_index=i // each,
+            process_index=i // each,
+            platform="gpu",
+            device_kind="none",
+            addressable_memories=list,
+        )
+        for i in range(count * each)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "across"),
+    [
+        ({"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 1}),
+        ({"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 1}),
+        ({"stage": 2, "data": 2, "tensor": 2}, {"stage": 2, "data": 1, "tensor": 1}),
+    ],
+    ids=str,
+)
+def test_the_outermost_axis_goes_across_slices_and_all_others_stay_within(mesh, across):
+    layout = Layout(mesh)
+    assert layout.across(mesh, 2) == across
+    laid = layout.arranged(mesh, slices(2, 4))
+    of = np.vectorize(lambda device: device.slice_index)(laid)
+    axis = next(number for number, parts in enumerate(across.values()) if parts > 1)
+    first, second = np.split(of, 2, axis=axis)
+    assert (first == 0).all()
+    assert (second == 1).all()
+
+
+def test_slices_that_a_mesh_cannot_be_laid_over_are_named():
+    with pytest.raises(ConfigError, match=r"on 3 slices.*multiple of 3"):
+        Layout({"data": 2, "fsdp": 4}).across({"data": 2, "fsdp": 4}, 3)
