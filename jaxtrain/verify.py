@@ -201,7 +201,9 @@ def _first_that_fits(
     refused = []
     for mesh in options:
         try:
-            program = Program(replace(experiment, layout=replace(experiment.layout, mesh=mesh)), devices)
+            layout = replace(experiment.layout, mesh=mesh)
+            parts = layout.stages(layout.sizes(len(devices)))[0]  # as many as keep the stages of a pipeline at work
+            program = Program(replace(experiment, layout=layout, microbatches=parts), devices)
             return program, program.lower()
         except ConfigError as error:
             refused.append(f"{named(mesh)}: {error}")
@@ -344,14 +346,10 @@ def _cropped(
 ) -> dict[str, np.ndarray]:
     """Shorter rows of smaller tokens."""
     whole = columns[inputs].shape[1]
-    kept = whole - length + _smaller(length, 32, devices)
+    kept = whole - length + _smaller(length, 32, 2 * devices)
     short = {name: x[:, :kept] if x.shape[1:2] == (whole,) else x for name, x in columns.items()}
-    return {
-        **short,
-        inputs: short[inputs] % np.asarray(vocab, short[inputs].dtype)
-        if vocab < 256 or short[inputs].dtype != np.uint8
-        else short[inputs],
-    }
+    tokens = short[inputs]
+    return {**short, inputs: (tokens.astype(np.int64) % vocab).astype(tokens.dtype)}
 
 
 def _small(model: Model, devices: int) -> Model:
@@ -372,11 +370,13 @@ def _small(model: Model, devices: int) -> Model:
 
 def _small_blocks(blocks: Blocks, devices: int) -> Blocks:
     widths = range(2 * blocks.heads, blocks.width, 2 * blocks.heads)
+    experts = blocks.experts
     width = next((w for w in widths if w >= 64 and _alike(w, blocks.width, devices)), blocks.width)
     return replace(
         blocks,
         width=width,
-        layers=_smaller(blocks.layers, 2, devices),
+        layers=_smaller(blocks.layers, 2 * blocks.rounds, devices * blocks.rounds),
+        experts=replace(experts, width=experts.width and _smaller(experts.width, width, devices)),
         mlp=_smaller(blocks.hidden, 2 * width, devices),
         attention="auto" if blocks.attention == "cudnn" else blocks.attention,
         precision=Precision(),
@@ -388,5 +388,5 @@ def _smaller(entries: int, least: int, devices: int) -> int:
 
 
 def _alike(one: int, other: int, devices: int) -> bool:
-    """Whether the same parts of the devices divide both."""
+    """Whether the same numbers of devices divide both."""
     return math.gcd(one, devices) == math.gcd(other, devices)
