@@ -1,4 +1,5 @@
-"""A decoder language model on the bytes of the film reviews; the six ways a training grows, as six small functions.
+"""A decoder language model on the bytes of the film reviews; the six ways a training grows, as six small functions, and
+three more for models that are deep, wide or read long rows.
 
     uv run jaxtrain train experiments/char_lm.py
 
@@ -12,7 +13,7 @@ from dataclasses import replace
 from jaxtrain.data import MovieReviews, Pipeline, Stored, Take, Windows
 from jaxtrain.experiment import Experiment
 from jaxtrain.layout import Layout
-from jaxtrain.models import Blocks, Transformer
+from jaxtrain.models import Blocks, Experts, Transformer
 from jaxtrain.optimizers import AdamW, Cosine
 from jaxtrain.tasks import LanguageModel
 
@@ -58,3 +59,28 @@ def fully_sharded() -> Experiment:
 def tensor_and_data() -> Experiment:
     """6. Model and data parallel together: matrices split over pairs of devices, batches over the pairs."""
     return replace(main(), layout=Layout({"data": -1, "tensor": 2}))
+
+
+def pipeline() -> Experiment:
+    """The layers on four devices one after another, which work on eight parts of a batch at once."""
+    return replace(main(), layout=Layout({"stage": 4}), microbatches=8)
+
+
+def experts() -> Experiment:
+    """Eight feed-forward layers instead of one, of which each byte is given to two; every device has some of them."""
+    one = main()
+    blocks = Blocks(width=128, layers=4, heads=4, mlp=128, experts=Experts(count=8, chosen=2))
+    task = replace(one.task, model=Transformer(vocab=256, blocks=blocks))
+    return replace(one, task=task, layout=Layout({"expert": -1}))
+
+
+def long_rows() -> Experiment:
+    """Rows of 1,024 bytes, of which each device reads a part; keys and values go round."""
+    one, length = main(), 8 * LENGTH
+    held_out = Take(Windows(MovieReviews("validation"), length), 256)
+    return replace(
+        one,
+        data=Pipeline(Windows(MovieReviews("train"), length), batch_size=2),
+        evals={"validation": Pipeline(held_out, batch_size=8, shuffle=False)},
+        layout=Layout({"context": -1}),
+    )
