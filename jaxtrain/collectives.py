@@ -308,6 +308,13 @@ def _over_experts(step: Step) -> Counter[Key]:
     return found
 
 
+def _over_routers(step: Step) -> Counter[Key]:
+    """Where an expert's inner width is split, the gradients of the router's scores f[B, L, E] are all-reduced."""
+    experts = step.blocks.experts.count if step.blocks else 0
+    size = step.inside * step.length // step.over(step.along) * experts * 4
+    return Counter({_key("all-reduce", step.heads, size): step.turns} if step.heads and experts else {})
+
+
 def _over_stages(step: Step) -> Counter[Key]:
     """stage: each tick passes the activations of one part of the batch on, in both passes. All devices get the rows of
     the first stage's parts from those that hold them, and the answers go back there; so do the gradients.
@@ -330,6 +337,7 @@ FORMULAS: tuple[Callable[[Step], Counter[Key]], ...] = (
     _over_heads,
     _over_context,
     _over_experts,
+    _over_routers,
     _over_stages,
 )
 """One function for each kind of parallelism; a new one is added here."""

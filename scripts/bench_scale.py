@@ -14,14 +14,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
 
-from jaxtrain import MEGATRON, Experiment, Layout, Program
+from jaxtrain import MEGATRON, ZERO1, Experiment, Layout, Program
 from jaxtrain.collectives import IGNORED, Key, collectives, counted, moved, textbook
 from jaxtrain.data import Arrays, Pipeline
-from jaxtrain.models import Blocks, Precision, Transformer
+from jaxtrain.models import Blocks, Experts, Precision, Transformer
 from jaxtrain.optimizers import AdamW
 from jaxtrain.tasks import LanguageModel
 
@@ -37,7 +38,26 @@ MESHES: tuple[Layout, ...] = (
     Layout({"fsdp": 4, "sequence": 2}),
     Layout({"tensor": 2, "sequence": 4}),
     Layout({"data": 2, "fsdp": 2, "tensor": 2}),
+    Layout({"data": 2, "stage": 4}),
+    Layout({"tensor": 2, "stage": 4}),
+    Layout({"expert": 8}),
+    Layout({"fsdp": 4, "expert": 2}),
+    Layout({"expert": 4, "tensor": 2}),
+    Layout({"data": 2, "context": 4}),
+    Layout({"fsdp": 2, "context": 4}),
+    Layout({"data": 8}, kept=ZERO1),
+    Layout({"data": 4, "tensor": 2}, kept=ZERO1),
 )
+"""Meshes on which the arrays are the textbook's, one for one; a test holds that."""
+MORE: tuple[Layout, ...] = (
+    Layout({"context": 4, "tensor": 2}),
+    Layout({"data": 2, "fsdp": 4}, kept=ZERO1),
+    Layout({"fsdp": 4, "stage": 2}),
+    Layout({"expert": 2, "stage": 4}),
+    Layout({"context": 2, "stage": 4}),
+    Layout({"sequence": 4, "stage": 2}),
+)
+"""Meshes on which they are not."""
 GROWING: tuple[Layout, ...] = (
     Layout({"data": -1}),
     Layout({"fsdp": -1}),
@@ -68,7 +88,10 @@ TPU = {
 def experiment(
     layout: Layout, blocks: Blocks = SMALL, vocab: int = 512, length: int = 24, rows: int = 16, microbatches: int = 1
 ) -> Experiment:
-    """A language model on nothing in particular."""
+    """A language model on nothing in particular, with experts and as many microbatches as stages where a mesh has such."""
+    if "expert" in layout.mesh:
+        blocks = replace(blocks, experts=Experts(count=8))
+    microbatches = layout.mesh.get("stage", microbatches)
     tokens = Arrays({"tokens": np.zeros((rows, length + 1), np.int32)})
     return Experiment(
         task=LanguageModel(model=Transformer(vocab=vocab, blocks=blocks)),
@@ -83,7 +106,7 @@ def experiment(
 def named(layout: Layout) -> str:
     """A layout in a few words."""
     sizes = " ".join(f"{axis} {size}" for axis, size in layout.mesh.items())
-    return sizes + (" MEGATRON" if layout.rules == MEGATRON else "")
+    return sizes + " MEGATRON" * (layout.rules == MEGATRON) + " ZERO1" * (layout.kept == ZERO1)
 
 
 HEADER = f"{'mesh':26} {'kind':18} {'axes':18} {'count':>6} {'asked':>6} {'moved':>12} {'asked':>12} {'ratio':>6}  met"
@@ -117,7 +140,7 @@ def _sum(arrays: Counter[Key], mesh: dict[str, int]) -> float:
 def optimal(meshes: Sequence[str]) -> None:
     """Bytes of the compiled step over the textbook's, on eight simulated devices."""
     print(f"bytes that a device moves a step, over those that the textbook asks for: aim ≤ {BYTES}\n{HEADER}")
-    for layout in MESHES:
+    for layout in MESHES + MORE:
         if not meshes or named(layout) in meshes:
             compare(Program(experiment(layout), jax.devices()[:8]), IGNORED, accelerator=False)
 
@@ -130,7 +153,7 @@ def optimal_tpu(topologies: Sequence[str], meshes: Sequence[str]) -> None:
     for topology in topologies or ("v5e:2x4", "v5p:2x2x2"):
         devices = get_topology_desc(platform="tpu", topology_name=topology).devices
         print(f"{topology}, {len(devices)} devices: aim ≤ {BYTES}\n{HEADER}")
-        for layout in MESHES:
+        for layout in MESHES + MORE:
             if not meshes or named(layout) in meshes:
                 started = time.monotonic()
                 compare(
