@@ -26,6 +26,7 @@ jaxtrain explain EXPERIMENT [--devices N] [--FIELD …]     where every array wo
 jaxtrain evaluate RUN [--step N] [--split S]              metrics of a saved step
 jaxtrain predict RUN TEXT|FILE … [--step N]               what the trained model says
 jaxtrain data build|card|check|diff|bench …               data sets with cards; how fast they are read
+jaxtrain launch slurm|k8s|tpu|local EXPERIMENT …          the same on many machines, or in many processes
 
 jaxtrain VERB --help says more; `train EXPERIMENT --help` lists every field. --debug shows tracebacks."""
 
@@ -140,12 +141,20 @@ def data(arguments: Sequence[str]) -> None:
     data(arguments)
 
 
+def launch(arguments: Sequence[str]) -> None:
+    """`jaxtrain launch`."""
+    from jaxtrain.launch_cli import launch
+
+    launch(arguments, lambda words: _given(Train, words, "train")[0].experiment)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "explain": explain,
     "evaluate": evaluate,
     "predict": predict,
     "data": data,
+    "launch": launch,
 }
 
 

@@ -35,9 +35,11 @@ ROOMS = (
     "runs",
     "evaluate",
     "explain",
+    "launch",
     "databench",
     "train",
     "data_cli",
+    "launch_cli",
     "cli",
 )
 """From the ground up: a module imports from its own room and those before it."""
@@ -55,6 +57,7 @@ LATE = {
     "py3langid": {"data/filters.py"},
     "mlcroissant": {"data/showing.py"},
     "matplotlib": {"data/showing.py", "databench.py"},
+    "yaml": {"launch/kubernetes.py"},
 }
 """Libraries that are slow to import, and the module that may."""
 
