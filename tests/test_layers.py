@@ -57,7 +57,6 @@ LATE = {
     "py3langid": {"data/filters.py"},
     "mlcroissant": {"data/showing.py"},
     "matplotlib": {"data/showing.py", "databench.py"},
-    "yaml": {"launch/kubernetes.py"},
 }
 """Libraries that are slow to import, and the module that may."""
 

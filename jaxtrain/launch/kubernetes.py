@@ -64,9 +64,9 @@ class Kubernetes(Written):
         name, (hosts, _) = self.title, self.size()
         slice = Slice.of(self.tpu) if self.tpu else None
         select = {"cloud.google.com/gke-accelerator": self.gpu_type} if self.gpu_type else {}
-        limits: dict[str, Any] = {"nvidia.com/gpu": self.gpus} if self.gpus else {}
+        limits = {"nvidia.com/gpu": str(self.gpus)} if self.gpus else {}
         if slice:
-            limits = {"google.com/tpu": slice.chips_per_host}
+            limits = {"google.com/tpu": str(slice.chips_per_host)}
             select = {
                 "cloud.google.com/gke-tpu-accelerator": KINDS[slice.kind],
                 "cloud.google.com/gke-tpu-topology": slice.shape,
@@ -82,7 +82,7 @@ class Kubernetes(Written):
             "image": self.image,
             "command": list(self.command),
             "env": [{"name": key, "value": value} for key, value in variables.items()],
-            "ports": [{"containerPort": PORT}],
+            "ports": [{"containerPort": PORT, "protocol": "TCP"}],
             "resources": {"limits": limits, "requests": {key: x for key, x in requests.items() if x is not None}},
             "volumeMounts": [
                 {"name": "runs", "mountPath": str(self.mount)},
@@ -128,7 +128,7 @@ class Kubernetes(Written):
                 "network": {"enableDNSHostnames": True, "subdomain": name},
                 "failurePolicy": {
                     "maxRestarts": self.restarts,
-                    "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+                    "rules": [{"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
                 },
                 "replicatedJobs": [{"name": "hosts", "replicas": 1, "template": {"spec": job}}],
             },
