@@ -85,16 +85,18 @@ Verb = TypeVar("Verb", Train, Explain)
 
 def train(arguments: Sequence[str]) -> None:
     """`jaxtrain train`."""
-    from jaxtrain.cluster import join
+    from jaxtrain.cluster import Stop, join
     from jaxtrain.train import train
 
     given, origin = _given(Train, arguments, "train")
     join()
-    run, state = train(given.experiment, given.run, origin)
+    stop = Stop()
+    run, state = train(given.experiment, given.run, origin, stop)
     if int(state.step) < given.experiment.steps:
         flags = [] if given.run else ["--run", str(run.folder)]
         again = shlex.join(["jaxtrain", "train", *arguments, *flags])
         print(f"stopped after step {int(state.step)} of {given.experiment.steps}; go on with:\n{again}")
+        sys.exit(stop.code)
 
 
 def explain(arguments: Sequence[str]) -> None:
@@ -159,7 +161,10 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main() -> None:
-    """Run the verb that was asked for. Exits with a message: 2 for a mistake in what was asked, 1 for damaged data."""
+    """Run the verb that was asked for. Exits with a message: 2 for a mistake in what was asked, 1 for damaged data.
+
+    A run that stopped before its last step ends with 75 (run the same command again), after Ctrl-C with 130.
+    """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     if not arguments or arguments[0] in ("-h", "--help", "help"):

@@ -2,32 +2,35 @@
 
 import os
 import signal
+import sys
 from types import FrameType, TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxtrain.errors import ConfigError
+from jaxtrain.launchers import detect
 
-VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-"""host:port of process 0, how many processes there are, and which one this is; all or none must be set."""
+EARLY, INTERRUPTED = 75, 130
+"""Exit codes of a run that stopped before its last step: run the same command again (EX_TEMPFAIL), or Ctrl-C."""
 
 
 def join() -> None:
     """Join the other processes if the environment names them; alone otherwise. Call before touching a device."""
-    given = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    if not given:
+    place = detect(os.environ)
+    if place.hint:
+        print(f"jaxtrain: {place.hint}", file=sys.stderr)
+    if place.address is None:
         return
-    missing = [name for name in VARIABLES if name not in given]
-    if missing:
-        raise ConfigError(f"the environment has {', '.join(given)} but not {', '.join(missing)}: set all three or none")
-    address, count, process = given.values()
-    if not (count.isdigit() and process.isdigit() and int(process) < int(count)):
-        raise ConfigError(f"JAX_PROCESS_ID={process} must be a number below JAX_NUM_PROCESSES={count}")
+    whom = f"{place.count - 1} others at" if place.process == 0 else "the coordinator"
+    print(
+        f"{place.found}: process {place.process} of {place.count}, waiting for {whom} {place.address}", file=sys.stderr
+    )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, int(count), int(process))
+    jax.distributed.initialize(
+        place.address, place.count, place.process, place.devices, cluster_detection_method="deactivate"
+    )
 
 
 def first() -> bool:
@@ -41,14 +44,16 @@ def same_everywhere(number: int) -> int:
 
 
 class Stop:
-    """A wish to stop (Ctrl-C, or SIGTERM from a scheduler), noticed between steps. A second Ctrl-C stops at once."""
+    """A wish to stop, noticed between steps: Ctrl-C, SIGTERM or SIGUSR1. A second Ctrl-C stops at once."""
 
-    def __init__(self, every: int) -> None:
-        """Where there are several processes they agree after each `every`-th step, since each hears its own signal."""
-        self._every, self._heard = every, False
+    SIGNALS: ClassVar = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: EARLY, signal.SIGUSR1: EARLY}
+
+    def __init__(self) -> None:
+        self.code = 0
+        """The exit code of a run that stopped by this wish; 0 before there is one."""
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._hear) for number in self.SIGNALS}
         return self
 
     def __exit__(
@@ -58,12 +63,16 @@ class Stop:
             signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self._heard and number == signal.SIGINT:
+        if self.code and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._heard = True
+        self.code = self.code or self.SIGNALS[signal.Signals(number)]
 
-    def wanted(self, step: int) -> bool:
-        """Whether to stop after this step: the same answer in every process."""
-        if jax.process_count() == 1:
-            return self._heard
-        return step % self._every == 0 and bool(multihost_utils.process_allgather(np.array(self._heard)).any())
+    def wanted(self, step: int, every: int) -> bool:
+        """Whether to stop after this step: the same answer in every process.
+
+        Where there are several they agree after each `every`-th step, since each hears its own signal.
+        """
+        if jax.process_count() > 1 and step % every == 0:
+            self.code = int(multihost_utils.process_allgather(np.array(self.code)).max())
+            return self.code > 0
+        return self.code > 0 and jax.process_count() == 1

@@ -22,6 +22,7 @@ ROOMS = (
     "errors",
     "places",
     "values",
+    "launchers",
     "cluster",
     "layout",
     "metrics",
