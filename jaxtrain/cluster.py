@@ -73,6 +73,7 @@ class Stop:
         Where there are several they agree after each `every`-th step, since each hears its own signal.
         """
         if jax.process_count() > 1 and step % every == 0:
-            self.code = int(multihost_utils.process_allgather(np.array(self.code)).max())
-            return self.code > 0
+            agreed = int(multihost_utils.process_allgather(np.array(self.code)).max())
+            self.code = agreed or self.code  # a signal may have come while they agreed
+            return agreed > 0
         return self.code > 0 and jax.process_count() == 1

@@ -102,10 +102,11 @@ class Slurm:
         return self
 
     def _start(self, name: str, *options: str) -> None:
-        out = (self.folder / f"{name}.out").open("w")
-        self._daemons.append(
-            subprocess.Popen([name, *options], env=self.environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
-        )
+        with (self.folder / f"{name}.out").open("w") as out:
+            daemon = subprocess.Popen(
+                [name, *options], env=self.environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL
+            )
+        self._daemons.append(daemon)
 
     def __exit__(self, *_: object) -> None:
         self("scancel", "--state=RUNNING", f"--user={getpass.getuser()}")
