@@ -10,6 +10,11 @@ loop='
 # A training that still ends keeps the lock, and a restart waits for it.
 exec 9>>/tmp/jaxtrain-char-lm-several-hosts.pid && flock -n 9 || { echo "it runs here already" && exit 1; }
 echo $$ >/tmp/jaxtrain-char-lm-several-hosts.pid
+meta=http://metadata.google.internal/computeMetadata/v1/instance/attributes
+about() { curl -sf -H "Metadata-Flavor: Google" "$meta/$1"; }
+first=$(about worker-network-endpoints | cut -d, -f1)
+export JAX_COORDINATOR_ADDRESS=${first##*:}:8476 JAX_NUM_PROCESSES=4
+export JAX_PROCESS_ID=$(about agent-worker-number)
 for ((start = 0; start <= 20; start++)); do
     .venv/bin/jaxtrain train experiments/char_lm.py:several_hosts --run /mnt/runs/several-hosts
     code=$?

@@ -1,6 +1,7 @@
 """What `jaxtrain launch` writes for each platform, and how it keeps processes on this machine."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -31,7 +32,8 @@ from pathlib import Path
 here = Path(sys.argv[sys.argv.index("--run") + 1])
 me = os.environ.get("JAX_PROCESS_ID", os.environ.get("WORKER", "0"))
 start = len(list(here.glob(f"start-{me}-*")))
-print("process", me, "of", os.environ.get("JAX_NUM_PROCESSES"), "start", start, flush=True)
+print("process", me, "of", os.environ["JAX_NUM_PROCESSES"], "at", os.environ["JAX_COORDINATOR_ADDRESS"], "start", start)
+sys.stdout.flush()
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(75))
 signal.signal(signal.SIGINT, lambda *_: stopped.append(130))
@@ -53,6 +55,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "scripts").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "counting.py").write_text(COUNTING)
+    (tmp_path / "kubectl").write_text("#!/bin/sh\necho no cluster >&2\nexit 1")
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
@@ -80,8 +85,7 @@ def test_a_script_quotes_what_a_shell_would_read_otherwise(here: Path, capsys: p
         '#!/bin/sh\nwhile [ "$1" != bash ]; do echo "$1"; shift; done; shift 4; printf \'%s\\n\' "$WORDS" "$@"'
     )
     (here / "srun").chmod(0o755)
-    own = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash"], input=script, env=own, capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
     told = done.stdout.splitlines()
     assert "--output=a run/logs/process-%t.log" in told
     assert told[-8:] == ["it's $HOME", "jaxtrain", "train", f"{TINY}:main", "--run", "a run", "--steps", "7"]
@@ -164,7 +168,7 @@ MISTAKES = {
     "a slice of too few sides": (f"{K8S} --tpu v5p:4x4", "multiples of 4"),
     "hosts that a slice does not have": (f"{K8S} --tpu v5e:4x4 --hosts 2", "has 4 hosts and no GPUs"),
     "a file that cannot be written": (f"slurm {TINY}:fsdp --out no/x", "--out no/x cannot be written"),
-    "a platform that is not here": (f"{K8S} --submit", "there is no kubectl on this machine"),
+    "a platform that refuses": (f"{K8S} --submit", "kubectl apply -f - refused: no cluster"),
 }
 
 
@@ -174,6 +178,12 @@ def test_a_mistake_is_told_before_anything_is_submitted(here: Path, name: str) -
     with pytest.raises(ConfigError) as told:
         cli.launch(words.split())
     assert says in str(told.value)
+
+
+def test_a_platform_that_is_not_here_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(here / "scripts"))
+    with pytest.raises(ConfigError, match="there is no kubectl on this machine: write a file with --out"):
+        cli.launch(f"{K8S} --submit".split())
 
 
 def test_each_process_has_its_own_gpus_or_its_own_simulated_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,14 +220,15 @@ def starts(here: Path) -> list[str]:
 def test_processes_here_are_kept_together_and_the_first_code_that_is_not_0_is_returned(here: Path) -> None:
     both = local(here)
     out, _ = both.communicate(timeout=60)
-    assert (both.returncode, out) == (0, "process 0 of 2 start 0\n")
-    assert (here / "run" / "logs" / "process-1.log").read_text() == "process 1 of 2 start 0\n"
+    assert both.returncode == 0
+    assert re.fullmatch(r"process 0 of 2 at 127.0.0.1:\d+ start 0\n", out)
+    assert (here / "run" / "logs" / "process-1.log").read_text() == out.replace("process 0", "process 1")
 
     killed = local(here, WAIT_0_1="", CODE_1_1="-9")
     _, err = killed.communicate(timeout=60)
     assert killed.returncode == 137
     assert "process 1: killed by SIGKILL" in err
-    assert "process 1 of 2 start 1" in err  # the end of its log
+    assert "start 1" in err  # the end of its log
 
     again = local(here, "--restarts", "3", CODE_0_2="75", CODE_1_2="75", CODE_1_3="2")
     _, err = again.communicate(timeout=60)
@@ -253,9 +264,14 @@ def test_workers_of_a_tpu_vm_start_again_on_75_and_stop_when_told(
 ) -> None:
     (here / "gcloud").write_text(GCLOUD)
     (here / "gcloud").chmod(0o755)
-    where = ["--vm", "v", "--zone", "z", "--tpu", "v5e:2x4", "--directory", ".", "--run", "run", "--out", "vm.sh"]
+    where = ["--vm", "v", "--zone", "z", "--tpu", "v6e:4x4", "--directory", ".", "--run", "run", "--out", "vm.sh"]
     cli.launch(["tpu", f"{TINY}:data", *where, "--program", f"{sys.executable} counting.py"])
-    own = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}", "CODE_0_0": "75", "CODE_1_0": "-9"}
+    # The metadata server of a worker.
+    (here / "curl").write_text(
+        "#!/bin/sh\ncase $5 in *endpoints) echo a:b:10.0.0.2,a:c:10.0.0.3 ;; *number) echo $WORKER ;; esac"
+    )
+    (here / "curl").chmod(0o755)
+    own = {**os.environ, "CODE_0_0": "75", "CODE_1_0": "-9"}
     waits = {"WAIT_0_1": "", "WAIT_1_1": "", "WAIT_1_2": ""}
 
     def script(word: str) -> str:
@@ -269,6 +285,8 @@ def test_workers_of_a_tpu_vm_start_again_on_75_and_stop_when_told(
 
     script("start")
     cluster.until(lambda: len(starts(here)) == 4, 30, lambda: log(0) + log(1))
+    assert "process 0 of 4 at 10.0.0.2:8476 start 0" in log(0)
+    assert "process 1 of 4 at 10.0.0.2:8476 start 1" in log(1)
     assert "exit code 75 of start 0" in log(0)
     assert "exit code 137 of start 0" in log(1)
     script("start")

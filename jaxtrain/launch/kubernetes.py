@@ -8,9 +8,8 @@ import yaml
 
 from jaxtrain.errors import ConfigError
 from jaxtrain.launch.job import Written
-from jaxtrain.launch.tpu import KINDS, Slice
+from jaxtrain.launch.tpu import KINDS, PORT, Slice
 
-PORT = 8476
 NEVER_AGAIN = [1, 2]
 """The exit codes of damaged data and of mistakes, after which the same would only happen again."""
 
@@ -75,6 +74,7 @@ class Kubernetes(Written):
         variables = {
             "JAX_COORDINATOR_ADDRESS": f"{name}-hosts-0-0.{name}:{PORT}",
             "JAX_NUM_PROCESSES": str(hosts),
+            "JAXTRAIN_JOIN_SECONDS": "1800",  # nodes may still have to be made, and images fetched
             **self.env,
         }
         container = {

@@ -85,6 +85,17 @@ stop) on all {stop} ;;
 esac
 """
 
+METADATA = """\
+meta=http://metadata.google.internal/computeMetadata/v1/instance/attributes
+about() {{ curl -sf -H "Metadata-Flavor: Google" "$meta/$1"; }}
+first=$(about worker-network-endpoints | cut -d, -f1)
+export JAX_COORDINATOR_ADDRESS=${{first##*:}}:{port} JAX_NUM_PROCESSES={hosts}
+export JAX_PROCESS_ID=$(about agent-worker-number)
+"""
+"""How a worker of a TPU VM learns of the others: the first endpoint is an address, or `name:id:address`."""
+
+PORT = 8476
+
 LOOP = """
 # A training that still ends keeps the lock, and a restart waits for it.
 exec 9>>{lock} && flock -n 9 || {{ echo "it runs here already" && exit 1; }}
@@ -124,10 +135,12 @@ class TpuVm(Written):
     def render(self, head: str) -> str:
         """The script."""
         folder, lock = shlex.quote(str(self.folder)), f"/tmp/jaxtrain-{self.title}.pid"
+        hosts = Slice.of(self.tpu).hosts
+        metadata = METADATA.format(port=PORT, hosts=hosts) if hosts > 1 else ""
         project = [f"--project={self.project}"] if self.project else []
         loop = LOOP.format(
             lock=lock,
-            setup="".join(f"{line}\n" for line in (*self.exports(), *self.setup)),
+            setup="".join([metadata, *(f"{line}\n" for line in (*self.exports(), *self.setup))]),
             restarts=self.restarts,
             command=shlex.join(self.command),
         )
