@@ -146,7 +146,7 @@ SLICES = {
 @pytest.mark.parametrize("name", SLICES)
 def test_a_slice_has_so_many_hosts_chips_and_devices(name: str) -> None:
     slice = Slice.of(name)
-    assert (slice.hosts, slice.chips_per_host, slice.devices) == SLICES[name]
+    assert (slice.hosts, slice.chips, slice.devices) == SLICES[name]
 
 
 K8S = f"k8s {TINY}:fsdp --image i --claim c"
@@ -155,7 +155,7 @@ MISTAKES = {
     "an unknown function": (f"slurm {TINY}:fdsp", "no Experiment named 'fdsp'; did you mean 'fsdp'?"),
     "a layout that does not fit": (f"slurm {TINY}:fsdp --nodes 3", "which the mesh axes fsdp=3 do not divide"),
     "a mesh of another size": (
-        f"slurm {TINY}:fsdp --nodes 2 --gpus 4 -- --layout.mesh fsdp 4",
+        f"slurm {TINY}:fsdp --nodes 2 --gpus 4 -- --layout.mesh.fsdp 4",
         "{'fsdp': 4} needs 4 devices, but there are 8",
     ),
     "one device where more are asked for": (f"local {TINY}:main --processes 2", "the job asks for 2"),
@@ -168,6 +168,7 @@ MISTAKES = {
     "a slice of too few sides": (f"{K8S} --tpu v5p:4x4", "multiples of 4"),
     "hosts that a slice does not have": (f"{K8S} --tpu v5e:4x4 --hosts 2", "has 4 hosts and no GPUs"),
     "a file that cannot be written": (f"slurm {TINY}:fsdp --out no/x", "--out no/x cannot be written"),
+    "a run outside of what is mounted": (f"{K8S} --run /data/x", "--run /data/x is not below --mount /runs"),
     "a platform that refuses": (f"{K8S} --submit", "kubectl apply -f - refused: no cluster"),
 }
 
@@ -264,11 +265,11 @@ def test_workers_of_a_tpu_vm_start_again_on_75_and_stop_when_told(
 ) -> None:
     (here / "gcloud").write_text(GCLOUD)
     (here / "gcloud").chmod(0o755)
-    where = ["--vm", "v", "--zone", "z", "--tpu", "v6e:4x4", "--directory", ".", "--run", "run", "--out", "vm.sh"]
+    where = ["--vm", "v", "--zone", "z", "--tpu", "v5p:2x2x2", "--directory", ".", "--run", "run", "--out", "vm.sh"]
     cli.launch(["tpu", f"{TINY}:data", *where, "--program", f"{sys.executable} counting.py"])
     # The metadata server of a worker.
     (here / "curl").write_text(
-        "#!/bin/sh\ncase $5 in *endpoints) echo a:b:10.0.0.2,a:c:10.0.0.3 ;; *number) echo $WORKER ;; esac"
+        "#!/bin/sh\ncase $4 in *endpoints) echo a:b:10.0.0.2,a:c:10.0.0.3 ;; *number) echo $WORKER ;; esac"
     )
     (here / "curl").chmod(0o755)
     own = {**os.environ, "CODE_0_0": "75", "CODE_1_0": "-9"}
@@ -285,8 +286,8 @@ def test_workers_of_a_tpu_vm_start_again_on_75_and_stop_when_told(
 
     script("start")
     cluster.until(lambda: len(starts(here)) == 4, 30, lambda: log(0) + log(1))
-    assert "process 0 of 4 at 10.0.0.2:8476 start 0" in log(0)
-    assert "process 1 of 4 at 10.0.0.2:8476 start 1" in log(1)
+    assert "process 0 of 2 at 10.0.0.2:8476 start 0" in log(0)
+    assert "process 1 of 2 at 10.0.0.2:8476 start 1" in log(1)
     assert "exit code 75 of start 0" in log(0)
     assert "exit code 137 of start 0" in log(1)
     script("start")

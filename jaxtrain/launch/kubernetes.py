@@ -46,7 +46,10 @@ class Kubernetes(Written):
     @property
     def folder(self) -> Path:
         """The run's folder in the claim."""
-        return self.mount / (self.run or self.title)
+        folder = self.mount / (self.run or self.title)
+        if not folder.is_relative_to(self.mount):
+            raise ConfigError(f"--run {folder} is not below --mount {self.mount}, where the claim is")
+        return folder
 
     def size(self) -> tuple[int, int]:
         """One process a host."""
@@ -65,7 +68,7 @@ class Kubernetes(Written):
         select = {"cloud.google.com/gke-accelerator": self.gpu_type} if self.gpu_type else {}
         limits = {"nvidia.com/gpu": str(self.gpus)} if self.gpus else {}
         if slice:
-            limits = {"google.com/tpu": str(slice.chips_per_host)}
+            limits = {"google.com/tpu": str(slice.chips)}
             select = {
                 "cloud.google.com/gke-tpu-accelerator": KINDS[slice.kind],
                 "cloud.google.com/gke-tpu-topology": slice.shape,

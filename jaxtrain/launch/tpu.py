@@ -5,6 +5,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from jaxtrain.errors import ConfigError, nearest
 from jaxtrain.launch.job import Written
@@ -22,49 +23,40 @@ FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 """The slices of v5e and v6e."""
 
 SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-"""The slices of the others that are no multiple of a cube of 4 chips a side."""
+"""The slices of the others: small ones, and those whose sides are multiples of 4."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A slice of TPUs by its generation and shape."""
+    """A slice of TPUs."""
 
     kind: str
     shape: str
+    hosts: int
+    """Each has one process."""
+    chips: int
+    """Of each host."""
+    devices: int
+    """What jax counts in all: two a chip in the seventh generation."""
 
     @classmethod
-    def of(cls, text: str) -> "Slice":
+    def of(cls, text: str) -> Self:
         """The slice that `v5e:4x4` names. Raises ConfigError for one that there is not."""
         kind, _, shape = text.partition(":")
         if kind not in KINDS:
             raise ConfigError(f"--tpu {text}: there is no TPU {kind!r}{nearest(kind, KINDS)}, such as v5e:4x4")
-        sides = [int(side) for side in shape.split("x") if side.isdigit()] if re.fullmatch(r"\d+(x\d+)*", shape) else []
         if kind in ("v5e", "v6e"):
             if shape not in FLAT:
                 raise ConfigError(f"--tpu {text}: the shapes of {kind} are {', '.join(FLAT)}")
-        elif shape not in SMALL and not (len(sides) == 3 and all(side and side % 4 == 0 for side in sides)):
+        elif shape not in SMALL and not _multiples_of_4(shape):
             raise ConfigError(f"--tpu {text}: the shapes of {kind} are {', '.join(SMALL)} and multiples of 4 as 4x4x8")
-        return cls(kind, shape)
+        total = math.prod(map(int, shape.split("x")))
+        chips = {"1x1": 1, "2x4": 8}.get(shape, 4)  # four, but for those that one host holds whole
+        return cls(kind, shape, total // chips, chips, total * (2 if kind == "tpu7x" else 1))
 
-    @property
-    def chips(self) -> int:
-        """All of its chips."""
-        return math.prod(int(side) for side in self.shape.split("x"))
 
-    @property
-    def chips_per_host(self) -> int:
-        """Hosts have four chips, but for the slices that one host holds whole."""
-        return {"1x1": 1, "2x4": 8}.get(self.shape, 4)
-
-    @property
-    def hosts(self) -> int:
-        """How many hosts, each with one process."""
-        return self.chips // self.chips_per_host
-
-    @property
-    def devices(self) -> int:
-        """What jax counts: two a chip in the seventh generation."""
-        return self.chips * (2 if self.kind == "tpu7x" else 1)
+def _multiples_of_4(shape: str) -> bool:
+    return bool(re.fullmatch(r"\d+x\d+x\d+", shape)) and all(int(x) and int(x) % 4 == 0 for x in shape.split("x"))
 
 
 SCRIPT = """
