@@ -1,5 +1,6 @@
 """What `jaxtrain launch` writes for each platform, and how it keeps processes on this machine."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cluster
@@ -49,7 +51,7 @@ sys.exit(stopped[0] if stopped else CODE)
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with the experiments, an empty run folder, and the program above."""
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "scripts").mkdir()
@@ -60,7 +62,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    return tmp_path
+    yield tmp_path
+    for start in (tmp_path / "run").glob("start-*"):  # of a test that failed
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(os.getpgid(int(start.read_text())), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
