@@ -50,8 +50,8 @@ def detect(environment: Environment) -> Place:
     place = replace(
         place,
         address=environment.get(ADDRESS) or place.address,
-        count=_number(environment, COUNT, place.count),
-        process=_number(environment, PROCESS, place.process),
+        count=number_of(environment, COUNT, place.count),
+        process=number_of(environment, PROCESS, place.process),
     )
     if (place.count, place.process) == (1, 0):
         return replace(place, address=None)
@@ -71,7 +71,7 @@ def _openmpi(environment: Environment) -> Place | None:
     """Ranks of mpirun, version 4 or 5, before SLURM, whose variables they inherit from mpirun's own helpers."""
     if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) < 2:
         return None
-    count, local = (_number(environment, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "LOCAL_SIZE"))
+    count, local = (number_of(environment, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "LOCAL_SIZE"))
     # 4 leaves "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911", 5 "prterun-tux1-4711@1": mpirun's host and a number.
     old = re.match(r"(\d+)\.\d+;tcp6?://(\[[^,\]]+|[^,:]+)", environment.get("OMPI_MCA_orte_hnp_uri", ""))
     new = re.match(r"\w+-(.+)-(\d+)@\d+$", environment.get("PMIX_NAMESPACE", ""))
@@ -82,7 +82,7 @@ def _openmpi(environment: Environment) -> Place | None:
         host, job = new[1], int(new[2])
     host = "127.0.0.1" if local == count else host
     address = host and f"{host}:{_port(environment, job)}"
-    rank, own = (_number(environment, f"OMPI_COMM_WORLD_{name}") for name in ("RANK", "LOCAL_RANK"))
+    rank, own = (number_of(environment, f"OMPI_COMM_WORLD_{name}") for name in ("RANK", "LOCAL_RANK"))
     return Place("Open MPI", address, count, rank, _share(environment, own, local))
 
 
@@ -91,7 +91,7 @@ def _slurm(environment: Environment) -> Place | None:
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return None
     count, process, own, node, job, step = (
-        _number(environment, f"SLURM_{name}")
+        number_of(environment, f"SLURM_{name}")
         for name in ("STEP_NUM_TASKS", "PROCID", "LOCALID", "NODEID", "JOB_ID", "STEP_ID")
     )
     host = first_host(environment.get("SLURM_STEP_NODELIST", ""))
@@ -117,7 +117,7 @@ def _kubernetes(environment: Environment) -> Place | None:
         return None
     jobs, job = environment.get("JOBSET_NAME"), environment.get("REPLICATED_JOB_NAME")
     address = f"{jobs}-{job}-0-0.{jobs}:{_port(environment, 0)}" if jobs and job else None
-    return Place("Kubernetes Job", address, MISSING, _number(environment, "JOB_COMPLETION_INDEX"))
+    return Place("Kubernetes Job", address, MISSING, number_of(environment, "JOB_COMPLETION_INDEX"))
 
 
 def _tpu(environment: Environment) -> Place | None:
@@ -129,7 +129,7 @@ def _tpu(environment: Environment) -> Place | None:
     first = (environment.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]).split(":")[0]
     before = len(hosts) * int(environment.get("MEGASCALE_SLICE_ID") or 0)
     address = f"{first}:{environment.get('JAX_COORDINATOR_PORT') or 8482}"
-    return Place("TPU pod", address, len(hosts) * slices, before + _number(environment, "TPU_WORKER_ID"))
+    return Place("TPU pod", address, len(hosts) * slices, before + number_of(environment, "TPU_WORKER_ID"))
 
 
 def _share(environment: Environment, own: int, local: int) -> tuple[int, ...] | None:
@@ -145,10 +145,11 @@ def _share(environment: Environment, own: int, local: int) -> tuple[int, ...] | 
 
 def _port(environment: Environment, job: int) -> int:
     """A port that all processes of a job come to without asking, and another job's hardly ever."""
-    return _number(environment, "JAX_COORDINATOR_PORT", PORTS + job % 4096)
+    return number_of(environment, "JAX_COORDINATOR_PORT", PORTS + job % 4096)
 
 
-def _number(environment: Environment, name: str, default: int | None = None) -> int:
+def number_of(environment: Environment, name: str, default: int | None = None) -> int:
+    """A variable that holds a number."""
     value = environment.get(name, "")
     if value == "" and default is not None:
         return default

@@ -46,6 +46,7 @@ def train(
         batches = program.placed(experiment.data, functools.partial(experiment.data.batches, start=start))
         batches = stack.enter_context(contextlib.closing(batches))
         stop = stack.enter_context(stop or Stop())
+        stop.progress = lambda: (done, clock.phase)
 
         for done in range(start + 1, experiment.steps + 1):
             with clock("data"):

@@ -23,6 +23,7 @@ ROOMS = (
     "places",
     "values",
     "launchers",
+    "meeting",
     "cluster",
     "layout",
     "metrics",
