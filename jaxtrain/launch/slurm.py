@@ -8,12 +8,13 @@ import tyro
 
 from jaxtrain.launch.job import Written
 
-TASK = 'trap : USR1 TERM; "$@"; code=$?; ((code == 1 || code == 2)) && code=$((code + 200)); exit $code'
+TASK = 'trap : USR1 TERM; "$@"; code=$?; case $code in 1 | 2) code=$((code + 200)) ;; 75) sleep 5 ;; esac; exit $code'
 
 SCRIPT = """\
 mkdir -p {folder}/logs
 # srun ends all tasks when one fails, and gives the highest of their codes: a mistake (1, 2) must outrank the deaths
-# that follow it. The shell in each task hears the signals too, and waits for what the training makes of them.
+# that follow it, and where all stop early (75) each leaves the others time to end. The shell in each task hears the
+# signals too, and waits for what the training makes of them.
 task={task}
 srun {options} bash -c "$task" task \\
     {command}
