@@ -22,6 +22,8 @@ ROOMS = (
     "errors",
     "places",
     "values",
+    "launchers",
+    "meeting",
     "cluster",
     "layout",
     "metrics",
@@ -35,9 +37,11 @@ ROOMS = (
     "runs",
     "evaluate",
     "explain",
+    "launch",
     "databench",
     "train",
     "data_cli",
+    "launch_cli",
     "cli",
 )
 """From the ground up: a module imports from its own room and those before it."""
