@@ -58,8 +58,6 @@ def together(facts: Callable[[], Mapping[str, Any]], watch: float, tell: Tell) -
     members.progress = lambda: stop.progress()
     try:
         yield stop
-    except SystemExit:
-        raise
     except BaseException as error:
         members.failed(error, tell)
         raise

@@ -62,7 +62,7 @@ class Line:
         try:
             while (messages := self.receive()) == [] and not self._rest.startswith(b"\0"):
                 pass
-        except ValueError:
+        except (ValueError, TypeError):
             return {}
         return messages[0] if messages else {}
 
@@ -165,7 +165,7 @@ class Hub(threading.Thread):
                 return
             hello = messages[0] if messages else {}
             process, count, name = hello["process"], hello["count"], hello["name"]
-        except (ValueError, KeyError):  # somebody who came to the wrong door
+        except (ValueError, KeyError, TypeError):  # somebody who came to the wrong door
             self._new.remove(line)
             line.socket.close()
             return
@@ -221,7 +221,7 @@ class Watch(threading.Thread):
         self._line, self._hub, self._limit, self._own = line, hub, limit, name
         self.progress: Callable[[], tuple[int, str]] = lambda: (0, "start")
         """The step and phase that the main thread is in."""
-        self._done, self._all_done = False, threading.Event()
+        self._done = False
 
     def run(self) -> None:
         """Beat and listen."""
@@ -229,7 +229,7 @@ class Watch(threading.Thread):
             return
         beat, last, since = _beat(self._limit), self.progress(), time.monotonic()
         heard, told, first = since, 0.0, "process 0"
-        while not self._all_done.is_set():
+        while True:
             messages = self._line.receive() if _ready([self._line], beat) else []
             now = time.monotonic()
             if messages is None:
@@ -238,7 +238,7 @@ class Watch(threading.Thread):
                 if "stop" in message:
                     self._end(message["stop"], message["code"])
                 if "all_done" in message:
-                    self._all_done.set()
+                    return
                 heard, first = now, message.get("beat", first)
             if now - heard > self._limit:
                 self._end(f"nothing was heard for {self._limit:g} s of {first}", EARLY)

@@ -106,6 +106,7 @@ def test_strangers_at_the_door_do_no_harm(open_door: Callable[..., Door]) -> Non
     door = open_door()
     door.line().socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
     door.line().socket.sendall(b"{}\n")
+    door.line().socket.sendall(b"5\n")
     door.line().socket.close()
     door.both()
 
