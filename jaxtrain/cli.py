@@ -24,6 +24,7 @@ from jaxtrain.places import cache
 USAGE = """\
 jaxtrain train EXPERIMENT [--run DIR] [--FIELD VALUE …]   train file.py[:function]; go on if DIR holds its run
 jaxtrain explain EXPERIMENT [--devices N] [--FIELD …]     where every array would live on N devices
+jaxtrain verify EXPERIMENT [--devices N] [--meshes M …]   that it trains alike, and sends no more, on every mesh
 jaxtrain evaluate RUN [--step N] [--split S]              metrics of a saved step
 jaxtrain predict RUN TEXT|FILE … [--step N]               what the trained model says
 jaxtrain data build|card|check|diff|bench …               data sets with cards; how fast they are read
@@ -83,7 +84,18 @@ class Explain:
     """How many devices to think of; those that are here by default."""
 
 
-Verb = TypeVar("Verb", Train, Explain)
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Train an experiment, made small, on every mesh of simulated devices, and compare with one device."""
+
+    experiment: Flags
+    devices: int = 8
+    """How many devices to simulate."""
+    meshes: tuple[str, ...] = ()
+    """Meshes such as `"data 2 tensor 4"`, or `fsdp` alone for all devices; every one that fits by default."""
+
+
+Verb = TypeVar("Verb", Train, Explain, Verify)
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -109,6 +121,16 @@ def explain(arguments: Sequence[str]) -> None:
     from jaxtrain.explain import explain
 
     print(explain(given.experiment, given.devices or jax.device_count()))
+
+
+def verify(arguments: Sequence[str]) -> None:
+    """`jaxtrain verify`."""
+    given, _ = _given(Verify, arguments, "verify")
+    from jaxtrain.verify import read_mesh, simulate, verify
+
+    meshes = [read_mesh(words, given.devices) for words in given.meshes]
+    if not verify(given.experiment, simulate(given.devices), meshes):
+        sys.exit(1)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -155,6 +177,7 @@ def launch(arguments: Sequence[str]) -> None:
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "explain": explain,
+    "verify": verify,
     "evaluate": evaluate,
     "predict": predict,
     "data": data,

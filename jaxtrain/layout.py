@@ -74,6 +74,11 @@ def plain(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.value if _is_named(leaf) else leaf, tree, is_leaf=_is_named)
 
 
+def named_leaves(tree: Any) -> list[tuple[Any, Named]]:
+    """Every `Named` leaf of a tree with its key path."""
+    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_named)
+
+
 def path_name(path: Sequence[Any]) -> str:
     """`params/blocks/mlp/up/kernel` for a key path of `jax.tree_util`."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")

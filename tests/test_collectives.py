@@ -1,4 +1,4 @@
-"""Law: each layout lowers to the collectives that the textbook asks for, no more bytes; `scripts/collectives.py` says which."""
+"""Law: each layout lowers to the collectives that the textbook asks for, no more bytes."""
 
 import math
 from pathlib import Path
@@ -8,18 +8,19 @@ import pytest
 from conftest import FAST
 
 from jaxtrain import Layout, Program
+from jaxtrain.collectives import IGNORED, collectives, counted, textbook
 from jaxtrain.loading import load_code
 
-scripts = load_code(Path(__file__).parents[1] / "scripts" / "collectives.py")
+scripts = load_code(Path(__file__).parents[1] / "scripts" / "bench_scale.py")
 
 DEFAULT = ("data 8", "fsdp 8", "tensor 8", "data 2 fsdp 2 tensor 2", "fsdp 4 sequence 2")
 
 
 def sent(layout: Layout, microbatches: int = 1):
-    program = Program(scripts.small(layout, microbatches))
+    program = Program(scripts.experiment(layout, microbatches=microbatches))
     text = program.lower().compile(compiler_options=FAST).as_text()
     assert text is not None
-    return program, scripts.collectives(text, program.mesh.shape)
+    return program, collectives(text, program.mesh.shape)
 
 
 @pytest.mark.parametrize(
@@ -33,14 +34,14 @@ def sent(layout: Layout, microbatches: int = 1):
 )
 def test_a_step_sends_exactly_the_arrays_that_the_textbook_asks_for(layout):
     program, found = sent(layout)
-    expected = {key: n for key, n in scripts.textbook(program.experiment).items() if key[2] >= scripts.IGNORED}
-    assert dict(scripts.counted(found)) == expected
+    expected = {key: n for key, n in textbook(program.experiment, program.mesh).items() if key[2] >= IGNORED}
+    assert dict(counted(found)) == expected
 
 
 def test_one_device_sends_nothing():
-    program = Program(scripts.small(Layout()))
+    program = Program(scripts.experiment(Layout()))
     text = program.lower().compile(compiler_options=FAST).as_text()
-    assert scripts.collectives(text, program.mesh.shape) == []
+    assert collectives(text, program.mesh.shape) == []
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_microbatches_reduce_gradients_over_data_once_a_step(mesh):
     over_data = [collective for collective in found if "data" in collective.axes]
     assert {collective.times for collective in over_data} == {1}
     parts = (leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(program.state.params))
-    large = [4 * math.prod(shape) for shape in parts if 4 * math.prod(shape) >= scripts.IGNORED]
+    large = [4 * math.prod(shape) for shape in parts if 4 * math.prod(shape) >= IGNORED]
     assert sorted(collective.bytes for collective in over_data) == sorted(large)
 
 
@@ -93,7 +94,7 @@ ENTRY %main (x: f32[256,8]) -> f32[256,8] {
 )
 def test_the_parser_reads_bytes_axes_and_loops(groups, axes):
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
-    assert dict(scripts.counted(scripts.collectives(HLO.replace("GROUPS", groups), mesh))) == {
+    assert dict(counted(collectives(HLO.replace("GROUPS", groups), mesh))) == {
         ("all-reduce", "×".join(axes), 256 * 8 * 4): 3,
         ("all-reduce", "×".join(axes), 1024 * 2): 3,
         ("reduce-scatter", "tensor", 2 * 1024 * 4): 1,
@@ -102,6 +103,6 @@ def test_the_parser_reads_bytes_axes_and_loops(groups, axes):
 
 def test_the_parser_refuses_what_it_cannot_read():
     with pytest.raises(ValueError, match="how often this loop runs"):
-        scripts.collectives(HLO.replace("constant(3)", "parameter(0)").replace("GROUPS", "{}"), {"data": 8})
+        collectives(HLO.replace("constant(3)", "parameter(0)").replace("GROUPS", "{}"), {"data": 8})
     with pytest.raises(ValueError, match="not that of a compiled program"):
-        scripts.collectives("module @jit_train_step {}", {"data": 8})
+        collectives("module @jit_train_step {}", {"data": 8})

@@ -1,0 +1,174 @@
+"""`jaxtrain verify`: what passes, and who is named where something does not."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from jaxtrain import ConfigError, Experiment, Layout
+from jaxtrain.collectives import source_lines
+from jaxtrain.data.building import DataSet, build
+from jaxtrain.loading import load, load_kind
+from jaxtrain.models import Blocks, Transformer
+from jaxtrain.models.base import Shaped
+from jaxtrain.verify import candidates, read_mesh, shrink, verify
+
+ROOT = Path(__file__).parents[1]
+ALL = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misnamed(Transformer):
+    """A transformer with other names on the dims of one of its kernels."""
+
+    kernel: str
+    axes: tuple[str, str]
+
+    def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
+        module = super().build(rngs, inputs)
+        getattr(module.blocks.block, self.kernel).kernel.set_metadata("axes", ("layers", *self.axes))
+        return module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubled(Transformer):
+    """A transformer whose last norm's gradient grows with the number of devices, as if it were summed too often."""
+
+    def apply(self, params: Any, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array) -> jax.Array:
+        scale, devices = params["norm"]["scale"], jax.sharding.get_abstract_mesh().size
+        wrong = scale + (devices - 1) * (scale - jax.lax.stop_gradient(scale))
+        return super().apply({**params, "norm": {"scale": wrong}}, inputs, keys_B, **more)
+
+
+def with_model(kind: type[Transformer], **more: Any) -> Experiment:
+    blocks = Blocks(width=64, layers=2, heads=8, mlp=192)
+    return replace(tiny.main(), task=replace(tiny.main().task, model=kind(vocab=64, blocks=blocks, **more)))
+
+
+def test_a_small_experiment_passes(capsys):
+    assert verify(tiny.main(), jax.devices(), [ALL])
+    said = capsys.readouterr().out
+    assert "8 simulated devices, 5 steps of 8 rows of the experiment's own data, in f32" in said
+    assert "The mesh trains as one device does" in said
+
+
+def test_a_kernel_whose_dims_have_each_others_names_fails_and_is_named_by_its_line(capsys):
+    experiment = with_model(Misnamed, kernel="up", axes=("mlp", "embed"))
+    assert not verify(experiment, jax.devices(), [{"tensor": 8}])
+    said = capsys.readouterr().out
+    assert "1 of 1 meshes fail: tensor 8." in said
+    assert "most of the rest are:" in said
+    assert "transformer.py" in said
+    assert "Block.__call__" in said
+    assert "self.up(h_BLD)" in said
+
+
+@pytest.mark.slow
+def test_a_kernel_that_no_longer_splits_fails_and_is_named_by_its_size(capsys):
+    experiment = with_model(Misnamed, kernel="query", axes=("embed", "outputs"))
+    assert not verify(experiment, jax.devices(), [{"tensor": 8}])
+    assert "as large as blocks/block/query/kernel" in capsys.readouterr().out
+
+
+def test_a_gradient_that_differs_fails_and_is_named(capsys):
+    assert not verify(with_model(Doubled), jax.devices(), [{"data": 8}])
+    said = capsys.readouterr().out
+    assert "the first gradient differs by" in said
+    assert "most in norm/scale" in said
+    assert "the loss differs by" in said
+
+
+def test_an_unknown_name_of_an_axis_is_a_mistake_on_one_device_already():
+    with pytest.raises(
+        ConfigError, match=r"blocks/block/up/kernel: layout.rules has no axis named 'mpl'; did you mean"
+    ):
+        verify(with_model(Misnamed, kernel="up", axes=("embed", "mpl")), jax.devices(), [ALL])
+
+
+def test_a_mesh_that_is_asked_for_and_does_not_fit_is_refused_and_named():
+    with pytest.raises(ConfigError, match=r"tensor 8: .*'heads' has 4 entries"):
+        verify(tiny.main(), jax.devices(), [{"tensor": 8}])
+
+
+def test_what_is_made_small_divides_as_before():
+    blocks = Blocks(width=768, layers=12, heads=12, kv_heads=4, mlp=2048)
+    whole = with_model(Transformer)
+    whole = replace(whole, task=replace(whole.task, model=Transformer(vocab=50_304, blocks=blocks)), microbatches=4)
+    small = shrink(whole, 8)
+    assert isinstance(small.task.model, Transformer)
+    assert small.task.model.blocks == Blocks(width=72, layers=4, heads=12, kv_heads=4, mlp=144)
+    assert small.task.model.vocab == 256
+    assert small.microbatches == 1
+    tokens = next(small.data.batches())["tokens"]
+    assert tokens.shape == (8, 17)
+    np.testing.assert_array_equal(tokens, next(replace(whole.data, batch_size=8).batches())["tokens"] % 256)
+
+
+@pytest.mark.parametrize(
+    ("words", "mesh"),
+    [("fsdp", {"fsdp": 8}), ("data 2 tensor 4", {"data": 2, "tensor": 4}), ("data=2,fsdp=4", {"data": 2, "fsdp": 4})],
+)
+def test_meshes_are_written_as_they_are_printed(words, mesh):
+    assert read_mesh(words, 8) == mesh
+
+
+@pytest.mark.parametrize("words", ["data two", "data 2 fsdp", "data 2 data 4", ""])
+def test_a_mesh_that_cannot_be_read_is_refused(words):
+    with pytest.raises(ConfigError, match="write axes and sizes"):
+        read_mesh(words, 8)
+
+
+def test_a_program_without_source_lines_has_none():
+    assert source_lines("HloModule x", 3) == []
+
+
+def test_an_experiments_own_mesh_and_all_single_axes_pairs_and_triples_are_tried():
+    layout = Layout(rules={"batch": ("data", "fsdp"), "embed": "fsdp", "heads": "tensor"})
+    tried = candidates(layout, {"tensor": 4, "data": -1}, 8)
+    assert [options[0] for options in tried] == [
+        {"tensor": 4, "data": 2},
+        {"data": 8},
+        {"fsdp": 8},
+        {"tensor": 8},
+        {"data": 2, "fsdp": 4},
+        {"data": 2, "tensor": 4},
+        {"fsdp": 2, "tensor": 4},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+    ]
+    assert tried[4] == [{"data": 2, "fsdp": 4}, {"data": 4, "fsdp": 2}]
+    assert [options[0] for options in candidates(layout, {"data": 3}, 4)][:2] == [{"data": 4}, {"fsdp": 4}]
+
+
+@pytest.mark.slow
+def test_the_command_tries_every_mesh_that_fits_and_says_why_others_do_not():
+    command = [sys.executable, "-m", "jaxtrain", "verify", "tests/tiny.py", "--devices", "2"]
+    done = subprocess.run(
+        [*command, "--experiment.task.model.blocks.kv-heads", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split("  ")[0] for line in done.stdout.splitlines() if line.endswith("passes")] == ["data 2", "fsdp 2"]
+    assert "  tensor 2: an activation" in done.stdout
+    assert "'kv_heads' has 1 entries" in done.stdout
+    assert "All 2 meshes train as one device does" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sentiment", "digits", "char_lm", "bncc"])
+def test_every_shipped_experiment_passes(name, tmp_path, monkeypatch):
+    if name == "bncc":
+        monkeypatch.setenv("JAXTRAIN_DATA", str(tmp_path))
+        build(load_kind(f"{ROOT}/experiments/datasets.py:bncc", DataSet)[0], tmp_path)
+    experiment, _ = load(f"{ROOT}/experiments/{name}.py")
+    assert verify(experiment, jax.devices(), [ALL])
