@@ -6,6 +6,7 @@ Not here: anything that the verbs do.
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import tyro
 
 from jaxtrain.data.sources import Damaged
 from jaxtrain.errors import ConfigError, nearest
-from jaxtrain.experiment import Experiment
+from jaxtrain.experiment import Experiment, asked
 from jaxtrain.loading import Origin, load
 from jaxtrain.places import cache
 
@@ -27,6 +28,7 @@ jaxtrain verify EXPERIMENT [--devices N] [--meshes M …]   that it trains alike
 jaxtrain evaluate RUN [--step N] [--split S]              metrics of a saved step
 jaxtrain predict RUN TEXT|FILE … [--step N]               what the trained model says
 jaxtrain data build|card|check|diff|bench …               data sets with cards; how fast they are read
+jaxtrain launch slurm|k8s|tpu|local EXPERIMENT …          the same on many machines, or in many processes
 
 jaxtrain VERB --help says more; `train EXPERIMENT --help` lists every field. --debug shows tracebacks."""
 
@@ -69,6 +71,8 @@ class Train:
     experiment: Flags
     run: Path | None = None
     """The run's folder; a new one under runs/ by default."""
+    watch: int = 60
+    """Of several processes, all stop within so many seconds when one is lost; 0 leaves this to jax."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +100,17 @@ Verb = TypeVar("Verb", Train, Explain, Verify)
 
 def train(arguments: Sequence[str]) -> None:
     """`jaxtrain train`."""
-    from jaxtrain.cluster import join
+    from jaxtrain.cluster import together
     from jaxtrain.train import train
 
     given, origin = _given(Train, arguments, "train")
-    join()
-    run, state = train(given.experiment, given.run, origin)
+    with together(lambda: asked(given.experiment, origin.file), given.watch, _told) as stop:
+        run, state = train(given.experiment, given.run, origin, stop)
     if int(state.step) < given.experiment.steps:
         flags = [] if given.run else ["--run", str(run.folder)]
         again = shlex.join(["jaxtrain", "train", *arguments, *flags])
         print(f"stopped after step {int(state.step)} of {given.experiment.steps}; go on with:\n{again}")
+        sys.exit(stop.code)
 
 
 def explain(arguments: Sequence[str]) -> None:
@@ -162,6 +167,13 @@ def data(arguments: Sequence[str]) -> None:
     data(arguments)
 
 
+def launch(arguments: Sequence[str]) -> None:
+    """`jaxtrain launch`."""
+    from jaxtrain.launch_cli import launch
+
+    launch(arguments, lambda words: _given(Train, words, "train")[0].experiment)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "explain": explain,
@@ -169,13 +181,16 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "data": data,
+    "launch": launch,
 }
 
 
 def main() -> None:
-    """Run the verb that was asked for. Exits with a message: 2 for a mistake in what was asked, 1 for damaged data."""
+    """Run the verb that was asked for. Exits with a message: 2 for a mistake in what was asked, 1 for damaged data.
+
+    A run that stopped before its last step ends with 75 (run the same command again), after Ctrl-C with 130.
+    """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return
@@ -184,20 +199,25 @@ def main() -> None:
         if arguments[0] not in VERBS:
             raise ConfigError(f"there is no verb {arguments[0]!r}{nearest(arguments[0], VERBS)}\n\n{USAGE}")
         VERBS[arguments[0]](arguments[1:])
-    except ConfigError as error:
-        if debug:
+    except (ConfigError, Damaged) as error:
+        if "--debug" in sys.argv:
             raise
-        print(f"jaxtrain: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Damaged as error:
-        if debug:
-            raise
+        sys.exit(_told(error))
+
+
+def _told(error: BaseException) -> int:
+    """Say an error to a person; the exit code."""
+    if isinstance(error, ConfigError | Damaged) and "--debug" not in sys.argv:
+        print(f"jaxtrain: {'damaged data: ' * isinstance(error, Damaged)}{error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    if isinstance(error, Damaged):
         print(
-            f"jaxtrain: damaged data: {error}\n`jaxtrain data check` names all damage of a built data set; the source "
-            "Tolerant(source, limit) goes on without up to so many records",
+            "`jaxtrain data check` names all damage of a built data set; the source Tolerant(source, limit) goes on "
+            "without up to so many records",
             file=sys.stderr,
         )
-        sys.exit(1)
+    return 2 if isinstance(error, ConfigError) else 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _cache_programs() -> None:

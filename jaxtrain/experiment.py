@@ -7,8 +7,9 @@ back without running any code of the run that saved it.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
 
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.errors import ConfigError, nearest
@@ -72,6 +73,14 @@ class Experiment:
         split = (self.keep.best or "").partition("/")[0]
         if split and split not in self.evals:
             raise ConfigError(f"keep.best: {self.keep.best!r} is of no split in evals{nearest(split, self.evals)}")
+
+
+def asked(experiment: Experiment, file: Path) -> dict[str, Any]:
+    """All that every process of a run must have been asked for: what is computed, its harmless fields, and its file."""
+    harmless = {f.name: getattr(experiment, f.name) for f in fields(experiment) if f.metadata == HARMLESS}
+    text = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    more = {path.lstrip("."): value for path, value in meaning(harmless).items()}
+    return {**meaning(experiment), **more, file.name: text}
 
 
 def fingerprint(experiment: Experiment) -> str:

@@ -66,6 +66,7 @@ def load_code(file: Path) -> ModuleType:
         raise ConfigError(f"{file}: there is a Python module {file.stem!r} already: give the file another name")
     loader = _Loader(file.stem, str(file))
     module = importlib.util.module_from_spec(ModuleSpec(file.stem, loader, origin=str(file)))
+    module.__file__ = str(file)  # the help of a field is read from its class's source
     sys.modules[file.stem] = module  # dataclasses look their module up by name
     folder = str(file.resolve().parent)
     if folder not in sys.path:

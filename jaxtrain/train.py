@@ -20,10 +20,13 @@ from jaxtrain.runs.run import Run, begin
 from jaxtrain.step import Program, TrainState
 
 
-def train(experiment: Experiment, folder: Path | None = None, origin: Origin | None = None) -> tuple[Run, TrainState]:
+def train(
+    experiment: Experiment, folder: Path | None = None, origin: Origin | None = None, stop: Stop | None = None
+) -> tuple[Run, TrainState]:
     """Train to `experiment.steps` updates in `folder` (a new one by default), going on where its run was left.
 
-    Returns the run and its last state. Raises ConfigError, before anything is written, where something does not fit.
+    Returns the run and its last state; where there was a wish to stop, `stop` knows it. Raises ConfigError, before
+    anything is written, where something does not fit.
     """
     clock = Clock()
     with clock("compile"):
@@ -42,7 +45,8 @@ def train(experiment: Experiment, folder: Path | None = None, origin: Origin | N
             state = checkpoints.restore(program.state)[0] if start else program.init()
         batches = program.placed(experiment.data, functools.partial(experiment.data.batches, start=start))
         batches = stack.enter_context(contextlib.closing(batches))
-        stop = stack.enter_context(Stop(experiment.log_every))
+        stop = stack.enter_context(stop or Stop())
+        stop.progress = lambda: (done, clock.phase)
 
         for done in range(start + 1, experiment.steps + 1):
             with clock("data"):
@@ -51,7 +55,7 @@ def train(experiment: Experiment, folder: Path | None = None, origin: Origin | N
                 state, metrics = step(state, batch)
             with clock("step"):
                 journal.trained(done, metrics)
-            ending = done == experiment.steps or stop.wanted(done)
+            ending = done == experiment.steps or stop.wanted(done, experiment.log_every)
             scores = None
             if done % experiment.eval_every == 0 or done == experiment.steps:
                 journal.flush()

@@ -18,6 +18,7 @@ from jaxtrain.step import Program
 HERE = Path(__file__).parent
 KILLED = """
 import os, signal, sys
+from pathlib import Path
 from jaxtrain.runs.{module} import {kind}
 
 original = {kind}.{method}
@@ -26,6 +27,7 @@ original = {kind}.{method}
 def killed(self, step, *rest):
     result = original(self, step, *rest)
     if step == {step}:
+        Path(sys.argv[sys.argv.index("--run") + 1]).with_name("gone").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 
@@ -35,6 +37,69 @@ from jaxtrain.cli import main
 
 main()
 """
+
+
+STUCK = """
+import sys, time
+from pathlib import Path
+from jaxtrain.step import Program
+
+original = Program.placed
+
+
+def stuck(self, *rest):
+    for number, batch in enumerate(original(self, *rest), 1):
+        if number == {step}:
+            Path(sys.argv[sys.argv.index("--run") + 1]).with_name("gone").touch()
+            time.sleep(1000)
+        yield batch
+
+
+Program.placed = stuck
+from jaxtrain.cli import main
+
+main()
+"""
+FAILING = """
+from jaxtrain.runs.journal import Journal
+
+original = Journal.trained
+
+
+def failing(self, step, *rest):
+    original(self, step, *rest)
+    if step == {step}:
+        raise {error}
+
+
+Journal.trained = failing
+from jaxtrain.cli import main
+
+main()
+"""
+OTHER = """
+import importlib.metadata
+
+original = importlib.metadata.version
+importlib.metadata.version = lambda name: "0.10.1" if name == "jax" else original(name)
+from jaxtrain.cli import main
+
+main()
+"""
+
+
+def killed(step: int, during: str = "step", by: str = "SIGKILL") -> str:
+    """A program that sends itself a signal after `step` was trained, or while its save goes on."""
+    kind, method = {"step": ("Journal", "trained"), "save": ("Checkpoints", "save")}[during]
+    module = {"step": "journal", "save": "checkpoints"}[during]
+    return KILLED.format(kind=kind, method=method, module=module, step=step).replace("SIGKILL", by)
+
+
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def environment(devices: int = 1, process: int | None = None, processes: int = 1, port: int = 0) -> dict[str, str]:
@@ -50,23 +115,23 @@ def environment(devices: int = 1, process: int | None = None, processes: int = 1
     }
 
 
+def start(function: str, run: Path, *flags: str, program: str | None = None, **place: int) -> subprocess.Popen[str]:
+    """`jaxtrain train tests/tiny.py:function --run run` in a process, or another program with these arguments."""
+    how = ["-m", "jaxtrain"] if program is None else ["-c", program]
+    return subprocess.Popen(
+        [sys.executable, *how, "train", f"{HERE / 'tiny.py'}:{function}", "--run", str(run), *flags],
+        env=environment(**place),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def train(function: str, run: Path, *flags: str, devices: int = 1, processes: int = 1) -> str:
-    """`jaxtrain train tests/tiny.py:function --run run` in real processes; what the first one printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jaxtrain", "train", f"{HERE / 'tiny.py'}:{function}", "--run", str(run), *flags]
-    numbers = [None] if processes == 1 else list(range(processes))
-    started = [
-        subprocess.Popen(
-            command,
-            env=environment(devices, number, processes, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in numbers
-    ]
+    """The same in real processes, to the end; what the first one printed."""
+    port = free_port()
+    places = [{}] if processes == 1 else [dict(process=i, processes=processes, port=port) for i in range(processes)]
+    started = [start(function, run, *flags, devices=devices, **place) for place in places]
     printed = [process.communicate(timeout=240)[0] for process in started]
     assert [process.returncode for process in started] == [0] * processes, "\n".join(printed)
     return printed[0]
@@ -74,12 +139,9 @@ def train(function: str, run: Path, *flags: str, devices: int = 1, processes: in
 
 def train_killed(function: str, run: Path, step: int, during: str, devices: int = 1) -> None:
     """The same command, killed with -9 after `step` was trained, or while its save goes on."""
-    kind, method = {"step": ("Journal", "trained"), "save": ("Checkpoints", "save")}[during]
-    module = {"step": "journal", "save": "checkpoints"}[during]
-    program = KILLED.format(kind=kind, method=method, module=module, step=step)
-    command = [sys.executable, "-c", program, "train", f"{HERE / 'tiny.py'}:{function}", "--run", str(run)]
-    done = subprocess.run(command, env=environment(devices), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == -9, done.stderr
+    process = start(function, run, program=killed(step, during), devices=devices)
+    printed = process.communicate(timeout=240)[0]
+    assert process.returncode == -9, printed
 
 
 def losses(run: Path) -> dict[int, float]:

@@ -29,8 +29,10 @@ from jaxtrain.tasks import Classification
 
 @dataclass(frozen=True)
 class Texts(Source):
+    rows: int = 24
+
     def __len__(self):
-        return 24
+        return self.rows
 
     def __getitem__(self, index):
         return {"text": f"{('bad', 'good')[index % 2]} film {index}", "label": np.int32(index % 2)}
@@ -148,6 +150,7 @@ MISTAKES = {
     ),
     "a misspelled flag": ("train texts.py --task.model.widht 8", "Perhaps you meant: --task.model.width"),
     "a misspelled flag of a split": ("train texts.py --evals.tset.batch-size 8", "--evals.test.batch-size"),
+    "a misspelled flag of a class of the file": ("train texts.py --data.source.rosw 3", "--data.source.rows"),
     "a flag that is no flag": ("train texts.py extra", "Unrecognized options: extra"),
     "a word for a number": ("train texts.py --steps many", "--steps: invalid literal for int() with base 10: 'many'"),
     "a fraction for a whole number": ("train texts.py --steps 1.5", "--steps: invalid literal for int()"),

@@ -22,6 +22,8 @@ ROOMS = (
     "errors",
     "places",
     "values",
+    "launchers",
+    "meeting",
     "cluster",
     "layout",
     "metrics",
@@ -36,10 +38,12 @@ ROOMS = (
     "runs",
     "evaluate",
     "explain",
+    "launch",
     "verify",
     "databench",
     "train",
     "data_cli",
+    "launch_cli",
     "cli",
 )
 """From the ground up: a module imports from its own room and those before it."""

@@ -66,9 +66,7 @@ def test_a_killed_run_goes_on_with_the_same_batches_on_another_mesh_and_number_o
 def test_ctrl_c_saves_and_says_the_command_that_goes_on(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "jaxtrain", "train", f"{launch.HERE / 'tiny.py'}:data", "--run", str(run)]
-    program = launch.KILLED.format(module="journal", kind="Journal", method="trained", step=5).replace(
-        "SIGKILL", "SIGINT"
-    )
+    program = launch.killed(5, by="SIGINT")
     done = subprocess.run(
         [sys.executable, "-c", program, *command[3:]],
         env=launch.environment(2),
@@ -77,7 +75,7 @@ def test_ctrl_c_saves_and_says_the_command_that_goes_on(undisturbed: Path, tmp_p
         timeout=240,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 130, done.stderr
     assert (
         f"stopped after step 5 of 12; go on with:\njaxtrain train {launch.HERE / 'tiny.py'}:data --run {run}"
         in done.stdout

@@ -59,3 +59,8 @@ def fsdp() -> Experiment:
 def tensor() -> Experiment:
     """Tensor parallel."""
     return replace(main(), layout=Layout({"tensor": -1}))
+
+
+def both() -> Experiment:
+    """Data parallel and sharded, on four devices."""
+    return replace(main(), layout=Layout({"data": 2, "fsdp": 2}))

@@ -222,6 +222,11 @@ class Clock:
             raise ConfigError(f"the clock has no account {name!r}{nearest(name, self.NAMES)}")
         return span
 
+    @property
+    def phase(self) -> str:
+        """What is charged at the moment."""
+        return self._open[-1]
+
     def account(self) -> dict[str, float]:
         """Seconds by name until now, and their sum as "total"."""
         self._charge()

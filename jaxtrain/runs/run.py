@@ -120,8 +120,8 @@ def _check_same(folder: Path, before: Mapping[str, Any], experiment: Experiment)
 
 
 def _unfinished(folder: Path, origin: Origin | None) -> bool:
-    """Whether a folder is empty, or holds no more than `_write` leaves there when it is killed."""
-    left = {"environment.json", "data", *([origin.file.name] if origin else [])}
+    """Whether a folder is empty, or holds no more than a launcher's logs and what `_write` leaves when it is killed."""
+    left = {"environment.json", "data", "logs", *([origin.file.name] if origin else [])}
     return folder.is_dir() and all(path.name in left or path.suffix == ".tmp" for path in folder.iterdir())
 
 
