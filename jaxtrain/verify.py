@@ -300,9 +300,10 @@ def _culprits(asked: Counter[Any], program: Program) -> Iterator[str]:
     extra = {key: moved(key, mesh) * count for key, count in times.items()}
     for key, bytes in sorted(extra.items(), key=lambda item: -item[1])[:5]:
         if bytes * 10 >= max(extra.values()):
-            like = f", as large as {' or '.join(sizes[key[2]][:3])}" if key[2] in sizes else ""
+            lines = dict.fromkeys(_line(text, one) for one in found if one.key == key and one.frame)
+            like = "" if lines else f", as large as {' or '.join(sizes.get(key[2], ['no parameter'])[:3])}"
             yield f"{key[0]} over {key[1]} of {size(key[2])}{like}: {times[key]} a step more than asked for"
-            yield from dict.fromkeys(f"  {_line(text, one)}" for one in found if one.key == key and one.frame)
+            yield from (f"  {line}" for line in list(lines)[:4])
 
 
 def _sizes(program: Program) -> dict[int, list[str]]:
