@@ -113,12 +113,14 @@ class Block(nnx.Module):
         mixed = attention(q_BLHK, k_BLGK, v_BLGK, self.causal, segments_BL, self.config.attention)
         # Constrains the gradient too: else XLA runs the backward pass of attention split over positions.
         mixed_BLHK = shard(mixed, "batch", "sequence", "heads", None)
-        added = shard(self.attended(mixed_BLHK.reshape(B, L, -1)), "batch", "residual", None)
+        added = shard(
+            shard(self.attended(mixed_BLHK.reshape(B, L, -1)), "batch", "sequence", None), "batch", "residual", None
+        )
         x_BLD = x_BLD + dropout(added, rate, fold(keys_B, 0), order_L)
 
         h_BLD = shard(self.norm_mlp(x_BLD), "batch", "sequence", None)
         added_BLD, penalties = self.experts(h_BLD) if self.config.experts.count else (self._feed_forward(h_BLD), {})
-        added = shard(added_BLD, "batch", "residual", None)
+        added = shard(shard(added_BLD, "batch", "sequence", None), "batch", "residual", None)
         return x_BLD + dropout(added, rate, fold(keys_B, 1), order_L), penalties
 
     def _feed_forward(self, h_BLD: jax.Array) -> jax.Array:
