@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.errors import ConfigError
-from jaxtrain.layout import parts, split
+from jaxtrain.layout import island, parts, split
 
 Layers = Callable[[jax.Array, Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
 """From x, what else belongs to its rows, some layers' parameters and numbers to x and sums for each row."""
@@ -69,7 +69,7 @@ def pipeline(layers: Layers, rounds: int, params: Any, x: jax.Array, rows: Any) 
 def _stage(layers: Layers, axis: str, S: int, R: int, params: Any, x_GMA: jax.Array, rows_GMA: Any) -> Any:
     """What one stage does: part m enters at tick m, each stage passes it on, and stage 0 takes it back every round."""
     stage, C = jax.lax.axis_index(axis), jax.tree.leaves(params)[0].shape[1]
-    x_GMA = jax.lax.all_gather(x_GMA, axis, axis=1, tiled=True)
+    x_GMA = exchange(functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True), x_GMA)
     G, M, A = x_GMA.shape[:3]
 
     at = functools.partial(jax.lax.dynamic_index_in_dim, axis=1, keepdims=False)
@@ -95,4 +95,11 @@ def _stage(layers: Layers, axis: str, S: int, R: int, params: Any, x_GMA: jax.Ar
         return jax.lax.dynamic_slice_in_dim(ticks, stage, M * R).reshape(R, M, G, A).sum(0).swapaxes(0, 1)
 
     ended = jnp.where(stage == 0, x_GMA, 0), jax.tree.map(mine, sums)
-    return jax.tree.map(lambda a: jax.lax.psum_scatter(a, axis, scatter_dimension=1, tiled=True), ended)
+    scatter = functools.partial(jax.lax.psum_scatter, axis_name=axis, scatter_dimension=1, tiled=True)
+    return jax.tree.map(functools.partial(exchange, scatter), ended)
+
+
+def exchange(collective: Callable[[jax.Array], jax.Array], a_GMA: jax.Array) -> jax.Array:
+    """A collective of the parts that each device has; by XLA's own ways all would first be gathered over other axes."""
+    names = ("batch", None, None, "residual", None)[: a_GMA.ndim]
+    return island(lambda a: (collective(a),), [names], [names], a_GMA)[0]
