@@ -26,7 +26,7 @@ from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.errors import ConfigError
 from jaxtrain.experiment import Experiment, Keep
 from jaxtrain.explain import size
-from jaxtrain.layout import Layout, mesh_axes, path_name
+from jaxtrain.layout import mesh_axes, path_name
 from jaxtrain.models import Blocks, Model, NGrams, Precision, Transformer
 from jaxtrain.optimizers import Optimizer
 from jaxtrain.step import Program
@@ -121,7 +121,11 @@ def verify(experiment: Experiment, devices: Sequence[jax.Device], meshes: Sequen
     batches = list(small.data.epoch())
     alone = Program(small, devices[:1])
     lowered = alone.lower()
-    tried = [[mesh] for mesh in meshes] or candidates(small.layout, experiment.layout.mesh, count)
+    refused, tried = list[str](), [[mesh] for mesh in meshes]
+    if not meshes:
+        unfit = {axis: _unfit(small, axis, devices) for axis in _axes(small)}
+        refused = [f"  {why}" for why in unfit.values() if why]
+        tried = candidates([axis for axis, why in unfit.items() if not why], _own(experiment, count), count)
     width = max(len(named(mesh)) for options in tried for mesh in options)
     fitting = (_first_that_fits(small, options, devices) for options in tried)
     fitting = list(fitting) if meshes else fitting  # what was asked for is looked at before anything is trained
@@ -130,8 +134,9 @@ def verify(experiment: Experiment, devices: Sequence[jax.Device], meshes: Sequen
             raise ConfigError(found)
     reference = _trained(alone, alone, batches, lowered.compile(QUICKLY))
     titles = ("loss differs", "gradient differs", "collectives", "bytes/device", "of textbook", "")
-    print(f"\n{'mesh':{width}}  {'  '.join(titles)}".rstrip(), flush=True)
-    verdicts, refused = [], []
+    print(f"\n{len(tried)} meshes to try" if not meshes else "")
+    print(f"{'mesh':{width}}  {'  '.join(titles)}".rstrip(), flush=True)
+    verdicts = []
     for found in fitting:
         if isinstance(found, str):
             refused.append(f"  {found}")
@@ -173,17 +178,33 @@ def _sentence(count: int, wrong: Sequence[str]) -> str:
     return f"All {count} meshes train as one device does and send no more than the textbook asks for."
 
 
-def candidates(layout: Layout, own: Mesh, devices: int) -> list[list[Mesh]]:
+def _axes(experiment: Experiment) -> list[str]:
+    """The mesh axes that the layout's rules know."""
+    return list(dict.fromkeys(axis for rule in experiment.layout.rules.values() for axis in mesh_axes(rule)))
+
+
+def _unfit(experiment: Experiment, axis: str, devices: Sequence[jax.Device]) -> str:
+    """Why a mesh axis fits no mesh: why it does not fit as few devices as it may have; empty if it does."""
+    count = next(size for size in range(2, len(devices) + 1) if len(devices) % size == 0)
+    found = _first_that_fits(experiment, [{axis: count}], devices[:count])
+    return found if isinstance(found, str) else ""
+
+
+def _own(experiment: Experiment, devices: int) -> Mesh:
+    """The mesh of the experiment itself, if it fits these devices."""
+    with contextlib.suppress(ConfigError):
+        return experiment.layout.sizes(devices)
+    return {}
+
+
+def candidates(axes: Sequence[str], own: Mesh, devices: int) -> list[list[Mesh]]:
     """An experiment's own mesh, every axis, pair and triple of axes; each with the sizes it may have, best first."""
-    axes = list(dict.fromkeys(axis for rule in layout.rules.values() for axis in mesh_axes(rule)))
-    found: list[list[Mesh]] = []
+    found: list[list[Mesh]] = [[own]] if own else []
     for count in (1, 2, 3):
         if sizes := sorted(_factors(devices, count), key=max):
-            chosen = itertools.combinations(axes, count)
-            found += [[dict(zip(names, each, strict=True)) for each in sizes] for names in chosen]
-    with contextlib.suppress(ConfigError):  # where it does not fit these devices, others are still tried
-        mesh = replace(layout, mesh=own).sizes(devices)
-        found = [[mesh]] * bool(mesh) + [options for options in found if options != [mesh]]
+            for names in itertools.combinations(axes, count):
+                options: list[Mesh] = [dict(zip(names, each, strict=True)) for each in sizes]
+                found += [options] if options != [own] else []
     return found
 
 
@@ -279,9 +300,10 @@ def _culprits(asked: Counter[Any], program: Program) -> Iterator[str]:
     extra = {key: moved(key, mesh) * count for key, count in times.items()}
     for key, bytes in sorted(extra.items(), key=lambda item: -item[1])[:5]:
         if bytes * 10 >= max(extra.values()):
-            like = f", as large as {' or '.join(sizes[key[2]][:3])}" if key[2] in sizes else ""
+            lines = dict.fromkeys(_line(text, one) for one in found if one.key == key and one.frame)
+            like = "" if lines else f", as large as {' or '.join(sizes.get(key[2], ['no parameter'])[:3])}"
             yield f"{key[0]} over {key[1]} of {size(key[2])}{like}: {times[key]} a step more than asked for"
-            yield from dict.fromkeys(f"  {_line(text, one)}" for one in found if one.key == key and one.frame)
+            yield from (f"  {line}" for line in list(lines)[:4])
 
 
 def _sizes(program: Program) -> dict[int, list[str]]:

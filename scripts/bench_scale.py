@@ -1,11 +1,12 @@
-"""Measures what it costs to grow: `python scripts/bench_scale.py [optimal] [compile]`; both by default.
+"""Measures what it costs to grow: `python scripts/bench_scale.py [optimal] [bubble] [compile]`; all three by default.
 
     uv run --with 'libtpu==0.0.42.*' python scripts/bench_scale.py optimal-tpu                       # v5e:2x4, v5p:2x2x2
     uv run --with 'libtpu==0.0.42.*' python scripts/bench_scale.py optimal-tpu v6e:2x4 --mesh "data 2 tensor 4"
 
 `optimal` compares the bytes that a compiled step moves with the textbook's, on eight simulated devices; `optimal-tpu`
 does the same for TPU slices of eight chips, none of which need be there: the compiler comes with libtpu (200 MB; 0.0.42
-is that of jax 0.10.2) and takes one to three minutes a mesh. `compile` is how compiling grows with the mesh.
+is that of jax 0.10.2) and takes one to three minutes a mesh. `bubble` is the part of the time that the stages of a
+pipeline wait, and `compile` how compiling grows with the mesh.
 """
 
 import os
@@ -86,12 +87,17 @@ TPU = {
 
 
 def experiment(
-    layout: Layout, blocks: Blocks = SMALL, vocab: int = 512, length: int = 24, rows: int = 16, microbatches: int = 1
+    layout: Layout,
+    blocks: Blocks = SMALL,
+    vocab: int = 512,
+    length: int = 24,
+    rows: int = 16,
+    microbatches: int | None = None,
 ) -> Experiment:
     """A language model on nothing in particular, with experts and as many microbatches as stages where a mesh has such."""
     if "expert" in layout.mesh:
         blocks = replace(blocks, experts=Experts(count=8))
-    microbatches = layout.mesh.get("stage", microbatches)
+    microbatches = microbatches or layout.mesh.get("stage", 1)
     tokens = Arrays({"tokens": np.zeros((rows, length + 1), np.int32)})
     return Experiment(
         task=LanguageModel(model=Transformer(vocab=vocab, blocks=blocks)),
@@ -162,6 +168,31 @@ def optimal_tpu(topologies: Sequence[str], meshes: Sequence[str]) -> None:
                 print(f"{'':26} compiled in {time.monotonic() - started:.0f} s")
 
 
+def bubble() -> None:
+    """The part of a pipeline's work that is of nothing, counted in the compiled step, beside the formula.
+
+    Each block that a stage runs all-reduces over `tensor` twice in the forward pass: so many run, and so many have to.
+    """
+    print("waiting of pipeline stages: turns of a block on a stage, needed and run in a pass; aim: the formula's")
+    print(
+        f"{'stages':>6} {'rounds':>6} {'parts':>6} {'ticks':>6} {'needed':>6} {'run':>6} {'waits':>7} {'formula':>7}  met"
+    )
+    blocks = replace(SMALL, layers=8)
+    for stages, rounds, parts in ((2, 1, 2), (2, 1, 8), (4, 1, 4), (4, 1, 8), (4, 1, 16), (4, 2, 4), (4, 2, 8)):
+        layout = Layout({"tensor": 8 // stages, "stage": stages})
+        program = Program(experiment(layout, replace(blocks, rounds=rounds), microbatches=parts), jax.devices()[:8])
+        found = collectives(program.lower().compile().as_text() or "", program.mesh.shape)
+        (ticks,) = {one.times for one in found if one.kind == "collective-permute"}
+        forward = (one for one in found if one.axes == ("tensor",) and one.times > 1 and "transpose" not in one.where)
+        run, needed = sum(one.times for one in forward) // 2, parts * blocks.layers // stages
+        waits, formula = 1 - needed / run, (stages - 1) / (parts * rounds + stages - 1)
+        met = "yes" if abs(waits - formula) < 1e-9 else "MISSED"
+        print(
+            f"{stages:6} {rounds:6} {parts:6} {ticks:6} {needed:6} {run:6} {waits:7.1%} {formula:7.1%}  {met}",
+            flush=True,
+        )
+
+
 def compiling() -> None:
     """CPU seconds to trace and compile one step, for 8 and for 256 simulated devices, each in a process of its own."""
     print(f"CPU seconds to compile a step: for 256 devices over 8: aim ≤ {TIMES}, least of two rounds")
@@ -198,8 +229,9 @@ def main(*words: str) -> None:
     sections = words[: len(words) - len(meshes) - bool(meshes)]
     if sections[:1] == ("optimal-tpu",):
         return optimal_tpu(sections[1:], meshes)
-    for section in sections or ("optimal", "compile"):
-        optimal(meshes) if section == "optimal" else compiling()
+    run = {"optimal": lambda: optimal(meshes), "bubble": bubble, "compile": compiling}
+    for section in sections or run:
+        run[section]()
     return None
 
 
