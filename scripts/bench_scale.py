@@ -61,8 +61,9 @@ MORE: tuple[Layout, ...] = (
 """Meshes on which they are not."""
 GROWING: tuple[Layout, ...] = (
     Layout({"data": -1}),
-    Layout({"fsdp": -1}),
+    Layout({"data": -1, "fsdp": 8}),
     Layout({"data": -1, "fsdp": 4, "tensor": 2}),
+    Layout({"data": -1, "stage": 4}),
 )
 
 SMALL = Blocks(width=64, layers=4, heads=8, mlp=192)
