@@ -10,9 +10,10 @@ from typing import Any
 import jax
 
 from jaxtrain.experiment import Experiment
+from jaxtrain.fitting import check_used
 from jaxtrain.layout import Layout, mesh_axes, path_name
 from jaxtrain.models.pipeline import bubble
-from jaxtrain.step import abstract_state, check_used
+from jaxtrain.step import abstract_state
 
 
 def explain(experiment: Experiment, devices: int) -> str:

@@ -4,7 +4,7 @@ Not here: any loop, file or clock. In a notebook `init_state` and `train_step` n
 """
 
 import functools
-from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +16,11 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.data.pipeline import Pipeline
-from jaxtrain.errors import ConfigError
 from jaxtrain.experiment import Experiment
-from jaxtrain.layout import Layout, local_rows, mesh_axes, plain, put_rows
+from jaxtrain.fitting import check_sizes, check_used
+from jaxtrain.layout import local_rows, plain, put_rows
 from jaxtrain.metrics import Mean
 from jaxtrain.models.base import Params
-from jaxtrain.models.pipeline import fits
 from jaxtrain.optimizers import averaged
 from jaxtrain.tasks.base import Batch, Task
 
@@ -147,7 +146,7 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh) -> TrainSt
 
         return jax.tree_util.tree_map_with_path(one, tree)
 
-    _check(experiment, sizes)
+    check_sizes(experiment, sizes)
     return replace(place(shapes), params=place(shapes.params), opt_state=place(shapes.opt_state, kept=True))
 
 
@@ -229,45 +228,3 @@ class Program:
 def fetched(state: TrainState) -> TrainState:
     """The same, with all that the optimizer keeps in the memory of the devices."""
     return replace(state, opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device))
-
-
-def _check(experiment: Experiment, sizes: Mapping[str, int]) -> None:
-    """Raises ConfigError for what would fail only later, or never be noticed: batches, microbatches."""
-    layout, data = experiment.layout, experiment.data
-    count, parts, stages, groups = experiment.microbatches, sizes.get("data", 1), *layout.stages(sizes)
-    for where, pipeline in {"": data, **{f"evals.{split}: ": data for split, data in experiment.evals.items()}}.items():
-        what = f"{where}a batch of {pipeline.batch_size}"
-        layout.spec(("batch",), sizes, (pipeline.batch_size,), what)
-        if stages > 1:
-            fits(pipeline.batch_size, count, stages, groups, what)
-    kinds = {name: x.dtype for name, x in data.example().items()}
-    for split, pipeline in experiment.evals.items():
-        if (found := {name: x.dtype for name, x in pipeline.example().items()}) != kinds:
-            raise ConfigError(f"evals.{split}: its batches hold {_words(found)}, but those trained on {_words(kinds)}")
-    # An index past the end of a table reads its last row, and nothing would be noticed.
-    rows, tokens = getattr(experiment.task.model, "vocab", None), data.source.vocab
-    if rows is not None and tokens is not None and rows < tokens:
-        raise ConfigError(
-            f"task.model.vocab: {rows} is less than the {tokens:,} tokens of the data: set it to {tokens}"
-        )
-    if data.batch_size % (count * parts):
-        rows = f"a batch of {data.batch_size}" + (f" on data={parts}" if parts > 1 else "")
-        raise ConfigError(f"microbatches: {count} do not divide {rows}")
-
-
-def check_used(layout: Layout, state: TrainState, used: Set[str]) -> None:
-    """Raises ConfigError for a mesh axis that is for more than rows and splits no more; `used` split activations."""
-    leaves = jax.tree.leaves(state)
-    sizes = leaves[0].sharding.mesh.shape
-    split = {axis for leaf in leaves for entry in leaf.sharding.spec for axis in mesh_axes(entry)}
-    for axis, size in sizes.items():
-        names = [name for name, rule in layout.rules.items() if axis in mesh_axes(rule) and name != "batch"]
-        if size > 1 and names and axis not in split | used:
-            raise ConfigError(
-                f"layout.mesh: axis {axis!r} = {size} splits {', '.join(names)}, but no array of this experiment has "
-                f"such an axis: leave it out{' or say data' if axis in mesh_axes(layout.rules['batch']) else ''}"
-            )
-
-
-def _words(kinds: Mapping[str, np.dtype]) -> str:
-    return ", ".join(f"{name} {dtype}" for name, dtype in kinds.items())

@@ -112,7 +112,7 @@ def rows() -> Iterator[Row]:
     size += lines(functions(PACKAGE / "cli.py")["_given"])
     yield Row("lines of config language (JSON and flags)", str(size), "≤ 150", size <= 150)
     size = count("")
-    yield Row("lines of the library", f"{size:,}", "≤ 9,999", size <= 9999)
+    yield Row("lines of the library", f"{size:,}", "≤ 12,000", size <= 12_000)
     yield Row("largest file, lines", _largest(), "", None)
     yield Row("files for a new parallelism", "0: a value of Layout", "0", None)
     yield Row("files for a new model or data set", "1, and its experiment", "1", None)

@@ -178,7 +178,7 @@ MISTAKES = {
         "train texts.py --layout.mesh tensor 8 --task.model.buckets 20",
         "params/table/table: axis 'vocab' has 20 entries, which the mesh axes tensor=8 do not divide",
     ),
-    "an unused mesh axis": ("train texts.py:unused", "axis 'tensor' = 8 splits no parameter and no batch"),
+    "an unused mesh axis": ("train texts.py:unused", "axis 'tensor' = 8 splits heads, kv_heads, mlp, but no array"),
     "a batch that does not divide": (
         "train texts.py --layout.mesh data 8 --data.batch-size 12",
         "a batch of 12: axis 'batch' has 12 entries, which the mesh axes data=8 do not divide",

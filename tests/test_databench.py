@@ -97,7 +97,7 @@ def test_one_after_another_takes_the_sum_and_overlapped_the_larger():
     assert found.seconds("read") >= 4 * 0.002
     assert found.sequential.seconds >= 0.028
     assert found.sequential.wait > 0.2
-    assert found.compute >= 0.02
+    assert round(found.compute, 6) >= 0.02  # a difference of two readings of the clock
     assert found.overlapped.seconds < 0.9 * found.sequential.seconds
     assert not found.shared
     assert "a sleep of 20 ms, which stands for an accelerator" in str(found)

@@ -107,3 +107,18 @@ def test_tables_line_up_and_sizes_are_readable():
     assert [size(count) for count in (0, 1023, 1536, 5 * 2**20, 2**30, 3 * 2**50)] == [
         "0 B", "1023 B", "1.5 KiB", "5 MiB", "1 GiB", "3072 TiB"
     ]  # fmt: skip
+
+
+def test_a_pipeline_says_how_long_each_device_waits_and_an_offloaded_optimizer_where_it_is():
+    deep = replace(EXPERIMENT, layout=Layout({"data": -1, "stage": 2}, offload=True), microbatches=4)
+    head, rows, _ = parts(deep, 16)
+    assert head.splitlines() == [
+        "16 devices: data 8 × stage 2",
+        "pipeline: 2 stages, 1 round, 4 microbatches: each device waits for 20.0% of the time",
+        "the optimizer's state is in the memory of the host",
+    ]
+    assert rows["blocks/block/up/kernel"][3] == "P(stage, None, None)"
+    with pytest.raises(
+        ConfigError, match="'expert' = 2 splits expert, but no array of this experiment has such an axis"
+    ):
+        explain(replace(EXPERIMENT, layout=Layout({"data": -1, "expert": 2})), 16)

@@ -32,6 +32,7 @@ ROOMS = (
     "optimizers",
     "data",
     "experiment",
+    "fitting",
     "loading",
     "step",
     "collectives",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -197,6 +198,12 @@ def refused(name: str, layout: Layout, microbatches: int = 1) -> str:
 def test_what_does_not_fit_is_refused_and_named(name, layout, microbatches, words):
     said = refused(name, layout, microbatches)
     assert all(word in said for word in words), said
+
+
+def test_an_evaluation_that_cannot_be_cut_into_the_parts_of_a_pipeline_is_refused_before_training():
+    one = test_layouts.experiment("lm", Layout({"stage": 2}), 4)
+    with pytest.raises(ConfigError, match=r"microbatches: evals.validation: a batch of 6 cannot be cut into 4 equal"):
+        Program(replace(one, evals={"validation": replace(one.data, batch_size=6)}), jax.devices()[:2])
 
 
 def test_experts_that_the_mesh_does_not_divide_and_a_sequence_that_cannot_be_cut_are_named():

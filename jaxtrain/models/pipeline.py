@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.errors import ConfigError
-from jaxtrain.layout import parts, split
+from jaxtrain.layout import island, parts, split
 
 Layers = Callable[[jax.Array, Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
 """From x, what else belongs to its rows, some layers' parameters and numbers to x and sums for each row."""
@@ -58,45 +58,18 @@ def pipeline(layers: Layers, rounds: int, params: Any, x: jax.Array, rows: Any) 
     cut = functools.partial(jax.tree.map, lambda a: a.reshape(groups, parts(), -1, *a.shape[1:]))
     run = jax.shard_map(
         functools.partial(_stage, layers, axis, stages, rounds),
-        in_specs=(P(None, axis), P(axis, data), P(data)),
-        out_specs=P(axis, data),
+        in_specs=(P(None, axis), P(data, axis), P(data)),
+        out_specs=P(data, axis),
         axis_names={axis, "data"} if data else {axis},
         check_vma=False,
     )
-    return _exchanged(axis, tuple(others), lambda x: run(params, x, cut(rows)), x)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), run(params, cut(x), cut(rows)))
 
 
-def _exchanged(axis: str, others: tuple[str, ...], run: Callable[[Any], Any], x: jax.Array) -> Any:
-    """`run` of all parts, of which every stage gets a copy of its own, and the sum of what the stages return.
-
-    Manual over all axes that split `x`: left to XLA, the others would be gathered before the parts are.
-    """
-    residual = tuple(split("residual")) or None
-    rows, M = tuple(split("batch")), parts()
-
-    def mapped(function: Callable[[jax.Array], jax.Array], a: jax.Array, returned: bool) -> jax.Array:
-        inner = (residual, None)[: a.ndim - (4 if returned else 1)]
-        flat, staged = P(rows, *inner), P(axis, others or None, None, None, *inner)
-        given, made = (staged, flat) if returned else (flat, staged)
-        names = {axis, *others, *(residual or ())}
-        return jax.shard_map(function, in_specs=given, out_specs=made, axis_names=names, check_vma=False)(a)
-
-    def gather(a: jax.Array) -> jax.Array:
-        own = a.reshape(M // jax.lax.axis_size(axis), -1, *a.shape[1:])
-        return jax.lax.all_gather(own, axis, tiled=True)[None, None]
-
-    def scatter(a_SGMA: jax.Array) -> jax.Array:
-        own = jax.lax.psum_scatter(a_SGMA[0, 0], axis, tiled=True)
-        return own.reshape(-1, *own.shape[2:])
-
-    ended = run(mapped(gather, x, returned=False))
-    return jax.tree.map(lambda a: mapped(scatter, a, returned=True), ended)
-
-
-def _stage(layers: Layers, axis: str, S: int, R: int, params: Any, x_SGMA: jax.Array, rows_GMA: Any) -> Any:
+def _stage(layers: Layers, axis: str, S: int, R: int, params: Any, x_GMA: jax.Array, rows_GMA: Any) -> Any:
     """What one stage does: part m enters at tick m, each stage passes it on, and stage 0 takes it back every round."""
     stage, C = jax.lax.axis_index(axis), jax.tree.leaves(params)[0].shape[1]
-    x_GMA = x_SGMA[0]
+    x_GMA = exchange(functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True), x_GMA)
     G, M, A = x_GMA.shape[:3]
 
     at = functools.partial(jax.lax.dynamic_index_in_dim, axis=1, keepdims=False)
@@ -122,4 +95,11 @@ def _stage(layers: Layers, axis: str, S: int, R: int, params: Any, x_SGMA: jax.A
         return jax.lax.dynamic_slice_in_dim(ticks, stage, M * R).reshape(R, M, G, A).sum(0).swapaxes(0, 1)
 
     ended = jnp.where(stage == 0, x_GMA, 0), jax.tree.map(mine, sums)
-    return jax.tree.map(lambda a: a[None], ended)
+    scatter = functools.partial(jax.lax.psum_scatter, axis_name=axis, scatter_dimension=1, tiled=True)
+    return jax.tree.map(functools.partial(exchange, scatter), ended)
+
+
+def exchange(collective: Callable[[jax.Array], jax.Array], a_GMA: jax.Array) -> jax.Array:
+    """A collective of the parts that each device has; by XLA's own ways all would first be gathered over other axes."""
+    names = ("batch", None, None, "residual", None)[: a_GMA.ndim]
+    return island(lambda a: (collective(a),), [names], [names], a_GMA)[0]

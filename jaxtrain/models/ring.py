@@ -53,7 +53,7 @@ def unzigzag(x_BLD: jax.Array) -> jax.Array:
             sent.append(jax.lax.ppermute(chunk_BCD, axes, [(i, number // 2) for i, number in enumerate(numbers)]))
         return jnp.concatenate(sent, axis=1)
 
-    # Over the other axes XLA sees to it: in an island the gradients of what `tensor` does not split would be summed again.
+    # The other axes are XLA's: an island would sum gradients over `tensor`, which splits nothing here, once more.
     spec = P(None, axes)
     return jax.shard_map(local, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)(x_BLD)
 
