@@ -346,9 +346,9 @@ FORMULAS: tuple[Callable[[Step], Counter[Key]], ...] = (
 def moved(key: Key, mesh: Mapping[str, int]) -> float:
     """Bytes that each device sends for one such array, around a ring."""
     kind, axes, size = key
-    devices = math.prod(mesh[axis] for axis in axes.split("×") if axis)
+    devices = math.prod(mesh[axis] for axis in axes.split("×"))
     if kind in ("collective-permute", "collective-broadcast"):
-        return size if devices > 1 else 0
+        return size
     return (2 if kind == "all-reduce" else 1) * size * (devices - 1) / devices
 
 
@@ -402,7 +402,8 @@ def collectives(text: str, mesh: Mapping[str, int], ignored: int = IGNORED) -> l
             bodies[name].append(line.strip())
     if not entry:
         raise ValueError("no ENTRY computation in this text: it is not that of a compiled program")
-    return [found for found in _walk(bodies, entry, 1, mesh, set()) if found.bytes >= ignored]
+    # Without an axis a device sends to itself.
+    return [found for found in _walk(bodies, entry, 1, mesh, set()) if found.bytes >= ignored and found.axes]
 
 
 def counted(found: Iterable[Collective]) -> Counter[Key]:

@@ -297,14 +297,17 @@ def island(function: Callable[..., Any], given: Sequence[Names], returned: Seque
 
     It returns a tuple, whose arrays have the axes `returned`, each with the sizes that the names have in `arrays`.
     """
-    if not (sizes := _sizes()):
+    if not _sizes():
         return function(*arrays)
     lengths = {name: n for axes, x in zip(given, arrays, strict=True) for name, n in zip(axes, x.shape, strict=True)}
     outputs = tuple(_spec(axes, [lengths[name] for name in axes]) for axes in returned)
     inputs = tuple(_spec(axes, x.shape) for axes, x in zip(given, arrays, strict=True))
+    # Axes that split none of them are left to XLA: gradients would be summed over those once more.
+    names = {axis for spec in (*inputs, *outputs) for entry in spec for axis in mesh_axes(entry)}
+    if not names:
+        return function(*arrays)
     # With check_vma the sums over devices of gradients that repeat in a loop around would be put inside the loop.
-    mapped = jax.shard_map(function, in_specs=inputs, out_specs=outputs, axis_names=set(sizes), check_vma=False)
-    return mapped(*arrays)
+    return jax.shard_map(function, in_specs=inputs, out_specs=outputs, axis_names=names, check_vma=False)(*arrays)
 
 
 def platform() -> str:

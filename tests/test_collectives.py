@@ -16,7 +16,7 @@ scripts = load_code(Path(__file__).parents[1] / "scripts" / "bench_scale.py")
 DEFAULT = ("data 8", "fsdp 8", "tensor 8", "data 2 fsdp 2 tensor 2", "fsdp 4 sequence 2")
 
 
-def sent(layout: Layout, microbatches: int = 1):
+def sent(layout: Layout, microbatches: int | None = None):
     program = Program(scripts.experiment(layout, microbatches=microbatches))
     text = program.lower().compile(compiler_options=FAST).as_text()
     assert text is not None

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from jaxtrain.errors import ConfigError
 from jaxtrain.layout import island, split
@@ -44,18 +43,17 @@ def unzigzag(x_BLD: jax.Array) -> jax.Array:
     """Activations with their positions in their own order again; each device sends its two chunks where they belong."""
     axes, n = _ring()
 
-    def local(x_BLD: jax.Array) -> jax.Array:
+    def local(x_BLD: jax.Array) -> tuple[jax.Array]:
         first_BCD, second_BCD = jnp.split(x_BLD, 2, axis=1)
         sent = []
         for odd in (0, 1):  # of its two chunks each device has one with an even number and one with an odd one
             numbers = [i if i % 2 == odd else 2 * n - 1 - i for i in range(n)]
             chunk_BCD = jnp.where(jax.lax.axis_index(axes) % 2 == odd, first_BCD, second_BCD)
             sent.append(jax.lax.ppermute(chunk_BCD, axes, [(i, number // 2) for i, number in enumerate(numbers)]))
-        return jnp.concatenate(sent, axis=1)
+        return (jnp.concatenate(sent, axis=1),)
 
-    # The other axes are XLA's: an island would sum gradients over `tensor`, which splits nothing here, once more.
-    spec = P(None, axes)
-    return jax.shard_map(local, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)(x_BLD)
+    names = ("batch", "sequence", None)
+    return island(local, [names], [names], x_BLD)[0]
 
 
 def ring_attention(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array, segments_BL: jax.Array | None) -> jax.Array:

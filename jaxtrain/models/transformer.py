@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from jaxtrain.errors import ConfigError
-from jaxtrain.layout import shard
+from jaxtrain.layout import shard, split
 from jaxtrain.models.attention import Attention, attention, choose
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.experts import Experts, ExpertsModule
@@ -113,19 +113,23 @@ class Block(nnx.Module):
         mixed = attention(q_BLHK, k_BLGK, v_BLGK, self.causal, segments_BL, self.config.attention)
         # Constrains the gradient too: else XLA runs the backward pass of attention split over positions.
         mixed_BLHK = shard(mixed, "batch", "sequence", "heads", None)
-        added = shard(
-            shard(self.attended(mixed_BLHK.reshape(B, L, -1)), "batch", "sequence", None), "batch", "residual", None
-        )
+        added = _residual(self.attended(mixed_BLHK.reshape(B, L, -1)))
         x_BLD = x_BLD + dropout(added, rate, fold(keys_B, 0), order_L)
 
         h_BLD = shard(self.norm_mlp(x_BLD), "batch", "sequence", None)
         added_BLD, penalties = self.experts(h_BLD) if self.config.experts.count else (self._feed_forward(h_BLD), {})
-        added = shard(shard(added_BLD, "batch", "sequence", None), "batch", "residual", None)
+        added = _residual(added_BLD)
         return x_BLD + dropout(added, rate, fold(keys_B, 1), order_L), penalties
 
     def _feed_forward(self, h_BLD: jax.Array) -> jax.Array:
         h_BLM = shard(jax.nn.silu(self.gate(h_BLD)) * self.up(h_BLD), "batch", "sequence", "mlp")
         return self.down(h_BLM)
+
+
+def _residual(x_BLD: jax.Array) -> jax.Array:
+    # Sums over `mlp` and `heads` come before the split by position where another axis has split positions already:
+    # asked for both at once, XLA gathers them.
+    return shard(shard(x_BLD, "batch", "sequence", None) if split("sequence") else x_BLD, "batch", "residual", None)
 
 
 @dataclass(frozen=True, kw_only=True)
