@@ -4,6 +4,7 @@ Every array counts by itself, also where XLA sends several at once. Its bytes ar
 device: before a reduction, after a gathering. Not here: which meshes to try, and any running.
 """
 
+import functools
 import json
 import math
 import re
@@ -109,9 +110,8 @@ class Step:
     @property
     def turns(self) -> int:
         """How many blocks a device goes through in a pass."""
-        blocks = self.blocks or Blocks()
-        rounds = blocks.rounds if self.stages else 1
-        return self.ticks * blocks.layers // (self.over(self.stages) * rounds)
+        layers, rounds = (self.blocks.layers, self.blocks.rounds) if self.blocks else (0, 1)
+        return self.ticks * layers // (self.over(self.stages) * rounds) if self.stages else layers
 
     @property
     def inside(self) -> int:
@@ -158,8 +158,8 @@ def describe(experiment: Experiment, mesh: Mesh | AbstractMesh, accelerator: boo
         length=math.prod(inputs.shape[1:-1]) // model.patch**2 if isinstance(model, ViT) else inputs.shape[-1],
         batch=experiment.data.batch_size // math.prod(sizes[axis] for axis in split("batch")),
         microbatches=experiment.microbatches,
-        lookups=sum(leaf.axes[0] == "vocab" for leaf in leaves.values()),
-        scores=0 if pooled else tied + sum(leaf.axes[-1] == "vocab" for leaf in leaves.values()),
+        lookups=sum(leaf.axes[:1] == ("vocab",) for leaf in leaves.values()),
+        scores=0 if pooled else tied + sum(leaf.axes[-1:] == ("vocab",) for leaf in leaves.values()),
         accelerator=accelerator,
     )
     return replace(step, parameters=tuple(_parameter(path, leaf, step, layout, tied) for path, leaf in leaves.items()))
@@ -179,9 +179,9 @@ def _parameter(path: str, leaf: Named, step: Step, layout: Layout, tied: bool) -
     summed = step.rows + step.along + (step.residual if "norm" in leaf.axes else ())
     return Parameter(
         path,
-        turns=step.turns if stacked else 0,
+        turns=(step.turns if step.blocks else math.prod(stacked)) if stacked else 0,
         stacked=math.prod(stacked) // step.over(step.stages if stacked else ()),
-        uses=1 + (tied and leaf.axes[0] == "vocab"),
+        uses=1 + (tied and leaf.axes[:1] == ("vocab",)),
         size=entries * leaf.value.dtype.itemsize,
         sent=entries * (step.itemsize if path.endswith("kernel") or tied else leaf.value.dtype.itemsize),
         gathered=gathered,
@@ -461,10 +461,12 @@ def _walk(
         elif ring := re.search(r"body=%?(\S*windowed_dot_general_body_(ag|rs)[^ ,]*)", rest):
             yield _ring(bodies[ring[1]], ring[2], times, mesh)
         elif not kind.endswith("-done"):
-            inner = times * (_trips(bodies, rest) if kind == "while" else 1)
+            trips = functools.partial(_trips, bodies, rest) if kind == "while" else lambda: 1
             for called in _CALLED.findall(rest):
                 for other in called.replace("%", "").split(", "):
-                    yield from _walk(bodies, other, inner, mesh, seen)
+                    yield from (
+                        replace(found, times=found.times * trips()) for found in _walk(bodies, other, times, mesh, seen)
+                    )
 
 
 def _read(

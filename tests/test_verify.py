@@ -131,9 +131,9 @@ def test_a_program_without_source_lines_has_none():
 
 
 def test_an_experiments_own_mesh_and_all_single_axes_pairs_and_triples_are_tried():
-    tried = candidates(["data", "fsdp", "tensor"], {"tensor": 4, "data": 2}, 8)
+    tried = candidates(["data", "fsdp", "tensor"], {"tensor": 2, "data": 4}, 8)
     assert [options[0] for options in tried] == [
-        {"tensor": 4, "data": 2},
+        {"tensor": 2, "data": 4},
         {"data": 8},
         {"fsdp": 8},
         {"tensor": 8},
