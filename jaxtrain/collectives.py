@@ -211,7 +211,7 @@ def _over_data(step: Step) -> Counter[Key]:
         if one.turns:
             for axes in _summed(step, inside):
                 found[_key(kind, axes, one.sent // parts)] += one.turns
-            if inside != one.reduced:  # in a pipeline once, after the last tick: what the ticks have added up
+            if inside != one.reduced:  # in a pipeline the sum of all ticks, in the parameter's dtype, once
                 found[_key(kind, ["data"], one.size * one.stacked // parts)] += 1
         elif one.reduced:
             axes = tuple(axis for axis in step.mesh if axis in one.gathered + one.reduced)
