@@ -60,6 +60,8 @@ GROWING: tuple[Layout, ...] = (
     Layout({"data": -1, "fsdp": 8}),
     Layout({"data": -1, "fsdp": 4, "tensor": 2}),
     Layout({"data": -1, "stage": 4}),
+    Layout({"data": -1, "expert": 4}),
+    Layout({"data": -1, "context": 4}),
 )
 
 SMALL = Blocks(width=64, layers=4, heads=8, mlp=192)
