@@ -260,7 +260,7 @@ GCLOUD = """#!/usr/bin/env bash
 for word in "$@"; do [[ $word == --command=* ]] && command=${word#--command=}; [[ $word == --worker=* ]] && only=${word#--worker=}; done
 for worker in 0 1; do
     [[ $only == all || $only == "$worker" ]] || continue
-    (cd "$(dirname "$0")" && HOSTNAME=w-$worker WORKER=$worker bash -c "${command//\\/tmp\\//$PWD\\/w-$worker-}")
+    (cd "$(dirname "$0")" && HOSTNAME=w-$worker WORKER=$worker bash -c "${command//\\/tmp\\/jaxtrain/$PWD\\/w-$worker-jaxtrain}")
 done
 """
 
