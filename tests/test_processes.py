@@ -45,7 +45,7 @@ def together(function: str, run: Path, programs: Sequence[str | None]) -> tuple[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", ["data", "tensor"])
+@pytest.mark.parametrize("function", ["tensor"])
 def test_two_processes_give_the_losses_of_one(alone: Path, tmp_path: Path, function: str) -> None:
     run = tmp_path / "run"
     printed = launch.train(function, run, processes=2)
