@@ -401,7 +401,7 @@ def _small_blocks(blocks: Blocks, devices: int) -> Blocks:
         layers=_smaller(blocks.layers, 2 * blocks.rounds, devices * blocks.rounds),
         experts=replace(experts, width=experts.width and _smaller(experts.width, width, devices)),
         mlp=_smaller(blocks.hidden, 2 * width, devices),
-        attention="auto" if blocks.attention == "cudnn" else blocks.attention,
+        attention="auto" if blocks.attention in ("cudnn", "ring") else blocks.attention,
         precision=Precision(),
     )
 

@@ -195,6 +195,7 @@ def same(name: str, layout: Layout, microbatches: int = 1) -> None:
     [
         ("deep", Layout({"stage": 4}), 4),
         slow("rounds", Layout({"stage": 2}), 4),
+        slow("deep", Layout({"expert": 2, "stage": 2}, {**RULES, "layers": ("expert", "stage")}), 4),
         slow("rounds", Layout({"data": 4, "stage": 2}), 2),
         slow("lm", Layout({"data": 2, "stage": 2, "tensor": 2}), 4),
         slow("lm", Layout({"data": 2, "stage": 2, "context": 2}), 2),

@@ -98,6 +98,14 @@ def test_a_mesh_that_is_asked_for_and_does_not_fit_is_refused_and_named():
         verify(tiny.main(), jax.devices(), [{"tensor": 8}])
 
 
+def test_what_only_some_meshes_or_devices_can_do_is_left_to_be_chosen():
+    for attention in ("ring", "cudnn"):
+        whole = with_model(Transformer)
+        model = Transformer(vocab=64, blocks=Blocks(width=32, heads=4, attention=attention))
+        small = shrink(replace(whole, task=replace(whole.task, model=model)), 8)
+        assert small.task.model.blocks.attention == "auto"
+
+
 def test_what_is_made_small_divides_as_before():
     blocks = Blocks(width=768, layers=12, heads=12, kv_heads=4, mlp=2048)
     whole = with_model(Transformer)

@@ -18,6 +18,10 @@ import tyro
 from jaxtrain.errors import ConfigError
 from jaxtrain.experiment import Experiment
 from jaxtrain.explain import explain
+from jaxtrain.meeting import EARLY
+
+AGAIN = f"code == {EARLY} || code > 128 && code != 130"
+"""When a training is started again, in the words of a shell: it stopped early or was killed, but not by Ctrl-C."""
 
 
 @dataclass(frozen=True, kw_only=True)

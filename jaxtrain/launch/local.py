@@ -16,6 +16,7 @@ from typing import Literal, Self
 
 from jaxtrain.errors import ConfigError
 from jaxtrain.launch.job import Job
+from jaxtrain.meeting import EARLY
 
 GRACE = 10.0
 """Seconds that the other processes have to end once one has failed."""
@@ -71,7 +72,7 @@ def run(job: Local) -> int:
     with _Signals() as signals:
         for start in range(job.restarts + 1):
             code = _once(job, [logs / f"process-{number}.log" for number in range(job.processes)], signals)
-            if signals.heard or not (code == 75 or code > 128) or start == job.restarts:
+            if signals.heard or not (code == EARLY or code > 128) or start == job.restarts:
                 return code
             print(f"jaxtrain: exit code {code}, so it is started again", file=sys.stderr)
     return code

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxtrain.launch.job import Written
+from jaxtrain.launch.job import AGAIN, Written
 
 TASK = 'trap : USR1 TERM; "$@"; code=$?; case $code in 1 | 2) code=$((code + 200)) ;; 75) sleep 5 ;; esac; exit $code'
 
@@ -20,7 +20,7 @@ srun {options} bash -c "$task" task \\
     {command}
 code=$?
 ((code > 200)) && exit $((code - 200))
-if ((code == 75 || code > 128 && code != 130)); then
+if (({again})); then
     if ((${{SLURM_RESTART_COUNT:-0}} >= {restarts})); then
         echo "exit code $code; restarted {restarts} times already, so not again"
     else
@@ -87,6 +87,7 @@ class Slurm(Written):
             options=" ".join(steps),
             command=shlex.join(self.command),
             restarts=self.restarts,
+            again=AGAIN,
         )
         return (
             "\n".join(["#!/usr/bin/env bash", head, *lines, "", *self.exports(), *self.setup]).rstrip() + "\n" + script

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from jaxtrain.errors import ConfigError, nearest
-from jaxtrain.launch.job import Written
+from jaxtrain.launch.job import AGAIN, Written
 
 KINDS = {
     "v4": "tpu-v4-podslice",
@@ -96,7 +96,7 @@ echo $$ >{lock}
     {command}
     code=$?
     echo "exit code $code of start $start"
-    ((code == 75 || code > 128 && code != 130)) || exit $code
+    (({again})) || exit $code
 done
 """
 
@@ -134,6 +134,7 @@ class TpuVm(Written):
             lock=lock,
             setup="".join([metadata, *(f"{line}\n" for line in (*self.exports(), *self.setup))]),
             restarts=self.restarts,
+            again=AGAIN,
             command=shlex.join(self.command),
         )
         script = SCRIPT.format(

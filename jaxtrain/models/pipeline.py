@@ -49,8 +49,8 @@ def pipeline(layers: Layers, rounds: int, params: Any, x: jax.Array, rows: Any) 
 
     Raises ConfigError where the batch cannot be cut so.
     """
-    ((axis, stages),) = split("layers").items()
-    others = {name: size for name, size in split("batch").items() if name != axis}
+    axis, stages = tuple(split("layers")), math.prod(split("layers").values())
+    others = {name: size for name, size in split("batch").items() if name not in axis}
     groups = math.prod(others.values())
     fits(x.shape[0], parts(), stages, groups, f"a batch of {x.shape[0]}")
     # Over `data` gradients are to be summed once, after the loop; left to XLA, they would be in each of its turns.
@@ -60,13 +60,13 @@ def pipeline(layers: Layers, rounds: int, params: Any, x: jax.Array, rows: Any) 
         functools.partial(_stage, layers, axis, stages, rounds),
         in_specs=(P(None, axis), P(data, axis), P(data)),
         out_specs=P(data, axis),
-        axis_names={axis, "data"} if data else {axis},
+        axis_names={*axis, *filter(None, [data])},
         check_vma=False,
     )
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), run(params, cut(x), cut(rows)))
 
 
-def _stage(layers: Layers, axis: str, S: int, R: int, params: Any, x_GMA: jax.Array, rows_GMA: Any) -> Any:
+def _stage(layers: Layers, axis: tuple[str, ...], S: int, R: int, params: Any, x_GMA: jax.Array, rows_GMA: Any) -> Any:
     """What one stage does: part m enters at tick m, each stage passes it on, and stage 0 takes it back every round."""
     stage, C = jax.lax.axis_index(axis), jax.tree.leaves(params)[0].shape[1]
     x_GMA = exchange(functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True), x_GMA)
