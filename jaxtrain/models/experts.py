@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxtrain.errors import ConfigError
 from jaxtrain.layout import island, platform, split
-from jaxtrain.models.layers import Linear, Precision, gated
+from jaxtrain.models.layers import Linear, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class ExpertsModule(nnx.Module):
         logits_BLE = self.router(x_BLD.astype(jnp.float32))
         answers_BLD, used_BE = self._ask(x_BLD, logits_BLE)
         if config.shared:
-            answers_BLD += gated(x_BLD, self.shared_gate, self.shared_up, self.shared_down)
+            answers_BLD += self.shared_down(jax.nn.silu(self.shared_gate(x_BLD)) * self.shared_up(x_BLD))
         probability_BE = jax.nn.softmax(logits_BLE, axis=-1).mean(1)
         penalties = {
             "balance": config.balance * config.count * (used_BE * probability_BE).sum(-1),

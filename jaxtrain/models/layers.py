@@ -88,12 +88,6 @@ class Linear(nnx.Module):
         return dot(x, self.kernel[...], self.precision)
 
 
-def gated(x_BLD: jax.Array, gate: Linear, up: Linear, down: Linear) -> jax.Array:
-    """f[B, L, D]: a gated feed-forward layer (Shazeer 2020, arXiv:2002.05202)."""
-    h_BLM = shard(jax.nn.silu(gate(x_BLD)) * up(x_BLD), "batch", "sequence", "mlp")
-    return down(h_BLM)
-
-
 class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last dim (Zhang & Sennrich 2019, arXiv:1910.07467), computed in f32."""
 

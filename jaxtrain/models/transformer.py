@@ -20,7 +20,7 @@ from jaxtrain.layout import shard, split
 from jaxtrain.models.attention import Attention, attention, choose
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.experts import Experts, ExpertsModule
-from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, gated, rotate
+from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, rotate
 from jaxtrain.models.ring import unzigzag, zigzag
 
 
@@ -76,7 +76,7 @@ class Blocks:
 
 
 class Block(nnx.Module):
-    """Attention and a gated feed-forward layer or experts, each added to the residual stream."""
+    """Attention and a gated feed-forward layer (Shazeer 2020, arXiv:2002.05202), each added to the residual stream."""
 
     def __init__(self, config: Blocks, rngs: nnx.Rngs, causal: bool):
         D, M, precision = config.width, config.hidden, config.precision
@@ -117,12 +117,13 @@ class Block(nnx.Module):
         x_BLD = x_BLD + dropout(added, rate, fold(keys_B, 0), order_L)
 
         h_BLD = shard(self.norm_mlp(x_BLD), "batch", "sequence", None)
-        if self.config.experts.count:
-            added_BLD, penalties = self.experts(h_BLD)
-        else:
-            added_BLD, penalties = gated(h_BLD, self.gate, self.up, self.down), {}
+        added_BLD, penalties = self.experts(h_BLD) if self.config.experts.count else (self._feed_forward(h_BLD), {})
         added = _residual(added_BLD)
         return x_BLD + dropout(added, rate, fold(keys_B, 1), order_L), penalties
+
+    def _feed_forward(self, h_BLD: jax.Array) -> jax.Array:
+        h_BLM = shard(jax.nn.silu(self.gate(h_BLD)) * self.up(h_BLD), "batch", "sequence", "mlp")
+        return self.down(h_BLM)
 
 
 def _residual(x_BLD: jax.Array) -> jax.Array:
