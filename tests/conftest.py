@@ -4,6 +4,8 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 # Before jax is imported anywhere: the number of devices is fixed when it first looks.
 # What is compiled runs for milliseconds, so it is compiled quickly rather than well: half the time of a cold run.
 FAST: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
@@ -16,3 +18,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxtrain" / "test-programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--update-goldens` writes tests/goldens anew."""
+    parser.addoption("--update-goldens", action="store_true", help="write down the numbers of tests/goldens anew")

@@ -1,0 +1,108 @@
+"""Law: a refactoring changes no number. Three steps of every shipped experiment are held against what was written down.
+
+`pytest tests/test_goldens.py --update-goldens` writes them anew, for a change of numbers that is meant.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from conftest import CACHE
+
+from jaxtrain import Experiment, Layout, Program, load
+
+ROOT = Path(__file__).parent.parent
+GOLDENS = Path(__file__).parent / "goldens" / "losses.json"
+STEPS = 3
+ALL = {"data": 2, "fsdp": 2, "tensor": 2}
+CASES: dict[str, tuple[str, dict[str, int]]] = {
+    "sentiment": ("sentiment.py", {}),
+    "sentiment, three axes": ("sentiment.py", ALL),
+    "bncc": ("bncc.py", {}),
+    "bncc, three axes": ("bncc.py", ALL),
+    "digits": ("digits.py", {}),
+    "digits, three axes": ("digits.py", ALL),
+    "char_lm": ("char_lm.py", {}),
+    "char_lm, three axes": ("char_lm.py", ALL),
+    "char_lm:pipeline": ("char_lm.py:pipeline", {"stage": 4}),
+    "char_lm:experts": ("char_lm.py:experts", {"expert": 8}),
+    "char_lm:experts, one device": ("char_lm.py:experts", {}),
+    "char_lm:long_rows": ("char_lm.py:long_rows", {"context": 4}),
+}
+SLOW = {"bncc", "bncc, three axes", "char_lm:pipeline", "char_lm:experts, one device", "char_lm:long_rows"}
+
+
+def machine() -> str:
+    """What decides the last bits of a number besides the program: the versions, and the processor's vector units."""
+    words = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else platform.processor()
+    found = [line for line in words.splitlines() if line.startswith(("model name", "model\t", "flags", "cache size"))]
+    described = "\n".join(dict.fromkeys(found)) + f"\ncores {os.cpu_count()}"
+    return f"{jax.__version__} {hashlib.sha256(described.encode()).hexdigest()[:12]}"
+
+
+def steps_of(experiment: Experiment, devices: int) -> dict[str, list]:
+    """The hash of the batch, the loss and the gradient's norm of each step."""
+    program = Program(experiment, jax.devices()[:devices])
+    state, found = program.init(), {"batches": [], "loss": [], "gradient_norm": []}
+    with closing(experiment.data.batches()) as batches:
+        for batch in islice(batches, STEPS):
+            content = b"".join(name.encode() + np.ascontiguousarray(x).tobytes() for name, x in sorted(batch.items()))
+            found["batches"].append(hashlib.sha256(content).hexdigest()[:16])
+    with closing(program.placed(experiment.data, experiment.data.batches)) as batches:
+        for batch in islice(batches, STEPS):
+            state, metrics = program.step(state, batch)
+            found["loss"].append(float(metrics["loss"]))
+            found["gradient_norm"].append(float(metrics["gradient_norm"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def written(request: pytest.FixtureRequest) -> Iterator[dict]:
+    """What was written down; with --update-goldens, what a test puts in is written down at the end."""
+    goldens = json.loads(GOLDENS.read_text()) if GOLDENS.exists() else {}
+    yield goldens
+    if request.config.getoption("--update-goldens"):
+        GOLDENS.write_text(json.dumps(goldens, indent=1, sort_keys=True) + "\n")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]
+)
+def test_three_steps_give_the_numbers_that_were_written_down(
+    name: str, written: dict, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, mesh = CASES[name]
+    data = CACHE.parent / "test-datasets"
+    monkeypatch.setenv("JAXTRAIN_DATA", str(data))
+    if where == "bncc.py" and not (data / "bncc" / "1.0.0").is_dir():
+        from jaxtrain.data.building import DataSet, build
+        from jaxtrain.loading import load_kind
+
+        build(load_kind(str(ROOT / "experiments/datasets.py:bncc"), DataSet)[0])
+    experiment, _ = load(str(ROOT / "experiments" / where))
+    experiment = replace(experiment, layout=Layout(mesh))
+    found = steps_of(experiment, int(np.prod(list(mesh.values()) or [1])))
+    if request.config.getoption("--update-goldens"):
+        for kind in written.values():
+            kind.pop(name, None)
+        written.setdefault("batches", {})[name] = found["batches"]
+        written.setdefault(machine(), {})[name] = found
+        return
+    assert found["batches"] == written["batches"][name]
+    exact = written.get(machine(), {}).get(name)
+    if exact is not None:
+        assert found == exact
+    for other, goldens in written.items():  # another processor or version rounds otherwise, but no more than that
+        if other != "batches" and name in goldens:
+            for metric in ("loss", "gradient_norm"):
+                np.testing.assert_allclose(found[metric], goldens[name][metric], rtol=2e-5, err_msg=f"{other} {metric}")
