@@ -9,8 +9,9 @@ with logistic regression reaches 0.845 (words and pairs; on five folds of all sk
 
 from dataclasses import replace
 
-from jaxtrain.data import Built, Pipeline, Utf8
-from jaxtrain.data.skills import SUBJECTS
+from jaxtrain.data import Pipeline, Utf8
+from jaxtrain.datasets import Built
+from jaxtrain.datasets.bundled.bncc import SUBJECTS
 from jaxtrain.experiment import Experiment
 from jaxtrain.models import NGrams
 from jaxtrain.optimizers import AdamW, Linear

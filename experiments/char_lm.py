@@ -10,11 +10,12 @@ scripts/baselines.py computes them.
 
 from dataclasses import replace
 
-from jaxtrain.data import MovieReviews, Pipeline, Stored, Take, Windows
+from jaxtrain.data import Pipeline, Stored, Take, Windows
+from jaxtrain.datasets import MovieReviews
 from jaxtrain.experiment import Experiment
-from jaxtrain.layout import Layout
 from jaxtrain.models import Blocks, Experts, Transformer
 from jaxtrain.optimizers import AdamW, Cosine
+from jaxtrain.sharding import Layout
 from jaxtrain.tasks import LanguageModel
 
 LENGTH = 128

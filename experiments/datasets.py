@@ -7,21 +7,12 @@
 
 from dataclasses import replace
 
-from jaxtrain.data import DataSet, Digits, HashSplits, MovieReviews, TokenRows
-from jaxtrain.data.filters import (
-    BrokenEncoding,
-    ExactDuplicates,
-    InRange,
-    LabelConflicts,
-    Language,
-    Leaks,
-    Length,
-    MendEncoding,
-    NearDuplicates,
-    NotEmpty,
-)
-from jaxtrain.data.skills import Skills
-from jaxtrain.data.tumours import COLUMNS, Tumours
+from jaxtrain.datasets import DataSet, Digits, HashSplits, MovieReviews, TokenRows
+from jaxtrain.datasets.bundled.bncc import Skills
+from jaxtrain.datasets.bundled.tumours import COLUMNS, Tumours
+from jaxtrain.datasets.filters.duplicates import ExactDuplicates, LabelConflicts, Leaks, NearDuplicates
+from jaxtrain.datasets.filters.text import BrokenEncoding, Language, MendEncoding
+from jaxtrain.datasets.filters.values import InRange, Length, NotEmpty
 
 FOR_RESEARCH = "Anyone, for research; the texts are their authors'."
 AS_LONG = "As long as experiments refer to it; it holds no personal data beyond what its authors published."

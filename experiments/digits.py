@@ -8,7 +8,8 @@ machine 0.995 (scripts/baselines.py).
 
 from dataclasses import replace
 
-from jaxtrain.data import Digits, Pipeline, Shift
+from jaxtrain.data import Pipeline, Shift
+from jaxtrain.datasets import Digits
 from jaxtrain.experiment import Experiment
 from jaxtrain.models import Blocks, ViT
 from jaxtrain.optimizers import AdamW, Cosine

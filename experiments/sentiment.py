@@ -10,7 +10,8 @@ for a step of 32 reviews here: a quarter of one pass in 4 minutes, so hashed n-g
 
 from dataclasses import replace
 
-from jaxtrain.data import MovieReviews, Pipeline, Utf8
+from jaxtrain.data import Pipeline, Utf8
+from jaxtrain.datasets import MovieReviews
 from jaxtrain.experiment import Experiment
 from jaxtrain.models import NGrams
 from jaxtrain.optimizers import AdamW, Linear

@@ -4,13 +4,14 @@ Names for notebooks; the command line is `jaxtrain` (see `jaxtrain.cli`).
 """
 
 from jaxtrain import models, tasks
-from jaxtrain.errors import ConfigError
-from jaxtrain.experiment import Experiment
-from jaxtrain.layout import MEGATRON, RULES, ZERO1, Layout
-from jaxtrain.loading import load
-from jaxtrain.metrics import Mean
-from jaxtrain.runs.run import Run
-from jaxtrain.step import Program, TrainState, eval_step, init_state, predict_step, train_step
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.experiment.files import load
+from jaxtrain.program import Program
+from jaxtrain.runs.folder import Run
+from jaxtrain.sharding.layout import MEGATRON, RULES, ZERO1, Layout
+from jaxtrain.step import TrainState, eval_step, init_state, predict_step, train_step
+from jaxtrain.tasks.metrics import Mean
 
 __all__ = [
     "MEGATRON",

@@ -1,5 +1,5 @@
 """`python -m jaxtrain` is the command `jaxtrain`."""
 
-from jaxtrain.cli import main
+from jaxtrain.cli.main import main
 
 main()

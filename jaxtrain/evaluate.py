@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import jax
 
+from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.data.pipeline import Pipeline
-from jaxtrain.errors import ConfigError, nearest
-from jaxtrain.layout import Layout
-from jaxtrain.metrics import merge
-from jaxtrain.runs.run import Run
-from jaxtrain.step import Program, TrainState
+from jaxtrain.program import Program
+from jaxtrain.runs.folder import Run
+from jaxtrain.sharding.layout import Layout
+from jaxtrain.step import TrainState
+from jaxtrain.tasks.metrics import merge
 
 
 def evaluate(program: Program, state: TrainState, pipeline: Pipeline) -> dict[str, float]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from jaxtrain.errors import ConfigError
+from jaxtrain.base.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

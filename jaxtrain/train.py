@@ -9,15 +9,16 @@ from pathlib import Path
 
 import jax
 
-from jaxtrain.cluster import Stop
+from jaxtrain.cluster.processes import Stop
 from jaxtrain.evaluate import evaluate
-from jaxtrain.experiment import Experiment
-from jaxtrain.loading import Origin
+from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.experiment.files import Origin
 from jaxtrain.models.attention import implementations
+from jaxtrain.program import Program
+from jaxtrain.runs.clock import Clock
+from jaxtrain.runs.folder import Run, begin
 from jaxtrain.runs.journal import Journal
-from jaxtrain.runs.record import Clock
-from jaxtrain.runs.run import Run, begin
-from jaxtrain.step import Program, TrainState
+from jaxtrain.step import TrainState
 
 
 def train(

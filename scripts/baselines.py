@@ -11,8 +11,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
-from jaxtrain.data import Digits, MovieReviews, Source, Take, Windows
-from jaxtrain.loading import load
+from jaxtrain.data import Source, Take, Windows
+from jaxtrain.datasets import Digits, MovieReviews
+from jaxtrain.experiment.files import load
 
 ORDERS = (1, 2, 3, 4, 5, 6)
 

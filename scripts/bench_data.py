@@ -23,16 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.data import ArrayRecord, Bytes, MovieReviews, Normalize, Packed, Pipeline, Source, Tokens, Utf8
-from jaxtrain.data.sources import Example, write_array_record
-from jaxtrain.data.tokens import _open, plan_packing, write_tokens
+from jaxtrain.data import ArrayRecord, Bytes, Normalize, Packed, Pipeline, Source, Tokens, Utf8
+from jaxtrain.data.sources.array_record import write_array_record
+from jaxtrain.data.sources.base import Example
+from jaxtrain.data.tokens.files import _open, write_tokens
+from jaxtrain.data.tokens.packing import plan_packing
+from jaxtrain.datasets import MovieReviews
 
 FILE_RECORDS = 8192  # reading one costs more the more there are in its file
 
 
 def print_table(title: str, rows: list[tuple[Any, ...]]) -> None:
     """The first row names the columns."""
-    from jaxtrain.explain import table
+    from jaxtrain.base.text import table
 
     print(f"\n{title}\n\n{table([tuple(map(str, row)) for row in rows])}", flush=True)
 
@@ -140,8 +143,8 @@ def _jpegs(number: int) -> list[bytes]:
 
 def overlap(steps: int = 30) -> None:
     """Steps that sleep, so that reading has the cores, as it has beside an accelerator."""
-    from jaxtrain.databench import bench
-    from jaxtrain.loading import load
+    from jaxtrain.analysis.databench.measure import bench
+    from jaxtrain.experiment.files import load
 
     experiment, _ = load(str(Path(__file__).resolve().parent.parent / "experiments" / "digits.py"))
     rows = [
@@ -204,7 +207,7 @@ def resident(kind: str) -> float:
 
 
 def remember(kind: str, into: str, seconds: float = 10) -> None:
-    import jaxtrain.databench  # noqa: F401  (all that a training process imports)
+    import jaxtrain.analysis.databench  # noqa: F401  (all that a training process imports)
 
     source = ArrayRecord(paths(into, ".arrayrecord")) if kind == "records" else Tokens(paths(into, ".bin"), 1024)
     before, most, read = resident("RssAnon"), 0.0, 0

@@ -21,7 +21,8 @@ import jax
 import numpy as np
 
 from jaxtrain import MEGATRON, ZERO1, Experiment, Layout, Program
-from jaxtrain.collectives import IGNORED, Key, collectives, counted, moved, textbook
+from jaxtrain.analysis.hlo import IGNORED, Key, collectives, counted, moved
+from jaxtrain.analysis.textbook import textbook
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.models import Blocks, Experts, Precision, Transformer
 from jaxtrain.optimizers import AdamW

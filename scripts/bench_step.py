@@ -22,11 +22,11 @@ import numpy as np
 
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.experiment import Experiment
-from jaxtrain.loading import Origin, load
+from jaxtrain.experiment.files import Origin, load
 from jaxtrain.models import Blocks, Precision, Transformer
 from jaxtrain.optimizers import AdamW, Cosine
+from jaxtrain.program import Program
 from jaxtrain.runs.journal import Journal, Metrics
-from jaxtrain.step import Program
 from jaxtrain.tasks import LanguageModel
 from jaxtrain.train import train
 

@@ -11,9 +11,9 @@ import numpy as np
 import tiny
 from conftest import QUICK
 
+from jaxtrain.program import Program
 from jaxtrain.runs.checkpoints import Checkpoints
-from jaxtrain.runs.record import read_metrics
-from jaxtrain.step import Program
+from jaxtrain.runs.metrics_log import read_metrics
 
 HERE = Path(__file__).parent
 KILLED = """
@@ -33,7 +33,7 @@ def killed(self, step, *rest):
 
 
 {kind}.{method} = killed
-from jaxtrain.cli import main
+from jaxtrain.cli.main import main
 
 main()
 """
@@ -56,7 +56,7 @@ def stuck(self, *rest):
 
 
 Program.placed = stuck
-from jaxtrain.cli import main
+from jaxtrain.cli.main import main
 
 main()
 """
@@ -73,7 +73,7 @@ def failing(self, step, *rest):
 
 
 Journal.trained = failing
-from jaxtrain.cli import main
+from jaxtrain.cli.main import main
 
 main()
 """
@@ -82,7 +82,7 @@ import importlib.metadata
 
 original = importlib.metadata.version
 importlib.metadata.version = lambda name: "0.10.1" if name == "jax" else original(name)
-from jaxtrain.cli import main
+from jaxtrain.cli.main import main
 
 main()
 """

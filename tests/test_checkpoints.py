@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxtrain.errors import ConfigError
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.experiment import Keep
 from jaxtrain.runs.checkpoints import Checkpoints
 

@@ -9,10 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtrain import Run, cli, places
-from jaxtrain.data import Damaged, digits
-from jaxtrain.loading import load
-from jaxtrain.runs.run import begin
+from jaxtrain import Run
+from jaxtrain.base import cache
+from jaxtrain.cli import main as cli
+from jaxtrain.data import Damaged
+from jaxtrain.datasets.bundled import digits
+from jaxtrain.experiment.files import load
+from jaxtrain.runs.folder import begin
 
 TEXTS = """
 from dataclasses import dataclass, replace
@@ -21,7 +24,7 @@ import numpy as np
 
 from jaxtrain.data import Pipeline, Source, Utf8
 from jaxtrain.experiment import Experiment
-from jaxtrain.layout import RULES, Layout
+from jaxtrain import RULES, Layout
 from jaxtrain.models import NGrams
 from jaxtrain.optimizers import AdamW, Constant
 from jaxtrain.tasks import Classification
@@ -58,8 +61,8 @@ def unused() -> Experiment:
     return replace(main(), layout=Layout({"tensor": 8}, {**RULES, "vocab": None}))
 """
 
-DIGITS = """
-from jaxtrain.data import Digits, Pipeline
+DIGITS = """from jaxtrain.data import Pipeline
+from jaxtrain.datasets import Digits
 from jaxtrain.experiment import Experiment
 from jaxtrain.models import Blocks, ViT
 from jaxtrain.optimizers import AdamW
@@ -269,7 +272,7 @@ def missing(name: str):
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(call, folder, monkeypatch):
     digits._load.cache_clear()
-    monkeypatch.setattr(places, "distribution", missing)
+    monkeypatch.setattr(cache, "distribution", missing)
     assert "pip install scikit-learn" in refused(call, folder, "train", "tiny_digits.py")
 
 
@@ -439,7 +442,7 @@ def test_the_real_command_exits_with_2_and_shows_a_traceback_only_when_asked(fol
         ["train", "texts.py", "--microbatches", "3", "--run", "r"],
         ["--debug", "train", "texts.py:mian"],
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     started = [
         subprocess.Popen(command + call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         for call in calls

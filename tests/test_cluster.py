@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from jaxtrain.cluster import Stop, together
-from jaxtrain.launchers import ADDRESS, COUNT, PROCESS
+from jaxtrain.cluster.environment import ADDRESS, COUNT, PROCESS
+from jaxtrain.cluster.processes import Stop, together
 
 
 @pytest.mark.parametrize(

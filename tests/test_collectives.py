@@ -8,8 +8,9 @@ import pytest
 from conftest import FAST
 
 from jaxtrain import Layout, Program
-from jaxtrain.collectives import IGNORED, collectives, counted, textbook
-from jaxtrain.loading import load_code
+from jaxtrain.analysis.hlo import IGNORED, collectives, counted
+from jaxtrain.analysis.textbook import textbook
+from jaxtrain.experiment.files import load_code
 
 scripts = load_code(Path(__file__).parents[1] / "scripts" / "bench_scale.py")
 

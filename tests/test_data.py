@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from jaxtrain import places
+from jaxtrain.base import cache
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.data import (
     ArrayRecord,
     Arrays,
-    Digits,
     Flip,
     Keep,
-    MovieReviews,
     Normalize,
     Pipeline,
     Shift,
@@ -30,7 +29,7 @@ from jaxtrain.data import (
     write_array_record,
 )
 from jaxtrain.data.reading import visiting_order
-from jaxtrain.errors import ConfigError
+from jaxtrain.datasets import Digits, MovieReviews
 
 SIZE = 23
 
@@ -168,7 +167,7 @@ def test_workers_start_though_nobody_parsed_absl_flags(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "from absl import flags\n"
-        "from jaxtrain.data import Digits, Pipeline\n"
+        "from jaxtrain.data import Pipeline\nfrom jaxtrain.datasets import Digits\n"
         "if __name__ == '__main__':\n"
         "    assert not flags.FLAGS.is_parsed()\n"
         "    stream = Pipeline(Digits(), workers=1).batches()\n"
@@ -561,7 +560,7 @@ def test_reviews_are_all_there_once_and_in_one_split():
 
 
 def test_a_changed_review_file_is_refused(monkeypatch, tmp_path):
-    from jaxtrain.data import reviews
+    from jaxtrain.datasets.bundled import reviews
 
     file = tmp_path / "reviews.csv"
     file.write_text("text,label,source\ngood,1,imdb\n")
@@ -596,7 +595,7 @@ def test_a_missing_data_package_says_what_to_install(monkeypatch, package, sourc
         raise importlib.metadata.PackageNotFoundError(name)
 
     module = importlib.import_module(f"jaxtrain.data.{source}")
-    monkeypatch.setattr(places, "distribution", missing)
+    monkeypatch.setattr(cache, "distribution", missing)
     module._load.cache_clear()
     with pytest.raises(ConfigError, match=rf"pip install {package}.*uv sync --group data"):
         module._load()

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxtrain import databench
+from jaxtrain.analysis.databench import draw, measure
+from jaxtrain.analysis.databench.draw import timeline
+from jaxtrain.analysis.databench.measure import STAGES, Chain, Report, Span, bench
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.data import Pipeline, Shift, Source
-from jaxtrain.data.transforms import BatchTransform
-from jaxtrain.databench import STAGES, Chain, Report, Span, bench, timeline
-from jaxtrain.errors import ConfigError
+from jaxtrain.data.transforms.base import BatchTransform
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ class Reversed(BatchTransform):
 @pytest.mark.parametrize("changes", [(), (Reversed(),)])
 def test_timing_changes_no_batch(changes):
     pipeline = Pipeline(Images(), (Shift(1),), batch_size=7, seed=5, batch_transforms=changes)
-    timed = databench._Watched(**vars(pipeline)).batches([5, 1], start=9)
+    timed = measure._Watched(**vars(pipeline)).batches([5, 1], start=9)
     plain = pipeline.batches([5, 1], start=9)
     for _ in range(12):
         batch, expected = next(timed), next(plain)
-        assert batch.keys() - expected.keys() == {databench._MARKS}
+        assert batch.keys() - expected.keys() == {measure._MARKS}
         for name in expected:
             np.testing.assert_array_equal(batch[name], expected[name])
     timed.close()
@@ -174,7 +175,7 @@ WAITING = chain(read=5, step=5)
     ],
 )
 def test_the_bottleneck_is_named_with_the_value_to_change(monkeypatch, found, stage, words):
-    monkeypatch.setattr(databench.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(measure.os, "cpu_count", lambda: 2)
     assert found.bottleneck == stage
     assert re.search(words, found.advice)
     assert found.advice in str(found)
@@ -196,7 +197,7 @@ def test_tuning_tries_threads_then_workers_then_prefetch_of_the_fastest(monkeypa
         starts.append(start)
         return chain(data.threads, data.workers, data.prefetch, step=10 if data.workers == 2 else 20)
 
-    monkeypatch.setattr(databench, "_measured", measured)
+    monkeypatch.setattr(measure, "_measured", measured)
     found = bench(SLOW, steps=5, tune=True, step_seconds=0.01)
     values = [(one.threads, one.workers, one.prefetch) for one in found.tried]
     assert values == [(0, 0, 2), (1, 0, 2), (2, 0, 2), (4, 0, 4), (1, 1, 2), (1, 2, 2), (1, 2, 4), (1, 2, 8)]
@@ -220,7 +221,7 @@ def test_a_timeline_is_a_picture_of_two_panels(tmp_path):
     with Image.open(tmp_path / "a.png") as image:
         pixels = np.asarray(image.convert("RGB"))
     assert pixels.shape[1] == 1800
-    step = np.array([int(databench._BARS["step"][1][i : i + 2], 16) for i in (1, 3, 5)])
+    step = np.array([int(draw._BARS["step"][1][i : i + 2], 16) for i in (1, 3, 5)])
     rows = np.flatnonzero((pixels == step).all(-1).sum(-1) > 400)
     assert len(np.flatnonzero(np.diff(rows) > 20)) == 1, "steps are drawn in each of two panels"
 
@@ -233,4 +234,4 @@ def test_a_timeline_without_matplotlib_says_what_to_install(monkeypatch, tmp_pat
 
 
 def test_bars_in_one_lane_do_not_cover_one_another():
-    assert databench._lanes([(0, 3), (1, 2), (2, 5), (3, 4), (3, 4), (5, 6)]) == [0, 1, 1, 0, 2, 0]
+    assert draw._lanes([(0, 3), (1, 2), (2, 5), (3, 4), (3, 4), (5, 6)]) == [0, 1, 1, 0, 2, 0]

@@ -13,17 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxtrain import ConfigError, cli
+from jaxtrain import ConfigError
+from jaxtrain.cli import main as cli
 from jaxtrain.data import Arrays, Source
-from jaxtrain.data.building import DataSet, HashSplits, build
-from jaxtrain.data.built import Built
-from jaxtrain.data.card import FILE, Card, _seal
-from jaxtrain.data.checking import check, diff
-from jaxtrain.data.filters import ExactDuplicates, InRange, NotEmpty
-from jaxtrain.data.forms import Records, TokenRows
-from jaxtrain.experiment import fingerprint
-from jaxtrain.loading import load_kind
-from jaxtrain.runs.run import begin
+from jaxtrain.datasets.build import build
+from jaxtrain.datasets.card import FILE, Card, _seal
+from jaxtrain.datasets.check import check, diff
+from jaxtrain.datasets.filters.duplicates import ExactDuplicates
+from jaxtrain.datasets.filters.values import InRange, NotEmpty
+from jaxtrain.datasets.formats import Records, TokenRows
+from jaxtrain.datasets.source import Built
+from jaxtrain.datasets.spec import DataSet, HashSplits
+from jaxtrain.experiment.experiment import fingerprint
+from jaxtrain.experiment.files import load_kind
+from jaxtrain.runs.folder import begin
 
 ROOT = Path(__file__).parents[1]
 WORDS = [
@@ -261,7 +264,7 @@ def test_a_flipped_byte_is_named_with_its_file_and_record(tmp_path, folder, at):
 
 
 def test_a_record_of_another_kind_is_named_with_its_field(tmp_path, folder):
-    from jaxtrain.data.sources import write_array_record
+    from jaxtrain.data.sources.array_record import write_array_record
 
     source = Built("tiny", "1.0.0", folder=str(tmp_path))
     rows = [source[i] for i in range(20, 40)]
@@ -273,7 +276,7 @@ def test_a_record_of_another_kind_is_named_with_its_field(tmp_path, folder):
 
 
 def test_the_same_records_in_another_order_are_told(tmp_path, folder):
-    from jaxtrain.data.sources import write_array_record
+    from jaxtrain.data.sources.array_record import write_array_record
 
     source = Built("tiny", "1.0.0", folder=str(tmp_path))
     write_array_record(shard(folder), [source[i] for i in (21, 20, *range(22, 40))])
@@ -452,7 +455,7 @@ def test_the_verbs_build_show_check_and_compare(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
     file = tmp_path / "tiny_sets.py"
     file.write_text(
-        "from jaxtrain.data.building import DataSet\nfrom test_datasets import spec, texts\n\n\n"
+        "from jaxtrain.datasets.build import DataSet\nfrom test_datasets import spec, texts\n\n\n"
         "def one() -> DataSet:\n    return spec()\n\n\n"
         "def two() -> DataSet:\n    return spec(texts(61), version='1.0.1')\n"
     )

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from jaxtrain import ConfigError, Experiment, Layout, Run, optimizers
-from jaxtrain.data import Arrays, Digits, Flip, Pipeline, Source
-from jaxtrain.experiment import Keep, fingerprint
-from jaxtrain.loading import functions, load, load_code
+from jaxtrain.base.config import check_types, difference, from_json, meaning, to_json
+from jaxtrain.data import Arrays, Flip, Pipeline, Source
+from jaxtrain.datasets import Digits
+from jaxtrain.experiment import Keep
+from jaxtrain.experiment.experiment import fingerprint
+from jaxtrain.experiment.files import functions, load, load_code
 from jaxtrain.models import Blocks, NGrams, Transformer, ViT
 from jaxtrain.optimizers import AdamW, Constant
 from jaxtrain.tasks import Classification, LanguageModel, Regression
 from jaxtrain.train import train
-from jaxtrain.values import check_types, difference, from_json, meaning, to_json
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 WRITTEN = [f"{file}:{name}" for file in sorted(FOLDER.glob("*.py")) for name in functions(load_code(file), Experiment)]

@@ -4,8 +4,9 @@ import jax
 import pytest
 
 from jaxtrain import RULES, ConfigError, Experiment, Layout
-from jaxtrain.data import Digits, Pipeline
-from jaxtrain.explain import explain, size, table
+from jaxtrain.analysis.explain import explain, size, table
+from jaxtrain.data import Pipeline
+from jaxtrain.datasets import Digits
 from jaxtrain.models import Blocks, ViT
 from jaxtrain.optimizers import SGD, AdamW
 from jaxtrain.tasks import Classification

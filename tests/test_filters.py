@@ -5,26 +5,16 @@ import sys
 import numpy as np
 import pytest
 
-from jaxtrain.data import filters
-from jaxtrain.data.filters import (
-    BrokenEncoding,
-    ExactDuplicates,
-    Filter,
-    InRange,
-    LabelConflicts,
-    Language,
-    Leaks,
-    Length,
-    MendEncoding,
-    NearDuplicates,
-    NotEmpty,
-    Record,
-    near_pairs,
-)
-from jaxtrain.data.reviews import MovieReviews
-from jaxtrain.data.skills import Skills
-from jaxtrain.errors import ConfigError
-from jaxtrain.values import check_types, from_json, to_json
+from jaxtrain.base.config import check_types, from_json, to_json
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.datasets.bundled.bncc import Skills
+from jaxtrain.datasets.bundled.reviews import MovieReviews
+from jaxtrain.datasets.filters import text as filters
+from jaxtrain.datasets.filters.base import Filter, Record
+from jaxtrain.datasets.filters.duplicates import ExactDuplicates, LabelConflicts, Leaks, NearDuplicates
+from jaxtrain.datasets.filters.near import near_pairs
+from jaxtrain.datasets.filters.text import BrokenEncoding, Language, MendEncoding
+from jaxtrain.datasets.filters.values import InRange, Length, NotEmpty
 
 PORTUGUESE = [
     "A sessão começou às nove e ninguém saiu antes do último crédito.",

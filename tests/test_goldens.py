@@ -16,7 +16,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-
 from conftest import CACHE
 
 from jaxtrain import Experiment, Layout, Program, load
@@ -85,8 +84,9 @@ def test_three_steps_give_the_numbers_that_were_written_down(
     data = CACHE.parent / "test-datasets"
     monkeypatch.setenv("JAXTRAIN_DATA", str(data))
     if where == "bncc.py" and not (data / "bncc" / "1.0.0").is_dir():
-        from jaxtrain.data.building import DataSet, build
-        from jaxtrain.loading import load_kind
+        from jaxtrain.datasets.build import build
+        from jaxtrain.datasets.spec import DataSet
+        from jaxtrain.experiment.files import load_kind
 
         build(load_kind(str(ROOT / "experiments/datasets.py:bncc"), DataSet)[0])
     experiment, _ = load(str(ROOT / "experiments" / where))

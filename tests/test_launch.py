@@ -18,8 +18,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
-from jaxtrain import cli
-from jaxtrain.errors import ConfigError
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.cli import main as cli
 from jaxtrain.launch.kubernetes import Kubernetes
 from jaxtrain.launch.local import Local
 from jaxtrain.launch.tpu import Slice

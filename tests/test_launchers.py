@@ -2,8 +2,8 @@
 
 import pytest
 
-from jaxtrain.errors import ConfigError
-from jaxtrain.launchers import Place, detect, first_host
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.cluster.environment import Place, detect, first_host
 
 EXPLICIT = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:6543", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 ALLOCATION = {"SLURM_JOB_ID": "42", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "tux[1-2]", "SLURM_NODEID": "0"}

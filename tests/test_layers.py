@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxtrain.layout import plain
 from jaxtrain.models import Blocks, Precision, Transformer
+from jaxtrain.sharding.layout import plain
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxtrain"

@@ -16,10 +16,11 @@ from jax.sharding import PartitionSpec as P
 
 from jaxtrain import MEGATRON, RULES, ZERO1, ConfigError, Experiment, Layout, Program, init_state
 from jaxtrain.data import Arrays, Pipeline
-from jaxtrain.layout import Rule
 from jaxtrain.models import Blocks, Experts, NGrams, Transformer, ViT
 from jaxtrain.optimizers import SGD, AdamW, Constant, Optimizer
-from jaxtrain.step import TrainState, abstract_state
+from jaxtrain.program import abstract_state
+from jaxtrain.sharding.layout import Rule
+from jaxtrain.step import TrainState
 from jaxtrain.tasks import Classification, LanguageModel, Task
 
 STEPS, ROWS = 10, 16

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import launch
 import pytest
 
-from jaxtrain.errors import ConfigError
-from jaxtrain.launchers import Place
-from jaxtrain.meeting import Hub, Line, meet
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.cluster.environment import Place
+from jaxtrain.cluster.rendezvous import Hub, Line, meet
 
 
 class Door:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain import Mean
-from jaxtrain.metrics import merge
+from jaxtrain.tasks.metrics import merge
 
 VALUES = np.arange(12.0, dtype=np.float32).reshape(3, 4)
 WEIGHTS = np.array([[1, 0, 2, 1], [0, 0, 0, 3], [1, 1, 1, 1]], np.float32)

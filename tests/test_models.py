@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from jaxtrain import ConfigError
-from jaxtrain.layout import Named, plain
 from jaxtrain.models import Blocks, NGrams, Precision, Transformer, ViT
 from jaxtrain.models.attention import BLOCK, attention
 from jaxtrain.models.layers import dot, dropout, rotate
 from jaxtrain.models.ngrams import word_hashes
+from jaxtrain.sharding.layout import Named, plain
 
 SMALL = Blocks(width=16, layers=2, heads=2, mlp=32)
 TOKENS = np.random.default_rng(0).integers(1, 20, (3, 8), np.int32)

@@ -10,10 +10,13 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from jaxtrain.errors import ConfigError
-from jaxtrain.runs import record as module
+from jaxtrain.base import files as module
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import read_json, write_json
+from jaxtrain.base.provenance import environment
+from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.console import Console, duration, number
-from jaxtrain.runs.record import Clock, Recorder, environment, read_json, read_metrics, write_json
+from jaxtrain.runs.metrics_log import Recorder, read_metrics
 
 
 def board(folder: Path) -> list[Event]:

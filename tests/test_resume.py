@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxtrain import step as step_module
+from jaxtrain import program as program_module
+from jaxtrain.base.files import read_json
 from jaxtrain.data import Arrays, Pipeline, Take, Windows
 from jaxtrain.evaluate import evaluate_run, predict_run
-from jaxtrain.layout import Layout
+from jaxtrain.runs.folder import Run
 from jaxtrain.runs.journal import Journal, Metrics
-from jaxtrain.runs.record import read_json
-from jaxtrain.runs.run import Run
+from jaxtrain.sharding.layout import Layout
 from jaxtrain.train import train
 
 STEPS = 12
@@ -175,7 +175,7 @@ def test_no_step_moves_anything_between_host_and_device(tmp_path: Path, monkeypa
 
 
 def test_a_batch_that_was_left_on_the_host_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_module, "put_rows", lambda sharding, batch, rows, size: batch)
+    monkeypatch.setattr(program_module, "put_rows", lambda sharding, batch, rows, size: batch)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         train(replace(tiny.main(), log_every=20), tmp_path / "run")
 

@@ -17,12 +17,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain import ZERO1, ConfigError, Layout, Program
-from jaxtrain.layout import plain
 from jaxtrain.models import Blocks, Experts, Transformer
 from jaxtrain.models.attention import attention
 from jaxtrain.models.base import _structure
-from jaxtrain.models.pipeline import bubble
 from jaxtrain.models.ring import ring_attention, unzigzag, zigzag
+from jaxtrain.sharding.constraints import scope
+from jaxtrain.sharding.layout import plain
+from jaxtrain.sharding.stages import bubble
 from jaxtrain.tasks import LanguageModel
 
 L, E, D = 16, 8, 32
@@ -32,7 +33,7 @@ def within(layout: Layout, function, *arrays):
     """What a function gives where a layout is in scope, jitted."""
     mesh = layout.make_mesh(jax.devices()[: math.prod(layout.mesh.values())])
     arrays = jax.device_put(arrays, NamedSharding(mesh, P()))
-    with layout.scope(mesh):
+    with scope(layout, mesh):
         return jax.jit(function).lower(*arrays).compile(compiler_options=FAST)(*arrays)
 
 
@@ -142,7 +143,7 @@ def test_a_ring_gives_what_attention_gives_and_the_same_gradients(layout, docume
 
 def test_under_a_causal_mask_every_device_of_a_ring_has_the_same_work():
     layout = Layout({"context": 4})
-    with layout.scope(layout.abstract_mesh(4)):
+    with scope(layout, layout.abstract_mesh(4)):
         order = zigzag(64)
     assert sorted(order) == list(range(64))
     assert len({positions.sum() for positions in order.reshape(4, -1)}) == 1
@@ -166,7 +167,7 @@ def test_the_lowered_schedule_has_the_bubble_of_the_formula(stages, rounds, coun
     ids = jnp.zeros((8, L), jnp.int32)
     params = jax.eval_shape(lambda: plain(model.init(jax.random.key(0), ids)))
     layout = Layout({"stage": stages})
-    with layout.scope(layout.abstract_mesh(stages), parts=count):
+    with scope(layout, layout.abstract_mesh(stages), microbatches=count):
         jaxpr = jax.make_jaxpr(lambda params: jax.grad(lambda p: model.apply(p, ids).sum())(params))(params)
     found = list(loops(jaxpr.jaxpr))
     # Forwards and backwards: one loop each, which passes one part on in each of its ticks. Each stage has a part in
@@ -212,7 +213,7 @@ def test_experts_that_the_mesh_does_not_divide_and_a_sequence_that_cannot_be_cut
         layout.specs(moe()[0].init(jax.random.key(0), moe()[2]), {"expert": 3})
     layout = Layout({"context": 5})
     with (
-        layout.scope(layout.abstract_mesh(5)),
+        scope(layout, layout.abstract_mesh(5)),
         pytest.raises(ConfigError, match="16 on context=5 is cut into 10 equal"),
     ):
         zigzag(L)

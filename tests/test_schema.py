@@ -5,9 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from jaxtrain.data.reviews import MovieReviews
-from jaxtrain.data.schema import BINS, VOCABULARY, Schema
-from jaxtrain.errors import ConfigError
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.datasets.bundled.reviews import MovieReviews
+from jaxtrain.datasets.schema import BINS, VOCABULARY, Schema
 
 rng = np.random.default_rng(0)
 EXAMPLES = [

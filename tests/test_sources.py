@@ -16,7 +16,6 @@ from jaxtrain import ConfigError
 from jaxtrain.data import (
     ArrayRecord,
     Arrays,
-    Built,
     CentralCrop,
     Columns,
     CutMix,
@@ -45,9 +44,12 @@ from jaxtrain.data import (
     Windows,
     write_array_record,
 )
-from jaxtrain.data.building import build
 from jaxtrain.data.pipeline import _Steps
-from jaxtrain.data.tokens import Bytes, plan_packing, write_tokens
+from jaxtrain.data.tokens.files import write_tokens
+from jaxtrain.data.tokens.packing import plan_packing
+from jaxtrain.data.tokens.tokenizers import Bytes
+from jaxtrain.datasets import Built
+from jaxtrain.datasets.build import build
 
 BATCH = 8
 
@@ -299,7 +301,7 @@ def test_random_transforms_are_refused_where_they_would_be_drawn_once():
 
 
 def test_items_are_trained_on_by_the_name_they_are_given():
-    from jaxtrain.values import from_json, meaning, to_json
+    from jaxtrain.base.config import from_json, meaning, to_json
 
     one, other = Items([{"x": 1}], "one"), Items([{"x": 2}], "one")
     assert meaning(one) == meaning(other)
@@ -504,8 +506,8 @@ def test_a_part_of_a_source_is_its_first_examples():
 
 
 def test_an_experiment_file_may_have_the_name_of_a_package_that_carries_data():
-    from jaxtrain.data import skills
-    from jaxtrain.loading import load_code
+    from jaxtrain.datasets.bundled import bncc as skills
+    from jaxtrain.experiment.files import load_code
 
     load_code(Path(__file__).parents[1] / "experiments" / "bncc.py")
     skills._load.cache_clear()

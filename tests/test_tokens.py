@@ -12,9 +12,11 @@ from tiny import main
 
 from jaxtrain import ConfigError, Program
 from jaxtrain.data import Bytes, Damaged, HuggingFace, Mixture, Packed, Pipeline, Take, Tokens
-from jaxtrain.data.tokens import Documents, plan_packing, train_bpe, write_tokens
-from jaxtrain.layout import plain
+from jaxtrain.data.tokens.files import Documents, write_tokens
+from jaxtrain.data.tokens.packing import plan_packing
+from jaxtrain.data.tokens.tokenizers import train_bpe
 from jaxtrain.models import Blocks, Transformer
+from jaxtrain.sharding.layout import plain
 from jaxtrain.tasks import LanguageModel
 
 

@@ -13,12 +13,14 @@ import tiny
 from flax import nnx
 
 from jaxtrain import ConfigError, Experiment
-from jaxtrain.collectives import source_lines
-from jaxtrain.data.building import DataSet, build
-from jaxtrain.loading import load, load_kind
+from jaxtrain.analysis.hlo import source_lines
+from jaxtrain.analysis.shrink import shrink
+from jaxtrain.analysis.verify import candidates, read_mesh, verify
+from jaxtrain.datasets.build import build
+from jaxtrain.datasets.spec import DataSet
+from jaxtrain.experiment.files import load, load_kind
 from jaxtrain.models import Blocks, Transformer
 from jaxtrain.models.base import Shaped
-from jaxtrain.verify import candidates, read_mesh, shrink, verify
 
 ROOT = Path(__file__).parents[1]
 ALL = {"data": 2, "fsdp": 2, "tensor": 2}

@@ -6,9 +6,9 @@ import numpy as np
 
 from jaxtrain.data import Pipeline, Source
 from jaxtrain.experiment import Experiment, Keep
-from jaxtrain.layout import Layout
 from jaxtrain.models import Blocks, Transformer
 from jaxtrain.optimizers import AdamW, Cosine
+from jaxtrain.sharding.layout import Layout
 from jaxtrain.tasks import LanguageModel
 
 

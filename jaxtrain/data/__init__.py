@@ -4,48 +4,39 @@ These are values: making one opens no file and imports no reader. `jaxtrain.data
 that imports grain, when the first batch is asked for.
 """
 
-from jaxtrain.data.building import DataSet, HashSplits
-from jaxtrain.data.built import Built
-from jaxtrain.data.combine import InMemory, Items, Mapped, Mixture, Stored, Take, Tolerant
-from jaxtrain.data.digits import Digits
-from jaxtrain.data.files import ImageFolder, Parquet
-from jaxtrain.data.forms import Records, TokenRows
+from jaxtrain.base.errors import Damaged
 from jaxtrain.data.pipeline import Pipeline
-from jaxtrain.data.reviews import MovieReviews
-from jaxtrain.data.sources import ArrayRecord, Arrays, Damaged, Source, Tfds, Windows, write_array_record
-from jaxtrain.data.tokens import Bytes, HuggingFace, Packed, Tokenize, Tokens
-from jaxtrain.data.transforms import (
-    BatchTransform,
-    CentralCrop,
-    Columns,
-    CutMix,
-    Flip,
-    Hash,
-    Keep,
-    LogMel,
-    Normalize,
-    OneHot,
-    RandomCrop,
-    Shift,
-    Transform,
-    Utf8,
-)
+from jaxtrain.data.sources.array_record import ArrayRecord, write_array_record
+from jaxtrain.data.sources.arrays import Arrays
+from jaxtrain.data.sources.base import Source
+from jaxtrain.data.sources.combine import InMemory, Mapped, Mixture, Take
+from jaxtrain.data.sources.images import ImageFolder
+from jaxtrain.data.sources.items import Items
+from jaxtrain.data.sources.parquet import Parquet
+from jaxtrain.data.sources.stored import Stored
+from jaxtrain.data.sources.tfds import Tfds
+from jaxtrain.data.sources.tolerant import Tolerant
+from jaxtrain.data.sources.windows import Windows
+from jaxtrain.data.tokens.files import Tokens
+from jaxtrain.data.tokens.packing import Packed
+from jaxtrain.data.tokens.tokenizers import Bytes, HuggingFace, Tokenize
+from jaxtrain.data.transforms.audio import LogMel
+from jaxtrain.data.transforms.base import BatchTransform, Transform
+from jaxtrain.data.transforms.fields import Columns, Keep, Normalize, OneHot
+from jaxtrain.data.transforms.images import CentralCrop, CutMix, Flip, RandomCrop, Shift
+from jaxtrain.data.transforms.text import Hash, Utf8
 
 __all__ = [
     "ArrayRecord",
     "Arrays",
     "BatchTransform",
-    "Built",
     "Bytes",
     "CentralCrop",
     "Columns",
     "CutMix",
     "Damaged",
-    "DataSet",
-    "Digits",
     "Flip",
     "Hash",
-    "HashSplits",
     "HuggingFace",
     "ImageFolder",
     "InMemory",
@@ -54,20 +45,17 @@ __all__ = [
     "LogMel",
     "Mapped",
     "Mixture",
-    "MovieReviews",
     "Normalize",
     "OneHot",
     "Packed",
     "Parquet",
     "Pipeline",
     "RandomCrop",
-    "Records",
     "Shift",
     "Source",
     "Stored",
     "Take",
     "Tfds",
-    "TokenRows",
     "Tokenize",
     "Tokens",
     "Tolerant",

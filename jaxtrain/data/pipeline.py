@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.data.sources import Batch, Example, Indexed, Source
-from jaxtrain.data.transforms import BatchTransform, Transform
-from jaxtrain.errors import ConfigError
-from jaxtrain.values import HARMLESS
+from jaxtrain.base.config import HARMLESS
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.data.sources.base import Batch, Example, Indexed, Source
+from jaxtrain.data.transforms.base import BatchTransform, Transform
 
 _ENDLESS = 1 << 40
 

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from jaxtrain.data.sources import Batch, Indexed
+from jaxtrain.data.sources.base import Batch, Indexed
 
 T = TypeVar("T")
 

@@ -15,10 +15,10 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from jaxtrain.errors import ConfigError
-from jaxtrain.experiment import Experiment
-from jaxtrain.explain import explain
-from jaxtrain.meeting import EARLY
+from jaxtrain.analysis.explain import explain
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.cluster.rendezvous import EARLY
+from jaxtrain.experiment.experiment import Experiment
 
 AGAIN = f"code == {EARLY} || code > 128 && code != 130"
 """When a training is started again, in the words of a shell: it stopped early or was killed, but not by Ctrl-C."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from jaxtrain.errors import ConfigError
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.launch.job import Written
 from jaxtrain.launch.tpu import KINDS, PORT, Slice
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
-from jaxtrain.errors import ConfigError
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.cluster.rendezvous import EARLY
 from jaxtrain.launch.job import Job
-from jaxtrain.meeting import EARLY
 
 GRACE = 10.0
 """Seconds that the other processes have to end once one has failed."""

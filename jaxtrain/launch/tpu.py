@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from jaxtrain.errors import ConfigError, nearest
+from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.launch.job import AGAIN, Written
 
 KINDS = {

@@ -9,9 +9,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.errors import ConfigError
-from jaxtrain.layout import platform, shard, split
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.ring import ring_attention
+from jaxtrain.sharding.constraints import shard, split, target_platform
 
 Attention = Literal["auto", "dense", "blocks", "cudnn", "ring"]
 """`dense` scores every pair at once; `blocks` skips the pairs that a causal mask forbids, a block of queries at a time;
@@ -30,8 +30,10 @@ def choose(implementation: Attention, causal: bool, dtype: jnp.dtype) -> Attenti
     """
     if implementation == "blocks" and not causal:
         raise ConfigError("attention 'blocks' leaves out what a causal mask forbids, but there is none: use 'dense'")
-    if implementation == "cudnn" and (platform() != "gpu" or dtype != jnp.bfloat16):
-        raise ConfigError(f"attention 'cudnn' needs a GPU and bfloat16, not {dtype} on a {platform()}: use 'auto'")
+    if implementation == "cudnn" and (target_platform() != "gpu" or dtype != jnp.bfloat16):
+        raise ConfigError(
+            f"attention 'cudnn' needs a GPU and bfloat16, not {dtype} on a {target_platform()}: use 'auto'"
+        )
     if implementation == "ring" and not (causal and split("sequence")):
         raise ConfigError(
             "attention 'ring' needs a causal mask and a `context` axis of the mesh, to go round: use 'auto'"
@@ -40,9 +42,9 @@ def choose(implementation: Attention, causal: bool, dtype: jnp.dtype) -> Attenti
         return implementation
     if causal and split("sequence"):
         return "ring"
-    if platform() == "gpu" and dtype == jnp.bfloat16:
+    if target_platform() == "gpu" and dtype == jnp.bfloat16:
         return "cudnn"
-    return "blocks" if platform() == "cpu" and causal else "dense"
+    return "blocks" if target_platform() == "cpu" and causal else "dense"
 
 
 def implementations(lowered: jax.stages.Lowered) -> list[str]:
@@ -112,7 +114,7 @@ def _scored(
         scores = jnp.where(start + jnp.arange(L)[:, None] >= jnp.arange(T), scores, -jnp.inf)
     if together_BLT is not None:
         scores = jnp.where(together_BLT[:, None, None], scores, -jnp.inf)  # never all: a position is with itself
-    if platform() == "cpu":
+    if target_platform() == "cpu":
         # Dividing the product, not its factor, is 3 % of a step there; elsewhere XLA fuses all of softmax.
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         mixed = jnp.einsum("BGRLT,BGTK->BGRLK", weights.astype(v_BGTK.dtype), v_BGTK)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxtrain.layout import Named
+from jaxtrain.sharding.layout import Named
 
 Shaped = jax.Array | jax.ShapeDtypeStruct
 Params = Any

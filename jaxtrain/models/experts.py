@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtrain.errors import ConfigError
-from jaxtrain.layout import island, platform, split
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.layers import Linear, Precision
+from jaxtrain.sharding.constraints import shard_map_by_name, split, target_platform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class ExpertsModule(nnx.Module):
 
     def _ask(self, x_BLD: jax.Array, logits_BLE: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The answers, and the share of a row's questions that each expert was asked, f32[B, E]."""
-        dtype = jnp.float32 if platform() == "cpu" else jnp.dtype(self.precision.compute)
+        dtype = jnp.float32 if target_platform() == "cpu" else jnp.dtype(self.precision.compute)
         rows, kernel = ("batch", "sequence", None), ("expert", None, "mlp")
         kernels = [kernels.kernel[...].astype(dtype) for kernels in (self.gate, self.up, self.down)]
         along, over, inner = (tuple(split(name)) for name in ("sequence", "expert", "mlp"))
@@ -124,7 +124,7 @@ class ExpertsModule(nnx.Module):
             return answers_BLD, jax.lax.psum(asked_BE, along) if along else asked_BE
 
         given = [rows, rows, kernel, kernel, ("expert", "mlp", None)]
-        return island(local, given, [rows, ("batch", None)], x_BLD, logits_BLE, *kernels)
+        return shard_map_by_name(local, given, [rows, ("batch", None)], x_BLD, logits_BLE, *kernels)
 
     def _kept(self, expert_BLK: jax.Array) -> tuple[jax.Array, int]:
         """The expert of each question i[S], `count` if it finds no room, and how often a row may ask an expert."""

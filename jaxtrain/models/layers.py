@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxtrain.layout import platform, shard, split
-from jaxtrain.models.pipeline import pipeline
+from jaxtrain.models.stages import pipeline
+from jaxtrain.sharding.constraints import shard, split, target_platform
 
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the outputs of weight matmuls, everything."""
@@ -32,13 +32,13 @@ class Precision:
     @property
     def activations(self) -> jnp.dtype:
         """The dtype between matmuls. On a CPU that is f32: its elementwise bf16 is slower than the matmuls it feeds."""
-        return jnp.dtype("float32" if platform() == "cpu" else self.compute)
+        return jnp.dtype("float32" if target_platform() == "cpu" else self.compute)
 
 
 def dot(x: jax.Array, kernel_DF: jax.Array, precision: Precision) -> jax.Array:
     """`x[..., D] @ kernel_DF`, computed and returned as `precision` says."""
     dtype = jnp.dtype(precision.compute)
-    if platform() == "cpu":
+    if target_platform() == "cpu":
         return _cpu_dot(dtype, x, kernel_DF.astype(x.dtype))
     return jnp.dot(x.astype(dtype), kernel_DF.astype(dtype))
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.errors import ConfigError
-from jaxtrain.layout import island, split
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.sharding.constraints import shard_map_by_name, split
 
 _NOTHING = -1e30
 """The score of a pair that may not see each other: finite, so that a chunk without any pair has no NaNs."""
@@ -53,7 +53,7 @@ def unzigzag(x_BLD: jax.Array) -> jax.Array:
         return (jnp.concatenate(sent, axis=1),)
 
     names = ("batch", "sequence", None)
-    return island(local, [names], [names], x_BLD)[0]
+    return shard_map_by_name(local, [names], [names], x_BLD)[0]
 
 
 def ring_attention(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array, segments_BL: jax.Array | None) -> jax.Array:
@@ -70,7 +70,7 @@ def ring_attention(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array, segm
         mixed_2BGRCK = _attend(axes, n, q, k, v, segments_BL.reshape(B, 2, -1).swapaxes(0, 1))
         return (mixed_2BGRCK.transpose(1, 0, 4, 2, 3, 5).reshape(B, L, H, K),)
 
-    return island(local, given, [queries], q_BLHK, k_BLGK, v_BLGK, segments_BL)[0]
+    return shard_map_by_name(local, given, [queries], q_BLHK, k_BLGK, v_BLGK, segments_BL)[0]
 
 
 def _ring() -> tuple[tuple[str, ...], int]:

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxtrain.errors import ConfigError
-from jaxtrain.layout import shard, split
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.attention import Attention, attention, choose
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.experts import Experts, ExpertsModule
 from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, rotate
 from jaxtrain.models.ring import unzigzag, zigzag
+from jaxtrain.sharding.constraints import shard, split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtrain.errors import ConfigError
-from jaxtrain.layout import shard
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Linear, RMSNorm, dropout, fold
 from jaxtrain.models.transformer import Blocks
+from jaxtrain.sharding.constraints import shard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxtrain.errors import ConfigError, nearest
-from jaxtrain.experiment import Keep
+from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.experiment.experiment import Keep
 
 Tree = TypeVar("Tree")
 

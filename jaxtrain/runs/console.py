@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from jaxtrain.base.text import duration, number
+
 
 class Console:
     """Progress on `stream` (None: stderr), a tqdm bar if that is a terminal, else one line per `metrics`.
@@ -64,17 +66,3 @@ class Console:
         speed = (self._done - self._mark[0]) / (now - self._mark[1])
         self._mark = (self._done, now)
         return f"  {speed:.3g} steps/s  eta {duration((self._steps - self._done) / speed)}"
-
-
-def number(value: float) -> str:
-    """Four significant digits, in full between 0.0001 and a billion, e.g. `0.4123`, `12346`, `1.5e-05`."""
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """The two largest units of `seconds`, e.g. `9s`, `1m10s`, `2h05m`, `3d04h`."""
-    whole = round(seconds)
-    for size, unit, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= size:
-            return f"{whole // size}{unit}{whole % size // part:02d}{small}"
-    return f"{whole}s"

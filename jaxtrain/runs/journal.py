@@ -10,11 +10,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxtrain.cluster import first
-from jaxtrain.experiment import Experiment
-from jaxtrain.metrics import Mean, merge
+from jaxtrain.cluster.processes import first
+from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.console import Console
-from jaxtrain.runs.record import Clock, Recorder
+from jaxtrain.runs.metrics_log import Recorder
+from jaxtrain.tasks.metrics import Mean, merge
 
 IN_FLIGHT = 2
 """Steps given to the device and not finished: enough that it never idles, few enough that batches do not pile up."""

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.errors import ConfigError, nearest
-from jaxtrain.metrics import Mean
+from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.models.base import Model, Params
+from jaxtrain.tasks.metrics import Mean
 
 Batch = Mapping[str, Any]
 """Arrays by name, rows on dim 0; `mask` bool[B] is False at rows that only fill up."""

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.errors import ConfigError
-from jaxtrain.metrics import Mean
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.base import Params
 from jaxtrain.tasks.base import Batch, Task, cross_entropy, field, penalised
+from jaxtrain.tasks.metrics import Mean
 
 
 @dataclass(frozen=True, kw_only=True)

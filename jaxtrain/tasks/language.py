@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.metrics import Mean
 from jaxtrain.models.base import Params
 from jaxtrain.tasks.base import Batch, Task, cross_entropy, penalised
+from jaxtrain.tasks.metrics import Mean
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.metrics import Mean
 from jaxtrain.models.base import Params
 from jaxtrain.tasks.base import Batch, Task, field, penalised
+from jaxtrain.tasks.metrics import Mean
 
 
 @dataclass(frozen=True, kw_only=True)

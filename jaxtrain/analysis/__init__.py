@@ -1,0 +1,1 @@
+"""What can be known about an experiment or a compiled program without training it."""

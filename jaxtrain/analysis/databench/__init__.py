@@ -1,0 +1,1 @@
+"""Benchmark of the chain from records to the step."""

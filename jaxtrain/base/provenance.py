@@ -1,0 +1,71 @@
+"""Where something was made: git revision, packages, hardware."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+VARIABLES = ("XLA_", "JAX_", "LIBTPU_", "NCCL_", "CUDA_VISIBLE_DEVICES")
+
+
+def environment() -> dict[str, Any]:
+    """What somebody needs to run the same again: code, command, packages, variables and hardware; JSON.
+
+    `git` holds revision, diff (`git diff HEAD`) and the untracked files of the repository around the working
+    directory, and is None outside of one. Starts JAX's backend.
+    """
+    packages = {d.name: d.version for d in importlib.metadata.distributions()}
+    return {
+        "git": _git(),
+        "command": shlex.join(sys.orig_argv),
+        "folder": os.getcwd(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "hostname": socket.gethostname(),
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
+        "hardware": {
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+            "platform": jax.default_backend(),
+            "processes": jax.process_count(),
+            "cpus": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        },
+    }
+
+
+def revision() -> str | None:
+    """The git revision of the repository around the working directory, marked where it has changes."""
+    git = _git()
+    if git is None or git["revision"] is None:
+        return None
+    return git["revision"] + (" with changes" if git["diff"] or git["untracked"] else "")
+
+
+def _git() -> dict[str, Any] | None:
+    def git(*arguments: str) -> str | None:
+        command = ["git", *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None:
+        return None
+    root = top.removesuffix("\n")
+    untracked = git("-C", root, "ls-files", "--others", "--exclude-standard", "-z")
+    revision = git("rev-parse", "HEAD")
+    return {
+        "revision": revision and revision.strip(),
+        "diff": git("-C", root, "diff", "--no-color", "--no-ext-diff", "HEAD"),
+        "untracked": (untracked or "").split("\0")[:-1],
+    }

@@ -1,0 +1,1 @@
+"""Sources: examples, each read by its index."""

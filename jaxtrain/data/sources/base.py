@@ -1,0 +1,95 @@
+"""Sources: examples, each read by its index."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError
+
+Example = dict[str, Any]
+"""One example: field name -> numpy array or scalar, Python number, str or bytes. Not to be written into."""
+
+
+Batch = dict[str, np.ndarray]
+"""Stacked examples: field name -> array with rows as first dimension. Always has "mask": bool[rows]."""
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Indexed(Protocol[T_co]):
+    """Anything with a length whose items are read by index."""
+
+    def __len__(self) -> int:
+        """Number of items."""
+        ...
+
+    def __getitem__(self, index: int) -> T_co:
+        """Item `index`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """Examples by index. Subclasses are frozen dataclasses of plain fields that open nothing until read."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Example:
+        """Example `index`, 0 <= index < len(self): a new dict, always the same for the same index."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """A short string that changes when the examples do. Joins the fingerprint; cheap."""
+
+    @property
+    def vocab(self) -> int | None:
+        """How many tokens its integers may be, where it knows."""
+        return None
+
+    def fetch(self, indices: Sequence[int]) -> list[Any]:
+        """What stands at these indices as it is stored: several at once, for sources that read so faster."""
+        return [self[index] for index in indices]
+
+    def decode(self, stored: Any) -> Example:
+        """The example that was stored as one item of what `fetch` gives."""
+        return stored
+
+    def raw(self, argument: str) -> Example:
+        """What a command line gives, a text or a file, as an example like those here but with no label.
+
+        Images become f32[Y, X, C] in 0…1 of the shape here; .npy files hold the array itself. Raises ConfigError for a
+        file that cannot be read so.
+        """
+        like = self[0]
+        texts = [name for name, value in like.items() if isinstance(value, str | bytes)]
+        if texts:
+            return {texts[0]: argument}
+        name, value = max(like.items(), key=lambda item: np.size(item[1]))
+        path = Path(argument)
+        if not path.is_file():
+            raise ConfigError(f"this model reads files with its {name!r}, and there is no file {argument}")
+        try:
+            if path.suffix == ".npy":
+                return {name: np.load(path, allow_pickle=False).astype(value.dtype).reshape(value.shape)}
+            return {name: _pixels(path, value.shape)}
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read as a {name} of shape {list(value.shape)}: {error}") from error
+
+
+def _pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ConfigError("reading images needs Pillow: pip install 'jaxtrain[images]' (or give .npy files)") from error
+    Y, X, C = shape
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L" if C == 1 else "RGB").resize((X, Y)), np.float32) / 255
+    return pixels.reshape(shape)

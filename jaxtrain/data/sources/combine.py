@@ -1,0 +1,218 @@
+"""Sources made of other sources: parts, mixtures, transformed, kept in memory."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.transforms.base import Transform
+
+_BLOCK = 1000
+
+
+@dataclass(frozen=True)
+class Wrapper(Source):
+    """A source made of one other, which it reads from, several at once, unless a subclass says otherwise."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.decode(self.fetch([index])[0])
+
+    def fetch(self, indices: Sequence[int]) -> list[Any]:
+        """As the other source fetches it."""
+        return self.source.fetch(indices)
+
+    def decode(self, stored: Any) -> Example:
+        """As the other source decodes it."""
+        return self.source.decode(stored)
+
+    @property
+    def vocab(self) -> int | None:
+        """The other source's."""
+        return self.source.vocab
+
+    def raw(self, argument: str) -> Example:
+        """As the other source reads it."""
+        return self.source.raw(argument)
+
+    def identity(self) -> str:
+        """The other source's."""
+        return self.source.identity()
+
+
+@dataclass(frozen=True)
+class Take(Wrapper):
+    """The first `count` examples of another source. Raises ConfigError where it has fewer."""
+
+    count: int
+
+    def __len__(self) -> int:
+        if not 0 < self.count <= len(self.source):
+            raise ConfigError(f"Take: {self.count} of the {len(self.source)} examples of {self.source!r}")
+        return self.count
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return super().__getitem__(index)
+
+    def identity(self) -> str:
+        """The other source's identity with the count."""
+        return f"take:{self.count}:{self.source.identity()}"
+
+
+@dataclass(frozen=True)
+class Mapped(Wrapper):
+    """Another source's examples after deterministic transforms; inside `InMemory` or `Stored` they are computed once.
+
+    Raises ConfigError for transforms that are for training only: a pipeline draws those anew for every example.
+    """
+
+    transforms: tuple[Transform, ...]
+
+    def __post_init__(self) -> None:
+        for transform in self.transforms:
+            if transform.training_only or transform.evaluating() != transform:
+                raise ConfigError(f"Mapped: {transform!r} is random: give it to the pipeline's transforms")
+
+    def decode(self, stored: Any) -> Example:
+        """As the other source decodes it, transformed."""
+        return self._apply(self.source.decode(stored))
+
+    def raw(self, argument: str) -> Example:
+        """As the other source reads it, transformed."""
+        return self._apply(self.source.raw(argument))
+
+    def identity(self) -> str:
+        """The other source's identity with the transforms."""
+        return f"mapped:{self.transforms!r}:{self.source.identity()}"
+
+    def _apply(self, example: Example) -> Example:
+        for transform in self.transforms:
+            example = transform(example, np.random.default_rng(0))
+        return example
+
+
+@dataclass(frozen=True)
+class InMemory(Wrapper):
+    """Another source's examples, each read once in a process and kept there ever after."""
+
+    def fetch(self, indices: Sequence[int]) -> list[Example]:
+        """The examples; only those not yet kept are read."""
+        kept = _memory(self)
+        missing = [index for index in indices if index not in kept]
+        if missing:
+            kept.update(zip(missing, map(self.source.decode, self.source.fetch(missing)), strict=True))
+        return [kept[index] for index in indices]
+
+    def decode(self, stored: Example) -> Example:
+        """A copy, so that what is kept does not change."""
+        return dict(stored)
+
+
+@lru_cache(maxsize=64)
+def _memory(source: InMemory) -> dict[int, Example]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Mixture(Source):
+    """Several sources of the same fields, picked by weights: example i is always the same, whatever was read before.
+
+    Weights are rounded to shares of a block of at most 1,000 picks that repeats, each source's picks spread evenly over
+    it. An epoch ends when every source was seen whole; those that are shorter for their weight repeat meanwhile.
+    Raises ConfigError for weights that are not positive, or too small for a block.
+    """
+
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sources) != len(self.weights) or not self.sources or min(self.weights) <= 0:
+            raise ConfigError(f"Mixture needs one positive weight a source, got {self.weights} for {len(self.sources)}")
+        if min(_picks(self.weights)[1]) == 0:
+            raise ConfigError(f"Mixture: each weight must be at least 1/{_BLOCK} of all, got {self.weights}")
+
+    def __len__(self) -> int:
+        order, counts, _ = _picks(self.weights)
+        ends = []
+        for number, source in enumerate(self.sources):
+            blocks, rest = divmod(len(source) - 1, counts[number])
+            ends.append(blocks * len(order) + int(np.nonzero(order == number)[0][rest]) + 1)
+        return max(ends)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.decode(self.fetch([index])[0])
+
+    def fetch(self, indices: Sequence[int]) -> list[tuple[int, Any]]:
+        """Each with its source's number; what comes from one source is fetched at once."""
+        order, counts, seen = _picks(self.weights)
+        found: list[tuple[int, Any]] = [(0, None)] * len(indices)
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for place, index in enumerate(indices):
+            block, offset = divmod(index, len(order))
+            number = int(order[offset])
+            nth = (block * counts[number] + int(seen[offset])) % len(self.sources[number])
+            wanted.setdefault(number, []).append((place, nth))
+        for number, pairs in wanted.items():
+            stored = self.sources[number].fetch([nth for _, nth in pairs])
+            for (place, _), one in zip(pairs, stored, strict=True):
+                found[place] = number, one
+        return found
+
+    def decode(self, stored: tuple[int, Any]) -> Example:
+        """The example. Raises ConfigError where its source has other fields than the first source."""
+        number, one = stored
+        example = self.sources[number].decode(one)
+        if example.keys() != (fields := _fields(self.sources[0])):
+            raise ConfigError(f"Mixture: source {number} has the fields {sorted(example)}, source 0 {sorted(fields)}")
+        return example
+
+    @property
+    def vocab(self) -> int | None:
+        """The largest of any source."""
+        return max((source.vocab or 0 for source in self.sources), default=0) or None
+
+    def raw(self, argument: str) -> Example:
+        """As the first source reads it."""
+        return self.sources[0].raw(argument)
+
+    def identity(self) -> str:
+        """The sources' identities with the weights."""
+        return f"mixture:{self.weights}:{':'.join(source.identity() for source in self.sources)}"
+
+
+@lru_cache(maxsize=64)
+def _fields(source: Source) -> frozenset[str]:
+    for index in range(len(source)):
+        with suppress(Damaged):
+            return frozenset(source[index])
+    return frozenset()
+
+
+@lru_cache(maxsize=64)
+def _picks(weights: tuple[float, ...]) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """A block: which source each pick is from, how many each has, and how many it had before each pick."""
+    shares = np.array(weights) / sum(weights)
+    # The smallest block that has these weights exactly; else the largest, which has them to a thousandth.
+    sizes = np.arange(1, _BLOCK + 1)
+    wrong = np.abs(np.round(shares * sizes[:, None]) / sizes[:, None] - shares).max(1)
+    size = int(sizes[np.argmax(wrong < 1e-9)]) if (wrong < 1e-9).any() else _BLOCK
+    counts = np.floor(shares * size + 1e-9).astype(int)
+    counts[np.argsort(counts - shares * size)[: size - counts.sum()]] += 1
+    # Pick k of a source's n stands at (k + 1/2) / n of the block.
+    place = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in counts])
+    order = np.repeat(np.arange(len(counts)), counts)[np.argsort(place, kind="stable")]
+    seen = np.zeros(size, int)
+    for number in range(len(counts)):
+        seen[order == number] = np.arange(counts[number])
+    return order, counts.tolist(), seen

@@ -1,0 +1,64 @@
+"""A source that skips damaged records up to a limit."""
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from jaxtrain.base.errors import Damaged
+from jaxtrain.data.sources.base import Example
+from jaxtrain.data.sources.combine import Wrapper
+
+
+@dataclass(frozen=True)
+class Tolerant(Wrapper):
+    """Goes on where examples are damaged: the next one that is not stands in for it, up to `limit` of them a process.
+
+    Each is logged once. Without this, training stops at the first. Raises Damaged beyond the limit.
+    """
+
+    limit: int
+
+    def fetch(self, indices: Sequence[int]) -> list[Example]:
+        """The examples, decoded, since only that shows all damage; one by one where some are damaged."""
+        try:
+            return [self.source.decode(stored) for stored in self.source.fetch(indices)]
+        except Damaged:
+            return [self._next(index) for index in indices]
+
+    def decode(self, stored: Example) -> Example:
+        """As it is."""
+        return stored
+
+    def _next(self, index: int) -> Example:
+        for step in range(len(self)):
+            try:
+                return self.source[(index + step) % len(self)]
+            except Damaged as error:
+                self._count((index + step) % len(self), error)
+        raise Damaged(repr(self.source), None, "every record is damaged")
+
+    @property
+    def damaged(self) -> int:
+        """How many were met so far in this process."""
+        return len(_met(self))
+
+    def _count(self, index: int, error: Damaged) -> None:
+        met = _met(self)
+        with _LOCK:
+            if index not in met:
+                met.add(index)
+                logging.getLogger("jaxtrain.data").warning("skipped %d of at most %d: %s", len(met), self.limit, error)
+        if len(met) > self.limit:
+            raise Damaged(
+                error.file, error.record, f"{error.why}; that is more than the limit of {self.limit}"
+            ) from error
+
+
+_LOCK = threading.Lock()
+
+
+@lru_cache(maxsize=64)
+def _met(source: Tolerant) -> set[int]:
+    return set()

@@ -1,0 +1,57 @@
+"""Rows of bytes of another source's text."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.data.sources.base import Example, Source
+
+
+@dataclass(frozen=True)
+class Windows(Source):
+    """{"tokens": int32[length + 1]}: rows of the UTF-8 bytes of another source's text, for language models.
+
+    The documents are joined with one byte 0 between them and held in memory. Row i is bytes
+    [i * length, i * length + length]; rows overlap by one byte, so that every byte but the first is a target
+    once. A last row that would be shorter is left out.
+    """
+
+    source: Source
+    length: int
+    field: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ConfigError(f"Windows length must be at least 1 byte, got {self.length}")
+
+    def __len__(self) -> int:
+        return max(0, (len(_joined_bytes(self.source, self.field)) - 1) // self.length)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        first = index * self.length
+        row = _joined_bytes(self.source, self.field)[first : first + self.length + 1]
+        return {"tokens": row.astype(np.int32)}
+
+    def raw(self, argument: str) -> Example:
+        """The tokens of a text, however long."""
+        return {"tokens": np.frombuffer(argument.encode(), np.uint8).astype(np.int32)}
+
+    def identity(self) -> str:
+        """The other source's identity with the field and the length."""
+        return f"windows:{self.length}:{self.field}:{self.source.identity()}"
+
+
+@lru_cache(maxsize=8)
+def _joined_bytes(source: Source, name: str) -> np.ndarray:
+    documents = []
+    for index in range(len(source)):
+        example = source[index]
+        if name not in example:
+            raise ConfigError(f"Windows: {type(source).__name__} has no field {name!r}{nearest(name, example)}")
+        text = example[name]
+        documents.append(text.encode() if isinstance(text, str) else text)
+    return np.frombuffer(b"\0".join(documents), np.uint8)

@@ -1,0 +1,225 @@
+"""Token files: documents as one memory-mapped array of ids."""
+
+import hashlib
+import json
+import os
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate, islice
+from pathlib import Path
+
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer, require_file
+
+MAGIC = b"jaxtoken"
+
+
+SEPARATOR = 0
+"""The token after each document, and at the end of a row that documents do not fill."""
+
+
+_ALIGN = 64
+
+
+_AT_ONCE = 1000
+
+
+# Files.
+
+
+def write_tokens(
+    folder: Path, name: str, texts: Iterable[str], tokenizer: Tokenizer, per_file: int = 1 << 26
+) -> list[Path]:
+    """Write documents into token files `name-00000.bin`, … of about `per_file` tokens each; returns them in order.
+
+    One file's documents are held in memory.
+    """
+    dtype = np.dtype(np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32)
+    paths: list[Path] = []
+    documents: list[np.ndarray] = []
+    waiting = 0
+
+    def flush() -> None:
+        nonlocal waiting
+        path = folder / f"{name}-{len(paths):05}.bin"
+        _write(path, documents, dtype, tokenizer)
+        paths.append(path)
+        documents.clear()
+        waiting = 0
+
+    rest = iter(texts)
+    while group := list(islice(rest, _AT_ONCE)):
+        for document in tokenizer.encode(group):
+            documents.append(document.astype(dtype, copy=False))
+            waiting += len(document)
+            if waiting >= per_file:
+                flush()
+    if documents:
+        flush()
+    return paths
+
+
+def _write(path: Path, documents: Sequence[np.ndarray], dtype: np.dtype, tokenizer: Tokenizer) -> None:
+    starts = np.cumsum([0, *(len(document) + 1 for document in documents)], dtype=np.int64)
+    separator = np.array([SEPARATOR], dtype).tobytes()
+    sums = np.array([zlib.crc32(document.tobytes()) for document in documents], np.uint32)
+    header = {"dtype": dtype.name, "tokens": int(starts[-1]), "documents": len(documents)}
+    text = json.dumps({**header, "vocab": tokenizer.vocab, "tokenizer": tokenizer.identity()}).encode()
+    front = MAGIC + len(text).to_bytes(8, "little") + text
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(front.ljust(-(-len(front) // _ALIGN) * _ALIGN, b"\0"))
+            for document in documents:
+                file.write(document.tobytes() + separator)
+            file.write(b"\0" * (-file.tell() % 8))
+            file.write(starts.tobytes() + sums.tobytes())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    open_tokens.cache_clear()
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """A token file in memory: `tokens` u16 or u32[tokens], `starts` i64[documents + 1], `sums` u32[documents]."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    sums: np.ndarray
+    vocab: int
+    tokenizer: str
+
+
+@lru_cache(maxsize=256)
+def open_tokens(path: str) -> TokenFile:
+    """A token file, memory-mapped and kept open. Raises ConfigError or Damaged where it cannot be read."""
+    size = require_file(Path(path)).stat().st_size
+    with open(path, "rb") as file:
+        magic, length = file.read(len(MAGIC)), int.from_bytes(file.read(8), "little")
+        text = file.read(min(length, 1 << 20)) if magic == MAGIC else b""
+    try:
+        header = json.loads(text)
+        dtype = np.dtype(header["dtype"])
+        tokens, documents = int(header["tokens"]), int(header["documents"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(path, None, "it is no token file, or its header is damaged") from error
+    begin = -(-(len(MAGIC) + 8 + length) // _ALIGN) * _ALIGN
+    table = -(-(begin + tokens * dtype.itemsize) // 8) * 8
+    if size != (wanted := table + (documents + 1) * 8 + documents * 4):
+        raise Damaged(path, None, f"it has {size:,} bytes, not the {wanted:,} that its header asks for")
+    return TokenFile(
+        # As plain arrays: a slice of a memmap object takes ten times as long.
+        np.memmap(path, dtype, "r", begin, (tokens,)).view(np.ndarray),
+        np.memmap(path, np.int64, "r", table, (documents + 1,)).view(np.ndarray),
+        np.memmap(path, np.uint32, "r", table + (documents + 1) * 8, (documents,)).view(np.ndarray),
+        header["vocab"],
+        header["tokenizer"],
+    )
+
+
+def open_files(paths: tuple[str, ...], name: str) -> list[TokenFile]:
+    """Several token files; `name` is the source that asks, for messages."""
+    if isinstance(paths, str) or not paths:
+        raise ConfigError(f"{name} needs a tuple of one or more paths, got {paths!r}")
+    return [open_tokens(path) for path in paths]
+
+
+def content_hash(paths: tuple[str, ...]) -> str:
+    """A hash of every document's checksum and length: changes with any token, and reads none."""
+    found = hashlib.sha256()
+    for path in paths:
+        file = open_tokens(path)
+        found.update(file.tokenizer.encode() + file.starts.tobytes() + file.sums.tobytes())
+    return found.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Documents(Source):
+    """{"tokens": u16 or u32[any]}: the documents of token files, one an example, each compared with its checksum.
+
+    Raises Damaged for one that differs.
+    """
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return _ends(self.paths)[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which, number = _place(_ends(self.paths), index)
+        file = open_tokens(self.paths[which])
+        tokens = file.tokens[file.starts[number] : file.starts[number + 1] - 1]
+        if zlib.crc32(tokens.tobytes()) != file.sums[number]:
+            raise Damaged(self.paths[which], number, "its tokens do not match their checksum")
+        return {"tokens": tokens.copy()}
+
+    def identity(self) -> str:
+        """From the checksums of all documents."""
+        return f"documents:{content_hash(self.paths)}"
+
+
+@lru_cache(maxsize=64)
+def _ends(paths: tuple[str, ...]) -> list[int]:
+    return list(accumulate(len(file.sums) for file in open_files(paths, "Documents")))
+
+
+def _place(ends: list[int], index: int) -> tuple[int, int]:
+    """Which file an index is in, and where in it."""
+    which = bisect_right(ends, index)
+    return which, index - (ends[which - 1] if which else 0)
+
+
+@dataclass(frozen=True)
+class Tokens(Source):
+    """{"tokens": i32[length + 1]}: rows of the documents as one stream, with token 0 after each, file by file.
+
+    Rows overlap by one token, so that every token but a file's first is a target once; what is left at the end of a
+    file and does not fill a row is left out.
+    """
+
+    paths: tuple[str, ...]
+    length: int
+    tokenizer: Tokenizer = field(default_factory=Bytes)
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ConfigError(f"Tokens length must be at least 1, got {self.length}")
+
+    def __len__(self) -> int:
+        return _row_ends(self.paths, self.length)[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        ends = _row_ends(self.paths, self.length)
+        if not 0 <= index < ends[-1]:
+            raise IndexError(index)
+        which, number = _place(ends, index)
+        begin = number * self.length
+        row = open_tokens(self.paths[which]).tokens[begin : begin + self.length + 1]
+        return {"tokens": row.astype(np.int32)}
+
+    @property
+    def vocab(self) -> int:
+        """As the files say."""
+        return max(open_tokens(path).vocab for path in self.paths)
+
+    def raw(self, argument: str) -> Example:
+        """The tokens of a text, however long."""
+        return {"tokens": self.tokenizer.encode([argument])[0].astype(np.int32)}
+
+    def identity(self) -> str:
+        """From the checksums of all documents, and the length."""
+        return f"tokens:{self.length}:{content_hash(self.paths)}"
+
+
+@lru_cache(maxsize=64)
+def _row_ends(paths: tuple[str, ...], length: int) -> list[int]:
+    return list(accumulate(max(0, (len(file.tokens) - 1) // length) for file in open_files(paths, "Tokens")))

@@ -1,0 +1,132 @@
+"""Rows of whole documents packed side by side."""
+
+import os
+import zlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.tokens.files import SEPARATOR, content_hash, open_files, open_tokens
+from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer
+
+# Packing.
+
+
+def plan_packing(paths: tuple[str, ...], length: int) -> Path:
+    """Plan rows of `length` + 1 tokens that hold whole documents, the best fit first, and write the plan to a file.
+
+    Best-fit decreasing (Johnson 1973; for language models Ding et al. 2024, arXiv:2404.10830): the longest document
+    that is left goes to the fullest row that has room. Longer documents than a row are cut into pieces that fill rows.
+    """
+    room = length + 1
+    pieces: list[np.ndarray] = []  # file, first token, tokens
+    for number, path in enumerate(paths):
+        starts = np.asarray(open_tokens(path).starts)
+        sizes = np.diff(starts) - 1  # without separators
+        counts = np.maximum(1, -(-sizes // room))
+        document = np.repeat(np.arange(len(sizes)), counts)
+        part = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+        begin = starts[document] + part * room
+        tokens = np.minimum(sizes[document] - part * room, room)
+        pieces.append(np.stack([np.full(len(begin), number), begin, tokens], 1)[tokens > 0])
+    every = np.concatenate(pieces)
+    every = every[np.argsort(-every[:, 2], kind="stable")]
+    rows: list[list[int]] = []
+    open_rows: list[list[int]] = [[] for _ in range(room + 1)]  # by the room that is left
+    roomy = np.zeros(room + 1, bool)
+    for piece, size in enumerate(every[:, 2].tolist()):
+        found = size + int(np.argmax(roomy[size:]))
+        if roomy[found]:
+            row = open_rows[found].pop()
+            roomy[found] = bool(open_rows[found])
+        else:
+            row, found = len(rows), room
+            rows.append([])
+        rows[row].append(piece)
+        if left := found - size:
+            open_rows[left].append(row)
+            roomy[left] = True
+    order = np.concatenate([np.array(row) for row in rows])
+    bounds = np.cumsum([0, *map(len, rows)])
+    plan = _plan_path(paths, length)
+    flat = np.concatenate([bounds, every[order].ravel()]).astype(np.int64)
+    unfinished = plan.with_name(f".{plan.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            np.save(file, np.concatenate([[_planned(paths), zlib.crc32(flat.data), len(rows)], flat]))
+        unfinished.replace(plan)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    _plan.cache_clear()
+    return plan
+
+
+def _plan_path(paths: tuple[str, ...], length: int) -> Path:
+    return Path(paths[0]).with_suffix(f".packed-{length}.npy")
+
+
+def _planned(paths: tuple[str, ...]) -> int:
+    """Of which files a plan is, as a number."""
+    return int(content_hash(paths)[:15], 16)
+
+
+@lru_cache(maxsize=64)
+def _plan(paths: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndarray]:
+    open_files(paths, "Packed")
+    path = _plan_path(paths, length)
+    if not path.is_file():
+        raise ConfigError(f"Packed: there is no plan {path}: make it with plan_packing(paths, {length})")
+    try:
+        (planned, crc, count), flat = np.split(np.load(path, mmap_mode="r").view(np.ndarray), [3])
+    except (OSError, ValueError, EOFError) as error:
+        raise Damaged(str(path), None, f"it is no plan of rows ({error})") from error
+    if planned != _planned(paths):
+        raise ConfigError(f"Packed: {path} was planned for other files: make it with plan_packing(paths, {length})")
+    if crc != zlib.crc32(flat.data):
+        raise Damaged(str(path), None, "the plan of rows does not match its checksum")
+    return flat[: count + 1], flat[count + 1 :].reshape(-1, 3)
+
+
+@dataclass(frozen=True)
+class Packed(Source):
+    """{"tokens": i32[length + 1], "segments": i32[length + 1]}: several documents in a row, numbered 1, 2, … in it.
+
+    Rows follow a plan that `plan_packing` made. Segment 0 is what fills up the row. Raises ConfigError without a plan.
+    """
+
+    paths: tuple[str, ...]
+    length: int
+    tokenizer: Tokenizer = field(default_factory=Bytes)
+
+    def __len__(self) -> int:
+        return len(_plan(self.paths, self.length)[0]) - 1
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        bounds, pieces = _plan(self.paths, self.length)
+        tokens = np.full(self.length + 1, SEPARATOR, np.int32)
+        segments = np.zeros(self.length + 1, np.int32)
+        at = 0
+        for segment, (file, begin, size) in enumerate(pieces[bounds[index] : bounds[index + 1]].tolist(), 1):
+            tokens[at : at + size] = open_tokens(self.paths[file]).tokens[begin : begin + size]
+            segments[at : at + size] = segment
+            at += size
+        return {"tokens": tokens, "segments": segments}
+
+    @property
+    def vocab(self) -> int:
+        """As the files say."""
+        return max(open_tokens(path).vocab for path in self.paths)
+
+    def raw(self, argument: str) -> Example:
+        """The tokens of a text, however long."""
+        return {"tokens": self.tokenizer.encode([argument])[0].astype(np.int32)}
+
+    def identity(self) -> str:
+        """From the checksums of all documents, and the length."""
+        return f"packed:{self.length}:{content_hash(self.paths)}"

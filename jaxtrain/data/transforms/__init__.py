@@ -1,0 +1,1 @@
+"""Transforms of one example, or of a whole batch."""

@@ -1,0 +1,44 @@
+"""Transforms of audio."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.data.sources.base import Example
+from jaxtrain.data.transforms.base import Transform
+
+
+@dataclass(frozen=True)
+class LogMel(Transform):
+    """Sound in `field`, float32[samples] at `rate` Hz, to float32[frames, mels]: the log of its energies by pitch.
+
+    Frames are Hann windows of `window` samples, `hop` apart, none of them padded. Filters are triangles whose corners
+    are even on the mel scale 2595·log10(1 + f/700) (O'Shaughnessy 1987) from 0 Hz to half the rate.
+    """
+
+    rate: int
+    mels: int = 80
+    window: int = 400
+    hop: int = 160
+    field: str = "audio"
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The example with its sound as an image of frames by mels."""
+        samples = np.asarray(self.field_of(example, self.field), np.float32)
+        if samples.ndim != 1 or len(samples) < self.window:
+            raise ConfigError(f"LogMel: {self.field!r} must be [samples], {self.window} or more; got {samples.shape}")
+        frames = np.lib.stride_tricks.sliding_window_view(samples, self.window)[:: self.hop]
+        power = np.abs(np.fft.rfft(frames * np.hanning(self.window + 1)[:-1])) ** 2
+        return {**example, self.field: np.log(power @ _mel_filters(self) + 1e-10).astype(np.float32)}
+
+
+@lru_cache(maxsize=16)
+def _mel_filters(of: LogMel) -> np.ndarray:
+    top = 2595 * np.log10(1 + of.rate / 2 / 700)
+    corners = 700 * (10 ** (np.linspace(0, top, of.mels + 2) / 2595) - 1)
+    hertz = np.fft.rfftfreq(of.window, 1 / of.rate)[:, None]
+    rising = (hertz - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    falling = (corners[2:] - hertz) / (corners[2:] - corners[1:-1])
+    return np.maximum(0, np.minimum(rising, falling))

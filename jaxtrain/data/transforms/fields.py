@@ -1,0 +1,83 @@
+"""Transforms of fields: select, scale, encode."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.data.sources.base import Example
+from jaxtrain.data.transforms.base import Transform
+
+
+@dataclass(frozen=True)
+class Normalize(Transform):
+    """(value - mean) / std as float32. `mean` and `std` are one number, or one per channel (last
+    dimension).
+    """
+
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
+    field: str = "image"
+
+    def __post_init__(self) -> None:
+        if np.any(np.asarray(self.std) <= 0):
+            raise ConfigError(f"Normalize std must be positive, got {self.std}")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The example with `field` normalised; same shape."""
+        value = np.asarray(self.field_of(example, self.field), np.float32)
+        for name, given in (("mean", self.mean), ("std", self.std)):
+            if isinstance(given, tuple) and value.shape[-1:] != (len(given),):
+                raise ConfigError(
+                    f"Normalize: {name} has {len(given)} values but {self.field!r} has shape {value.shape}"
+                )
+        return {
+            **example,
+            self.field: (value - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32),
+        }
+
+
+@dataclass(frozen=True)
+class Keep(Transform):
+    """Only the named fields. One that is absent is skipped: inputs for prediction have no label."""
+
+    fields: tuple[str, ...]
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The example with only these fields; ConfigError when it has none of them."""
+        kept = {name: example[name] for name in self.fields if name in example}
+        if not kept:
+            raise ConfigError(f"Keep: none of {self.fields} in the example, which has {sorted(example)}")
+        return kept
+
+
+@dataclass(frozen=True)
+class OneHot(Transform):
+    """A value of `vocabulary` in `field` to float32[len(vocabulary)]. Raises ConfigError for any other value."""
+
+    field: str
+    vocabulary: tuple[str | int, ...]
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The example with the value's place set to one."""
+        value = self.field_of(example, self.field)
+        if isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        value = value if isinstance(value, str) else int(value)
+        if value not in self.vocabulary:
+            raise ConfigError(f"OneHot: {self.field!r} is {value!r}{nearest(str(value), map(str, self.vocabulary))}")
+        return {**example, self.field: np.array([value == known for known in self.vocabulary], np.float32)}
+
+
+@dataclass(frozen=True)
+class Columns(Transform):
+    """Numbers and vectors of several fields, in order, as one float32 vector in `to`; the fields are dropped."""
+
+    fields: tuple[str, ...]
+    to: str = "features"
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The example with one vector."""
+        parts = [np.ravel(self.field_of(example, name)) for name in self.fields]
+        rest = {name: value for name, value in example.items() if name not in self.fields}
+        return {**rest, self.to: np.concatenate(parts).astype(np.float32)}

@@ -1,0 +1,130 @@
+"""Transforms of images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.data.sources.base import Batch, Example
+from jaxtrain.data.transforms.base import BatchTransform, Transform
+
+
+@dataclass(frozen=True)
+class Shift(Transform):
+    """Move an image [height, width, channels] by up to `pixels` each way; zeros come in. Training only."""
+
+    pixels: int
+    field: str = "image"
+
+    def __post_init__(self) -> None:
+        if self.pixels < 0:
+            raise ConfigError(f"Shift pixels must not be negative, got {self.pixels}")
+
+    @property
+    def training_only(self) -> bool:
+        """True."""
+        return True
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The example with its image moved; same shape and dtype."""
+        image = self.image_of(example, self.field)
+        height, width, channels = image.shape
+        down, right = rng.integers(0, 2 * self.pixels + 1, size=2)
+        # Not np.pad, which takes longer than all the rest of reading a small image.
+        padded = np.zeros((height + 2 * self.pixels, width + 2 * self.pixels, channels), image.dtype)
+        padded[self.pixels : self.pixels + height, self.pixels : self.pixels + width] = image
+        return {**example, self.field: padded[down : down + height, right : right + width]}
+
+
+@dataclass(frozen=True)
+class Flip(Transform):
+    """Mirror an image [height, width, channels] left to right, half of the time. Training only."""
+
+    field: str = "image"
+
+    @property
+    def training_only(self) -> bool:
+        """True."""
+        return True
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The example with its image mirrored or not; same shape and dtype."""
+        image = self.image_of(example, self.field)
+        return {**example, self.field: image[:, ::-1] if rng.random() < 0.5 else image}
+
+
+@dataclass(frozen=True)
+class RandomCrop(Transform):
+    """A window of `size` (height, width) of an image [height, width, channels], anywhere in it.
+
+    While evaluating it is the central one, as `CentralCrop` takes it: a crop decides the shape, so it is not left out.
+    """
+
+    size: tuple[int, int]
+    field: str = "image"
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The example with its image cut."""
+        return _cropped(self, example, lambda room: int(rng.integers(0, room + 1)))
+
+    def evaluating(self) -> Transform:
+        """The central window."""
+        return CentralCrop(self.size, self.field)
+
+
+@dataclass(frozen=True)
+class CentralCrop(Transform):
+    """The central window of `size` (height, width) of an image [height, width, channels]."""
+
+    size: tuple[int, int]
+    field: str = "image"
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The example with its image cut."""
+        return _cropped(self, example, lambda room: room // 2)
+
+
+def _cropped(crop: RandomCrop | CentralCrop, example: Example, place: Callable[[int], int]) -> Example:
+    image = crop.image_of(example, crop.field)
+    tall, wide = image.shape[0] - crop.size[0], image.shape[1] - crop.size[1]
+    if min(tall, wide) < 0:
+        raise ConfigError(f"{type(crop).__name__}: an image of {image.shape[:2]} has no window of {crop.size}")
+    down, right = place(tall), place(wide)
+    return {**example, crop.field: image[down : down + crop.size[0], right : right + crop.size[1]]}
+
+
+@dataclass(frozen=True)
+class CutMix(BatchTransform):
+    """Pastes a box of another image of the same label into each image (Yun et al. 2019, arXiv:1905.04899).
+
+    The box covers `share` of the image's area. An image whose label no other in the batch has stays as it is.
+    """
+
+    share: float = 0.25
+    field: str = "image"
+    label: str = "label"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ConfigError(f"CutMix share must be between 0 and 1, got {self.share}")
+
+    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """The batch with its images mixed."""
+        for name in (self.field, self.label):
+            if name not in batch:
+                raise ConfigError(f"CutMix: no field {name!r} in the batch{nearest(name, batch)}")
+        images, labels = batch[self.field], batch[self.label]
+        order = rng.permutation(len(images))
+        by_label = order[np.argsort(labels[order], kind="stable")]
+        partner = np.empty(len(images), int)
+        for label in np.unique(labels):
+            rows = by_label[labels[by_label] == label]
+            partner[rows] = np.roll(rows, 1)
+        high, wide = (max(1, round(size * self.share**0.5)) for size in images.shape[1:3])
+        mixed = images.copy()
+        down = rng.integers(0, images.shape[1] - high + 1, len(images))
+        right = rng.integers(0, images.shape[2] - wide + 1, len(images))
+        for row, (y, x) in enumerate(zip(down, right, strict=True)):
+            mixed[row, y : y + high, x : x + wide] = images[partner[row], y : y + high, x : x + wide]
+        return {**batch, self.field: mixed}

@@ -1,0 +1,54 @@
+"""Transforms of text."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.data.sources.base import Example
+from jaxtrain.data.transforms.base import Transform
+
+
+@dataclass(frozen=True)
+class Utf8(Transform):
+    """Text in `field` (str or bytes) to its UTF-8 bytes in `to`: uint8[length], cut or filled up with zeros.
+
+    The text itself is dropped. Padding is byte 0, which text does not hold.
+    """
+
+    length: int
+    field: str = "text"
+    to: str = "bytes"
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ConfigError(f"Utf8 length must be at least 1 byte, got {self.length}")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The example with `to` in place of `field`."""
+        text = self.field_of(example, self.field)
+        if not isinstance(text, str | bytes):
+            raise ConfigError(f"Utf8: {self.field!r} must be str or bytes, got {type(text).__name__}")
+        raw = (text.encode() if isinstance(text, str) else text)[: self.length]
+        rest = {name: value for name, value in example.items() if name != self.field}
+        return {**rest, self.to: np.frombuffer(raw.ljust(self.length, b"\0"), np.uint8)}
+
+
+@dataclass(frozen=True)
+class Hash(Transform):
+    """A text or integer in `field` to int32 below `buckets`, the same on every machine (Weinberger et al. 2009)."""
+
+    field: str
+    buckets: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.buckets < 1 << 31:
+            raise ConfigError(f"Hash buckets must be 1 or more and fit int32, got {self.buckets}")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """The example with the value's bucket."""
+        value = self.field_of(example, self.field)
+        raw = value if isinstance(value, bytes) else str(value).encode()
+        place = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") % self.buckets
+        return {**example, self.field: np.int32(place)}

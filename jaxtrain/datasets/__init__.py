@@ -1,0 +1,26 @@
+"""Making datasets: described as values, cleaned, split, documented by a card, and read back as a source."""
+
+from jaxtrain.datasets.build import build
+from jaxtrain.datasets.bundled.bncc import Skills
+from jaxtrain.datasets.bundled.digits import Digits
+from jaxtrain.datasets.bundled.reviews import MovieReviews
+from jaxtrain.datasets.bundled.tumours import Tumours
+from jaxtrain.datasets.card import Card
+from jaxtrain.datasets.formats import Form, Records, TokenRows
+from jaxtrain.datasets.source import Built
+from jaxtrain.datasets.spec import DataSet, HashSplits
+
+__all__ = [
+    "Built",
+    "Card",
+    "DataSet",
+    "Digits",
+    "Form",
+    "HashSplits",
+    "MovieReviews",
+    "Records",
+    "Skills",
+    "TokenRows",
+    "Tumours",
+    "build",
+]

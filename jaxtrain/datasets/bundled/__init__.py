@@ -1,0 +1,1 @@
+"""Example datasets that packages carry."""

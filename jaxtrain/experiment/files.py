@@ -1,0 +1,123 @@
+"""Experiment files: `file.py:function` to the value it returns, with whatever is wrong in the file said at its line.
+
+Not here: what an experiment is.
+"""
+
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any, TypeVar
+
+from jaxtrain.base.config import check_types
+from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.experiment.experiment import Experiment
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value came from."""
+
+    file: Path
+    function: str
+
+
+def load(where: str) -> tuple[Experiment, Origin]:
+    """The experiment that `file.py:function` names; without a function, the file's `main`, else its first."""
+    return load_kind(where, Experiment)
+
+
+def load_kind(where: str, kind: type[T]) -> tuple[T, Origin]:
+    """The same for a function that returns another kind of value."""
+    name, _, function = where.partition(":")
+    module = load_code(Path(name))
+    makers = functions(module, kind)
+    if not makers:
+        raise ConfigError(f"{name} has no function annotated `-> {kind.__name__}`")
+    function = function or ("main" if "main" in makers else next(iter(makers)))
+    if function not in makers:
+        raise ConfigError(f"{name} has no {kind.__name__} named {function!r}{nearest(function, makers)}")
+    made = _call(makers[function], name)
+    if not isinstance(made, kind):
+        raise ConfigError(f"{name}: {function} returned a {type(made).__name__}, not {kind.__name__}")
+    return made, Origin(Path(name), function)
+
+
+class _Loader(SourceFileLoader):
+    """Marks the modules that are experiment files."""
+
+
+def load_code(file: Path) -> ModuleType:
+    """The experiment file as a module. Raises ConfigError if it is not there or fails, saying at which line."""
+    if not file.is_file():
+        near = nearest(file.name, (other.name for other in file.parent.glob("*.py"))) if file.parent.is_dir() else ""
+        raise ConfigError(f"there is no experiment file {file}{near}")
+    taken = sys.modules.get(file.stem)
+    known = isinstance(getattr(taken, "__loader__", None), _Loader)
+    if taken is not None and not known and Path(taken.__file__ or "").resolve() != file.resolve():
+        raise ConfigError(f"{file}: there is a Python module {file.stem!r} already: give the file another name")
+    loader = _Loader(file.stem, str(file))
+    module = importlib.util.module_from_spec(ModuleSpec(file.stem, loader, origin=str(file)))
+    module.__file__ = str(file)  # the help of a field is read from its class's source
+    sys.modules[file.stem] = module  # dataclasses look their module up by name
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # worker processes import by name, and begin with this path
+    _call(lambda: loader.exec_module(module), str(file))
+    return module
+
+
+def functions(module: ModuleType, kind: type[T]) -> dict[str, Callable[[], T]]:
+    """The functions of an experiment file that return a value of this kind, in the order of the file."""
+    own = inspect.getmembers(module, lambda x: inspect.isfunction(x) and x.__module__ == module.__name__)
+    found = {name: f for name, f in own if f.__annotations__.get("return") in (kind, kind.__name__)}
+    return dict(sorted(found.items(), key=lambda item: item[1].__code__.co_firstlineno))
+
+
+def _call(function: Callable[[], Any], name: str) -> Any:
+    """What a function of the file `name` returns; whatever it raises becomes a ConfigError that says at which line."""
+    try:
+        return function()
+    except Exception as error:  # the user's code may raise anything
+        trace = list(traceback.walk_tb(error.__traceback__))
+        lines = [line for frame, line in trace if Path(frame.f_code.co_filename).name == Path(name).name]
+        lines += [error.lineno] if isinstance(error, SyntaxError) and error.lineno else []
+        where = f"{name}, line {lines[-1]}" if lines else name
+        raise ConfigError(f"{where}: {_explained(error, [frame for frame, _ in trace])}") from error
+
+
+def _explained(error: Exception, frames: Sequence[FrameType]) -> str:
+    if isinstance(error, ConfigError):
+        return str(error)
+    for frame in frames:
+        if frame.f_code.co_name == "__post_init__":  # it may have met a value that is not of its field's type
+            try:
+                check_types(frame.f_locals["self"], type(frame.f_locals["self"]).__name__)
+            except ConfigError as wrong:
+                return str(wrong)
+    return f"{type(error).__name__}: {error}{_near(error, frames)}"
+
+
+def _near(error: Exception, frames: Sequence[FrameType]) -> str:
+    """The name that was probably meant, where an error is about a name that is not there."""
+    seen = {name: value for frame in frames for name, value in (*frame.f_globals.items(), *frame.f_locals.items())}
+    if isinstance(error, NameError):
+        return nearest(error.name or "", seen, listed=False)
+    if isinstance(error, AttributeError):
+        return nearest(error.name or "", dir(error.obj), listed=False)
+    if found := re.match(r"cannot import name '(\w+)'", str(error)):
+        module = sys.modules.get(getattr(error, "name", None) or "")
+        return nearest(found[1], getattr(module, "__all__", dir(module)), listed=False)
+    if found := re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)):
+        kinds = (value if isinstance(value, type) else type(value) for value in seen.values())
+        kind = next((kind for kind in kinds if kind.__name__ == found[1]), None)
+        return nearest(found[2], inspect.signature(kind).parameters) if kind else ""
+    return ""

@@ -1,0 +1,59 @@
+"""Whether the parts of an experiment fit each other: what would else fail later, or never be noticed.
+
+Not here: single arrays, whose dims `Layout.spec` holds against the mesh.
+"""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.sharding.layout import Layout, mesh_axes
+from jaxtrain.sharding.stages import fits
+
+
+def check_sizes(experiment: Experiment, sizes: Mapping[str, int]) -> None:
+    """Raises ConfigError for what would fail only later, or never be noticed: batches, microbatches."""
+    layout, data = experiment.layout, experiment.data
+    count, parts, stages, groups = experiment.microbatches, sizes.get("data", 1), *layout.stages(sizes)
+    for where, pipeline in {"": data, **{f"evals.{split}: ": data for split, data in experiment.evals.items()}}.items():
+        what = f"{where}a batch of {pipeline.batch_size}"
+        layout.spec(("batch",), sizes, (pipeline.batch_size,), what)
+        if stages > 1:
+            fits(pipeline.batch_size, count, stages, groups, what)
+    kinds = {name: x.dtype for name, x in data.example().items()}
+    for split, pipeline in experiment.evals.items():
+        if (found := {name: x.dtype for name, x in pipeline.example().items()}) != kinds:
+            raise ConfigError(f"evals.{split}: its batches hold {_words(found)}, but those trained on {_words(kinds)}")
+    # An index past the end of a table reads its last row, and nothing would be noticed.
+    rows, tokens = getattr(experiment.task.model, "vocab", None), data.source.vocab
+    if rows is not None and tokens is not None and rows < tokens:
+        raise ConfigError(
+            f"task.model.vocab: {rows} is less than the {tokens:,} tokens of the data: set it to {tokens}"
+        )
+    if data.batch_size % (count * parts):
+        rows = f"a batch of {data.batch_size}" + (f" on data={parts}" if parts > 1 else "")
+        raise ConfigError(f"microbatches: {count} do not divide {rows}")
+
+
+def check_used(layout: Layout, state: Any, used: Set[str]) -> None:
+    """Raises ConfigError for a mesh axis that is for more than rows but splits nothing else: neither a leaf of the
+    abstract `state` nor, as those `used`, an activation.
+    """
+    leaves = jax.tree.leaves(state)
+    sizes = leaves[0].sharding.mesh.shape
+    split = {axis for leaf in leaves for entry in leaf.sharding.spec for axis in mesh_axes(entry)}
+    for axis, size in sizes.items():
+        names = [name for name, rule in layout.rules.items() if axis in mesh_axes(rule) and name != "batch"]
+        if size > 1 and names and axis not in split | used:
+            raise ConfigError(
+                f"layout.mesh: axis {axis!r} = {size} splits {', '.join(names)}, but no array of this experiment has "
+                f"such an axis: leave it out{' or say data' if axis in mesh_axes(layout.rules['batch']) else ''}"
+            )
+
+
+def _words(kinds: Mapping[str, np.dtype]) -> str:
+    return ", ".join(f"{name} {dtype}" for name, dtype in kinds.items())

@@ -1,0 +1,129 @@
+"""`Program`: the only place where jit, shardings and donation meet."""
+
+import functools
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.experiment.validate import check_sizes, check_used
+from jaxtrain.sharding.constraints import scope
+from jaxtrain.sharding.feed import local_rows, put_rows
+from jaxtrain.step import TrainState, eval_step, full_batch, init_state, microbatched, predict_step, train_step
+from jaxtrain.tasks.base import Batch
+from jaxtrain.tasks.metrics import Mean
+
+
+def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh) -> TrainState:
+    """The shape, dtype and sharding of every leaf of the state: what initialising, restoring and planning go by.
+
+    Needs no devices. Raises ConfigError where the layout does not fit the model.
+    """
+    task, layout, sizes = experiment.task, experiment.layout, mesh.shape
+    batch = experiment.data.example()
+    optimizer = experiment.optimizer.build(experiment.steps)
+    named = jax.eval_shape(lambda: task.init(jax.random.key(0), batch))
+    shapes = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0), batch))
+    of_params = dict(jax.tree_util.tree_leaves_with_path(shapes.params))
+
+    def place(tree: Any, kept: bool = False) -> Any:
+        by_path = dict(jax.tree_util.tree_leaves_with_path(layout.specs(named, sizes, kept=kept)))
+
+        def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            # What an optimizer keeps for a parameter lies in a tree like the parameters', so its path ends in theirs.
+            ends = (path[start:] for start in range(len(path)))
+            spec = next((by_path[end] for end in ends if end in by_path and of_params[end].shape == leaf.shape), None)
+            memory = "pinned_host" if kept and layout.offload and spec is not None else None
+            sharding = NamedSharding(mesh, spec or P(), memory_kind=memory)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    check_sizes(experiment, sizes)
+    return replace(place(shapes), params=place(shapes.params), opt_state=place(shapes.opt_state, kept=True))
+
+
+class Program:
+    """An experiment compiled for a mesh: its steps as functions of global arrays, and the way rows get there."""
+
+    def __init__(self, experiment: Experiment, devices: Sequence[jax.Device] | None = None):
+        """Traces, but puts nothing on a device. Raises ConfigError where layout, model and batch do not fit."""
+        self.experiment = experiment
+        self.mesh = experiment.layout.make_mesh(devices)
+        self.state = abstract_state(experiment, self.mesh)
+        task, optimizer = experiment.task, experiment.optimizer.build(experiment.steps)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        everywhere = NamedSharding(self.mesh, P())
+        data_axis = "data" if self.mesh.shape.get("data", 1) > 1 else None
+        count, staged = experiment.microbatches, experiment.layout.stages(self.mesh.shape)[0] > 1
+        gradients = microbatched(count, data_axis) if count > 1 and not staged else full_batch
+        self._used: set[str] = set()
+        example = experiment.data.example()
+        self._init = jax.jit(
+            lambda: init_state(task, optimizer, jax.random.key(experiment.seed), example),
+            out_shardings=shardings,
+        )
+        fetch = fetched if experiment.layout.offload else lambda state: state
+        self._train = jax.jit(
+            lambda state, batch: train_step(task, optimizer, fetch(state), batch, gradients),
+            donate_argnums=0,
+            out_shardings=(shardings, everywhere),
+        )
+        self._evaluate = jax.jit(lambda state, batch: eval_step(task, fetch(state), batch), out_shardings=everywhere)
+        self._predict = jax.jit(lambda state, batch: predict_step(task, fetch(state), batch), out_shardings=everywhere)
+
+    def scope(self) -> Any:
+        """While tracing inside, models see this program's layout."""
+        return scope(self.experiment.layout, self.mesh, self.experiment.microbatches, self._used)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The train step, traced for this mesh and not yet compiled. Raises ConfigError for a mesh axis without use."""
+        batch = self.experiment.data.example()
+        rows = self.experiment.layout.batch_sharding(self.mesh, self.experiment.data.batch_size)
+        abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in batch.items()}
+        with self.scope():
+            lowered = self._train.lower(self.state, abstract)
+        check_used(self.experiment.layout, self.state, self._used)
+        return lowered
+
+    @functools.cached_property
+    def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]:
+        """The compiled train step; it donates the state it is given."""
+        return self.lower().compile()
+
+    def init(self) -> TrainState:
+        """The state before the first step, born on the devices where its parts belong."""
+        with self.scope():
+            return self._init()
+
+    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Mean]:
+        """The metrics of a global batch."""
+        with self.scope():
+            return self._evaluate(state, batch)
+
+    def predict(self, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+        """The predictions for a global batch."""
+        with self.scope():
+            return self._predict(state, batch)
+
+    def placed(
+        self, pipeline: Pipeline, read: Callable[[Sequence[int]], Generator[dict[str, np.ndarray], None, None]]
+    ) -> Generator[dict[str, jax.Array], None, None]:
+        """The global batches of a pipeline, of which `read(rows)` yields the rows that this process holds."""
+        from jaxtrain.data.reading import to_device
+
+        size = pipeline.batch_size
+        sharding = self.experiment.layout.batch_sharding(self.mesh, size)
+        rows = local_rows(sharding, size)
+        return to_device(read(rows.tolist()), lambda batch: put_rows(sharding, batch, rows, size))
+
+
+def fetched(state: TrainState) -> TrainState:
+    """The same, with all that the optimizer keeps in the memory of the devices."""
+    return replace(state, opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device))

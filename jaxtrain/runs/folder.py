@@ -1,0 +1,151 @@
+"""A run is a folder that explains itself: this makes it, opens it, and gives back what it holds.
+
+Not here: training. Everything after training needs only the folder.
+"""
+
+import functools
+import importlib.metadata
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from jaxtrain.base.config import difference, from_json, meaning, to_json, within
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import read_json, write_json
+from jaxtrain.base.provenance import environment
+from jaxtrain.cluster.processes import first, same_everywhere
+from jaxtrain.datasets.source import Built
+from jaxtrain.experiment.experiment import Experiment, fingerprint
+from jaxtrain.experiment.files import Origin
+from jaxtrain.program import Program
+from jaxtrain.runs.metrics_log import read_metrics
+from jaxtrain.sharding.layout import Layout
+from jaxtrain.step import TrainState
+
+
+@dataclass(frozen=True)
+class Restored:
+    """An experiment in the middle of its run."""
+
+    experiment: Experiment
+    program: Program
+    state: TrainState
+    batches: Generator[dict[str, jax.Array], None, None]
+    """The batches of the steps that come next."""
+
+
+class Run:
+    """An existing run folder."""
+
+    def __init__(
+        self, folder: Path | str, code: ModuleType | None = None, experiment: Experiment | None = None
+    ) -> None:
+        """`code` is the experiment's file, loaded, if dataclasses of its own are in the experiment; `experiment` is
+        the experiment itself, needed only if arrays in memory are in it.
+
+        Raises ConfigError if the folder holds no run, or that of another experiment.
+        """
+        self.folder, self._code, self._experiment = Path(folder), code, experiment
+        if not (self.folder / "experiment.json").is_file():
+            raise ConfigError(f"{self.folder} is not a run: it has no experiment.json{_runs_near(self.folder)}")
+        self.saved: Mapping[str, Any] = read_json(self.folder / "experiment.json")
+        if experiment is not None:
+            _check_same(self.folder, self.saved["meaning"], experiment)
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        """The experiment as it was last run, without running any code of the folder."""
+        return self._experiment or from_json(self.saved["experiment"], self._code)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    def restore(
+        self,
+        step: int | None = None,
+        layout: Layout | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> Restored:
+        """Experiment, state and data after `step` updates (the latest saved by default), on these devices.
+
+        `layout` replaces the run's own; any layout will do.
+        """
+        experiment = self.experiment if layout is None else replace(self.experiment, layout=layout)
+        program = Program(experiment, devices)
+        with self.checkpoints(read_only=True) as checkpoints:
+            state, record = checkpoints.restore(program.state, step)
+        batches = program.placed(experiment.data, functools.partial(experiment.data.batches, start=record["step"]))
+        return Restored(experiment, program, state, batches)
+
+    def checkpoints(self, read_only: bool = False) -> Any:
+        """The run's `Checkpoints`."""
+        from jaxtrain.runs.checkpoints import Checkpoints
+
+        return Checkpoints(self.folder / "checkpoints", self.experiment.keep, read_only=read_only)
+
+
+def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) -> Run:
+    """The run in `folder`, new or to be gone on with; without a folder, a new one under runs/.
+
+    Raises ConfigError where the folder holds a run of another experiment, with the differences, or cannot be written.
+    """
+    name = "run"
+    if origin is not None:
+        name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
+    now = time.strftime("%Y%m%d-%H%M%S", time.localtime(same_everywhere(int(time.time()))))
+    folder = folder or Path("runs") / name / now
+    try:
+        if (folder / "experiment.json").is_file():
+            _check_same(folder, read_json(folder / "experiment.json")["meaning"], experiment)
+        elif folder.exists() and not _unfinished(folder, origin):
+            raise ConfigError(f"{folder} exists and is not a run: choose another --run folder")
+        if first():
+            _write(folder, experiment, origin)
+    except OSError as error:
+        raise ConfigError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
+    same_everywhere(0)  # no process reads the folder before it is there
+    return Run(folder, experiment=experiment)
+
+
+def _check_same(folder: Path, before: Mapping[str, Any], experiment: Experiment) -> None:
+    now = to_json(meaning(experiment))
+    if before != now:
+        raise ConfigError(
+            f"{folder} is a run of another experiment; go on with the same one, or choose another --run folder. "
+            f"What differs (run → now):\n{difference(before, now)}"
+        )
+
+
+def _unfinished(folder: Path, origin: Origin | None) -> bool:
+    """Whether a folder is empty, or holds no more than a launcher's logs and what `_write` leaves when it is killed."""
+    left = {"environment.json", "data", "logs", *([origin.file.name] if origin else [])}
+    return folder.is_dir() and all(path.name in left or path.suffix == ".tmp" for path in folder.iterdir())
+
+
+def _write(folder: Path, experiment: Experiment, origin: Origin | None) -> None:
+    saved = {
+        "version": importlib.metadata.version("jaxtrain"),
+        "fingerprint": fingerprint(experiment),
+        "origin": None if origin is None else f"{origin.file}:{origin.function}",
+        "meaning": meaning(experiment),
+        "experiment": to_json(experiment),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if origin is not None:
+        (folder / origin.file.name).write_bytes(origin.file.read_bytes())
+    for data in within(experiment, Built):
+        (folder / "data").mkdir(exist_ok=True)
+        data.card.write(folder / "data", f"{data.name}-{data.version}.json")
+    write_json(folder / "environment.json", environment())
+    write_json(folder / "experiment.json", saved)  # last: it is what makes the folder a run
+
+
+def _runs_near(folder: Path) -> str:
+    near = sorted(str(path.parent) for path in folder.glob("*/**/experiment.json"))
+    return f"; runs below it: {', '.join(near[-5:])}" if near else ""

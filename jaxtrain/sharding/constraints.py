@@ -1,0 +1,114 @@
+"""Constraints by name while tracing: what models call, with the layout taken from the scope around them."""
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxtrain.sharding.layout import Layout, mesh_axes
+
+
+@dataclass(frozen=True)
+class _Scope:
+    layout: Layout
+    platform: str | None
+    microbatches: int
+    used: set[str]
+
+
+_SCOPE: ContextVar[_Scope | None] = ContextVar("scope", default=None)
+
+
+@contextlib.contextmanager
+def scope(
+    layout: Layout,
+    mesh: Mesh | AbstractMesh,
+    microbatches: int = 1,
+    used: set[str] | None = None,
+    platform: str | None = None,
+) -> Generator[None]:
+    """While tracing inside, `shard` and `shard_map_by_name` place arrays on `mesh` by the rules of `layout`.
+
+    microbatches: of a pipeline, how many a batch is cut into.
+    used: the mesh axes that split activations (other than their rows) are added to it.
+    platform: what the program is for, `cpu`, `gpu` or `tpu`; None is the platform of the mesh's devices.
+    """
+    abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
+    if platform is None and isinstance(mesh, Mesh):
+        platform = mesh.devices.flat[0].platform
+    token = _SCOPE.set(_Scope(layout, platform, microbatches, set() if used is None else used))
+    try:
+        with jax.sharding.use_abstract_mesh(abstract):
+            yield
+    finally:
+        _SCOPE.reset(token)
+
+
+def _sizes() -> dict[str, int]:
+    """The mesh axes that may still split arrays: those that a shard_map around has made manual have done so already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if _SCOPE.get() is None or mesh.empty:
+        return {}
+    kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return {name: size for name, size, kind in kinds if kind == AxisType.Auto}
+
+
+def _spec(axes: Sequence[str | None], shape: Sequence[int]) -> P:
+    scope = _SCOPE.get()
+    assert scope is not None
+    spec = scope.layout.spec(axes, _sizes(), shape, f"an activation {axes}")
+    scope.used.update(*(mesh_axes(entry) for name, entry in zip(axes, spec, strict=True) if name != "batch"))
+    return spec
+
+
+def shard(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x`, placed by the names of its axes; as it is where no layout is in scope (a notebook, one device)."""
+    return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape)) if _sizes() else x
+
+
+def split(name: str) -> dict[str, int]:
+    """The mesh axes that split dims of this name here, and their sizes; {} where no layout is in scope."""
+    scope, sizes = _SCOPE.get(), _sizes()
+    axes = mesh_axes(scope.layout.rules[name]) if scope else ()
+    return {axis: sizes[axis] for axis in axes if sizes.get(axis, 1) > 1}
+
+
+def microbatches() -> int:
+    """How many microbatches a batch goes through a pipeline in."""
+    scope = _SCOPE.get()
+    return scope.microbatches if scope else 1
+
+
+Names = tuple[str | None, ...]
+
+
+def shard_map_by_name(
+    function: Callable[..., Any], given: Sequence[Names], returned: Sequence[Names], *arrays: jax.Array
+) -> Any:
+    """`function` of the parts of `arrays` that lie on each device by the names of their axes, for what no spec can say:
+    it may use collectives. Where no layout is in scope it is called as it is.
+
+    It returns a tuple, whose arrays have the axes `returned`, each with the sizes that the names have in `arrays`.
+    """
+    if not _sizes():
+        return function(*arrays)
+    lengths = {name: n for axes, x in zip(given, arrays, strict=True) for name, n in zip(axes, x.shape, strict=True)}
+    outputs = tuple(_spec(axes, [lengths[name] for name in axes]) for axes in returned)
+    inputs = tuple(_spec(axes, x.shape) for axes, x in zip(given, arrays, strict=True))
+    # Axes that split none of them are left to XLA: gradients would be summed over those once more.
+    names = {axis for spec in (*inputs, *outputs) for entry in spec for axis in mesh_axes(entry)}
+    if not names:
+        return function(*arrays)
+    # With check_vma the sums over devices of gradients that repeat in a loop around would be put inside the loop.
+    return jax.shard_map(function, in_specs=inputs, out_specs=outputs, axis_names=names, check_vma=False)(*arrays)
+
+
+def target_platform() -> str:
+    """`cpu`, `gpu` or `tpu`: what the program being traced is for."""
+    scope = _SCOPE.get()
+    return (scope.platform if scope else None) or jax.default_backend()
