@@ -12,9 +12,9 @@ from dataclasses import replace
 from jaxtrain.data import Pipeline, Utf8
 from jaxtrain.datasets import Built
 from jaxtrain.datasets.bundled.bncc import SUBJECTS
-from jaxtrain.experiment import Experiment
+from jaxtrain.experiment import Experiment, Runtime
 from jaxtrain.models import NGrams
-from jaxtrain.optimizers import AdamW, Linear
+from jaxtrain.optimizers import AdamW, LinearDecay
 from jaxtrain.tasks import Classification
 
 
@@ -28,10 +28,8 @@ def main() -> Experiment:
             classes=tuple(SUBJECTS.values()),
         ),
         data=data,
-        optimizer=AdamW(schedule=Linear(peak=2e-3, warmup=20)),
+        optimizer=AdamW(schedule=LinearDecay(peak=2e-3, warmup=20)),
         steps=300,
         evals={"test": replace(data, source=Built("bncc", "1.0.0", "test"), shuffle=False)},
-        log_every=50,
-        eval_every=100,
-        save_every=100,
+        runtime=Runtime(log_every=50, eval_every=100, save_every=100),
     )

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from jaxtrain.data import Pipeline, Stored, Take, Windows
 from jaxtrain.datasets import MovieReviews
-from jaxtrain.experiment import Experiment
+from jaxtrain.experiment import Experiment, Runtime
 from jaxtrain.models import Blocks, Experts, Transformer
-from jaxtrain.optimizers import AdamW, Cosine
+from jaxtrain.optimizers import AdamW, CosineDecay
 from jaxtrain.sharding import Layout
 from jaxtrain.tasks import LanguageModel
 
@@ -27,12 +27,10 @@ def main() -> Experiment:
     return Experiment(
         task=LanguageModel(model=Transformer(vocab=256, blocks=Blocks(width=128, layers=4, heads=4))),
         data=Pipeline(Windows(MovieReviews("train"), LENGTH), batch_size=16),
-        optimizer=AdamW(schedule=Cosine(peak=4e-3, warmup=50), weight_decay=0.1, b2=0.99),
+        optimizer=AdamW(schedule=CosineDecay(peak=4e-3, warmup=50), weight_decay=0.1, b2=0.99),
         steps=600,
         evals={"validation": Pipeline(held_out, batch_size=64, shuffle=False)},
-        log_every=50,
-        eval_every=300,
-        save_every=300,
+        runtime=Runtime(log_every=50, eval_every=300, save_every=300),
     )
 
 

@@ -7,7 +7,7 @@
 
 from dataclasses import replace
 
-from jaxtrain.datasets import DataSet, Digits, HashSplits, MovieReviews, TokenRows
+from jaxtrain.datasets import Dataset, Digits, HashSplits, MovieReviews, TokenRows
 from jaxtrain.datasets.bundled.bncc import Skills
 from jaxtrain.datasets.bundled.tumours import COLUMNS, Tumours
 from jaxtrain.datasets.filters.duplicates import ExactDuplicates, LabelConflicts, Leaks, NearDuplicates
@@ -19,9 +19,9 @@ AS_LONG = "As long as experiments refer to it; it holds no personal data beyond 
 TENTHS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
-def bncc() -> DataSet:
+def bncc() -> Dataset:
     """The skills of Brazil's national curriculum and the subjects they belong to, in Portuguese."""
-    return DataSet(
+    return Dataset(
         name="bncc",
         version="1.0.0",
         description="Skills that Brazilian primary schools teach (BNCC 2018), in Portuguese, labelled by 9 subjects.",
@@ -43,9 +43,9 @@ def bncc() -> DataSet:
     )
 
 
-def sentiment() -> DataSet:
+def sentiment() -> Dataset:
     """The film reviews of `sentiment.py`, with what a closer look drops."""
-    return DataSet(
+    return Dataset(
         name="sentiment",
         version="1.0.0",
         description="English film reviews (the training half of IMDb, Maas et al. 2011): 0 negative, 1 positive.",
@@ -68,7 +68,7 @@ def sentiment() -> DataSet:
     )
 
 
-def review_tokens() -> DataSet:
+def review_tokens() -> Dataset:
     """The same reviews for a language model: BPE tokens, whole reviews packed into rows."""
     return replace(
         sentiment(),
@@ -79,9 +79,9 @@ def review_tokens() -> DataSet:
     )
 
 
-def digits() -> DataSet:
+def digits() -> Dataset:
     """The images of `digits.py`."""
-    return DataSet(
+    return Dataset(
         name="digits",
         version="1.0.0",
         description="Handwritten digits of 8×8 pixels (UCI 1998, the test half): 1,797 images of 10 classes.",
@@ -96,9 +96,9 @@ def digits() -> DataSet:
     )
 
 
-def tumours() -> DataSet:
+def tumours() -> Dataset:
     """A table: breast tumours in 30 numbers each."""
-    return DataSet(
+    return Dataset(
         name="tumours",
         version="1.0.0",
         description="Breast tumours in 30 measures of their cells (Wisconsin 1995): 0 malignant, 1 benign.",

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from jaxtrain.data import Pipeline, Shift
 from jaxtrain.datasets import Digits
-from jaxtrain.experiment import Experiment
+from jaxtrain.experiment import Experiment, Runtime
 from jaxtrain.models import Blocks, ViT
-from jaxtrain.optimizers import AdamW, Cosine
+from jaxtrain.optimizers import AdamW, CosineDecay
 from jaxtrain.tasks import Classification
 
 
@@ -26,10 +26,8 @@ def main() -> Experiment:
             classes=tuple("0123456789"),
         ),
         data=data,
-        optimizer=AdamW(schedule=Cosine(peak=3e-3, warmup=50, floor=0.01), weight_decay=0.05, ema=0.99),
+        optimizer=AdamW(schedule=CosineDecay(peak=3e-3, warmup=50, floor=0.01), weight_decay=0.05, ema=0.99),
         steps=1000,
         evals={"test": replace(data, source=Digits("test"), shuffle=False)},
-        log_every=100,
-        eval_every=500,
-        save_every=500,
+        runtime=Runtime(log_every=100, eval_every=500, save_every=500),
     )

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from jaxtrain.data import Pipeline, Utf8
 from jaxtrain.datasets import MovieReviews
-from jaxtrain.experiment import Experiment
+from jaxtrain.experiment import Experiment, Runtime
 from jaxtrain.models import NGrams
-from jaxtrain.optimizers import AdamW, Linear
+from jaxtrain.optimizers import AdamW, LinearDecay
 from jaxtrain.tasks import Classification
 
 
@@ -25,13 +25,11 @@ def main() -> Experiment:
     return Experiment(
         task=Classification(model=NGrams(), inputs="bytes", classes=("negative", "positive")),
         data=data,
-        optimizer=AdamW(schedule=Linear(peak=1e-2, warmup=20)),
+        optimizer=AdamW(schedule=LinearDecay(peak=1e-2, warmup=20)),
         steps=465,
         evals={
             "validation": replace(held_out, source=MovieReviews("validation")),
             "test": replace(held_out, source=MovieReviews("test")),
         },
-        log_every=31,
-        eval_every=155,
-        save_every=155,
+        runtime=Runtime(log_every=31, eval_every=155, save_every=155),
     )

@@ -5,7 +5,7 @@ Names for notebooks; the command line is `jaxtrain` (see `jaxtrain.cli`).
 
 from jaxtrain import models, tasks
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.experiment.experiment import Experiment, Retention, Runtime
 from jaxtrain.experiment.files import load
 from jaxtrain.program import Program
 from jaxtrain.runs.folder import Run
@@ -22,7 +22,9 @@ __all__ = [
     "Layout",
     "Mean",
     "Program",
+    "Retention",
     "Run",
+    "Runtime",
     "TrainState",
     "eval_step",
     "init_state",

@@ -37,7 +37,7 @@ class Schedule(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant(Schedule):
+class ConstantRate(Schedule):
     """`peak` to the end."""
 
     def after(self, steps: int) -> optax.Schedule:
@@ -46,7 +46,7 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(Schedule):
+class CosineDecay(Schedule):
     """A half cosine to `floor` × `peak` (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
 
     floor: float = 0.1
@@ -57,7 +57,7 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(Schedule):
+class LinearDecay(Schedule):
     """A straight line to `floor` × `peak`."""
 
     floor: float = 0.0
@@ -92,7 +92,7 @@ class WSD(Schedule):
 class Optimizer(ABC):
     """What every optimizer has: a schedule, clipping, decoupled weight decay of matrices, an average of parameters."""
 
-    schedule: Schedule = Cosine()
+    schedule: Schedule = CosineDecay()
     clip: float | None = 1.0
     """The largest global norm of a gradient; None does not clip."""
     weight_decay: float = 0.0

@@ -29,7 +29,7 @@ def train(
     Returns the run and its last state; where there was a wish to stop, `stop` knows it. Raises ConfigError, before
     anything is written, where something does not fit.
     """
-    clock = Clock()
+    clock, runtime = Clock(), experiment.runtime
     with clock("compile"):
         program = Program(experiment)
         lowered = program.lower()
@@ -40,7 +40,7 @@ def train(
         journal = stack.enter_context(contextlib.closing(Journal(run.folder, experiment, start, clock)))
         journal.say("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=dict(program.mesh.shape))
         with clock("compile"):
-            step = lowered.compile()
+            step = lowered.compile(dict(runtime.compiler_options) or None)
         journal.say("compiled", seconds=round(clock.account()["compile"], 2), attention=implementations(lowered))
         with clock("checkpoint"):
             state = checkpoints.restore(program.state)[0] if start else program.init()
@@ -56,14 +56,14 @@ def train(
                 state, metrics = step(state, batch)
             with clock("step"):
                 journal.trained(done, metrics)
-            ending = done == experiment.steps or stop.wanted(done, experiment.log_every)
+            ending = done == experiment.steps or stop.wanted(done, runtime.log_every)
             scores = None
-            if done % experiment.eval_every == 0 or done == experiment.steps:
+            if done % runtime.eval_every == 0 or done == experiment.steps:
                 journal.flush()
                 with clock("eval"):
                     found = {split: evaluate(program, state, data) for split, data in experiment.evals.items()}
                     scores = journal.evaluated(done, found)
-            if done % experiment.save_every == 0 or ending:
+            if done % runtime.save_every == 0 or ending:
                 with clock("checkpoint"):
                     checkpoints.save(done, state, {"step": done}, scores)
             if ending:

@@ -32,13 +32,11 @@ MESHES: tuple[Layout, ...] = (
     Layout({"data": 8}),
     Layout({"fsdp": 8}),
     Layout({"tensor": 8}),
-    Layout({"sequence": 8}),
     Layout({"tensor": 8}, MEGATRON),
     Layout({"data": 2, "fsdp": 4}),
     Layout({"data": 2, "tensor": 4}),
     Layout({"fsdp": 2, "tensor": 4}),
-    Layout({"fsdp": 4, "sequence": 2}),
-    Layout({"tensor": 2, "sequence": 4}),
+    Layout({"fsdp": 4, "tensor": 2}, MEGATRON),
     Layout({"data": 2, "fsdp": 2, "tensor": 2}),
     Layout({"data": 2, "stage": 4}),
     Layout({"tensor": 2, "stage": 4}),
@@ -48,13 +46,13 @@ MESHES: tuple[Layout, ...] = (
     Layout({"data": 2, "context": 4}),
     Layout({"fsdp": 2, "context": 4}),
     Layout({"context": 4, "tensor": 2}),
-    Layout({"fsdp": 2, "context": 2, "sequence": 2}),
+    Layout({"fsdp": 2, "context": 2, "tensor": 2}, MEGATRON),
     Layout({"fsdp": 4, "stage": 2}),
     Layout({"expert": 2, "stage": 4}),
     Layout({"context": 2, "stage": 4}),
-    Layout({"sequence": 4, "stage": 2}),
-    Layout({"data": 8}, kept=ZERO1),
-    Layout({"data": 4, "tensor": 2}, kept=ZERO1),
+    Layout({"tensor": 4, "stage": 2}, MEGATRON),
+    Layout({"data": 8}, optimizer_rules=ZERO1),
+    Layout({"data": 4, "tensor": 2}, optimizer_rules=ZERO1),
 )
 GROWING: tuple[Layout, ...] = (
     Layout({"data": -1}),
@@ -112,7 +110,7 @@ def experiment(
 def named(layout: Layout) -> str:
     """A layout in a few words."""
     sizes = " ".join(f"{axis} {size}" for axis, size in layout.mesh.items())
-    return sizes + " MEGATRON" * (layout.rules == MEGATRON) + " ZERO1" * (layout.kept == ZERO1)
+    return sizes + " MEGATRON" * (layout.rules == MEGATRON) + " ZERO1" * (layout.optimizer_rules == ZERO1)
 
 
 HEADER = f"{'mesh':26} {'kind':18} {'axes':18} {'count':>6} {'asked':>6} {'moved':>12} {'asked':>12} {'ratio':>6}  met"

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.data import Arrays, Pipeline
-from jaxtrain.experiment import Experiment
+from jaxtrain.experiment import Experiment, Runtime
 from jaxtrain.experiment.files import Origin, load
 from jaxtrain.models import Blocks, Precision, Transformer
-from jaxtrain.optimizers import AdamW, Cosine
+from jaxtrain.optimizers import AdamW, CosineDecay
 from jaxtrain.program import Program
 from jaxtrain.runs.journal import Journal, Metrics
 from jaxtrain.tasks import LanguageModel
@@ -57,7 +57,7 @@ class Shape:
         return Experiment(
             task=LanguageModel(model=Transformer(vocab=self.vocab, blocks=blocks)),
             data=Pipeline(Arrays({"tokens": tokens}), batch_size=self.batch),
-            optimizer=AdamW(schedule=Cosine(peak=1e-4), weight_decay=0.1),
+            optimizer=AdamW(schedule=CosineDecay(peak=1e-4), weight_decay=0.1),
             steps=1000,
         )
 
@@ -120,7 +120,7 @@ def loop() -> None:
         experiment = replace(experiment, data=replace(experiment.data, batch_size=size), evals={}, steps=steps)
         schedule = replace(experiment.optimizer.schedule, warmup=0)
         experiment = replace(experiment, optimizer=replace(experiment.optimizer, schedule=schedule))
-        experiment = replace(experiment, log_every=steps // 5, save_every=10**9, eval_every=10**9)
+        experiment = replace(experiment, runtime=Runtime(log_every=steps // 5, save_every=10**9, eval_every=10**9))
         bare = stepper(Program(experiment))
         timed(3, bare)
         pairs = [(training(experiment, origin, steps // 5), timed(steps // 2, bare)) for _ in range(5)]

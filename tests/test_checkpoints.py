@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.experiment import Keep
+from jaxtrain.experiment import Retention
 from jaxtrain.runs.checkpoints import Checkpoints
 
 
@@ -152,29 +152,29 @@ def test_an_unknown_step_says_which_there_are(filled, tmp_path):
 
 def test_the_last_those_of_every_kth_step_and_the_best_are_kept(tmp_path):
     scores = {1: 0.5, 2: 0.9, 3: float("nan"), 4: 0.7, 5: 0.8, 6: 0.1}
-    with Checkpoints(tmp_path, Keep(last=1, every=4, best="validation/accuracy", mode="max")) as checkpoints:
+    with Checkpoints(tmp_path, Retention(last=1, every=4, best="validation/accuracy", mode="max")) as checkpoints:
         for step, score in scores.items():
             checkpoints.save(step, small(step), {}, {"validation/accuracy": score, "train/loss": 1.0})
         checkpoints.save(7, small(7), {})
         assert (checkpoints.steps(), checkpoints.latest(), checkpoints.best()) == ([2, 4, 7], 7, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "4", "7"]
-    with Checkpoints(tmp_path, Keep(best="validation/accuracy", mode="max")) as checkpoints:
+    with Checkpoints(tmp_path, Retention(best="validation/accuracy", mode="max")) as checkpoints:
         assert checkpoints.best() == 2
 
 
 def test_the_lowest_is_the_best_when_asked_for_and_the_later_of_equals(tmp_path):
-    with Checkpoints(tmp_path, Keep(last=1, best="loss")) as checkpoints:
+    with Checkpoints(tmp_path, Retention(last=1, best="loss")) as checkpoints:
         for step, loss in enumerate([3.0, 1.0, 1.0, 2.0], start=1):
             checkpoints.save(step, small(step), {}, {"loss": loss})
         assert (checkpoints.steps(), checkpoints.best()) == ([3, 4], 3)
-    with Checkpoints(tmp_path, Keep(best="accuracy")) as checkpoints:
+    with Checkpoints(tmp_path, Retention(best="accuracy")) as checkpoints:
         assert checkpoints.best() is None
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.best() is None
 
 
 def test_a_best_that_no_metric_is_called_is_refused(tmp_path):
-    with Checkpoints(tmp_path, Keep(best="validation/acuracy")) as checkpoints:
+    with Checkpoints(tmp_path, Retention(best="validation/acuracy")) as checkpoints:
         with pytest.raises(ConfigError, match="did you mean 'validation/accuracy'"):
             checkpoints.save(1, small(1), {}, {"validation/accuracy": 0.5, "loss": 1.0})
         assert checkpoints.steps() == []
@@ -183,7 +183,7 @@ def test_a_best_that_no_metric_is_called_is_refused(tmp_path):
 @pytest.mark.parametrize("fields", [{"last": 0}, {"every": 0}, {"mode": "most"}])
 def test_a_senseless_keep_is_refused(fields):
     with pytest.raises(ConfigError, match=str(*fields)):
-        Keep(**fields)
+        Retention(**fields)
 
 
 def test_saving_a_step_twice_leaves_the_first(tmp_path):
@@ -196,7 +196,7 @@ def test_saving_a_step_twice_leaves_the_first(tmp_path):
 
 
 def test_a_run_that_goes_back_has_to_rewind_first(tmp_path):
-    with Checkpoints(tmp_path, Keep(last=9)) as checkpoints:
+    with Checkpoints(tmp_path, Retention(last=9)) as checkpoints:
         for step in (2, 4, 6):
             checkpoints.save(step, small(step), {})
         with pytest.raises(ConfigError, match="step 3 comes before saved step 6"):
@@ -208,7 +208,7 @@ def test_a_run_that_goes_back_has_to_rewind_first(tmp_path):
 
 def test_the_record_comes_back_without_reading_arrays(tmp_path):
     record = {"examples": 12, "name": "é", "nested": {"list": [1.5, None, True]}}
-    with Checkpoints(tmp_path, Keep(last=9)) as checkpoints:
+    with Checkpoints(tmp_path, Retention(last=9)) as checkpoints:
         checkpoints.save(1, small(1), record)
         checkpoints.save(2, small(2), {})
         checkpoints.wait()

@@ -26,7 +26,7 @@ from jaxtrain.data import Pipeline, Source, Utf8
 from jaxtrain.experiment import Experiment
 from jaxtrain import RULES, Layout
 from jaxtrain.models import NGrams
-from jaxtrain.optimizers import AdamW, Constant
+from jaxtrain.optimizers import AdamW, ConstantRate
 from jaxtrain.tasks import Classification
 
 
@@ -51,7 +51,7 @@ def main() -> Experiment:
             model=NGrams(buckets=24, words=4, width=4), inputs="bytes", classes=("negative", "positive")
         ),
         data=data,
-        optimizer=AdamW(schedule=Constant(peak=1e-2)),
+        optimizer=AdamW(schedule=ConstantRate(peak=1e-2)),
         steps=2,
         evals={"test": replace(data, shuffle=False)},
     )

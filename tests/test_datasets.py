@@ -23,7 +23,7 @@ from jaxtrain.datasets.filters.duplicates import ExactDuplicates
 from jaxtrain.datasets.filters.values import InRange, NotEmpty
 from jaxtrain.datasets.formats import Records, TokenRows
 from jaxtrain.datasets.source import Built
-from jaxtrain.datasets.spec import DataSet, HashSplits
+from jaxtrain.datasets.spec import Dataset, HashSplits
 from jaxtrain.experiment.experiment import fingerprint
 from jaxtrain.experiment.files import load_kind
 from jaxtrain.runs.folder import begin
@@ -57,8 +57,8 @@ def texts(count: int = 60) -> dict:
     return {"text": [sentence(997 * i) for i in range(count)], "label": np.arange(count, dtype=np.int32) % 3}
 
 
-def spec(columns: dict | None = None, **changes) -> DataSet:
-    made = DataSet(
+def spec(columns: dict | None = None, **changes) -> Dataset:
+    made = Dataset(
         name="tiny",
         version="1.0.0",
         description="Sentences for tests.",
@@ -89,7 +89,7 @@ SHIPPED = ("bncc", "digits", "tumours", pytest.param("sentiment", marks=pytest.m
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_numbers_of_a_shipped_data_sets_card_are_what_a_reader_counts(name, tmp_path):
-    made: DataSet = load_kind(f"{ROOT}/experiments/datasets.py:{name}", DataSet)[0]
+    made: Dataset = load_kind(f"{ROOT}/experiments/datasets.py:{name}", Dataset)[0]
     folder = build(made, tmp_path)
     card = json.loads((folder / FILE).read_text())
     raw = [made.records[i] for i in range(len(made.records))]
@@ -455,9 +455,9 @@ def test_the_verbs_build_show_check_and_compare(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
     file = tmp_path / "tiny_sets.py"
     file.write_text(
-        "from jaxtrain.datasets.build import DataSet\nfrom test_datasets import spec, texts\n\n\n"
-        "def one() -> DataSet:\n    return spec()\n\n\n"
-        "def two() -> DataSet:\n    return spec(texts(61), version='1.0.1')\n"
+        "from jaxtrain.datasets.build import Dataset\nfrom test_datasets import spec, texts\n\n\n"
+        "def one() -> Dataset:\n    return spec()\n\n\n"
+        "def two() -> Dataset:\n    return spec(texts(61), version='1.0.1')\n"
     )
     call = Command(tmp_path)
     out = ("--out", tmp_path / "sets")

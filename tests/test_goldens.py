@@ -85,10 +85,10 @@ def test_three_steps_give_the_numbers_that_were_written_down(
     monkeypatch.setenv("JAXTRAIN_DATA", str(data))
     if where == "bncc.py" and not (data / "bncc" / "1.0.0").is_dir():
         from jaxtrain.datasets.build import build
-        from jaxtrain.datasets.spec import DataSet
+        from jaxtrain.datasets.spec import Dataset
         from jaxtrain.experiment.files import load_kind
 
-        build(load_kind(str(ROOT / "experiments/datasets.py:bncc"), DataSet)[0])
+        build(load_kind(str(ROOT / "experiments/datasets.py:bncc"), Dataset)[0])
     experiment, _ = load(str(ROOT / "experiments" / where))
     experiment = replace(experiment, layout=Layout(mesh))
     found = steps_of(experiment, int(np.prod(list(mesh.values()) or [1])))

@@ -11,7 +11,7 @@ from jaxtrain.models import Blocks, NGrams, Precision, Transformer, ViT
 from jaxtrain.models.attention import BLOCK, attention
 from jaxtrain.models.layers import dot, dropout, rotate
 from jaxtrain.models.ngrams import word_hashes
-from jaxtrain.sharding.layout import Named, plain
+from jaxtrain.sharding.layout import AxisNamed, plain
 
 SMALL = Blocks(width=16, layers=2, heads=2, mlp=32)
 TOKENS = np.random.default_rng(0).integers(1, 20, (3, 8), np.int32)
@@ -47,7 +47,7 @@ def close(one, two, tolerance=1e-5):
 def test_a_model_builds_and_applies_with_no_mesh(name):
     model, inputs, shape = MODELS[name]
     named = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))
-    for leaf in jax.tree.leaves(named, is_leaf=lambda x: isinstance(x, Named)):
+    for leaf in jax.tree.leaves(named, is_leaf=lambda x: isinstance(x, AxisNamed)):
         assert len(leaf.axes) == len(leaf.value.shape)
     tree = parameters(model, inputs.shape, inputs.dtype)
     nodes = jax.tree.leaves(tree, is_leaf=lambda x: not isinstance(x, dict))

@@ -6,7 +6,7 @@ import pytest
 
 from jaxtrain import ConfigError, eval_step, init_state, train_step
 from jaxtrain.models import NGrams
-from jaxtrain.optimizers import SGD, WSD, AdamW, Constant, Cosine, Linear, Lion, Muon, averaged
+from jaxtrain.optimizers import SGD, WSD, AdamW, ConstantRate, CosineDecay, LinearDecay, Lion, Muon, averaged
 from jaxtrain.tasks import Regression
 
 TASK = Regression(model=NGrams(outputs=1, buckets=32, words=4, width=4), inputs="text")
@@ -42,17 +42,19 @@ def rates(schedule, steps):
 
 
 def test_a_warm_up_rises_in_a_line_to_the_peak():
-    assert rates(Constant(peak=8.0, warmup=4), 6) == [0, 2, 4, 6, 8, 8, 8]
-    assert rates(Constant(peak=8.0), 2) == [8, 8, 8]
+    assert rates(ConstantRate(peak=8.0, warmup=4), 6) == [0, 2, 4, 6, 8, 8, 8]
+    assert rates(ConstantRate(peak=8.0), 2) == [8, 8, 8]
 
 
 def test_a_cosine_falls_from_the_peak_to_its_floor():
     expected = [0, 0.5, 1, 0.1 + 0.9 * (1 + 2**-0.5) / 2, 0.55, 0.1 + 0.9 * (1 - 2**-0.5) / 2, 0.1]
-    np.testing.assert_allclose(rates(Cosine(peak=1.0, warmup=2, floor=0.1), 6), expected, rtol=1e-6)
+    np.testing.assert_allclose(rates(CosineDecay(peak=1.0, warmup=2, floor=0.1), 6), expected, rtol=1e-6)
 
 
 def test_a_line_falls_from_the_peak_to_its_floor():
-    np.testing.assert_allclose(rates(Linear(peak=1.0, warmup=1, floor=0.2), 5), [0, 1, 0.8, 0.6, 0.4, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(
+        rates(LinearDecay(peak=1.0, warmup=1, floor=0.2), 5), [0, 1, 0.8, 0.6, 0.4, 0.2], rtol=1e-6
+    )
 
 
 def test_wsd_stays_at_the_peak_and_falls_in_the_last_part():
@@ -63,7 +65,7 @@ def test_wsd_stays_at_the_peak_and_falls_in_the_last_part():
 def test_the_first_update_uses_the_first_rate_and_a_run_sees_as_many_rates_as_steps():
     # A warm-up from 0: the first update changes nothing, the last but one step of two has half the peak.
     grads = jax.tree.map(jnp.ones_like, PARAMS)
-    optimizer = SGD(schedule=Constant(peak=1.0, warmup=2), momentum=0.0, clip=None)
+    optimizer = SGD(schedule=ConstantRate(peak=1.0, warmup=2), momentum=0.0, clip=None)
     assert jnp.all(update(optimizer, grads, steps=2)[0]["block"]["scale"] == 0)
     assert jnp.all(update(optimizer, grads, steps=2, times=2)[0]["block"]["scale"] == -0.5)
 
@@ -71,7 +73,7 @@ def test_the_first_update_uses_the_first_rate_and_a_run_sees_as_many_rates_as_st
 @pytest.mark.parametrize("warmup", [-1, 11])
 def test_a_warm_up_that_does_not_fit_is_refused(warmup):
     with pytest.raises(ConfigError, match=f"schedule.warmup: {warmup} steps do not fit in a run of 10"):
-        AdamW(schedule=Constant(warmup=warmup)).build(10)
+        AdamW(schedule=ConstantRate(warmup=warmup)).build(10)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1])
@@ -82,24 +84,24 @@ def test_a_wsd_that_decays_for_longer_than_the_run_is_refused(decay):
 
 def test_gradients_are_clipped_by_their_global_norm():
     grads = {"a": jnp.array([3.0]), "b": jnp.array([[4.0]])}
-    plain = SGD(schedule=Constant(peak=1.0), momentum=0.0, clip=2.5)
+    plain = SGD(schedule=ConstantRate(peak=1.0), momentum=0.0, clip=2.5)
     updates, _, _ = update(plain, grads, params=jax.tree.map(jnp.zeros_like, grads))
     np.testing.assert_allclose([updates["a"][0], updates["b"][0, 0]], [-1.5, -2.0], rtol=1e-6)
     for clip in (None, 6.0):
-        updates, _, _ = update(SGD(schedule=Constant(peak=1.0), momentum=0.0, clip=clip), grads, params=grads)
+        updates, _, _ = update(SGD(schedule=ConstantRate(peak=1.0), momentum=0.0, clip=clip), grads, params=grads)
         assert (float(updates["a"][0]), float(updates["b"][0, 0])) == (-3, -4)
 
 
 @pytest.mark.parametrize("kind", [AdamW, SGD, Lion, Muon])
 def test_only_kernels_decay_stacked_ones_too_and_by_the_learning_rate(kind):
-    updates, _, _ = update(kind(schedule=Constant(peak=0.5), weight_decay=0.1), ZEROS)
+    updates, _, _ = update(kind(schedule=ConstantRate(peak=0.5), weight_decay=0.1), ZEROS)
     np.testing.assert_allclose(updates["block"]["kernel"], -0.5 * 0.1 * 2.0, rtol=1e-6)
     np.testing.assert_allclose(updates["stacked"]["kernel"], -0.5 * 0.1 * 2.0, rtol=1e-6)
     np.testing.assert_array_equal(updates["block"]["scale"], 0)
 
 
 def test_other_parameters_decay_if_they_are_named():
-    updates, _, _ = update(SGD(schedule=Constant(peak=1.0), weight_decay=0.1, decayed=("scale",)), ZEROS)
+    updates, _, _ = update(SGD(schedule=ConstantRate(peak=1.0), weight_decay=0.1, decayed=("scale",)), ZEROS)
     np.testing.assert_allclose(updates["block"]["scale"], -0.2, rtol=1e-6)
     np.testing.assert_array_equal(updates["block"]["kernel"], 0)
 
@@ -112,7 +114,7 @@ def test_a_decayed_name_that_matches_no_parameter_is_refused():
 def test_adams_first_updates_are_those_computed_by_hand():
     grads = {"kernel": jnp.array([[0.5, -2.0]])}
     params = {"kernel": jnp.array([[1.0, 3.0]])}
-    optimizer = AdamW(schedule=Constant(peak=0.1), clip=None, weight_decay=0.01, b1=0.9, b2=0.99, epsilon=0.5)
+    optimizer = AdamW(schedule=ConstantRate(peak=0.1), clip=None, weight_decay=0.01, b1=0.9, b2=0.99, epsilon=0.5)
     # Bias correction makes the first moments those of the gradient itself: g / (|g| + ε), then decay, then the rate.
     expected = [-0.1 * (0.5 / 1.0 + 0.01 * 1.0), -0.1 * (-2.0 / 2.5 + 0.01 * 3.0)]
     np.testing.assert_allclose(update(optimizer, grads, params)[0]["kernel"][0], expected, rtol=1e-6)
@@ -123,9 +125,9 @@ def test_adams_first_updates_are_those_computed_by_hand():
 
 def test_momentum_and_signs_are_those_computed_by_hand():
     grads, params = {"x": jnp.array([0.5, -2.0])}, {"x": jnp.zeros(2)}
-    sgd = SGD(schedule=Constant(peak=1.0), clip=None, momentum=0.9)
+    sgd = SGD(schedule=ConstantRate(peak=1.0), clip=None, momentum=0.9)
     np.testing.assert_allclose(update(sgd, grads, params, times=2)[0]["x"], [-0.95, 3.8], rtol=1e-6)
-    lion = Lion(schedule=Constant(peak=0.1), clip=None)
+    lion = Lion(schedule=ConstantRate(peak=0.1), clip=None)
     np.testing.assert_allclose(update(lion, grads, params)[0]["x"], [-0.1, 0.1], rtol=1e-6)
 
 
@@ -133,7 +135,7 @@ def test_muons_update_of_every_layer_of_a_stacked_kernel_is_orthogonal():
     rng = np.random.default_rng(0)
     params = {"kernel": jnp.zeros((3, 4, 8)), "scale": jnp.zeros(8)}
     grads = {"kernel": jnp.asarray(rng.normal(size=(3, 4, 8)), jnp.float32), "scale": jnp.full(8, 3.0)}
-    optimizer = Muon(schedule=Constant(peak=1.0), clip=None)
+    optimizer = Muon(schedule=ConstantRate(peak=1.0), clip=None)
     updates, _, _ = update(optimizer, grads, params)
     for layer, grad in zip(updates["kernel"], grads["kernel"], strict=True):
         singular = np.linalg.svd(layer, compute_uv=False) / (0.2 * 8**0.5)
@@ -148,10 +150,10 @@ def test_muons_update_of_every_layer_of_a_stacked_kernel_is_orthogonal():
 @pytest.mark.parametrize(
     "optimizer",
     [
-        AdamW(schedule=Constant(peak=0.05)),
-        SGD(schedule=Constant(peak=0.05)),
-        Lion(schedule=Constant(peak=0.01)),
-        Muon(schedule=Constant(peak=0.05)),
+        AdamW(schedule=ConstantRate(peak=0.05)),
+        SGD(schedule=ConstantRate(peak=0.05)),
+        Lion(schedule=ConstantRate(peak=0.01)),
+        Muon(schedule=ConstantRate(peak=0.05)),
     ],
     ids=lambda optimizer: type(optimizer).__name__,
 )
@@ -168,7 +170,7 @@ def test_every_optimizer_lowers_a_loss(optimizer):
 
 def test_the_average_of_parameters_is_that_computed_by_hand():
     grads, params = {"x": jnp.array([1.0])}, {"x": jnp.array([10.0])}
-    optimizer = SGD(schedule=Constant(peak=1.0), clip=None, momentum=0.0, ema=0.15)
+    optimizer = SGD(schedule=ConstantRate(peak=1.0), clip=None, momentum=0.0, ema=0.15)
     # The parameters go 10, 9, 8, 7; the decay is 1/10, then 2/11 and 3/12, but at most 0.15.
     first = 0.1 * 10 + 0.9 * 9
     second = 0.15 * first + 0.85 * 8
@@ -185,7 +187,7 @@ def test_without_an_average_the_parameters_are_used():
 
 
 def test_evaluation_uses_the_average():
-    built = SGD(schedule=Constant(peak=0.5), ema=0.9).build(3)
+    built = SGD(schedule=ConstantRate(peak=0.5), ema=0.9).build(3)
     state = init_state(TASK, built, jax.random.key(0), BATCH)
     step = jax.jit(lambda state: train_step(TASK, built, state, BATCH)[0])
     for _ in range(3):

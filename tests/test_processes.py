@@ -114,7 +114,7 @@ def test_processes_that_do_not_run_the_same_end_before_anything_is_written(tmp_p
     assert [process.returncode for process in started] == [2, 2], printed
     for text in printed:
         assert "  seed: 0 → 1\n" in text
-        assert "  log_every: 1 → 2\n" in text
+        assert "  runtime.log_every: 1 → 2\n" in text
         assert re.search(r"  jax: .* → 0\.10\.1\n", text)
         assert "Traceback" not in text
     assert not (tmp_path / "run").exists()

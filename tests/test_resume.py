@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxtrain import Runtime
 from jaxtrain import program as program_module
 from jaxtrain.base.files import read_json
 from jaxtrain.data import Arrays, Pipeline, Take, Windows
@@ -130,7 +131,7 @@ def test_a_run_folder_explains_itself_and_gives_back_experiment_state_and_data(t
     } <= names
     assert {"git", "packages", "hardware"} <= read_json(tmp_path / "run" / "environment.json").keys()
 
-    run = Run(tmp_path / "run", code=tiny)
+    run = Run(tmp_path / "run", code=tiny.__file__)
     assert run.experiment == experiment
     restored = run.restore(8, devices=jax.devices()[:1])
     assert int(restored.state.step) == 8
@@ -169,7 +170,9 @@ def test_no_step_moves_anything_between_host_and_device(tmp_path: Path, monkeypa
     monkeypatch.setattr(Journal, "trained", counted)
     monkeypatch.setattr(jax, "device_get", lambda tree: (read.append(at[0]), fetch(tree))[1])
 
-    train(replace(tiny.main(), log_every=4, evals={}, eval_every=100, save_every=100), tmp_path / "run")
+    train(
+        replace(tiny.main(), evals={}, runtime=Runtime(log_every=4, eval_every=100, save_every=100)), tmp_path / "run"
+    )
     # Periods end at 4, 8 and 12; each is read when the next one ends, the last when the run does.
     assert read == [8, 12, 12]
 
@@ -177,12 +180,14 @@ def test_no_step_moves_anything_between_host_and_device(tmp_path: Path, monkeypa
 def test_a_batch_that_was_left_on_the_host_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program_module, "put_rows", lambda sharding, batch, rows, size: batch)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
-        train(replace(tiny.main(), log_every=20), tmp_path / "run")
+        train(replace(tiny.main(), runtime=Runtime(log_every=20)), tmp_path / "run")
 
 
 def test_a_language_model_on_windows_of_text_predicts_from_texts_of_any_length(tmp_path: Path) -> None:
     source = Take(Windows(Arrays({"text": ["abcabcabc" * 20] * 4}), 16), 40)
-    experiment = replace(tiny.main(), data=Pipeline(source, batch_size=16), steps=60, evals={}, save_every=60)
+    experiment = replace(
+        tiny.main(), data=Pipeline(source, batch_size=16), steps=60, evals={}, runtime=Runtime(save_every=60)
+    )
     experiment = replace(experiment, task=replace(experiment.task, model=replace(experiment.task.model, vocab=128)))
     train(experiment, tmp_path / "run")
     after = predict_run(Run(tmp_path / "run", experiment=experiment), ["abcab", "bcabcabca"])
@@ -197,7 +202,7 @@ def test_a_run_of_many_devices_is_evaluated_to_the_same_scores_on_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, _ = train(replace(tiny.main(), steps=4, layout=Layout({"fsdp": 8})), tmp_path / "run", None)
-    run = Run(run.folder, code=tiny)
+    run = Run(run.folder, code=tiny.__file__)
     here = evaluate_run(run)["validation"]
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     alone = evaluate_run(run)["validation"]

@@ -109,8 +109,8 @@ def test_a_loss_says_what_the_experts_add_to_it():
     task = LanguageModel(model=model)
     batch = {"tokens": jnp.pad(ids, ((0, 0), (0, 1))), "mask": jnp.arange(8) < 5}
     loss, metrics = task.loss(params, batch, None)
-    assert set(metrics) == {"accuracy", "loss_of_outputs", "balance", "router_z"}
-    parts = [float(metrics[name]) for name in ("loss_of_outputs", "balance", "router_z")]
+    assert set(metrics) == {"accuracy", "main_loss", "balance", "router_z"}
+    parts = [float(metrics[name]) for name in ("main_loss", "balance", "router_z")]
     assert float(loss) == pytest.approx(sum(parts), rel=1e-6)
     assert float(metrics["balance"]) > 0
     others, _ = task.loss(params, {**batch, "tokens": batch["tokens"].at[5:].set(0)}, None)
@@ -226,16 +226,16 @@ def test_experts_that_the_mesh_does_not_divide_and_a_sequence_that_cannot_be_cut
 
 
 def test_zero1_splits_what_the_optimizer_keeps_and_leaves_the_parameters_whole():
-    program = Program(test_layouts.experiment("lm", Layout({"data": 8}, kept=ZERO1)))
+    program = Program(test_layouts.experiment("lm", Layout({"data": 8}, optimizer_rules=ZERO1)))
     assert not any(any(leaf.sharding.spec) for leaf in jax.tree.leaves(program.state.params))
     kept = jax.tree_util.tree_leaves_with_path(program.state.opt_state)
     kernels = [leaf.sharding.spec for path, leaf in kept if "kernel" in str(path) or "table" in str(path)]
     assert len(kernels) == 2 * 8
     assert all("data" in spec for spec in kernels)
     with pytest.raises(
-        ConfigError, match=r"layout.kept: layout.rules has no axis named 'embd'; did you mean 'embed'\?"
+        ConfigError, match=r"layout.optimizer_rules: layout.rules has no axis named 'embd'; did you mean 'embed'\?"
     ):
-        Layout({"data": 8}, kept={"embd": "data"})
+        Layout({"data": 8}, optimizer_rules={"embd": "data"})
 
 
 def test_an_offloaded_optimizer_lives_in_the_memory_of_the_host_after_a_step_too():

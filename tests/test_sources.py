@@ -301,11 +301,11 @@ def test_random_transforms_are_refused_where_they_would_be_drawn_once():
 
 
 def test_items_are_trained_on_by_the_name_they_are_given():
-    from jaxtrain.base.config import from_json, meaning, to_json
+    from jaxtrain.base.config import flatten, from_json, to_json
 
     one, other = Items([{"x": 1}], "one"), Items([{"x": 2}], "one")
-    assert meaning(one) == meaning(other)
-    assert meaning(one) != meaning(Items([{"x": 1}], "two"))
+    assert flatten(one) == flatten(other)
+    assert flatten(one) != flatten(Items([{"x": 1}], "two"))
     with pytest.raises(ConfigError, match=r"in memory \(list\).*Run\(folder, experiment"):
         from_json(to_json(one))
 

@@ -17,7 +17,7 @@ from jaxtrain.analysis.hlo import source_lines
 from jaxtrain.analysis.shrink import shrink
 from jaxtrain.analysis.verify import candidates, read_mesh, verify
 from jaxtrain.datasets.build import build
-from jaxtrain.datasets.spec import DataSet
+from jaxtrain.datasets.spec import Dataset
 from jaxtrain.experiment.files import load, load_kind
 from jaxtrain.models import Blocks, Transformer
 from jaxtrain.models.base import Shaped
@@ -43,12 +43,10 @@ class Misnamed(Transformer):
 class Doubled(Transformer):
     """A transformer whose last norm's gradient grows with the number of devices, as if it were summed too often."""
 
-    def apply_penalised(
-        self, params: Any, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array
-    ) -> Any:
+    def apply_with_aux(self, params: Any, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array) -> Any:
         scale, devices = params["norm"]["scale"], jax.sharding.get_abstract_mesh().size
         wrong = scale + (devices - 1) * (scale - jax.lax.stop_gradient(scale))
-        return super().apply_penalised({**params, "norm": {"scale": wrong}}, inputs, keys_B, **more)
+        return super().apply_with_aux({**params, "norm": {"scale": wrong}}, inputs, keys_B, **more)
 
 
 def with_model(kind: type[Transformer], **more: Any) -> Experiment:
@@ -181,6 +179,6 @@ def test_the_command_tries_every_mesh_that_fits_and_says_why_others_do_not():
 def test_every_shipped_experiment_passes(name, tmp_path, monkeypatch):
     if name == "bncc":
         monkeypatch.setenv("JAXTRAIN_DATA", str(tmp_path))
-        build(load_kind(f"{ROOT}/experiments/datasets.py:bncc", DataSet)[0], tmp_path)
+        build(load_kind(f"{ROOT}/experiments/datasets.py:bncc", Dataset)[0], tmp_path)
     experiment, _ = load(f"{ROOT}/experiments/{name}.py")
     assert verify(experiment, jax.devices(), [ALL])

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxtrain.data import Pipeline, Source
-from jaxtrain.experiment import Experiment, Keep
+from jaxtrain.experiment import Experiment, Retention, Runtime
 from jaxtrain.models import Blocks, Transformer
-from jaxtrain.optimizers import AdamW, Cosine
+from jaxtrain.optimizers import AdamW, CosineDecay
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.tasks import LanguageModel
 
@@ -36,13 +36,10 @@ def main() -> Experiment:
     return Experiment(
         task=LanguageModel(model=Transformer(vocab=64, blocks=blocks)),
         data=Pipeline(Counting(100), batch_size=16, seed=3),
-        optimizer=AdamW(schedule=Cosine(peak=1e-2, warmup=2), weight_decay=0.1, ema=0.9),
+        optimizer=AdamW(schedule=CosineDecay(peak=1e-2, warmup=2), weight_decay=0.1, ema=0.9),
         steps=12,
         evals={"validation": Pipeline(Counting(20), batch_size=8, shuffle=False)},
-        log_every=1,
-        eval_every=6,
-        save_every=4,
-        keep=Keep(last=10),
+        runtime=Runtime(log_every=1, eval_every=6, save_every=4, keep=Retention(last=10)),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxtrain.data import Arrays, Pipeline
-from jaxtrain.experiment.experiment import Experiment, Keep
+from jaxtrain.experiment.experiment import Experiment, Runtime
 from jaxtrain.models import Blocks, Model, NGrams, Precision, Transformer
 from jaxtrain.optimizers import Optimizer
 
@@ -50,7 +50,7 @@ def shrink(experiment: Experiment, devices: int) -> Experiment:
         optimizer=Recorded(inner=experiment.optimizer),
         layout=replace(experiment.layout, mesh={}),
         evals={},
-        keep=Keep(),
+        runtime=Runtime(),
         microbatches=1,
     )
 

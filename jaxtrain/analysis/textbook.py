@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtrain.analysis.hlo import Key, key_of
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.models import Blocks, Transformer, ViT
-from jaxtrain.sharding.layout import Layout, Named, Rule, mesh_axes, named_leaves, path_name
+from jaxtrain.sharding.layout import AxisNamed, Layout, Rule, mesh_axes, named_leaves, path_name
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def describe(experiment: Experiment, mesh: Mesh | AbstractMesh, accelerator: boo
         mesh=sizes,
         rows=split("batch"),
         heads=split("heads", "mlp", "vocab"),
-        along=split("sequence"),
-        residual=tuple(axis for axis in split("residual") if axis not in split("sequence")),
+        along=split("length"),
+        residual=tuple(axis for axis in split("residual_length") if axis not in split("length")),
         stages=split("layers") if any("layers" in leaf.axes for leaf in leaves.values()) else (),
         experts=split("expert") if any("expert" in leaf.axes for leaf in leaves.values()) else (),
         blocks=blocks if isinstance(blocks, Blocks) else None,
@@ -152,11 +152,11 @@ def describe(experiment: Experiment, mesh: Mesh | AbstractMesh, accelerator: boo
     return replace(step, parameters=tuple(_parameter(path, leaf, step, layout, tied) for path, leaf in leaves.items()))
 
 
-def _parameter(path: str, leaf: Named, step: Step, layout: Layout, tied: bool) -> Parameter:
+def _parameter(path: str, leaf: AxisNamed, step: Step, layout: Layout, tied: bool) -> Parameter:
     def held(rules: Mapping[str, Rule]) -> dict[str, str]:
         return {axis: name for name in leaf.axes if name for axis in mesh_axes(rules[name]) if axis in step.mesh}
 
-    own, kept = held(layout.rules), held({**layout.rules, **layout.kept})
+    own, kept = held(layout.rules), held({**layout.rules, **layout.optimizer_rules})
     # Stages and experts are where they are: what comes to them are activations.
     gathered = tuple(axis for axis in step.rows if own.get(axis, "layers") not in ("layers", "expert"))
     stacked = [n for name, n in zip(leaf.axes, leaf.value.shape, strict=True) if name in ("layers", "rounds")]
@@ -231,9 +231,9 @@ def _over_heads(step: Step) -> Counter[Key]:
     the embedding and once before the scores. Accuracy gathers the largest logit of every part of the vocabulary and
     its index.
 
-    sequence (Megatron): the same, but what splits the residual stream gathers before every such pair of matmuls and
-    reduce-scatters after it, the other way round in the backward pass; the bytes sent are those of the all-reduces
-    above. A mesh axis that splits the heads and not the residual stream then all-reduces just the scattered part.
+    Megatron's sequence parallelism: the same, but what splits the residual stream gathers before every such pair of
+    matmuls and reduce-scatters after it, the other way round in the backward pass; the bytes sent are those of the
+    all-reduces above. A mesh axis that splits the heads only then all-reduces what is scattered.
     """
     found: Counter[Key] = Counter()
     if not step.heads or step.blocks is None:

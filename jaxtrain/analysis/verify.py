@@ -18,7 +18,7 @@ import numpy as np
 from jaxtrain.analysis.hlo import Collective, collectives, counted, moved, source_lines
 from jaxtrain.analysis.shrink import STEPS, shrink
 from jaxtrain.analysis.textbook import describe, textbook
-from jaxtrain.base.config import difference, meaning
+from jaxtrain.base.config import difference, flatten
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.text import size
 from jaxtrain.experiment.experiment import Experiment
@@ -98,7 +98,7 @@ def verify(experiment: Experiment, devices: Sequence[jax.Device], meshes: Sequen
     started, count = time.monotonic(), len(devices)
     small = shrink(experiment, count)
     print(f"{count} simulated devices, {STEPS} steps of {count} rows of the experiment's own data, in f32")
-    tasks = ({f"task.{path}": value for path, value in meaning(each.task).items()} for each in (experiment, small))
+    tasks = ({f"task.{path}": value for path, value in flatten(each.task).items()} for each in (experiment, small))
     if changed := difference(*tasks):
         print(f"made smaller, so that it takes seconds:\n{changed}")
     batches = list(small.data.epoch())

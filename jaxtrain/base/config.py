@@ -1,29 +1,27 @@
-"""Values made of frozen dataclasses: their types checked, to JSON and back without running any code of a run.
+"""Config values made of frozen dataclasses: types checked, saved as JSON and loaded back, flattened, compared.
 
-Not here: what any of them means.
+Not here: what any of them means. Loading runs no code of a run folder.
 """
 
 import dataclasses
 import hashlib
-import importlib
 import inspect
 from collections.abc import Iterator, Mapping
-from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.registry import find_kind, name_of
 
 T = TypeVar("T")
 
-HARMLESS = {"meaning": False}
-"""Marks a dataclass's fields that change how something is computed but not what: a fingerprint leaves these out."""
+NOT_IN_FINGERPRINT = {"in_fingerprint": False}
+"""Metadata of a dataclass field that changes how something is computed but not what is computed."""
 
-
-IN_MEMORY = {"meaning": False, "in_memory": True}
-"""Marks a field that holds an object which only its dataclass's `identity` can tell from another."""
+IN_MEMORY = {"in_fingerprint": False, "in_memory": True}
+"""Metadata of a field whose object is not saved: only its dataclass's `identity` tells it from another."""
 
 
 def check_types(value: Any, path: str = "") -> None:
@@ -49,28 +47,25 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(number), part) for number, part in enumerate(value))
 
 
-def within(value: Any, kind: type[T]) -> Iterator[T]:
-    """Every value of a kind in a value."""
+def find(value: Any, kind: type[T]) -> Iterator[T]:
+    """Every part of a value that is an instance of `kind`."""
     if isinstance(value, kind):
         yield value
     for _, part in _parts(value):
-        yield from within(part, kind)
+        yield from find(part, kind)
 
 
 def to_json(value: Any) -> Any:
     """JSON of a value made of dataclasses, mappings, tuples, numbers, strings, booleans and None.
 
-    Of arrays in memory it holds only what tells them apart.
+    Of what is in memory only its identity is saved. Raises ConfigError for any other type.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kind = type(value)
-        if "<locals>" in kind.__qualname__:
-            raise ConfigError(f"{kind.__qualname__} cannot be found again: define it at the top of its file")
         fields = {
             f.name: _in_memory(value, f.name) if f.metadata == IN_MEMORY else to_json(getattr(value, f.name))
             for f in dataclasses.fields(value)
         }
-        return {"$kind": f"{kind.__module__}:{kind.__qualname__}", **fields}
+        return {"$kind": name_of(type(value)), **fields}
     if isinstance(value, Mapping):
         return {str(name): to_json(entry) for name, entry in value.items()}
     if isinstance(value, tuple | list):
@@ -87,43 +82,58 @@ def _in_memory(value: Any, name: str) -> dict[str, str]:
     return {"$array": type(getattr(value, name)).__name__, "identity": value.identity()}
 
 
-def from_json(value: Any, code: ModuleType | None = None) -> Any:
-    """The value again. Its kinds must be dataclasses of this package, or of the experiment file loaded as `code`."""
+def from_json(value: Any, memory: Any = None) -> Any:
+    """The value that `to_json` saved.
+
+    memory: a value like it, whose objects in memory stand for those that were not saved. Raises ConfigError for a class
+        that is not imported, a field that is not there, and an object in memory that is missing or another.
+    """
     if isinstance(value, dict) and "$kind" in value:
-        kind = _kind(value["$kind"], code)
+        kind = find_kind(value["$kind"])
         known = {f.name for f in dataclasses.fields(kind)}
         for name in value.keys() - known - {"$kind"}:
             raise ConfigError(
                 f"{value['$kind']} has no field {name!r}{nearest(name, known)}: it was saved by another version"
             )
-        return kind(**{name: from_json(entry, code) for name, entry in value.items() if name != "$kind"})
+        given = memory if isinstance(memory, kind) else None
+        fields = {
+            name: _object(entry, given, name)
+            if isinstance(entry, dict) and "identity" in entry and "$array" in entry
+            else from_json(entry, getattr(given, name, None))
+            for name, entry in value.items()
+            if name != "$kind"
+        }
+        return kind(**fields)
     if isinstance(value, dict) and "$array" in value:
-        raise ConfigError(
-            f"what was in memory ({value['$array']}) is not in the run's folder: give the experiment itself, "
-            "Run(folder, experiment=…), or train from files"
-        )
+        if not isinstance(memory, np.ndarray) or to_json(memory) != value:
+            raise _not_saved(value, memory)
+        return memory
     if isinstance(value, dict):
-        return {name: from_json(entry, code) for name, entry in value.items()}
-    return tuple(from_json(entry, code) for entry in value) if isinstance(value, list) else value
+        parts = memory if isinstance(memory, Mapping) else {}
+        return {name: from_json(entry, parts.get(name)) for name, entry in value.items()}
+    if isinstance(value, list):
+        parts = memory if isinstance(memory, tuple | list) and len(memory) == len(value) else [None] * len(value)
+        return tuple(from_json(entry, part) for entry, part in zip(value, parts, strict=True))
+    return value
 
 
-def _kind(name: str, code: ModuleType | None) -> Any:
-    module_name, _, path = name.partition(":")
-    own = module_name == "jaxtrain" or module_name.startswith("jaxtrain.")
-    if not own and (code is None or code.__name__ != module_name):
-        raise ConfigError(
-            f"{path} comes from the experiment file {module_name!r}, which is not loaded: give it with --code FILE"
-        )
-    module: Any = importlib.import_module(module_name) if own else code
-    for part in path.split("."):
-        module = getattr(module, part, None)
-    if not (isinstance(module, type) and dataclasses.is_dataclass(module)):
-        raise ConfigError(f"{name} is not a dataclass of {'this version of jaxtrain' if own else module_name}")
-    return module
+def _object(saved: Mapping[str, str], given: Any, name: str) -> Any:
+    if given is None or _in_memory(given, name) != saved:
+        raise _not_saved(saved, given)
+    return getattr(given, name)
 
 
-def meaning(value: Any) -> dict[str, Any]:
-    """What a value says, flat: dotted path to plain value; without harmless fields, but with identities."""
+def _not_saved(saved: Mapping[str, str], given: Any) -> ConfigError:
+    if given is not None:
+        return ConfigError(f"the data in memory ({saved['$array']}) are not those that the run was trained on")
+    return ConfigError(
+        f"data in memory ({saved['$array']}) are not saved in the run folder: name the experiment that makes them with "
+        "--code FILE[:function], in Python with Run(folder, experiment=…)"
+    )
+
+
+def flatten(value: Any) -> dict[str, Any]:
+    """Dotted path to plain value, with identities and without the fields that are not in the fingerprint."""
     return dict(_flat(value, ""))
 
 
@@ -133,7 +143,7 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         if identity := getattr(value, "identity", None):
             yield f"{path}.identity", identity()
         for f in dataclasses.fields(value):
-            if f.metadata.get("meaning", True):
+            if f.metadata.get("in_fingerprint", True):
                 yield from _flat(getattr(value, f.name), f"{path}.{f.name}".lstrip("."))
     elif isinstance(value, Mapping):
         for name, entry in value.items():
@@ -146,6 +156,6 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """One line for every path whose value differs between two `meaning`s."""
+    """One line for every path whose value differs between two values that were flattened."""
     paths = sorted(path for path in {*old, *new} if old.get(path, "—") != new.get(path, "—"))
     return "\n".join(f"  {path}: {old.get(path, '—')} → {new.get(path, '—')}" for path in paths)

@@ -12,7 +12,7 @@ from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.datasets.build import build
 from jaxtrain.datasets.card import FILE, Card
 from jaxtrain.datasets.source import home
-from jaxtrain.datasets.spec import DataSet
+from jaxtrain.datasets.spec import Dataset
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import load, load_kind
 
@@ -29,7 +29,7 @@ class Build:
     """Build a data set: a folder of files with a card."""
 
     spec: Annotated[str, tyro.conf.Positional]
-    """file.py[:function], a function annotated `-> DataSet`."""
+    """file.py[:function], a function annotated `-> Dataset`."""
     out: Path | None = None
     """Where data sets are kept; $JAXTRAIN_DATA or the user's cache by default."""
 
@@ -82,7 +82,7 @@ def build_verb(arguments: Sequence[str]) -> None:
     given = tyro.cli(Build, args=list(arguments), prog="jaxtrain data build")
     from jaxtrain.base.provenance import revision
 
-    folder = build(load_kind(given.spec, DataSet)[0], given.out, revision(), lambda text: print(text, file=sys.stderr))
+    folder = build(load_kind(given.spec, Dataset)[0], given.out, revision(), lambda text: print(text, file=sys.stderr))
     print(Card.read(folder), "", folder / "card.html", sep="\n")
 
 
@@ -91,7 +91,7 @@ def card_verb(arguments: Sequence[str]) -> None:
     given = tyro.cli(Show, args=list(arguments), prog="jaxtrain data card")
     folder = Path(given.what)
     if not folder.is_dir():
-        spec: DataSet = load_kind(given.what, DataSet)[0]
+        spec: Dataset = load_kind(given.what, Dataset)[0]
         folder = (given.out or home()) / spec.name / spec.version
         if not (folder / FILE).is_file():
             raise ConfigError(f"{spec.name} {spec.version} is not built: jaxtrain data build {given.what}")

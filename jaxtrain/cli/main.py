@@ -17,7 +17,7 @@ import tyro
 
 from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
-from jaxtrain.experiment.experiment import Experiment, asked
+from jaxtrain.experiment.experiment import Experiment, config_facts
 from jaxtrain.experiment.files import Origin, load
 
 USAGE = """\
@@ -42,8 +42,8 @@ class Evaluate:
     """The saved step; the latest by default."""
     split: str | None = None
     """One split; all by default."""
-    code: Path | None = None
-    """The experiment file, if dataclasses of its own are in the experiment."""
+    code: str | None = None
+    """file.py[:function] of the experiment, if it holds classes that are not jaxtrain's, or data in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class Predict:
     """Texts, or files of images."""
     step: int | None = None
     """The saved step; the latest by default."""
-    code: Path | None = None
-    """The experiment file, if dataclasses of its own are in the experiment."""
+    code: str | None = None
+    """file.py[:function] of the experiment, if it holds classes that are not jaxtrain's, or data in memory."""
 
 
 Flags = Annotated[Experiment, tyro.conf.arg(name="")]
@@ -70,8 +70,6 @@ class Train:
     experiment: Flags
     run: Path | None = None
     """The run's folder; a new one under runs/ by default."""
-    watch: int = 60
-    """Of several processes, all stop within so many seconds when one is lost; 0 leaves this to jax."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +101,9 @@ def train(arguments: Sequence[str]) -> None:
     from jaxtrain.train import train
 
     given, origin = _given(Train, arguments, "train")
-    with together(lambda: asked(given.experiment, origin.file), given.watch, _told) as stop:
+    with together(
+        lambda: config_facts(given.experiment, origin.file), given.experiment.runtime.deadline, _told
+    ) as stop:
         run, state = train(given.experiment, given.run, origin, stop)
     if int(state.step) < given.experiment.steps:
         flags = [] if given.run else ["--run", str(run.folder)]
@@ -137,10 +137,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     given = tyro.cli(Evaluate, args=list(arguments), prog="jaxtrain evaluate")
     from jaxtrain.base.text import number
     from jaxtrain.evaluate import evaluate_run
-    from jaxtrain.experiment.files import load_code
     from jaxtrain.runs.folder import Run
 
-    run = Run(given.run, load_code(given.code) if given.code else None)
+    run = Run(given.run, given.code)
     for split, values in evaluate_run(run, given.step, given.split).items():
         print(split, *(f"{name} {number(value)}" for name, value in values.items()), sep="  ")
 
@@ -151,10 +150,9 @@ def predict(arguments: Sequence[str]) -> None:
     if not given.inputs:
         raise ConfigError("predict: give at least one text or file after the run")
     from jaxtrain.evaluate import predict_run
-    from jaxtrain.experiment.files import load_code
     from jaxtrain.runs.folder import Run
 
-    run = Run(given.run, load_code(given.code) if given.code else None)
+    run = Run(given.run, given.code)
     for text, line in zip(given.inputs, predict_run(run, given.inputs, given.step), strict=True):
         print(f"{line}  {text}")
 

@@ -22,7 +22,7 @@ from jaxtrain.data.tokens.packing import Packed
 from jaxtrain.data.tokens.tokenizers import Bytes, HuggingFace, Tokenize
 from jaxtrain.data.transforms.audio import LogMel
 from jaxtrain.data.transforms.base import BatchTransform, Transform
-from jaxtrain.data.transforms.fields import Columns, Keep, Normalize, OneHot
+from jaxtrain.data.transforms.fields import Columns, Normalize, OneHot, Select
 from jaxtrain.data.transforms.images import CentralCrop, CutMix, Flip, RandomCrop, Shift
 from jaxtrain.data.transforms.text import Hash, Utf8
 
@@ -41,7 +41,6 @@ __all__ = [
     "ImageFolder",
     "InMemory",
     "Items",
-    "Keep",
     "LogMel",
     "Mapped",
     "Mixture",
@@ -51,6 +50,7 @@ __all__ = [
     "Parquet",
     "Pipeline",
     "RandomCrop",
+    "Select",
     "Shift",
     "Source",
     "Stored",

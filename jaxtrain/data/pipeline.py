@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.base.config import HARMLESS
+from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.sources.base import Batch, Example, Indexed, Source
 from jaxtrain.data.transforms.base import BatchTransform, Transform
@@ -46,9 +46,9 @@ class Pipeline:
     shuffle: bool = True
     seed: int = 0
     batch_transforms: tuple[BatchTransform, ...] = ()
-    workers: int = field(default=0, metadata=HARMLESS)
-    threads: int = field(default=2, metadata=HARMLESS)
-    prefetch: int = field(default=2, metadata=HARMLESS)
+    workers: int = field(default=0, metadata=NOT_IN_FINGERPRINT)
+    threads: int = field(default=2, metadata=NOT_IN_FINGERPRINT)
+    prefetch: int = field(default=2, metadata=NOT_IN_FINGERPRINT)
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, Source):
@@ -223,7 +223,7 @@ def _column(name: str, values: list[np.ndarray]) -> np.ndarray:
     if first.dtype.kind in "OUSMm":
         raise ConfigError(
             f"field {name!r} is {first.dtype}, not numbers: add a transform that encodes it, such as "
-            "Utf8(length), or leave it out with Keep(fields)"
+            "Utf8(length), or leave it out with Select(fields)"
         )
     narrow = np.empty((len(values), *first.shape), _NARROW.get(first.dtype.name, first.dtype))
     for row, value in enumerate(values):

@@ -6,16 +6,16 @@ from jaxtrain.datasets.bundled.digits import Digits
 from jaxtrain.datasets.bundled.reviews import MovieReviews
 from jaxtrain.datasets.bundled.tumours import Tumours
 from jaxtrain.datasets.card import Card
-from jaxtrain.datasets.formats import Form, Records, TokenRows
+from jaxtrain.datasets.formats import Format, Records, TokenRows
 from jaxtrain.datasets.source import Built
-from jaxtrain.datasets.spec import DataSet, HashSplits
+from jaxtrain.datasets.spec import Dataset, HashSplits
 
 __all__ = [
     "Built",
     "Card",
-    "DataSet",
+    "Dataset",
     "Digits",
-    "Form",
+    "Format",
     "HashSplits",
     "MovieReviews",
     "Records",

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.base.config import difference, meaning, to_json
+from jaxtrain.base.config import difference, flatten, to_json
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.sources.combine import Mapped
@@ -16,10 +16,10 @@ from jaxtrain.data.sources.stored import Stored
 from jaxtrain.datasets.card import Card, Split, Tally, content, digest, order, part
 from jaxtrain.datasets.filters.base import Filter, Finding, Record
 from jaxtrain.datasets.filters.near import near_pairs
-from jaxtrain.datasets.formats import Form
+from jaxtrain.datasets.formats import Format
 from jaxtrain.datasets.schema import Schema
 from jaxtrain.datasets.source import home
-from jaxtrain.datasets.spec import DataSet
+from jaxtrain.datasets.spec import Dataset
 
 SAMPLES = 5
 
@@ -33,7 +33,7 @@ _SHOWN = 200
 class _Surviving(Collection[Record]):
     """The raw records that no filter has dropped yet, read anew at every pass; transformed once, into `folder`."""
 
-    def __init__(self, spec: DataSet, folder: Path) -> None:
+    def __init__(self, spec: Dataset, folder: Path) -> None:
         self.source = spec.records
         if spec.transforms:
             self.source = Stored(Mapped(spec.records, spec.transforms), str(folder)).records
@@ -74,7 +74,7 @@ class _Surviving(Collection[Record]):
 
 
 def build(
-    spec: DataSet,
+    spec: Dataset,
     where: Path | None = None,
     revision: str | None = None,
     say: Callable[[str], None] = lambda progress: None,
@@ -88,7 +88,7 @@ def build(
     """
     parent = (where or home()) / spec.name
     final = parent / spec.version
-    made = to_json(meaning(spec))
+    made = to_json(flatten(spec))
     try:
         with _alone(parent):
             if final.exists():
@@ -108,7 +108,7 @@ def build(
 
 
 def _write(
-    spec: DataSet, folder: Path, made: Mapping[str, Any], revision: str | None, say: Callable[[str], None]
+    spec: Dataset, folder: Path, made: Mapping[str, Any], revision: str | None, say: Callable[[str], None]
 ) -> None:
     surviving = _Surviving(spec, folder / ".transformed")
     raw = len(surviving)
@@ -143,7 +143,9 @@ def _write(
     card.write(folder)
 
 
-def _write_split(form: Form, folder: Path, name: str, examples: Iterable[Example], say: Callable[[str], None]) -> Split:
+def _write_split(
+    form: Format, folder: Path, name: str, examples: Iterable[Example], say: Callable[[str], None]
+) -> Split:
     paths = form.write(folder, name, examples)
     if not paths:
         raise ConfigError(f"split {name!r} would be empty: there are too few records, or the filters drop them all")
@@ -163,7 +165,7 @@ def _write_split(form: Form, folder: Path, name: str, examples: Iterable[Example
     return Split(len(written), content(digests), order(digests), files, schema)
 
 
-def _near(spec: DataSet, surviving: _Surviving) -> dict[str, int] | None:
+def _near(spec: Dataset, surviving: _Surviving) -> dict[str, int] | None:
     """Near-duplicate pairs within and across splits, by the first field to split by that holds text."""
     first = next(iter(surviving)).example
     texts = [name for name in spec.splits.by if isinstance(first[name], str)]

@@ -10,7 +10,7 @@ from jaxtrain.base.config import difference
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.data.sources.base import Source
 from jaxtrain.datasets.card import Card, Part, content, digest, order
-from jaxtrain.datasets.source import stored_form
+from jaxtrain.datasets.source import stored_format
 
 NOTABLE = 0.01
 """Drift, in bits, from which a field is mentioned."""
@@ -22,7 +22,7 @@ def check(folder: Path) -> Iterator[str]:
     Raises ConfigError where there is no card to compare with.
     """
     card = Card.read(folder)
-    form = stored_form(card)
+    form = stored_format(card)
     for part in card.beside:
         yield from _file(folder, part)
     for name, split in card.splits.items():
@@ -151,7 +151,7 @@ class _Entries:
     """The records of a data set by the hash of what tells them apart; holds hashes only."""
 
     def __init__(self, folder: Path, card: Card) -> None:
-        form = stored_form(card)
+        form = stored_format(card)
         self.sources: dict[str, Source] = {}
         self.by_key: dict[int, _Entry] = {}
         for name, split in card.splits.items():

@@ -14,7 +14,7 @@ from jaxtrain.data.tokens.tokenizers import Bytes, HuggingFace, Tokenizer, train
 
 
 @dataclass(frozen=True)
-class Form(ABC):
+class Format(ABC):
     """How the records of a split are kept in files."""
 
     def prepare(self, folder: Path, examples: Iterable[Example]) -> None:  # noqa: B027 (most forms need nothing)
@@ -34,7 +34,7 @@ class Form(ABC):
 
 
 @dataclass(frozen=True)
-class Records(Form):
+class Records(Format):
     """ArrayRecord files of at most so many records; reading one costs more the more there are in its file."""
 
     per_file: int = 10_000
@@ -53,7 +53,7 @@ class Records(Form):
 
 
 @dataclass(frozen=True)
-class TokenRows(Form):
+class TokenRows(Format):
     """Token files of a text field, read as rows of `length` + 1 tokens for a language model.
 
     With `packed`, rows hold whole documents side by side (best fit), told apart by `segments`; else the documents are

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.cache import cache
-from jaxtrain.base.config import HARMLESS, from_json, meaning
+from jaxtrain.base.config import NOT_IN_FINGERPRINT, flatten, from_json
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.datasets.card import Card, edges
-from jaxtrain.datasets.formats import Form
+from jaxtrain.datasets.formats import Format
 
 
 def home() -> Path:
@@ -35,7 +35,7 @@ class Built(Source):
     name: str
     version: str
     split: str = "train"
-    folder: str | None = field(default=None, metadata=HARMLESS)
+    folder: str | None = field(default=None, metadata=NOT_IN_FINGERPRINT)
 
     @property
     def path(self) -> Path:
@@ -80,7 +80,7 @@ class Built(Source):
     def identity(self) -> str:
         """Name, version, split, and hashes of the decoded records, of their order and of how rows are made of them."""
         card = self.card
-        split, form = card.splits[self.split], json.dumps(meaning(stored_form(card)), sort_keys=True).encode()
+        split, form = card.splits[self.split], json.dumps(flatten(stored_format(card)), sort_keys=True).encode()
         rows = f"{split.content} {split.order} {hashlib.sha256(form).hexdigest()[:16]}"
         return f"{self.name} {self.version} {self.split} {rows}"
 
@@ -101,10 +101,10 @@ def _opened(folder: Path, split: str) -> tuple[Card, Source]:
                 f"{path} is not the file that {folder}'s card describes; `jaxtrain data check {folder}` says more"
             )
     paths = tuple(str(folder / part.path) for part in card.splits[split].files)
-    return card, stored_form(card).rows(paths, folder)
+    return card, stored_format(card).rows(paths, folder)
 
 
-def stored_form(card: Card) -> Form:
+def stored_format(card: Card) -> Format:
     """How the records of a built data set are kept."""
     return from_json(card.form)
 

@@ -12,7 +12,7 @@ from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.transforms.base import Transform
 from jaxtrain.datasets.card import digest
 from jaxtrain.datasets.filters.base import Filter
-from jaxtrain.datasets.formats import Form, Records
+from jaxtrain.datasets.formats import Format, Records
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class HashSplits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSet:
-    """What a data set is made of. A function of an experiment file that is annotated `-> DataSet` can be built by name.
+class Dataset:
+    """What a data set is made of. A function of an experiment file that is annotated `-> Dataset` can be built by name.
 
     Raises ConfigError for a name or version that cannot be a folder's, and for empty words about origin and use.
     """
@@ -67,14 +67,14 @@ class DataSet:
     """Quality filters, in this order."""
     label: str | None = None
     """The field that says what a record is, if there is one."""
-    form: Form = field(default_factory=Records)
+    form: Format = field(default_factory=Records)
 
     def __post_init__(self) -> None:
         check_types(self)
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
-            raise ConfigError(f"DataSet name {self.name!r}: use lower-case letters, digits, - and _")
+            raise ConfigError(f"Dataset name {self.name!r}: use lower-case letters, digits, - and _")
         if not re.fullmatch(r"\d+\.\d+\.\d+", self.version):
-            raise ConfigError(f"DataSet version {self.version!r}: use MAJOR.MINOR.PATCH, as in 1.0.0")
+            raise ConfigError(f"Dataset version {self.version!r}: use MAJOR.MINOR.PATCH, as in 1.0.0")
         for name in ("description", "origin", "licence", "access", "retention"):
             if not getattr(self, name).strip():
-                raise ConfigError(f"DataSet {name}: say it in words; it may not be empty")
+                raise ConfigError(f"Dataset {name}: say it in words; it may not be empty")

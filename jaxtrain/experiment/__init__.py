@@ -1,5 +1,5 @@
 """An experiment: the five decisions of a training run, as a value."""
 
-from jaxtrain.experiment.experiment import Experiment, Keep
+from jaxtrain.experiment.experiment import Experiment, Retention, Runtime
 
-__all__ = ["Experiment", "Keep"]
+__all__ = ["Experiment", "Retention", "Runtime"]

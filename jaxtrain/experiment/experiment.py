@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxtrain.base.config import HARMLESS, check_types, meaning
+from jaxtrain.base.config import NOT_IN_FINGERPRINT, check_types, flatten
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.optimizers import Optimizer
@@ -20,7 +20,7 @@ from jaxtrain.tasks.base import Task
 
 
 @dataclass(frozen=True)
-class Keep:
+class Retention:
     """A checkpoint stays while any of these wants it.
 
     last: the newest this many, at least 1.
@@ -39,9 +39,36 @@ class Keep:
     def __post_init__(self) -> None:
         check_types(self)
         if self.last < 1:
-            raise ConfigError(f"Keep(last={self.last}): at least the newest checkpoint has to stay")
+            raise ConfigError(f"Retention(last={self.last}): at least the newest checkpoint has to stay")
         if self.every is not None and self.every < 1:
-            raise ConfigError(f"Keep(every={self.every}): give a number of steps of at least 1, or None")
+            raise ConfigError(f"Retention(every={self.every}): give a number of steps of at least 1, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How a run runs, never what it computes. On the command line its flags have no prefix: `--log-every`.
+
+    Raises `ConfigError` for intervals below 1 step and a negative deadline.
+    """
+
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    eval_every: int = 500
+    """Steps between two evaluations; the last step is evaluated too."""
+    save_every: int = 500
+    """Steps between two checkpoints; the last step is saved too."""
+    keep: Retention = field(default_factory=Retention)
+    """Which checkpoints stay."""
+    deadline: int = 60
+    """Of several processes, all end within this many seconds of the loss of one; 0 leaves that to jax."""
+    compiler_options: Mapping[str, str | bool] = field(default_factory=dict)
+    """Options of XLA for the train step, beside XLA_FLAGS."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name, least in (("log_every", 1), ("eval_every", 1), ("save_every", 1), ("deadline", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,38 +78,36 @@ class Experiment:
     task: Task
     data: Pipeline
     optimizer: Optimizer
-    steps: int = field(metadata=HARMLESS)
+    steps: int = field(metadata=NOT_IN_FINGERPRINT)
     """Updates to do."""
     evals: Mapping[str, Pipeline] = field(default_factory=dict)
     """What is evaluated, by the name of its split."""
-    layout: Layout = field(default_factory=Layout, metadata=HARMLESS)
+    layout: Layout = field(default_factory=Layout, metadata=NOT_IN_FINGERPRINT)
     microbatches: int = 1
-    """Parts that a batch is worked through in, for less memory; the update is the same."""
-    log_every: int = field(default=50, metadata=HARMLESS)
-    eval_every: int = field(default=500, metadata=HARMLESS)
-    save_every: int = field(default=500, metadata=HARMLESS)
-    keep: Keep = field(default_factory=Keep, metadata=HARMLESS)
+    """How many microbatches a batch is cut into to save memory: gradients are accumulated, the update is the same."""
     seed: int = 0
+    runtime: Runtime = field(default_factory=Runtime, metadata=NOT_IN_FINGERPRINT)
 
     def __post_init__(self) -> None:
         """Raises ConfigError for values of another type than their field's, and for counts that cannot be."""
         check_types(self)
-        for name in ("steps", "microbatches", "log_every", "eval_every", "save_every"):
+        for name in ("steps", "microbatches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
-        split = (self.keep.best or "").partition("/")[0]
+        best = self.runtime.keep.best
+        split = (best or "").partition("/")[0]
         if split and split not in self.evals:
-            raise ConfigError(f"keep.best: {self.keep.best!r} is of no split in evals{nearest(split, self.evals)}")
+            raise ConfigError(f"keep.best: {best!r} is of no split in evals{nearest(split, self.evals)}")
 
 
-def asked(experiment: Experiment, file: Path) -> dict[str, Any]:
-    """All that every process of a run must have been asked for: what is computed, its harmless fields, and its file."""
-    harmless = {f.name: getattr(experiment, f.name) for f in fields(experiment) if f.metadata == HARMLESS}
+def config_facts(experiment: Experiment, file: Path) -> dict[str, Any]:
+    """What must be equal in every process of a run: all fields of its experiment, and a hash of the experiment file."""
+    others = {f.name: getattr(experiment, f.name) for f in fields(experiment) if f.metadata == NOT_IN_FINGERPRINT}
     text = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    more = {path.lstrip("."): value for path, value in meaning(harmless).items()}
-    return {**meaning(experiment), **more, file.name: text}
+    more = {path.lstrip("."): value for path, value in flatten(others).items()}
+    return {**flatten(experiment), **more, file.name: text}
 
 
 def fingerprint(experiment: Experiment) -> str:
-    """A hash of what a run computes: equal for experiments that differ only in harmless fields."""
-    return hashlib.sha256(json.dumps(meaning(experiment), sort_keys=True).encode()).hexdigest()[:16]
+    """A hash of what a run computes: equal for experiments that differ only in fields marked NOT_IN_FINGERPRINT."""
+    return hashlib.sha256(json.dumps(flatten(experiment), sort_keys=True).encode()).hexdigest()[:16]

@@ -61,8 +61,9 @@ def load_code(file: Path) -> ModuleType:
         near = nearest(file.name, (other.name for other in file.parent.glob("*.py"))) if file.parent.is_dir() else ""
         raise ConfigError(f"there is no experiment file {file}{near}")
     taken = sys.modules.get(file.stem)
-    known = isinstance(getattr(taken, "__loader__", None), _Loader)
-    if taken is not None and not known and Path(taken.__file__ or "").resolve() != file.resolve():
+    if taken is not None and not isinstance(taken.__loader__, _Loader):
+        if Path(taken.__file__ or "").resolve() == file.resolve():
+            return taken  # imported as a module: a second copy of its classes would equal none of the first
         raise ConfigError(f"{file}: there is a Python module {file.stem!r} already: give the file another name")
     loader = _Loader(file.stem, str(file))
     module = importlib.util.module_from_spec(ModuleSpec(file.stem, loader, origin=str(file)))

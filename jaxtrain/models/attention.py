@@ -34,13 +34,13 @@ def choose(implementation: Attention, causal: bool, dtype: jnp.dtype) -> Attenti
         raise ConfigError(
             f"attention 'cudnn' needs a GPU and bfloat16, not {dtype} on a {target_platform()}: use 'auto'"
         )
-    if implementation == "ring" and not (causal and split("sequence")):
+    if implementation == "ring" and not (causal and split("length")):
         raise ConfigError(
             "attention 'ring' needs a causal mask and a `context` axis of the mesh, to go round: use 'auto'"
         )
     if implementation != "auto":
         return implementation
-    if causal and split("sequence"):
+    if causal and split("length"):
         return "ring"
     if target_platform() == "gpu" and dtype == jnp.bfloat16:
         return "cudnn"
@@ -81,7 +81,7 @@ def _attend(
 ) -> jax.Array:
     if chosen == "ring":
         return ring_attention(q_BLHK, k_BTGK, v_BTGK, segments_BL)
-    if split("sequence"):
+    if split("length"):
         k_BTGK, v_BTGK = (shard(x_BTGK, "batch", None, "kv_heads", None) for x_BTGK in (k_BTGK, v_BTGK))
     together_BLT = None if segments_BL is None else segments_BL[:, :, None] == segments_BL[:, None, :]
     if chosen == "cudnn":

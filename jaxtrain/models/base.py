@@ -12,11 +12,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxtrain.sharding.layout import Named
+from jaxtrain.sharding.layout import AxisNamed
 
 Shaped = jax.Array | jax.ShapeDtypeStruct
 Params = Any
-"""Plain nested dicts of arrays; from `init`, of `Named` arrays."""
+"""Plain nested dicts of arrays; from `init`, of `AxisNamed` arrays."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Model(ABC):
 
     def apply(self, params: Params, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array) -> jax.Array:
         """The module's output for these parameters (plain arrays); `more` are further arguments of its call."""
-        return self.apply_penalised(params, inputs, keys_B, **more)[0]
+        return self.apply_with_aux(params, inputs, keys_B, **more)[0]
 
-    def apply_penalised(
+    def apply_with_aux(
         self, params: Params, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The output, and what the model adds to the loss of each row."""
@@ -53,7 +53,7 @@ def _named(module: nnx.Module) -> Params:
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         *parents, name = (str(part) for part in path)
         node = functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, tree)
-        node[name] = Named(variable.get_value(), variable.get_metadata("axes"))
+        node[name] = AxisNamed(variable.get_value(), variable.get_metadata("axes"))
     return tree
 
 

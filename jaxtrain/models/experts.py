@@ -4,7 +4,7 @@ After Shazeer et al. 2017 (arXiv:1701.06538) and GShard (Lepikhin et al. 2021, a
 in DeepSeekMoE (Dai et al. 2024, arXiv:2401.06066). Where a mesh axis splits `expert`, each device has some of the
 experts, and positions travel to those that they ask and back by all-to-all. Not here: where in a block it stands.
 
-Shapes: B batch, L sequence, D width, M inner width, E experts, X of them on this device, N devices of the expert axis,
+Shapes: B batch, L length, D width, M inner width, E experts, X of them on this device, N devices of the expert axis,
 K asked by a position, T = B·L positions here, S = T·K questions, P places to one device.
 """
 
@@ -80,9 +80,9 @@ class ExpertsModule(nnx.Module):
         Raises ConfigError for a capacity where the sequence is split: who comes first in a row could not be told.
         """
         config = self.config
-        if config.capacity is not None and split("sequence"):
+        if config.capacity is not None and split("length"):
             raise ConfigError(
-                f"experts.capacity: {config.capacity} is of whole rows, which {' × '.join(split('sequence'))} splits: "
+                f"experts.capacity: {config.capacity} is of whole rows, which {' × '.join(split('length'))} splits: "
                 "set it to None"
             )
         logits_BLE = self.router(x_BLD.astype(jnp.float32))
@@ -99,9 +99,9 @@ class ExpertsModule(nnx.Module):
     def _ask(self, x_BLD: jax.Array, logits_BLE: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The answers, and the share of a row's questions that each expert was asked, f32[B, E]."""
         dtype = jnp.float32 if target_platform() == "cpu" else jnp.dtype(self.precision.compute)
-        rows, kernel = ("batch", "sequence", None), ("expert", None, "mlp")
+        rows, kernel = ("batch", "length", None), ("expert", None, "mlp")
         kernels = [kernels.kernel[...].astype(dtype) for kernels in (self.gate, self.up, self.down)]
-        along, over, inner = (tuple(split(name)) for name in ("sequence", "expert", "mlp"))
+        along, over, inner = (tuple(split(name)) for name in ("length", "expert", "mlp"))
         devices, count = math.prod(split("expert").values()), x_BLD.shape[1] * self.config.chosen
 
         def local(

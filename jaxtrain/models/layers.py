@@ -1,6 +1,6 @@
 """The few layers that the models share. Not here: whole architectures, and any mesh.
 
-Shapes: B batch, L sequence, D width, F features out, H heads, K head dim, G key/value heads, N layers.
+Shapes: B batch, L length, D width, F features out, H heads, K head dim, G key/value heads, N layers.
 """
 
 import functools
@@ -117,8 +117,8 @@ class Embedding(nnx.Module):
         x_BLD = shard(self.table[...], "vocab", None)[ids_BL].astype(self.precision.activations)
         # Rows first add up over the parts of the vocabulary, and only then are they split by position: asked for both
         # at once, XLA gathers the table or permutes the rows.
-        x_BLD = shard(x_BLD, "batch", "sequence", None)
-        return shard(x_BLD * self.table.shape[1] ** 0.5, "batch", "residual", None)
+        x_BLD = shard(x_BLD, "batch", "length", None)
+        return shard(x_BLD * self.table.shape[1] ** 0.5, "batch", "residual_length", None)
 
     def scores(self, x_BLD: jax.Array) -> jax.Array:
         """f[B, L, V] logits of every row of the table (tied embeddings: Press & Wolf 2017, arXiv:1608.05859)."""

@@ -5,7 +5,7 @@ and normalisers. Of 2n equal chunks of a sequence device i of n has the chunks i
 leaves all devices the same work in each step ("zigzag", Zhu 2024, github.com/zhuzilin/ring-flash-attention). Not here:
 anything that does not look along the sequence.
 
-Shapes: B batch, L sequence, H heads, G key/value heads, R = H/G queries a head, K head dim, C positions of a chunk.
+Shapes: B batch, L length, H heads, G key/value heads, R = H/G queries a head, K head dim, C positions of a chunk.
 """
 
 import functools
@@ -28,7 +28,7 @@ def zigzag(length: int) -> np.ndarray:
 
     Raises ConfigError for a length that cannot be cut so.
     """
-    axes = split("sequence")
+    axes = split("length")
     n = math.prod(axes.values())
     if length % (2 * n):
         raise ConfigError(
@@ -52,16 +52,16 @@ def unzigzag(x_BLD: jax.Array) -> jax.Array:
             sent.append(jax.lax.ppermute(chunk_BCD, axes, [(i, number // 2) for i, number in enumerate(numbers)]))
         return (jnp.concatenate(sent, axis=1),)
 
-    names = ("batch", "sequence", None)
+    names = ("batch", "length", None)
     return shard_map_by_name(local, [names], [names], x_BLD)[0]
 
 
 def ring_attention(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array, segments_BL: jax.Array | None) -> jax.Array:
     """f[B, L, H, K], as `attention`, for positions in the order of `zigzag`."""
     axes, n = _ring()
-    queries, keys = ("batch", "sequence", "heads", None), ("batch", "sequence", "kv_heads", None)
+    queries, keys = ("batch", "length", "heads", None), ("batch", "length", "kv_heads", None)
     segments_BL = jnp.zeros(q_BLHK.shape[:2], jnp.int32) if segments_BL is None else segments_BL
-    given = [queries, keys, keys, ("batch", "sequence")]
+    given = [queries, keys, keys, ("batch", "length")]
 
     def local(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array, segments_BL: jax.Array) -> tuple[jax.Array]:
         B, L, H, K = q_BLHK.shape
@@ -74,7 +74,7 @@ def ring_attention(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array, segm
 
 
 def _ring() -> tuple[tuple[str, ...], int]:
-    axes = split("sequence")
+    axes = split("length")
     return tuple(axes), math.prod(axes.values())
 
 

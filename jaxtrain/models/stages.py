@@ -84,5 +84,5 @@ def _stage(layers: Layers, axis: tuple[str, ...], S: int, R: int, params: Any, x
 
 def exchange(collective: Callable[[jax.Array], jax.Array], a_GMA: jax.Array) -> jax.Array:
     """A collective of the parts that each device has; by XLA's own ways all would first be gathered over other axes."""
-    names = ("batch", None, None, "residual", None)[: a_GMA.ndim]
+    names = ("batch", None, None, "residual_length", None)[: a_GMA.ndim]
     return shard_map_by_name(lambda a: (collective(a),), [names], [names], a_GMA)[0]

@@ -4,7 +4,7 @@ with experts in place of the feed-forward layers where it is told so.
 Not here: what it is trained for. With `causal` and `pooled=False` it is a language model's decoder, with neither causal
 mask nor per-position output an encoder for classifying texts.
 
-Shapes: B batch, L sequence, D width, H heads, G key/value heads, K head dim, M mlp width, O outputs.
+Shapes: B batch, L length, D width, H heads, G key/value heads, K head dim, M mlp width, O outputs.
 """
 
 import functools
@@ -105,31 +105,31 @@ class Block(nnx.Module):
         B, L, _ = x_BLD.shape
         rate, order_L = self.config.dropout, self.config.order(self.causal, L)
 
-        h_BLD = shard(self.norm_attention(x_BLD), "batch", "sequence", None)
-        q_BLHK = shard(self.query(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "heads", None)
-        k_BLGK = shard(self.key(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "kv_heads", None)
-        v_BLGK = shard(self.value(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "sequence", "kv_heads", None)
+        h_BLD = shard(self.norm_attention(x_BLD), "batch", "length", None)
+        q_BLHK = shard(self.query(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "length", "heads", None)
+        k_BLGK = shard(self.key(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "length", "kv_heads", None)
+        v_BLGK = shard(self.value(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "length", "kv_heads", None)
         q_BLHK, k_BLGK = rotate(q_BLHK, order_L), rotate(k_BLGK, order_L)
         mixed = attention(q_BLHK, k_BLGK, v_BLGK, self.causal, segments_BL, self.config.attention)
         # Constrains the gradient too: else XLA runs the backward pass of attention split over positions.
-        mixed_BLHK = shard(mixed, "batch", "sequence", "heads", None)
+        mixed_BLHK = shard(mixed, "batch", "length", "heads", None)
         added = _residual(self.attended(mixed_BLHK.reshape(B, L, -1)))
         x_BLD = x_BLD + dropout(added, rate, fold(keys_B, 0), order_L)
 
-        h_BLD = shard(self.norm_mlp(x_BLD), "batch", "sequence", None)
+        h_BLD = shard(self.norm_mlp(x_BLD), "batch", "length", None)
         added_BLD, penalties = self.experts(h_BLD) if self.config.experts.count else (self._feed_forward(h_BLD), {})
         added = _residual(added_BLD)
         return x_BLD + dropout(added, rate, fold(keys_B, 1), order_L), penalties
 
     def _feed_forward(self, h_BLD: jax.Array) -> jax.Array:
-        h_BLM = shard(jax.nn.silu(self.gate(h_BLD)) * self.up(h_BLD), "batch", "sequence", "mlp")
+        h_BLM = shard(jax.nn.silu(self.gate(h_BLD)) * self.up(h_BLD), "batch", "length", "mlp")
         return self.down(h_BLM)
 
 
 def _residual(x_BLD: jax.Array) -> jax.Array:
     # Sums over `mlp` and `heads` come before the split by position where another axis has split positions already:
     # asked for both at once, XLA gathers them.
-    return shard(shard(x_BLD, "batch", "sequence", None) if split("sequence") else x_BLD, "batch", "residual", None)
+    return shard(shard(x_BLD, "batch", "length", None) if split("length") else x_BLD, "batch", "residual_length", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +191,6 @@ class TransformerModule(nnx.Module):
             weight_BL1 = valid_BL[..., None].astype(jnp.float32)
             pooled_BD = (x_BLD * weight_BL1).sum(1) / jnp.maximum(weight_BL1.sum(1), 1)
             return score(pooled_BD).astype(jnp.float32), penalties
-        x_BLD = shard(x_BLD, "batch", "sequence", None)
+        x_BLD = shard(x_BLD, "batch", "length", None)
         logits_BLO = score(x_BLD if order_L is None else unzigzag(x_BLD))
-        return shard(logits_BLO, "batch", "sequence", "vocab").astype(jnp.float32), penalties
+        return shard(logits_BLO, "batch", "length", "vocab").astype(jnp.float32), penalties

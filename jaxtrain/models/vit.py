@@ -52,7 +52,7 @@ class ViTModule(nnx.Module):
         p = self.config.patch
         cut = image_BYXC.reshape(B, Y // p, p, X // p, p, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, p * p * C)
         x_BLD = self.patches(cut) + shard(self.positions[...], None, None)
-        x_BLD = shard(x_BLD.astype(self.config.blocks.precision.activations), "batch", "residual", None)
+        x_BLD = shard(x_BLD.astype(self.config.blocks.precision.activations), "batch", "residual_length", None)
         x_BLD = dropout(x_BLD, self.config.blocks.dropout, fold(keys_B, self.config.blocks.layers))
         x_BLD, penalties = self.blocks(x_BLD, keys_B, None)
         return self.head(self.norm(x_BLD).mean(1)).astype(jnp.float32), penalties

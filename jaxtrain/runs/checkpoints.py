@@ -14,7 +14,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.experiment.experiment import Keep
+from jaxtrain.experiment.experiment import Retention
 
 Tree = TypeVar("Tree")
 
@@ -30,13 +30,13 @@ class Checkpoints:
     durable checkpoints. The error of a save is raised by the next call.
 
     folder: made when missing, shared by all processes.
-    keep: which checkpoints stay; None is `Keep()`.
+    keep: which checkpoints stay; None is `Retention()`.
     read_only: for looking into a run that another job may be writing: creates, deletes and saves nothing.
     """
 
-    def __init__(self, folder: Path, keep: Keep | None = None, read_only: bool = False) -> None:
+    def __init__(self, folder: Path, keep: Retention | None = None, read_only: bool = False) -> None:
         self.folder = Path(folder).absolute()
-        self.keep = keep = keep or Keep()
+        self.keep = keep = keep or Retention()
         self._read_only = read_only
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep.last)]
         if keep.every is not None:
@@ -74,9 +74,9 @@ class Checkpoints:
         step: not below the latest one (see `rewind`); one that is there already is left as it is.
         state: a tree of `jax.Array` of any dtype, typed PRNG keys too; each process writes its own shards.
         record: what to know beside the arrays; JSON.
-        metrics: scores for `Keep.best`, by name; None or {} when there are none for this step.
+        metrics: scores for `Retention.best`, by name; None or {} when there are none for this step.
 
-        Raises `ConfigError` for a lower step, for metrics that lack `Keep.best`, and when read only.
+        Raises `ConfigError` for a lower step, for metrics that lack `Retention.best`, and when read only.
         """
         if self._read_only:
             raise ConfigError(f"the checkpoints in {self.folder} were opened for reading only")
@@ -136,7 +136,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the best `Keep.best`, the later of equals; None without any."""
+        """The step with the best `Retention.best`, the later of equals; None without any."""
         if self.keep.best is None or not self.steps():
             return None
         step = self._manager.best_step()
@@ -174,7 +174,7 @@ class Checkpoints:
         if best is None or not metrics:
             return None
         if best not in metrics:
-            raise ConfigError(f"Keep(best={best!r}) names none of the metrics{nearest(best, metrics)}")
+            raise ConfigError(f"Retention(best={best!r}) names none of the metrics{nearest(best, metrics)}")
         # NaN compares with nothing, so it would be kept as the best by accident.
         return {best: float(metrics[best])} if math.isfinite(metrics[best]) else None
 

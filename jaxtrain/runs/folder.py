@@ -5,23 +5,23 @@ Not here: training. Everything after training needs only the folder.
 
 import functools
 import importlib.metadata
+import json
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 
-from jaxtrain.base.config import difference, from_json, meaning, to_json, within
+from jaxtrain.base.config import difference, find, flatten, from_json, to_json
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import read_json, write_json
 from jaxtrain.base.provenance import environment
 from jaxtrain.cluster.processes import first, same_everywhere
 from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
-from jaxtrain.experiment.files import Origin
+from jaxtrain.experiment.files import Origin, load, load_code
 from jaxtrain.program import Program
 from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.sharding.layout import Layout
@@ -42,11 +42,12 @@ class Restored:
 class Run:
     """An existing run folder."""
 
-    def __init__(
-        self, folder: Path | str, code: ModuleType | None = None, experiment: Experiment | None = None
-    ) -> None:
-        """`code` is the experiment's file, loaded, if dataclasses of its own are in the experiment; `experiment` is
-        the experiment itself, needed only if arrays in memory are in it.
+    def __init__(self, folder: Path | str, code: str | None = None, experiment: Experiment | None = None) -> None:
+        """A run's folder, of which no code is executed.
+
+        code: `file.py[:function]`, needed if the experiment holds classes that are not jaxtrain's, or data in memory.
+            The file is imported; its function is called only for data in memory.
+        experiment: the experiment itself, instead of the saved one.
 
         Raises ConfigError if the folder holds no run, or that of another experiment.
         """
@@ -55,12 +56,18 @@ class Run:
             raise ConfigError(f"{self.folder} is not a run: it has no experiment.json{_runs_near(self.folder)}")
         self.saved: Mapping[str, Any] = read_json(self.folder / "experiment.json")
         if experiment is not None:
-            _check_same(self.folder, self.saved["meaning"], experiment)
+            _check_same(self.folder, self.saved["config"], experiment)
 
     @functools.cached_property
     def experiment(self) -> Experiment:
-        """The experiment as it was last run, without running any code of the folder."""
-        return self._experiment or from_json(self.saved["experiment"], self._code)
+        """The experiment as it was last run."""
+        if self._experiment is not None:
+            return self._experiment
+        saved, made = self.saved["experiment"], None
+        if self._code is not None:
+            load_code(Path(self._code.partition(":")[0]))
+            made = load(self._code)[0] if '"$array"' in json.dumps(saved) else None
+        return from_json(saved, made)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl."""
@@ -87,7 +94,7 @@ class Run:
         """The run's `Checkpoints`."""
         from jaxtrain.runs.checkpoints import Checkpoints
 
-        return Checkpoints(self.folder / "checkpoints", self.experiment.keep, read_only=read_only)
+        return Checkpoints(self.folder / "checkpoints", self.experiment.runtime.keep, read_only=read_only)
 
 
 def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) -> Run:
@@ -102,7 +109,7 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
     folder = folder or Path("runs") / name / now
     try:
         if (folder / "experiment.json").is_file():
-            _check_same(folder, read_json(folder / "experiment.json")["meaning"], experiment)
+            _check_same(folder, read_json(folder / "experiment.json")["config"], experiment)
         elif folder.exists() and not _unfinished(folder, origin):
             raise ConfigError(f"{folder} exists and is not a run: choose another --run folder")
         if first():
@@ -114,7 +121,7 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], experiment: Experiment) -> None:
-    now = to_json(meaning(experiment))
+    now = to_json(flatten(experiment))
     if before != now:
         raise ConfigError(
             f"{folder} is a run of another experiment; go on with the same one, or choose another --run folder. "
@@ -133,13 +140,13 @@ def _write(folder: Path, experiment: Experiment, origin: Origin | None) -> None:
         "version": importlib.metadata.version("jaxtrain"),
         "fingerprint": fingerprint(experiment),
         "origin": None if origin is None else f"{origin.file}:{origin.function}",
-        "meaning": meaning(experiment),
+        "config": flatten(experiment),
         "experiment": to_json(experiment),
     }
     folder.mkdir(parents=True, exist_ok=True)
     if origin is not None:
         (folder / origin.file.name).write_bytes(origin.file.read_bytes())
-    for data in within(experiment, Built):
+    for data in find(experiment, Built):
         (folder / "data").mkdir(exist_ok=True)
         data.card.write(folder / "data", f"{data.name}-{data.version}.json")
     write_json(folder / "environment.json", environment())

@@ -24,7 +24,7 @@ Metrics = Mapping[str, Mean]
 
 
 class Journal:
-    """Collects every step's metrics on the device and writes the means of each period of `log_every` steps."""
+    """Collects every step's metrics on the device and writes the means of each period of `runtime.log_every` steps."""
 
     def __init__(self, folder: Path, experiment: Experiment, start: int, clock: Clock) -> None:
         """What an earlier process wrote after step `start` is dropped: those steps are taken again."""
@@ -53,7 +53,7 @@ class Journal:
             jax.block_until_ready(self._flight.popleft())
         self._done = step
         self._console.step(step)
-        if step % self._experiment.log_every == 0:
+        if step % self._experiment.runtime.log_every == 0:
             self._turn()
 
     def evaluated(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -19,14 +19,14 @@ Rule = str | tuple[str, ...] | None
 RULES: Mapping[str, Rule] = {
     # dims of a batch and of activations
     "batch": ("data", "fsdp", "expert", "stage"),
-    "residual": ("context", "sequence"),  # the sequence dim between blocks, where nothing else is split
-    "sequence": "context",  # the same dim inside a block, where heads and mlp are split instead
+    "length": "context",  # positions within a block, where heads and mlp may be split too
+    "residual_length": "context",  # the same dim between blocks, where no other dim of activations is split
     # dims of parameters
     "embed": "fsdp",
-    "heads": ("tensor", "sequence"),
-    "kv_heads": ("tensor", "sequence"),
-    "mlp": ("tensor", "sequence"),
-    "vocab": ("tensor", "sequence"),
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
     "expert": "expert",
     "layers": "stage",
     "rounds": None,
@@ -36,12 +36,14 @@ RULES: Mapping[str, Rule] = {
 """The standard table. A mesh axis that is absent splits nothing, so one table serves every mesh."""
 
 
-MEGATRON: Mapping[str, Rule] = {**RULES, "residual": ("context", "sequence", "tensor")}
-"""Sequence parallelism on the tensor axis itself: the devices that split the heads also split the residual stream."""
+MEGATRON: Mapping[str, Rule] = {**RULES, "residual_length": ("context", "tensor")}
+"""Sequence parallelism (Korthikanti et al. 2022, arXiv:2205.05198): between blocks, activations are split by
+length over the `tensor` axis, which splits heads and mlp within them.
+"""
 
 
 ZERO1: Mapping[str, Rule] = {"embed": ("fsdp", "data")}
-"""For `Layout.kept`: each device keeps the optimizer's state of a part of the parameters, of which all have a copy
+"""For `Layout.optimizer_rules`: the optimizer state is sharded over `data`, the parameters are replicated
 (stage 1 of Rajbhandari et al. 2020, arXiv:1910.02054).
 """
 
@@ -53,25 +55,25 @@ def mesh_axes(rule: Rule) -> tuple[str, ...]:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Named:
+class AxisNamed:
     """A parameter and the names of its axes, one a dim; what `Task.init` returns at its leaves."""
 
     value: Any
     axes: tuple[str | None, ...] = field(metadata={"static": True})
 
 
-def _is_named(leaf: Any) -> bool:
-    return isinstance(leaf, Named)
+def _is_axis_named(leaf: Any) -> bool:
+    return isinstance(leaf, AxisNamed)
 
 
 def plain(tree: Any) -> Any:
     """The tree of arrays without the names."""
-    return jax.tree.map(lambda leaf: leaf.value if _is_named(leaf) else leaf, tree, is_leaf=_is_named)
+    return jax.tree.map(lambda leaf: leaf.value if _is_axis_named(leaf) else leaf, tree, is_leaf=_is_axis_named)
 
 
-def named_leaves(tree: Any) -> list[tuple[Any, Named]]:
-    """Every `Named` leaf of a tree with its key path."""
-    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_named)
+def named_leaves(tree: Any) -> list[tuple[Any, AxisNamed]]:
+    """Every `AxisNamed` leaf of a tree with its key path."""
+    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_axis_named)
 
 
 def path_name(path: Sequence[Any]) -> str:
@@ -90,17 +92,19 @@ class Layout:
 
     mesh: Mapping[str, int] = field(default_factory=dict)
     rules: Mapping[str, Rule] = field(default_factory=lambda: RULES)
-    kept: Mapping[str, Rule] = field(default_factory=dict)
-    """Rules that differ for what the optimizer keeps: `ZERO1`."""
+    optimizer_rules: Mapping[str, Rule] = field(default_factory=dict)
+    """Rules that differ for the optimizer state: `ZERO1`."""
     offload: bool = False
     """Keep the optimizer's state in the memory of the host, from where each step fetches it."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for an axis that no rule uses and for sizes that cannot be."""
-        for name in self.kept:
+        for name in self.optimizer_rules:
             if name not in self.rules:
-                raise ConfigError(f"layout.kept: layout.rules has no axis named {name!r}{nearest(name, self.rules)}")
-        known = {axis for rule in (*self.rules.values(), *self.kept.values()) for axis in mesh_axes(rule)}
+                raise ConfigError(
+                    f"layout.optimizer_rules: layout.rules has no axis named {name!r}{nearest(name, self.rules)}"
+                )
+        known = {axis for rule in (*self.rules.values(), *self.optimizer_rules.values()) for axis in mesh_axes(rule)}
         for axis, size in self.mesh.items():
             if axis not in known:
                 raise ConfigError(f"layout.mesh: no rule uses the mesh axis {axis!r}{nearest(axis, known)}")
@@ -202,13 +206,13 @@ class Layout:
         return P(*entries)
 
     def specs(self, tree: Any, sizes: Mapping[str, int], where: str = "params", kept: bool = False) -> Any:
-        """The partition spec of every `Named` leaf, as a tree without names; `kept` for what the optimizer keeps."""
-        rules = self.kept if kept else {}
+        """The partition spec of every `AxisNamed` leaf, as a tree without names; `kept` for the optimizer state."""
+        rules = self.optimizer_rules if kept else {}
 
-        def one(path: Sequence[Any], leaf: Named) -> P:
+        def one(path: Sequence[Any], leaf: AxisNamed) -> P:
             return self.spec(leaf.axes, sizes, leaf.value.shape, f"{where}/{path_name(path)}", rules)
 
-        return jax.tree_util.tree_map_with_path(one, tree, is_leaf=_is_named)
+        return jax.tree_util.tree_map_with_path(one, tree, is_leaf=_is_axis_named)
 
     def stages(self, sizes: Mapping[str, int]) -> tuple[int, int]:
         """How many stages a pipeline has on this mesh, and how many groups of devices split the rows of each part."""

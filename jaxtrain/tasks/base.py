@@ -28,7 +28,7 @@ class Task(ABC):
     """The field of a batch that the model reads."""
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
-        """New parameters, each `Named` by its axes; only the shapes in `batch` matter."""
+        """New parameters, each `AxisNamed` by its axes; only the shapes in `batch` matter."""
         return self.model.init(key, self.read(batch))
 
     @abstractmethod
@@ -74,4 +74,4 @@ def penalised(loss: Mean, metrics: dict[str, Mean], penalties: Mapping[str, jax.
         return loss, metrics
     added = {name: Mean.of(penalty_B, weight_B) for name, penalty_B in penalties.items()}
     whole = Mean(loss.total + sum(mean.total for mean in added.values()), loss.weight)
-    return whole, {"loss_of_outputs": loss, **metrics, **added}
+    return whole, {"main_loss": loss, **metrics, **added}

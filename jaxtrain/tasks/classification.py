@@ -25,7 +25,7 @@ class Classification(Task):
     def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
         """Cross-entropy, and accuracy in 0…1."""
         label_B = field(batch, self.label, "Classification.label")
-        logits_BC, penalties = self.model.apply_penalised(params, self.read(batch), keys_B)
+        logits_BC, penalties = self.model.apply_with_aux(params, self.read(batch), keys_B)
         if logits_BC.shape[-1] != len(self.classes):
             raise ConfigError(f"task.classes: {len(self.classes)} names for a model of {logits_BC.shape[-1]} outputs")
         losses_B = cross_entropy(logits_BC, label_B)

@@ -1,4 +1,4 @@
-"""Predicting the next token. Shapes: B batch, L sequence, V vocabulary."""
+"""Predicting the next token. Shapes: B batch, L length, V vocabulary."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class LanguageModel(Task):
             segments = batch["segments"]
             more = {"segments_BL": segments[:, :-1]}
             weight_BL &= (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-        logits_BLV, penalties = self.model.apply_penalised(params, self.read(batch), keys_B, **more)
+        logits_BLV, penalties = self.model.apply_with_aux(params, self.read(batch), keys_B, **more)
         losses_BL = cross_entropy(logits_BLV, targets_BL)
         right_BL = (logits_BLV.argmax(-1) == targets_BL).astype(jnp.float32)
         loss, metrics = Mean.of(losses_BL, weight_BL), {"accuracy": Mean.of(right_BL, weight_BL)}

@@ -20,7 +20,7 @@ class Regression(Task):
     def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
         """Squared error, summed over outputs, and absolute error likewise."""
         target = field(batch, self.target, "Regression.target")
-        values_BO, penalties = self.model.apply_penalised(params, self.read(batch), keys_B)
+        values_BO, penalties = self.model.apply_with_aux(params, self.read(batch), keys_B)
         error_BO = values_BO - target.reshape(target.shape[0], -1)
         absolute_B = jnp.abs(error_BO).sum(-1)
         loss, metrics = (Mean.of(x, batch["mask"]) for x in (jnp.square(error_BO).sum(-1), absolute_B))

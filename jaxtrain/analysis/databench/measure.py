@@ -154,7 +154,7 @@ class Report:
             "transform": "Or do it once: transforms without chance in InMemory(Mapped(source, transforms)), or when "
             "data are built (tokens).",
             "batch": "Give examples fewer bytes, such as uint8 images that the model turns into floats.",
-            "transfer": "Give batches fewer bytes: smaller dtypes, or only the fields that the task reads (Keep).",
+            "transfer": "Give batches fewer bytes: smaller dtypes, or only the fields that the task reads (Select).",
         }[stage]
         if stage in ("batch", "transfer"):
             return once

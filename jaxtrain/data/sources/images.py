@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.data.sources.base import Example, Source
 
@@ -23,7 +24,7 @@ class ImageFolder(Source):
     Raises ConfigError for a folder without images, Damaged for an image that does not decode.
     """
 
-    folder: str = field(metadata={"meaning": False})
+    folder: str = field(metadata=NOT_IN_FINGERPRINT)
     size: tuple[int, int]
     gray: bool = False
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.transforms.base import Transform
@@ -64,7 +65,7 @@ class Bytes(Tokenizer):
 class HuggingFace(Tokenizer):
     """A JSON file of the `tokenizers` library, identified by its content. Raises ConfigError where there is none."""
 
-    path: str = field(metadata={"meaning": False})
+    path: str = field(metadata=NOT_IN_FINGERPRINT)
 
     @property
     def vocab(self) -> int:

@@ -38,7 +38,7 @@ class Normalize(Transform):
 
 
 @dataclass(frozen=True)
-class Keep(Transform):
+class Select(Transform):
     """Only the named fields. One that is absent is skipped: inputs for prediction have no label."""
 
     fields: tuple[str, ...]
@@ -47,7 +47,7 @@ class Keep(Transform):
         """The example with only these fields; ConfigError when it has none of them."""
         kept = {name: example[name] for name in self.fields if name in example}
         if not kept:
-            raise ConfigError(f"Keep: none of {self.fields} in the example, which has {sorted(example)}")
+            raise ConfigError(f"Select: none of {self.fields} in the example, which has {sorted(example)}")
         return kept
 
 
