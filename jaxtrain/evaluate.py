@@ -16,7 +16,7 @@ from jaxtrain.tasks.metrics import merge
 
 def evaluate(program: Program, state: TrainState, pipeline: Pipeline) -> dict[str, float]:
     """The metrics over one pass of a pipeline; exact whatever the mesh and the batch size."""
-    parts = [program.evaluate(state, batch) for batch in program.placed(pipeline, pipeline.epoch)]
+    parts = [program.evaluate(state, batch) for batch in program.epoch(pipeline)]
     return {name: float(mean) for name, mean in merge(jax.device_get(parts)).items()}
 
 

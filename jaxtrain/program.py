@@ -1,7 +1,7 @@
 """`Program`: the only place where jit, shardings and donation meet."""
 
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,13 +20,13 @@ from jaxtrain.tasks.base import Batch
 from jaxtrain.tasks.metrics import Mean
 
 
-def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh) -> TrainState:
+def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: Batch | None = None) -> TrainState:
     """The shape, dtype and sharding of every leaf of the state: what initialising, restoring and planning go by.
 
-    Needs no devices. Raises ConfigError where the layout does not fit the model.
+    Needs no devices. `example` is the pipeline's example batch, if it was made already. Raises ConfigError where the layout does not fit the model.
     """
     task, layout, sizes = experiment.task, experiment.layout, mesh.shape
-    batch = experiment.data.example()
+    batch = experiment.data.example() if example is None else example
     optimizer = experiment.optimizer.build(experiment.steps)
     named = jax.eval_shape(lambda: task.init(jax.random.key(0), batch))
     shapes = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0), batch))
@@ -49,6 +49,10 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh) -> TrainSt
     return replace(place(shapes), params=place(shapes.params), opt_state=place(shapes.opt_state, kept=True))
 
 
+Batches = Generator[dict[str, jax.Array], None, None]
+"""Close it to stop its readers."""
+
+
 class Program:
     """An experiment compiled for a mesh: its steps as functions of global arrays, and the way rows get there."""
 
@@ -56,7 +60,8 @@ class Program:
         """Traces, but puts nothing on a device. Raises ConfigError where layout, model and batch do not fit."""
         self.experiment = experiment
         self.mesh = experiment.layout.make_mesh(devices)
-        self.state = abstract_state(experiment, self.mesh)
+        self._example = example = experiment.data.example()
+        self.state = abstract_state(experiment, self.mesh, example)
         task, optimizer = experiment.task, experiment.optimizer.build(experiment.steps)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         everywhere = NamedSharding(self.mesh, P())
@@ -64,7 +69,6 @@ class Program:
         count, staged = experiment.microbatches, experiment.layout.stages(self.mesh.shape)[0] > 1
         gradients = microbatched(count, data_axis) if count > 1 and not staged else full_batch
         self._used: set[str] = set()
-        example = experiment.data.example()
         self._init = jax.jit(
             lambda: init_state(task, optimizer, jax.random.key(experiment.seed), example),
             out_shardings=shardings,
@@ -84,9 +88,8 @@ class Program:
 
     def lower(self) -> jax.stages.Lowered:
         """The train step, traced for this mesh and not yet compiled. Raises ConfigError for a mesh axis without use."""
-        batch = self.experiment.data.example()
         rows = self.experiment.layout.batch_sharding(self.mesh, self.experiment.data.batch_size)
-        abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in batch.items()}
+        abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in self._example.items()}
         with self.scope():
             lowered = self._train.lower(self.state, abstract)
         check_used(self.experiment.layout, self.state, self._used)
@@ -112,15 +115,20 @@ class Program:
         with self.scope():
             return self._predict(state, batch)
 
-    def placed(
-        self, pipeline: Pipeline, read: Callable[[Sequence[int]], Generator[dict[str, np.ndarray], None, None]]
-    ) -> Generator[dict[str, jax.Array], None, None]:
-        """The global batches of a pipeline, of which `read(rows)` yields the rows that this process holds."""
+    def batches(self, pipeline: Pipeline, start: int = 0) -> Batches:
+        """The global batches of the steps from `start` on, endless, as arrays sharded over the mesh."""
+        return self._feed(pipeline, lambda rows: pipeline.batches(rows, start))
+
+    def epoch(self, pipeline: Pipeline) -> Batches:
+        """The global batches of one pass, in the source's order; the mask is False at rows that only fill the last."""
+        return self._feed(pipeline, pipeline.epoch)
+
+    def _feed(self, pipeline: Pipeline, read: Callable[[Sequence[int]], Iterator[dict[str, np.ndarray]]]) -> Batches:
         from jaxtrain.data.reading import to_device
 
         size = pipeline.batch_size
         sharding = self.experiment.layout.batch_sharding(self.mesh, size)
-        rows = local_rows(sharding, size)
+        rows = local_rows(sharding, size)  # of these `read` yields this process's part of every batch
         return to_device(read(rows.tolist()), lambda batch: put_rows(sharding, batch, rows, size))
 
 

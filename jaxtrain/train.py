@@ -4,7 +4,6 @@ Not here: the step itself, what a run folder looks like, and how anything is wri
 """
 
 import contextlib
-import functools
 from pathlib import Path
 
 import jax
@@ -44,8 +43,7 @@ def train(
         journal.say("compiled", seconds=round(clock.account()["compile"], 2), attention=implementations(lowered))
         with clock("checkpoint"):
             state = checkpoints.restore(program.state)[0] if start else program.init()
-        batches = program.placed(experiment.data, functools.partial(experiment.data.batches, start=start))
-        batches = stack.enter_context(contextlib.closing(batches))
+        batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, start)))
         stop = stack.enter_context(stop or Stop())
         stop.progress = lambda: (done, clock.phase)
 

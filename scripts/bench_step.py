@@ -73,7 +73,7 @@ class Shape:
 def ready(program: Program) -> tuple[Any, Any]:
     """A state and a batch on the device."""
     experiment = program.experiment
-    return program.init(), next(program.placed(experiment.data, experiment.data.batches))
+    return program.init(), next(program.batches(experiment.data))
 
 
 def timed(steps: int, step: Callable[[], Any]) -> tuple[float, float]:

@@ -108,7 +108,7 @@ def batches(name: str) -> list[dict[str, np.ndarray]]:
 def train(name: str, layout: Layout, devices: int = 8, microbatches: int = 1) -> tuple[list[float], np.ndarray]:
     """The loss of every step, with Adam, on the batches of the pipeline, and the gradient of the first as a vector."""
     program = Program(experiment(name, layout, microbatches), jax.devices()[:devices])
-    placed = program.placed(program.experiment.data, program.experiment.data.batches)
+    placed = program.batches(program.experiment.data)
     batches = [batch for _, batch in zip(range(STEPS), placed, strict=False)]
     placed.close()
     losses, _, state = steps(program, begin(name)(), batches)

@@ -241,7 +241,7 @@ def test_zero1_splits_what_the_optimizer_keeps_and_leaves_the_parameters_whole()
 def test_an_offloaded_optimizer_lives_in_the_memory_of_the_host_after_a_step_too():
     program = Program(test_layouts.experiment("lm", Layout({"fsdp": 8}, offload=True)))
     step = program.lower().compile(compiler_options=FAST)
-    batch = next(program.placed(program.experiment.data, program.experiment.data.batches))
+    batch = next(program.batches(program.experiment.data))
     state, _ = step(program.init(), batch)
     kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim}
     assert kinds == {"pinned_host"}

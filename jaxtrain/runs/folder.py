@@ -87,7 +87,7 @@ class Run:
         program = Program(experiment, devices)
         with self.checkpoints(read_only=True) as checkpoints:
             state, record = checkpoints.restore(program.state, step)
-        batches = program.placed(experiment.data, functools.partial(experiment.data.batches, start=record["step"]))
+        batches = program.batches(experiment.data, record["step"])
         return Restored(experiment, program, state, batches)
 
     def checkpoints(self, read_only: bool = False) -> Any:
