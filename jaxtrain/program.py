@@ -23,7 +23,8 @@ from jaxtrain.tasks.metrics import Mean
 def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: Batch | None = None) -> TrainState:
     """The shape, dtype and sharding of every leaf of the state: what initialising, restoring and planning go by.
 
-    Needs no devices. `example` is the pipeline's example batch, if it was made already. Raises ConfigError where the layout does not fit the model.
+    Needs no devices. `example`: the pipeline's example batch, if it was made already. Raises ConfigError where the
+    layout does not fit the model.
     """
     task, layout, sizes = experiment.task, experiment.layout, mesh.shape
     batch = experiment.data.example() if example is None else example
