@@ -1,6 +1,6 @@
-"""Law: a refactoring changes no number. Three steps of every shipped experiment are held against what was written down.
+"""Law: a refactoring changes no number, no sharding and no saved name. What holds is written down in tests/goldens.
 
-`pytest tests/test_goldens.py --update-goldens` writes them anew, for a change of numbers that is meant.
+`pytest tests/test_goldens.py -m "slow or not slow" --update-goldens` writes it anew, for a change that is meant.
 """
 
 import hashlib
@@ -16,9 +16,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import CACHE
 
 from jaxtrain import Experiment, Layout, Program, load
+from jaxtrain.base.registry import RENAMED, own_kinds
+from jaxtrain.datasets import Dataset, build
+from jaxtrain.experiment.files import functions, load_code, load_kind
+from jaxtrain.program import abstract_state
+from jaxtrain.sharding.layout import path_name
 
 ROOT = Path(__file__).parent.parent
 GOLDENS = Path(__file__).parent / "goldens" / "losses.json"
@@ -49,6 +53,39 @@ def machine() -> str:
     return f"{jax.__version__} {hashlib.sha256(described.encode()).hexdigest()[:12]}"
 
 
+def golden(name: str, found: object, request: pytest.FixtureRequest) -> object:
+    """What tests/goldens/NAME.json holds; `found` is written there first with --update-goldens."""
+    file = GOLDENS.with_name(f"{name}.json")
+    if request.config.getoption("--update-goldens"):
+        file.write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    return json.loads(file.read_text())
+
+
+def specs_of(experiment: Experiment) -> dict[str, str]:
+    """Dtype, shape and partition spec of every leaf of the state, on data 2 × fsdp 2 × tensor 2."""
+    state = abstract_state(experiment, Layout(ALL).abstract_mesh(8))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {path_name(path): f"{leaf.dtype}{list(leaf.shape)} {leaf.sharding.spec}" for path, leaf in leaves}
+
+
+def test_every_leaf_of_every_shipped_experiment_is_sharded_as_written_down(
+    request: pytest.FixtureRequest, bncc: None
+) -> None:
+    files = [file for file in sorted((ROOT / "experiments").glob("*.py")) if file.stem != "datasets"]
+    made = {
+        f"{file.stem}:{name}": make() for file in files for name, make in functions(load_code(file), Experiment).items()
+    }
+    wide = {name: replace(one, data=replace(one.data, batch_size=8), evals={}) for name, one in made.items()}
+    found = {name: specs_of(replace(one, layout=Layout(ALL), microbatches=1)) for name, one in wide.items()}
+    assert found == golden("specs", found, request)
+
+
+def test_every_saved_class_keeps_its_name(request: pytest.FixtureRequest) -> None:
+    found = sorted(own_kinds())
+    lost = set(golden("names", found, request)) - set(found) - RENAMED.keys()
+    assert lost == set(), "add the old names to RENAMED in jaxtrain/base/registry.py"
+
+
 def steps_of(experiment: Experiment, devices: int) -> dict[str, list]:
     """The hash of the batch, the loss and the gradient's norm of each step."""
     program = Program(experiment, jax.devices()[:devices])
@@ -66,6 +103,16 @@ def steps_of(experiment: Experiment, devices: int) -> dict[str, list]:
 
 
 @pytest.fixture(scope="module")
+def bncc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The dataset of experiments/bncc.py is built."""
+    data = tmp_path_factory.mktemp("datasets")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("JAXTRAIN_DATA", str(data))
+        build(load_kind(str(ROOT / "experiments/datasets.py:bncc"), Dataset)[0])
+        yield
+
+
+@pytest.fixture(scope="module")
 def written(request: pytest.FixtureRequest) -> Iterator[dict]:
     """What was written down; with --update-goldens, what a test puts in is written down at the end."""
     goldens = json.loads(GOLDENS.read_text()) if GOLDENS.exists() else {}
@@ -78,17 +125,9 @@ def written(request: pytest.FixtureRequest) -> Iterator[dict]:
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]
 )
 def test_three_steps_give_the_numbers_that_were_written_down(
-    name: str, written: dict, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    name: str, written: dict, request: pytest.FixtureRequest, bncc: None
 ) -> None:
     where, mesh = CASES[name]
-    data = CACHE.parent / "test-datasets"
-    monkeypatch.setenv("JAXTRAIN_DATA", str(data))
-    if where == "bncc.py" and not (data / "bncc" / "1.0.0").is_dir():
-        from jaxtrain.datasets.build import build
-        from jaxtrain.datasets.spec import Dataset
-        from jaxtrain.experiment.files import load_kind
-
-        build(load_kind(str(ROOT / "experiments/datasets.py:bncc"), Dataset)[0])
     experiment, _ = load(str(ROOT / "experiments" / where))
     experiment = replace(experiment, layout=Layout(mesh))
     found = steps_of(experiment, int(np.prod(list(mesh.values()) or [1])))
