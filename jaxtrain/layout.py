@@ -226,14 +226,22 @@ class Layout:
         return NamedSharding(mesh, self.spec(("batch",), mesh.shape, (batch_size,), f"a batch of {batch_size}"))
 
     @contextlib.contextmanager
-    def scope(self, mesh: Mesh | AbstractMesh, parts: int = 1, used: set[str] | None = None) -> Generator[None]:
+    def scope(
+        self,
+        mesh: Mesh | AbstractMesh,
+        parts: int = 1,
+        used: set[str] | None = None,
+        platform: str | None = None,
+    ) -> Generator[None]:
         """While tracing inside, `shard` places arrays on this mesh by these rules.
 
         `parts` is how many parts a batch goes through pipeline stages in. The mesh axes that split activations (other
-        than their rows) are added to `used`.
+        than their rows) are added to `used`. `platform` is what the program is for, `cpu`, `gpu` or `tpu`; None is the
+        platform of the mesh's devices.
         """
         abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
-        platform = None if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
+        if platform is None and isinstance(mesh, Mesh):
+            platform = mesh.devices.flat[0].platform
         token = _SCOPE.set(_Scope(self, platform, parts, set() if used is None else used))
         try:
             with jax.sharding.use_abstract_mesh(abstract):
