@@ -221,6 +221,16 @@ class Layout:
         count, groups = (math.prod(sizes.get(axis, 1) for axis in axes) for axes in (stages, set(rows) - set(stages)))
         return count, groups
 
+    def row_axes(self, sizes: Mapping[str, int] | None = None) -> tuple[str, ...]:
+        """The mesh axes that split the rows of a batch and nothing else: every device along them has all parameters,
+        so that gradients can be summed over them once, after the last microbatch.
+
+        Only those that `sizes` has more than one device on; None is all that the rules know.
+        """
+        others = {axis for name, rule in self.rules.items() if name != "batch" for axis in mesh_axes(rule)}
+        rows = mesh_axes(self.rules.get("batch"))
+        return tuple(axis for axis in rows if axis not in others and (sizes is None or sizes.get(axis, 1) > 1))
+
     def batch_sharding(self, mesh: Mesh | AbstractMesh, batch_size: int) -> NamedSharding:
         """Where the rows of a batch of so many live."""
         return NamedSharding(mesh, self.spec(("batch",), mesh.shape, (batch_size,), f"a batch of {batch_size}"))
@@ -280,6 +290,12 @@ def split(name: str) -> dict[str, int]:
     scope, sizes = _SCOPE.get(), _sizes()
     axes = mesh_axes(scope.layout.rules[name]) if scope else ()
     return {axis: sizes[axis] for axis in axes if sizes.get(axis, 1) > 1}
+
+
+def row_axes() -> tuple[str, ...]:
+    """`Layout.row_axes` of the mesh here; () where no layout is in scope."""
+    scope = _SCOPE.get()
+    return scope.layout.row_axes(_sizes()) if scope else ()
 
 
 def parts() -> int:

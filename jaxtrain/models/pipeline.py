@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.errors import ConfigError
-from jaxtrain.layout import island, parts, split
+from jaxtrain.layout import island, parts, row_axes, split
 
 Layers = Callable[[jax.Array, Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
 """From x, what else belongs to its rows, some layers' parameters and numbers to x and sums for each row."""
@@ -53,14 +53,14 @@ def pipeline(layers: Layers, rounds: int, params: Any, x: jax.Array, rows: Any) 
     others = {name: size for name, size in split("batch").items() if name not in axis}
     groups = math.prod(others.values())
     fits(x.shape[0], parts(), stages, groups, f"a batch of {x.shape[0]}")
-    # Over `data` gradients are to be summed once, after the loop; left to XLA, they would be in each of its turns.
-    data = "data" if "data" in others else None
+    # Over these gradients are to be summed once, after the loop; left to XLA, they would be in each of its turns.
+    replicas = row_axes()
     cut = functools.partial(jax.tree.map, lambda a: a.reshape(groups, parts(), -1, *a.shape[1:]))
     run = jax.shard_map(
         functools.partial(_stage, layers, axis, stages, rounds),
-        in_specs=(P(None, axis), P(data, axis), P(data)),
-        out_specs=P(data, axis),
-        axis_names={*axis, *filter(None, [data])},
+        in_specs=(P(None, axis), P(replicas or None, axis), P(replicas or None)),
+        out_specs=P(replicas or None, axis),
+        axis_names={*axis, *replicas},
         check_vma=False,
     )
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), run(params, cut(x), cut(rows)))
