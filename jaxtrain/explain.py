@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxtrain.experiment import Experiment
-from jaxtrain.fitting import check_used
+from jaxtrain.fitting import check_used, replicated_leaves
 from jaxtrain.layout import Layout, mesh_axes, path_name
 from jaxtrain.models.pipeline import bubble
 from jaxtrain.step import abstract_state
@@ -67,6 +67,9 @@ def explain(experiment: Experiment, devices: int) -> str:
         )
     if layout.offload:
         head += "\nthe optimizer's state is in the memory of the host"
+    if replicated := replicated_leaves(experiment, state):
+        leaves = "".join(f"\n  {path}  {size(count)}" for path, count in replicated.items())
+        head += f"\noptimizer state that is replicated although its parameter is split:{leaves}"
     return f"{head}\n\n{table(rows)}\n\n{table(totals)}"
 
 

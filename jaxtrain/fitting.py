@@ -12,8 +12,12 @@ import numpy as np
 
 from jaxtrain.errors import ConfigError
 from jaxtrain.experiment import Experiment
-from jaxtrain.layout import Layout, mesh_axes
+from jaxtrain.layout import Layout, mesh_axes, path_name
 from jaxtrain.models.pipeline import fits
+from jaxtrain.optimizers import map_kept
+
+FEW_BYTES = 2048
+"""A replicated array of less than this is not worth a word."""
 
 
 def check_sizes(experiment: Experiment, sizes: Mapping[str, int]) -> None:
@@ -55,6 +59,27 @@ def check_used(layout: Layout, state: Any, used: Set[str]) -> None:
                 f"layout.mesh: axis {axis!r} = {size} splits {', '.join(names)}, but no array of this experiment has "
                 f"such an axis: leave it out{''.join(f' or say {axis}' for axis in instead)}"
             )
+
+
+def replicated_leaves(experiment: Experiment, state: Any) -> dict[str, int]:
+    """The optimizer state that is replicated although its parameter is sharded: paths in an abstract state, and bytes.
+
+    Such are the row and column means of factored optimizers, whose shapes are not those of their parameters. State of
+    no single parameter counts where any parameter is sharded. Leaves below `FEW_BYTES` are left out.
+    """
+    batch, optimizer = experiment.data.example(), experiment.optimizer.build(experiment.steps)
+    named = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0), batch))
+    kept = experiment.layout.specs(named, state.step.sharding.mesh.shape, kept=True)
+    split = any(any(spec) for spec in jax.tree.leaves(kept))
+    wanted = map_kept(optimizer, lambda _, spec: any(spec), state.opt_state, kept, others=lambda _: split)
+    found = {}
+    for (path, leaf), want in zip(
+        jax.tree_util.tree_leaves_with_path(state.opt_state), jax.tree.leaves(wanted), strict=True
+    ):
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        if want and not any(leaf.sharding.spec) and size >= FEW_BYTES:
+            found[f"opt_state/{path_name(path)}"] = size
+    return found
 
 
 def _words(kinds: Mapping[str, np.dtype]) -> str:

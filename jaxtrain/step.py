@@ -21,7 +21,7 @@ from jaxtrain.fitting import check_sizes, check_used
 from jaxtrain.layout import local_rows, plain, put_rows
 from jaxtrain.metrics import Mean
 from jaxtrain.models.base import Params
-from jaxtrain.optimizers import averaged
+from jaxtrain.optimizers import averaged, map_kept
 from jaxtrain.tasks.base import Batch, Task
 
 Gradients = Callable[[Task, Params, Batch, jax.Array], tuple[Params, Mean, dict[str, Mean]]]
@@ -125,30 +125,27 @@ def predict_step(task: Task, state: TrainState, batch: Batch) -> dict[str, jax.A
 def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh) -> TrainState:
     """The shape, dtype and sharding of every leaf of the state: what initialising, restoring and planning go by.
 
-    Needs no devices. Raises ConfigError where the layout does not fit the model.
+    Optimizer state of a parameter is sharded as the parameter is (by `Layout.kept`) if it has its shape; all other
+    optimizer state is replicated. Needs no devices. Raises ConfigError where the layout does not fit the model.
     """
     task, layout, sizes = experiment.task, experiment.layout, mesh.shape
     batch = experiment.data.example()
     optimizer = experiment.optimizer.build(experiment.steps)
     named = jax.eval_shape(lambda: task.init(jax.random.key(0), batch))
     shapes = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0), batch))
-    of_params = dict(jax.tree_util.tree_leaves_with_path(shapes.params))
+    kept_in = "pinned_host" if layout.offload else None
 
-    def place(tree: Any, kept: bool = False) -> Any:
-        by_path = dict(jax.tree_util.tree_leaves_with_path(layout.specs(named, sizes, kept=kept)))
+    def place(leaf: jax.ShapeDtypeStruct, spec: P | None = None, memory: str | None = None) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, spec or P(), memory_kind=memory)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            # What an optimizer keeps for a parameter lies in a tree like the parameters', so its path ends in theirs.
-            ends = (path[start:] for start in range(len(path)))
-            spec = next((by_path[end] for end in ends if end in by_path and of_params[end].shape == leaf.shape), None)
-            memory = "pinned_host" if kept and layout.offload and spec is not None else None
-            sharding = NamedSharding(mesh, spec or P(), memory_kind=memory)
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-        return jax.tree_util.tree_map_with_path(one, tree)
+    def keep(leaf: jax.ShapeDtypeStruct, param: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
+        return place(leaf, spec, kept_in) if leaf.shape == param.shape else place(leaf)
 
     check_sizes(experiment, sizes)
-    return replace(place(shapes), params=place(shapes.params), opt_state=place(shapes.opt_state, kept=True))
+    specs, kept = layout.specs(named, sizes), layout.specs(named, sizes, kept=True)
+    opt_state = map_kept(optimizer, keep, shapes.opt_state, shapes.params, kept, others=place)
+    return replace(jax.tree.map(place, shapes), params=jax.tree.map(place, shapes.params, specs), opt_state=opt_state)
 
 
 class Program:

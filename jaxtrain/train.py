@@ -12,6 +12,7 @@ import jax
 from jaxtrain.cluster import Stop
 from jaxtrain.evaluate import evaluate
 from jaxtrain.experiment import Experiment
+from jaxtrain.fitting import replicated_leaves
 from jaxtrain.loading import Origin
 from jaxtrain.models.attention import implementations
 from jaxtrain.runs.journal import Journal
@@ -38,6 +39,8 @@ def train(
         start = done = checkpoints.latest() or 0
         journal = stack.enter_context(contextlib.closing(Journal(run.folder, experiment, start, clock)))
         journal.say("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=dict(program.mesh.shape))
+        if replicated := replicated_leaves(experiment, program.state):
+            journal.say("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
         with clock("compile"):
             step = lowered.compile()
         journal.say("compiled", seconds=round(clock.account()["compile"], 2), attention=implementations(lowered))
