@@ -1,7 +1,8 @@
 """The verbs that use a trained model: evaluate it on a split, predict from raw inputs. Not here: changing it."""
 
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -9,15 +10,27 @@ from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.program import Program
 from jaxtrain.runs.folder import Run
+from jaxtrain.runs.journal import IN_FLIGHT
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import TrainState
-from jaxtrain.tasks.metrics import merge
+from jaxtrain.tasks.metrics import Mean, merge
 
 
 def evaluate(program: Program, state: TrainState, pipeline: Pipeline) -> dict[str, float]:
-    """The metrics over one pass of a pipeline; exact whatever the mesh and the batch size."""
-    parts = [program.evaluate(state, batch) for batch in program.epoch(pipeline)]
-    return {name: float(mean) for name, mean in merge(jax.device_get(parts)).items()}
+    """The metrics over one pass of a pipeline; exact whatever the mesh and the batch size.
+
+    Waits for the batch `IN_FLIGHT` before the last, so that batches never pile up on the devices.
+    """
+
+    def finished() -> Iterator[dict[str, Mean]]:
+        flight: deque[dict[str, Mean]] = deque()
+        for batch in program.epoch(pipeline):
+            flight.append(program.evaluate(state, batch))
+            if len(flight) > IN_FLIGHT:
+                yield jax.device_get(flight.popleft())
+        yield from jax.device_get(list(flight))
+
+    return {name: float(mean) for name, mean in merge(finished()).items()}
 
 
 def evaluate_run(run: Run, step: int | None = None, split: str | None = None) -> dict[str, dict[str, float]]:

@@ -3,8 +3,9 @@
 Not here: the update itself. `train_step` takes any `optax.GradientTransformation`, also one written by hand.
 """
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -226,4 +227,31 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
 
 def averaged(params: Any, opt_state: Any) -> Any:
     """The average of the parameters if the optimizer keeps one, else the parameters."""
-    return optax.tree.get(opt_state, "average", default=params)
+    states = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, AverageState))
+    averages = [state.average for state in states if isinstance(state, AverageState)]
+    assert len(averages) <= 1, "an optimizer keeps one average of the parameters"
+    return averages[0] if averages else params
+
+
+def map_state(
+    optimizer: optax.GradientTransformation,
+    function: Callable[..., Any],
+    opt_state: Any,
+    *of_params: Any,
+    others: Callable[[Any], Any],
+) -> Any:
+    """`opt_state` with `function(leaf, *entries)` at every leaf that belongs to a parameter, whose entries in the trees
+    `of_params` are given too, and `others(leaf)` at the rest.
+    """
+
+    def masked(leaf: Any) -> bool:  # where `optax.masked` and `optax.partition` leave a parameter to another
+        return isinstance(leaf, optax.MaskedNode)
+
+    return optax.tree.map_params(
+        functools.partial(jax.eval_shape, optimizer.init),  # its own zeros need no device
+        lambda leaf, *entries: leaf if masked(leaf) else function(leaf, *entries),
+        opt_state,
+        *of_params,
+        transform_non_params=others,
+        is_leaf=masked,
+    )

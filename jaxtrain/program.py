@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.validate import check_sizes, check_used
+from jaxtrain.optimizers import map_state
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.sharding.feed import local_rows, put_rows
 from jaxtrain.step import TrainState, eval_step, full_batch, init_state, microbatched, predict_step, train_step
@@ -23,31 +24,28 @@ from jaxtrain.tasks.metrics import Mean
 def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: Batch | None = None) -> TrainState:
     """The shape, dtype and sharding of every leaf of the state: what initialising, restoring and planning go by.
 
-    Needs no devices. `example`: the pipeline's example batch, if it was made already. Raises ConfigError where the
-    layout does not fit the model.
+    Optimizer state of a parameter is sharded as the parameter is (by `Layout.optimizer_rules`) if it has its shape; all
+    other optimizer state is replicated. Needs no devices. `example`: the pipeline's example batch, if it was
+    made already. Raises ConfigError where the layout does not fit the model.
     """
     task, layout, sizes = experiment.task, experiment.layout, mesh.shape
     batch = experiment.data.example() if example is None else example
     optimizer = experiment.optimizer.build(experiment.steps)
     named = jax.eval_shape(lambda: task.init(jax.random.key(0), batch))
     shapes = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0), batch))
-    of_params = dict(jax.tree_util.tree_leaves_with_path(shapes.params))
+    kept_in = "pinned_host" if layout.offload else None
 
-    def place(tree: Any, kept: bool = False) -> Any:
-        by_path = dict(jax.tree_util.tree_leaves_with_path(layout.specs(named, sizes, kept=kept)))
+    def place(leaf: jax.ShapeDtypeStruct, spec: P | None = None, memory: str | None = None) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, spec or P(), memory_kind=memory)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            # What an optimizer keeps for a parameter lies in a tree like the parameters', so its path ends in theirs.
-            ends = (path[start:] for start in range(len(path)))
-            spec = next((by_path[end] for end in ends if end in by_path and of_params[end].shape == leaf.shape), None)
-            memory = "pinned_host" if kept and layout.offload and spec is not None else None
-            sharding = NamedSharding(mesh, spec or P(), memory_kind=memory)
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-        return jax.tree_util.tree_map_with_path(one, tree)
+    def keep(leaf: jax.ShapeDtypeStruct, param: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
+        return place(leaf, spec, kept_in) if leaf.shape == param.shape else place(leaf)
 
     check_sizes(experiment, sizes)
-    return replace(place(shapes), params=place(shapes.params), opt_state=place(shapes.opt_state, kept=True))
+    specs, kept = layout.specs(named, sizes), layout.specs(named, sizes, kept=True)
+    opt_state = map_state(optimizer, keep, shapes.opt_state, shapes.params, kept, others=place)
+    return replace(jax.tree.map(place, shapes), params=jax.tree.map(place, shapes.params, specs), opt_state=opt_state)
 
 
 Batches = Generator[dict[str, jax.Array], None, None]
@@ -66,9 +64,9 @@ class Program:
         task, optimizer = experiment.task, experiment.optimizer.build(experiment.steps)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         everywhere = NamedSharding(self.mesh, P())
-        data_axis = "data" if self.mesh.shape.get("data", 1) > 1 else None
         count, staged = experiment.microbatches, experiment.layout.stages(self.mesh.shape)[0] > 1
-        gradients = microbatched(count, data_axis) if count > 1 and not staged else full_batch
+        replicas = experiment.layout.row_axes(self.mesh.shape)
+        gradients = microbatched(count, replicas) if count > 1 and not staged else full_batch
         self._used: set[str] = set()
         self._init = jax.jit(
             lambda: init_state(task, optimizer, jax.random.key(experiment.seed), example),

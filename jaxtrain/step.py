@@ -54,10 +54,11 @@ def full_batch(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> t
     return grads, loss, metrics
 
 
-def microbatched(count: int, axis: str | None = None) -> Gradients:
+def microbatched(count: int, axes: tuple[str, ...] = ()) -> Gradients:
     """The same in `count` parts, one after another, for a batch whose activations do not fit.
 
-    Where the mesh has a data `axis`, every device adds up its own parts first, and devices are summed once, at the end.
+    Along the mesh `axes`, which split rows alone, every device adds up its own microbatches first, and devices are
+    summed once, at the end.
     """
 
     def local(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> Any:
@@ -67,16 +68,16 @@ def microbatched(count: int, axis: str | None = None) -> Gradients:
         shapes = jax.eval_shape(lambda: full_batch(task, params, *jax.tree.map(lambda x: x[0], parts)))
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         sums, _ = jax.lax.scan(lambda sums, part: (add(sums, full_batch(task, params, *part)), None), zeros, parts)
-        return sums if axis is None else jax.lax.psum(sums, axis)
+        return jax.lax.psum(sums, axes) if axes else sums
 
     def gradients(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> Any:
-        if axis is None:
+        if not axes:
             return local(task, params, batch, keys_B)
         split = jax.shard_map(
             functools.partial(local, task),
-            in_specs=(P(), P(axis), P(axis)),
+            in_specs=(P(), P(axes), P(axes)),
             out_specs=P(),
-            axis_names={axis},
+            axis_names=set(axes),
             check_vma=False,  # else the sum over devices would be put inside the loop, once a part
         )
         return split(params, dict(batch), keys_B)

@@ -12,6 +12,7 @@ from jaxtrain.cluster.processes import Stop
 from jaxtrain.evaluate import evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import Origin
+from jaxtrain.experiment.validate import replicated_leaves
 from jaxtrain.models.attention import implementations
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
@@ -38,6 +39,8 @@ def train(
         start = done = checkpoints.latest() or 0
         journal = stack.enter_context(contextlib.closing(Journal(run.folder, experiment, start, clock)))
         journal.say("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=dict(program.mesh.shape))
+        if replicated := replicated_leaves(experiment, program.state):
+            journal.say("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
         journal.say("compiled", seconds=round(clock.account()["compile"], 2), attention=implementations(lowered))

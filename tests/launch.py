@@ -145,8 +145,11 @@ def train_killed(function: str, run: Path, step: int, during: str, devices: int 
 
 
 def losses(run: Path) -> dict[int, float]:
-    """The training loss by step, from the run's folder."""
-    return {line["step"]: line["loss"] for line in read_metrics(run / "metrics.jsonl") if line["split"] == "train"}
+    """The training loss by step, from the run's folder; no step may be there twice, or before an earlier one."""
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if line["split"] == "train"]
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(set(steps))
+    return {line["step"]: line["loss"] for line in lines}
 
 
 def relative_difference(run: Path, other: Path) -> float:

@@ -11,7 +11,7 @@ import jax
 
 from jaxtrain.base.text import size, table
 from jaxtrain.experiment.experiment import Experiment
-from jaxtrain.experiment.validate import check_used
+from jaxtrain.experiment.validate import check_used, replicated_leaves
 from jaxtrain.program import abstract_state
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.sharding.layout import Layout, mesh_axes, path_name
@@ -67,6 +67,9 @@ def explain(experiment: Experiment, devices: int) -> str:
             f"\npipeline: {stages} stages, {rounds} round{'s' if rounds > 1 else ''}, {count} microbatches: each "
             f"device waits for {bubble(stages, rounds, count):.1%} of the time"
         )
+    if replicated := replicated_leaves(experiment, state):
+        leaves = "".join(f"\n  {path}  {size(count)}" for path, count in replicated.items())
+        head += f"\noptimizer state that is replicated although its parameter is sharded:{leaves}"
     if layout.offload:
         head += "\nthe optimizer's state is in the memory of the host"
     return f"{head}\n\n{table(rows)}\n\n{table(totals)}"

@@ -44,6 +44,8 @@ class Step:
     mesh: Mapping[str, int]
     rows: tuple[str, ...]
     """Mesh axes that split the rows of a batch."""
+    replicas: tuple[str, ...]
+    """Those of them that split no parameter."""
     heads: tuple[str, ...]
     """Mesh axes that split heads, mlp and vocabulary."""
     along: tuple[str, ...]
@@ -135,6 +137,7 @@ def describe(experiment: Experiment, mesh: Mesh | AbstractMesh, accelerator: boo
     step = Step(
         mesh=sizes,
         rows=split("batch"),
+        replicas=tuple(axis for axis in sizes if axis in layout.row_axes(sizes)),
         heads=split("heads", "mlp", "vocab"),
         along=split("length"),
         residual=tuple(axis for axis in split("residual_length") if axis not in split("length")),
@@ -194,12 +197,13 @@ def _over_data(step: Step) -> Counter[Key]:
         parts, kind = step.over(one.gathered), step.scattered if one.kept else "all-reduce"
         if one.kept:
             found[key_of("all-gather", one.kept, one.size * one.stacked // parts)] += 1
-        inside = tuple(axis for axis in one.reduced if not (step.stages and axis == "data"))
+        outside = [axis for axis in one.reduced if step.stages and axis in step.replicas]
+        inside = tuple(axis for axis in one.reduced if axis not in outside)
         if one.turns:
             for axes in _summed(step, inside):
                 found[key_of(kind, axes, one.sent // parts)] += one.turns
-            if inside != one.reduced:  # in a pipeline the sum of all ticks, in the parameter's dtype, once
-                found[key_of(kind, ["data"], one.size * one.stacked // parts)] += 1
+            if outside:  # in a pipeline the sum of all ticks, in the parameter's dtype, once
+                found[key_of(kind, outside, one.size * one.stacked // parts)] += 1
         elif one.reduced:
             axes = tuple(axis for axis in step.mesh if axis in one.gathered + one.reduced)
             for group in _summed(step, axes):

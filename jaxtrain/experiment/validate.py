@@ -3,6 +3,7 @@
 Not here: single arrays, whose dims `Layout.spec` holds against the mesh.
 """
 
+import math
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -11,14 +12,18 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.experiment.experiment import Experiment
-from jaxtrain.sharding.layout import Layout, mesh_axes
+from jaxtrain.optimizers import map_state
+from jaxtrain.sharding.layout import Layout, mesh_axes, path_name
 from jaxtrain.sharding.stages import fits
+
+FEW_BYTES = 2048
+"""Replicated arrays of fewer bytes are not named."""
 
 
 def check_sizes(experiment: Experiment, sizes: Mapping[str, int]) -> None:
     """Raises ConfigError for what would fail only later, or never be noticed: batches, microbatches."""
     layout, data = experiment.layout, experiment.data
-    count, parts, stages, groups = experiment.microbatches, sizes.get("data", 1), *layout.stages(sizes)
+    count, replicas, (stages, groups) = experiment.microbatches, layout.row_axes(sizes), layout.stages(sizes)
     for where, pipeline in {"": data, **{f"evals.{split}: ": data for split, data in experiment.evals.items()}}.items():
         what = f"{where}a batch of {pipeline.batch_size}"
         layout.spec(("batch",), sizes, (pipeline.batch_size,), what)
@@ -34,9 +39,9 @@ def check_sizes(experiment: Experiment, sizes: Mapping[str, int]) -> None:
         raise ConfigError(
             f"task.model.vocab: {rows} is less than the {tokens:,} tokens of the data: set it to {tokens}"
         )
-    if data.batch_size % (count * parts):
-        rows = f"a batch of {data.batch_size}" + (f" on data={parts}" if parts > 1 else "")
-        raise ConfigError(f"microbatches: {count} do not divide {rows}")
+    if data.batch_size % (count * math.prod(sizes[axis] for axis in replicas)):
+        on = " × ".join(f"{axis}={sizes[axis]}" for axis in replicas)
+        raise ConfigError(f"microbatches: {count} do not divide a batch of {data.batch_size}{on and f' on {on}'}")
 
 
 def check_used(layout: Layout, state: Any, used: Set[str]) -> None:
@@ -49,10 +54,32 @@ def check_used(layout: Layout, state: Any, used: Set[str]) -> None:
     for axis, size in sizes.items():
         names = [name for name, rule in layout.rules.items() if axis in mesh_axes(rule) and name != "batch"]
         if size > 1 and names and axis not in split | used:
+            instead = layout.row_axes()[:1] if axis in mesh_axes(layout.rules["batch"]) else ()
             raise ConfigError(
                 f"layout.mesh: axis {axis!r} = {size} splits {', '.join(names)}, but no array of this experiment has "
-                f"such an axis: leave it out{' or say data' if axis in mesh_axes(layout.rules['batch']) else ''}"
+                f"such an axis: leave it out{''.join(f' or say {axis}' for axis in instead)}"
             )
+
+
+def replicated_leaves(experiment: Experiment, state: Any) -> dict[str, int]:
+    """The optimizer state that is replicated although its parameter is sharded: paths in an abstract state, and bytes.
+
+    Such are the row and column means of factored optimizers, whose shapes are not those of their parameters. State of
+    no single parameter counts where any parameter is sharded. Leaves below `FEW_BYTES` are left out.
+    """
+    batch, optimizer = experiment.data.example(), experiment.optimizer.build(experiment.steps)
+    named = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0), batch))
+    kept = experiment.layout.specs(named, state.step.sharding.mesh.shape, kept=True)
+    split = any(any(spec) for spec in jax.tree.leaves(kept))
+    wanted = map_state(optimizer, lambda _, spec: any(spec), state.opt_state, kept, others=lambda _: split)
+    found = {}
+    for (path, leaf), want in zip(
+        jax.tree_util.tree_leaves_with_path(state.opt_state), jax.tree.leaves(wanted), strict=True
+    ):
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        if want and not any(leaf.sharding.spec) and size >= FEW_BYTES:
+            found[f"opt_state/{path_name(path)}"] = size
+    return found
 
 
 def _words(kinds: Mapping[str, np.dtype]) -> str:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.sharding.constraints import microbatches, shard_map_by_name, split
+from jaxtrain.sharding.constraints import microbatches, row_axes, shard_map_by_name, split
 from jaxtrain.sharding.stages import fits
 
 Layers = Callable[[jax.Array, Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
@@ -36,14 +36,14 @@ def pipeline(layers: Layers, rounds: int, params: Any, x: jax.Array, rows: Any) 
     others = {name: size for name, size in split("batch").items() if name not in axis}
     groups = math.prod(others.values())
     fits(x.shape[0], microbatches(), stages, groups, f"a batch of {x.shape[0]}")
-    # Over `data` gradients are to be summed once, after the loop; left to XLA, they would be in each of its turns.
-    data = "data" if "data" in others else None
+    # Over these gradients are to be summed once, after the loop; left to XLA, they would be in each of its turns.
+    replicas = row_axes()
     cut = functools.partial(jax.tree.map, lambda a: a.reshape(groups, microbatches(), -1, *a.shape[1:]))
     run = jax.shard_map(
         functools.partial(_stage, layers, axis, stages, rounds),
-        in_specs=(P(None, axis), P(data, axis), P(data)),
-        out_specs=P(data, axis),
-        axis_names={*axis, *filter(None, [data])},
+        in_specs=(P(None, axis), P(replicas or None, axis), P(replicas or None)),
+        out_specs=P(replicas or None, axis),
+        axis_names={*axis, *replicas},
         check_vma=False,
     )
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), run(params, cut(x), cut(rows)))

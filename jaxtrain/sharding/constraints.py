@@ -78,6 +78,12 @@ def split(name: str) -> dict[str, int]:
     return {axis: sizes[axis] for axis in axes if sizes.get(axis, 1) > 1}
 
 
+def row_axes() -> tuple[str, ...]:
+    """`Layout.row_axes` of the mesh here; () where no layout is in scope."""
+    scope = _SCOPE.get()
+    return scope.layout.row_axes(_sizes()) if scope else ()
+
+
 def microbatches() -> int:
     """How many microbatches a batch goes through a pipeline in."""
     scope = _SCOPE.get()

@@ -220,6 +220,16 @@ class Layout:
         count, groups = (math.prod(sizes.get(axis, 1) for axis in axes) for axes in (stages, set(rows) - set(stages)))
         return count, groups
 
+    def row_axes(self, sizes: Mapping[str, int] | None = None) -> tuple[str, ...]:
+        """The mesh axes that split the rows of a batch and nothing else. Every device along them has all parameters, so
+        that gradients can be summed over them once, after the last microbatch.
+
+        sizes: only axes with more than one device of these; None is all that the rules name.
+        """
+        others = {axis for name, rule in self.rules.items() if name != "batch" for axis in mesh_axes(rule)}
+        rows = mesh_axes(self.rules.get("batch"))
+        return tuple(axis for axis in rows if axis not in others and (sizes is None or sizes.get(axis, 1) > 1))
+
     def batch_sharding(self, mesh: Mesh | AbstractMesh, batch_size: int) -> NamedSharding:
         """Where the rows of a batch of so many live."""
         return NamedSharding(mesh, self.spec(("batch",), mesh.shape, (batch_size,), f"a batch of {batch_size}"))
