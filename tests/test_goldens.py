@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, dict[str, int]]] = {
     "char_lm:experts, one device": ("char_lm.py:experts", {}),
     "char_lm:long_rows": ("char_lm.py:long_rows", {"context": 4}),
 }
-SLOW = {"bncc", "bncc, three axes", "char_lm:pipeline", "char_lm:experts, one device", "char_lm:long_rows"}
+QUICK = {"sentiment", "sentiment, three axes", "digits, three axes", "char_lm", "char_lm, three axes"}
 
 
 def machine() -> str:
@@ -122,7 +122,7 @@ def written(request: pytest.FixtureRequest) -> Iterator[dict]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
 )
 def test_three_steps_give_the_numbers_that_were_written_down(
     name: str, written: dict, request: pytest.FixtureRequest, bncc: None

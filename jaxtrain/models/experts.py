@@ -56,7 +56,7 @@ class _Kernels(nnx.Module):
         self, rngs: nnx.Rngs, shape: tuple[int, int, int], axes: tuple[str, ...], precision: Precision, scale: float
     ):
         init = jax.nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal", batch_axis=0)
-        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.dtype(precision.params)), axes=("expert", *axes))
+        self.kernel = nnx.Param(init(rngs.params(), shape).astype(precision.params), axes=("expert", *axes))
 
 
 class ExpertsModule(nnx.Module):

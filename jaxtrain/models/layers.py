@@ -80,7 +80,8 @@ class Linear(nnx.Module):
         scale: float = 1.0,
     ):
         init = jax.nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
-        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.dtype(precision.params)), axes=axes)
+        # Drawn in f32: a draw in bf16 has 128 different values, whose mean is not 0. (So are all parameters.)
+        self.kernel = nnx.Param(init(rngs.params(), shape).astype(precision.params), axes=axes)
         self.precision = precision
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -106,8 +107,8 @@ class Embedding(nnx.Module):
     """A table of V rows of width D, looked up by integers, and used the other way round to score them."""
 
     def __init__(self, rngs: nnx.Rngs, rows: int, width: int, precision: Precision):
-        table_VD = jax.random.normal(rngs.params(), (rows, width), jnp.dtype(precision.params)) * width**-0.5
-        self.table = nnx.Param(table_VD, axes=("vocab", "embed"))
+        table_VD = jax.random.normal(rngs.params(), (rows, width)) * width**-0.5
+        self.table = nnx.Param(table_VD.astype(precision.params), axes=("vocab", "embed"))
         self.precision = precision
 
     def __call__(self, ids_BL: jax.Array) -> jax.Array:

@@ -39,8 +39,8 @@ class ViTModule(nnx.Module):
     def __init__(self, config: ViT, rngs: nnx.Rngs, patches: int, entries: int):
         blocks = config.blocks
         self.patches = Linear(rngs, (entries, blocks.width), (None, "embed"), blocks.precision)
-        positions = 0.02 * jax.random.normal(rngs.params(), (patches, blocks.width), jnp.dtype(blocks.precision.params))
-        self.positions = nnx.Param(positions, axes=(None, "embed"))
+        positions = 0.02 * jax.random.normal(rngs.params(), (patches, blocks.width))
+        self.positions = nnx.Param(positions.astype(blocks.precision.params), axes=(None, "embed"))
         self.blocks = blocks.stack(rngs, causal=False)
         self.norm = RMSNorm(blocks.width, blocks.precision)
         self.head = Linear(rngs, (blocks.width, config.outputs), ("embed", "outputs"), blocks.precision)
