@@ -162,8 +162,11 @@ def resolves(name: str) -> bool:
 
 def wrong_names(page: Path) -> list[str]:
     """The dotted names of the package, and the paths of the repository, that a page quotes and that are not there."""
-    names = re.findall(r"`(jaxtrain(?:\.\w+)+)`", prose(page))
-    paths = re.findall(r"`((?:jaxtrain|tests|scripts|experiments|docs|\.ci)/[\w./-]+)`", prose(page))
+    quoted = re.findall(r"`([^`]+)`", prose(page))
+    names = [name for words in quoted for name in re.findall(r"^jaxtrain(?:\.\w+)+$", words)]
+    folders = r"(?<![\w./])(?:jaxtrain|tests|scripts|experiments|docs|\.ci)/[\w./-]*\w"
+    made = {text.splitlines()[0].removeprefix("# ") for each in PAGES for _, text in blocks(each)}  # by a page's block
+    paths = [path for words in quoted for path in re.findall(folders, words) if path not in made]
     return [name for name in names if not resolves(name)] + [path for path in paths if not (ROOT / path).exists()]
 
 
