@@ -2,8 +2,8 @@
 
     uv run jaxtrain train experiments/digits.py
 
-Measured on 2 CPU cores: 67 s, test accuracy 0.989. On this split logistic regression reaches 0.964 and a support vector
-machine 0.995 (scripts/baselines.py).
+Measured on 2 CPU cores: test accuracy 0.989 in 67 s. Baselines on the same split: logistic regression 0.964, a support
+vector machine 0.995 (scripts/baselines.py).
 """
 
 from dataclasses import replace
