@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import numpy as np
 from jaxtrain.data import ArrayRecord, Bytes, Normalize, Packed, Pipeline, Source, Tokens, Utf8
 from jaxtrain.data.sources.array_record import write_array_record
 from jaxtrain.data.sources.base import Example
-from jaxtrain.data.tokens.files import _open, write_tokens
+from jaxtrain.data.tokens.files import open_tokens, write_tokens
 from jaxtrain.data.tokens.packing import plan_packing
 from jaxtrain.datasets import MovieReviews
 
@@ -53,7 +53,7 @@ def child(*words: object) -> list[float]:
 
 
 @contextlib.contextmanager
-def folder(room: float = 0) -> Iterator[Path]:
+def folder(room: float = 0) -> Generator[Path]:
     """A temporary folder with room for so many bytes."""
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if free < 1.2 * room:
@@ -348,7 +348,7 @@ class Rows:
 
     def __init__(self, kind: str, into: str) -> None:
         self.source, self.transforms = _source(kind, into)
-        self.tokens = _open(paths(into, ".bin")[0]).tokens if kind == "tokens" else None
+        self.tokens = open_tokens(paths(into, ".bin")[0]).tokens if kind == "tokens" else None
         # Records are counted in another process: a reader that was opened here would not survive the fork.
         self.length = int(child("length", into)[0]) if self.tokens is None else len(self.tokens) // LENGTH - 1
 
@@ -417,7 +417,7 @@ def seek(into: str, step: str, began: str) -> None:
 
 
 SECTIONS = {"overlap": overlap, "memory": memory, "packed": packed, "torch": beside_torch, "open": opening}
-CHILDREN = {one.__name__: one for one in (remember, rows, reader, length, seek)}
+CHILDREN: dict[str, Callable[..., None]] = {one.__name__: one for one in (remember, rows, reader, length, seek)}
 
 if __name__ == "__main__":
     if sys.argv[1:] and sys.argv[1] in CHILDREN:

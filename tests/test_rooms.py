@@ -1,16 +1,16 @@
-"""Law: a module imports only from rooms above it. Also the size of rooms and files, and the yardstick's numbers."""
+"""Law: a module imports only from rooms above it. Also the caps of rooms; `scripts/measure.py` holds them, and more."""
 
 import ast
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import pytest
+from source_counts import code_lines_by_entry
 
 from jaxtrain.models import Blocks, Precision, Transformer
 from jaxtrain.sharding.layout import plain
@@ -161,7 +161,7 @@ def test_a_file_has_at_most_three_hundred_lines(file: Path):
 
 
 def test_no_room_has_more_lines_of_code_than_its_cap():
-    found = MEASURE["code_lines_by_room"]()
+    found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
     assert sum(CODE_LINES.values()) <= 15_000
@@ -179,31 +179,6 @@ def test_importing_jaxtrain_imports_no_library_that_is_slow():
     code = f"import sys, jaxtrain; print(*({set(LATE) | {'sklearn', 'PIL', 'tensorflow'}} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
-
-
-MEASURE = runpy.run_path(str(ROOT / "scripts" / "measure.py"))
-ROWS = [row for row in MEASURE["rows"]() if row.met is not None]
-
-EXAMPLE = '''
-def f(x):
-    """Two
-    lines."""
-    for y in x:
-        if y:
-            return 1 if x else 2
-'''
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.question)
-def test_the_code_meets_its_yardstick(row: Any):
-    assert row.met, f"{row.question}: {row.found}, not {row.target}"
-
-
-def test_the_yardstick_counts_lines_without_docstring_and_every_branch(tmp_path: Path):
-    (tmp_path / "example.py").write_text(EXAMPLE)
-    function = MEASURE["functions"](tmp_path / "example.py")["f"]
-    assert MEASURE["lines"](function) == 4
-    assert MEASURE["branches"](function) == 3
 
 
 def test_tied_embeddings_train_in_bf16_on_a_cpu():
