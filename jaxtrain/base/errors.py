@@ -25,6 +25,8 @@ class ExitCode(IntEnum):
     """Stopped early by a signal, or by the loss of a process: run the same command again (EX_TEMPFAIL)."""
     INTERRUPTED = 130
     """Ctrl-C: 128 and the number of SIGINT."""
+    BROKEN_PIPE = 141
+    """Nobody read what was printed, as with `| head -1`: 128 and the number of SIGPIPE, as of programs in C."""
 
 
 class ConfigError(ValueError):
