@@ -1,11 +1,13 @@
 """The command line: verbs that make of flags what they call. Not here: anything that they do."""
 
+import contextlib
+import io
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import tyro
@@ -22,9 +24,15 @@ VERBS = Verbs(
     "Trains JAX experiments, and reads what they leave behind.\n\n"
     "Every verb has --help; after an experiment's file it lists every field of the experiment. --debug shows the "
     "traceback of every error. Exit codes: 0 finished, 1 damaged data or a bug, 2 user error, 75 stopped early (run "
-    "the same command again), 130 Ctrl-C. Completion by the tab key: --tyro-write-completion SHELL FILE "
-    "(see `python -m pydoc jaxtrain.cli`)."
+    "the same command again), 130 Ctrl-C."
 )
+
+TYRO_COMPLETES_NO_FILES = {
+    "in completions:\n        print": "in completions or ['__TYRO_COMPLETE_FILES__']:\n        print",
+    'compgen -f -- "$cur"': 'compgen -f -- "${COMP_WORDS[COMP_CWORD]}"',
+    "complete -F": "complete -o filenames -F",
+}
+"""Changes of the scripts by tyro 1.0, which complete nothing at all where an experiment or a run is to be named."""
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Code = Annotated[str | None, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
@@ -124,6 +132,29 @@ def predict(
 
 VERBS.group("data", data.VERBS)
 VERBS.group("launch", launch.VERBS)
+
+
+@VERBS.verb
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]) -> None:
+    """Print a script by which a shell completes verbs, flags and files when the tab key is pressed.
+
+    Install it once for each shell, and again after an update:
+
+    bash: jaxtrain completion bash > ~/.local/share/bash-completion/completions/jaxtrain
+
+    zsh: jaxtrain completion zsh > ~/.zfunc/_jaxtrain, with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
+
+    fish: jaxtrain completion fish > ~/.config/fish/completions/jaxtrain.fish
+
+    Args:
+        shell: Which one.
+    """
+    with contextlib.redirect_stdout(io.StringIO()) as script, contextlib.suppress(SystemExit):
+        VERBS.app().cli(prog="jaxtrain", args=["--tyro-write-completion", shell, "-"], registry=registry(None))
+    text = script.getvalue()
+    for old, new in TYRO_COMPLETES_NO_FILES.items():
+        text = text.replace(old, new)
+    print(text, end="")
 
 
 def main() -> None:

@@ -45,5 +45,6 @@ class Verbs:
             if isinstance(found, Verbs):
                 app.command(found.app(path[1:]), name=name, help=found.help)
             else:
-                app.command(name=name)(found)
+                summary = (found.__doc__ or "").partition("\n\n")[0]
+                app.command(name=name, help=None if path else summary)(found)
         return app
