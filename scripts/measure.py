@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxtrain"
 
 STEP: dict[str, tuple[str, ...]] = {
-    "cli/main.py": ("main", "train", "_given"),
+    "cli/main.py": ("main", "run", "train"),
     "train.py": ("train",),
     "program.py": ("Program.__init__", "Program.lower"),
     "step.py": ("TrainState", "full_batch", "train_step"),
@@ -149,7 +149,7 @@ def rows() -> Iterator[Row]:
     yield Row("TYPE_CHECKING guards", str(size), "0", size == 0)
     config = functions(PACKAGE / "base" / "config.py")
     size = sum(lines(config[name]) for name in ("to_json", "from_json"))
-    size += lines(functions(PACKAGE / "cli" / "main.py")["_given"])
+    size += sum(map(lines, functions(PACKAGE / "cli" / "flags.py").values()))
     yield Row("lines of config language (JSON and flags)", str(size), "≤ 150", size <= 150)
     size = count("")
     yield Row("lines of the library", f"{size:,}", "≤ 12,000", size <= 12_000)

@@ -64,7 +64,7 @@ def registry(default: Chosen | None) -> ConstructorRegistry:
     return rules
 
 
-_FILE: Any = Annotated[Origin, tyro.conf.Positional]
+_FILE: Any = Annotated[Origin, tyro.conf.Positional, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
 _FLAT_RUNTIME: Any = Annotated[Runtime, tyro.conf.arg(name="")]
 
 
@@ -72,7 +72,7 @@ def _file(default: Chosen | None) -> PrimitiveConstructorSpec:
     """The word that names the experiment, which is loaded already."""
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="FILE[:FUNCTION]",
+        metavar="FILE",
         instance_from_str=lambda words: default and default.origin,
         is_instance=lambda value: isinstance(value, Origin),
         str_from_instance=lambda value: [str(value)],

@@ -14,8 +14,9 @@ import tyro
 
 from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, Damaged, ExitCode
-from jaxtrain.cli import data, launch
+from jaxtrain.cli.data import VERBS as DATA
 from jaxtrain.cli.flags import HELP, Fields, chosen, registry
+from jaxtrain.cli.launch import VERBS as LAUNCH
 from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams
 from jaxtrain.cli.verbs import Verbs
 from jaxtrain.experiment.experiment import config_facts
@@ -130,8 +131,8 @@ def predict(
         print(f"{line}  {text}")
 
 
-VERBS.group("data", data.VERBS)
-VERBS.group("launch", launch.VERBS)
+VERBS.group("data", DATA)
+VERBS.group("launch", LAUNCH)
 
 
 @VERBS.verb
