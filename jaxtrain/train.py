@@ -13,7 +13,6 @@ from jaxtrain.cluster.processes import Stop
 from jaxtrain.evaluate import evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import Origin
-from jaxtrain.models.attention import implementations
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.folder import Run, begin
@@ -41,7 +40,7 @@ def train(
         journal.say("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=dict(program.mesh.shape))
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
-        journal.say("compiled", seconds=round(clock.account()["compile"], 2), attention=implementations(lowered))
+        journal.say("compiled", seconds=round(clock.account()["compile"], 2), **program.notes(lowered))
         with clock("checkpoint"):
             state = checkpoints.restore(program.state)[0] if start else program.init()
         batches = program.placed(experiment.data, functools.partial(experiment.data.batches, start=start))

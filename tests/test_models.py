@@ -36,7 +36,7 @@ def parameters(model, shape, dtype):
 
 def applied(model, inputs, keys=None, params=None):
     params = parameters(model, inputs.shape, inputs.dtype) if params is None else params
-    return np.asarray(jax.jit(model.apply)(params, inputs, keys))
+    return np.asarray(jax.jit(model.apply)(params, inputs, keys)[0])
 
 
 def close(one, two, tolerance=1e-5):
@@ -213,7 +213,7 @@ def test_remat_and_unroll_change_no_gradient():
 
     def gradients(**changes):
         changed = replace(model, blocks=replace(SMALL, dropout=0.1, **changes))
-        return jax.jit(jax.grad(lambda params: jnp.square(changed.apply(params, inputs, keys)).mean()))(params)
+        return jax.jit(jax.grad(lambda params: jnp.square(changed.apply(params, inputs, keys)[0]).mean()))(params)
 
     plain_grads = gradients()
     for changes in ({"remat": "dots"}, {"remat": "full"}, {"unroll": 2}):
@@ -284,7 +284,10 @@ def test_the_same_words_say_the_same_whatever_stands_between_and_after_them():
         (lambda: Blocks(width=30, heads=4), "width 30 over 4 heads must be a whole even number a head"),
         (lambda: Blocks(width=12, heads=4), "width 12 over 4 heads must be a whole even number a head"),
         (lambda: Blocks(width=16, heads=4, kv_heads=3), "heads 4 must be a multiple of kv_heads 3"),
-        (lambda: Transformer(vocab=20, outputs=2), "tied embeddings score the 20 entries of vocab, not 2 outputs"),
+        (
+            lambda: Transformer(vocab=20, outputs=2),
+            "tied embeddings give logits of the 20 entries of vocab, not of 2 outputs",
+        ),
         (lambda: ViT(patch=4).build(None, jnp.zeros((1, 6, 8, 1))), "images of 6×8 cannot be cut into patches of 4×4"),
     ],
 )
@@ -294,7 +297,7 @@ def test_numbers_that_do_not_fit_each_other_are_refused(make, says):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"), [("blocks", "there is none: use 'dense'"), ("cudnn", "needs a GPU and bfloat16")]
+    ("asked", "said"), [("blocks", "the model has none: use 'dense'"), ("cudnn", "needs a GPU and bfloat16")]
 )
 def test_an_attention_that_cannot_be_had_is_refused(asked, said):
     q = jnp.zeros((1, 4, 2, 8))

@@ -43,10 +43,10 @@ class Misnamed(Transformer):
 class Doubled(Transformer):
     """A transformer whose last norm's gradient grows with the number of devices, as if it were summed too often."""
 
-    def apply_with_aux(self, params: Any, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array) -> Any:
+    def apply(self, params: Any, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array) -> Any:
         scale, devices = params["norm"]["scale"], jax.sharding.get_abstract_mesh().size
         wrong = scale + (devices - 1) * (scale - jax.lax.stop_gradient(scale))
-        return super().apply_with_aux({**params, "norm": {"scale": wrong}}, inputs, keys_B, **more)
+        return super().apply({**params, "norm": {"scale": wrong}}, inputs, keys_B, **more)
 
 
 def with_model(kind: type[Transformer], **more: Any) -> Experiment:
