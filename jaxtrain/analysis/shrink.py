@@ -28,10 +28,6 @@ class Recorded(Optimizer):
         """The inner transformation after a trace without memory."""
         return optax.chain(optax.trace(decay=0.0), self.inner.build(steps))
 
-    def scale(self) -> optax.GradientTransformation:
-        """That of the inner optimizer."""
-        return self.inner.scale()
-
 
 def shrink(experiment: Experiment, devices: int) -> Experiment:
     """The same experiment with a small model, in f32, on a few of its own rows.

@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from jaxtrain.models.checks import call_module, check_module
-from jaxtrain.models.params import Axes, Params, graph_of, named_params, with_params
+from jaxtrain.models.params import Axes, Params, graph_of, name_axes, named_params, with_params
 from jaxtrain.models.sizes import Activations
 
 Shaped = jax.Array | jax.ShapeDtypeStruct
@@ -75,7 +75,7 @@ class Model(ABC):
         return None
 
     def _build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
-        with nnx.use_eager_sharding(False):  # Flax would take the names of dims for mesh axes
+        with nnx.use_eager_sharding(False):  # else Flax takes the names of dims for mesh axes
             module = self.build(rngs, inputs)
         check_module(module, type(self).__name__)
-        return module
+        return name_axes(module)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxtrain.models.params import axes_of
+from jaxtrain.models.params import name_axes
 from jaxtrain.models.stages import pipeline
 from jaxtrain.sharding.constraints import shard, split, target_platform
 
@@ -166,10 +166,10 @@ class Stack(nnx.Module):
         unroll: int,
         rounds: int = 1,
     ):
-        self.block = nnx.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), layers))
+        self.block = nnx.vmap(lambda key: name_axes(make(nnx.Rngs(key))))(jax.random.split(rngs.params(), layers))
         stacked, axes = ((), ("layers",)) if rounds == 1 else ((rounds, layers // rounds), ("rounds", "layers"))
         for _, variable in nnx.to_flat_state(nnx.state(self.block, nnx.Param)):
-            variable.set_metadata("axes", (*axes, *axes_of(variable, stacked=1)))
+            variable.set_metadata("axes", (*axes, *variable.get_metadata("axes")))
             if stacked:
                 value = variable.get_value()
                 variable.set_value(value.reshape(*stacked, *value.shape[1:]))

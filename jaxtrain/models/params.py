@@ -28,9 +28,9 @@ STACKED = ("rounds", "layers")
 INSTEAD: tuple[tuple[type, str], ...] = (
     (nnx.BatchStat, "statistics that training updates are not supported: use nnx.GroupNorm or nnx.LayerNorm"),
     (nnx.RngState, "draw dropout from the keys of the rows, with jaxtrain.models.layers.dropout(x, rate, keys_B)"),
-    (nnx.Variable, "make it an nnx.Param if it is trained, else compute it in __call__"),
+    (object, "make it an nnx.Param if it is trained, else compute it in __call__"),
 )
-"""What to use in place of a variable that is no parameter."""
+"""What to use in place of an array that is no parameter."""
 
 
 def named_params(module: nnx.Module, patterns: Mapping[str, Axes], model: str) -> Params:
@@ -40,7 +40,7 @@ def named_params(module: nnx.Module, patterns: Mapping[str, Axes], model: str) -
         over the names that a module gives.
     model: the class that error messages name.
 
-    Raises ConfigError for a variable that is no `nnx.Param`, and for a pattern that matches no parameter.
+    Raises ConfigError for an array that is no `nnx.Param`, and for a pattern that matches no parameter.
     """
     tree: dict[str, Any] = {}
     found = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(nnx.state(module))}
@@ -49,23 +49,23 @@ def named_params(module: nnx.Module, patterns: Mapping[str, Axes], model: str) -
             raise ConfigError(f"{model}.param_axes: no parameter matches {pattern!r}{nearest(pattern, found)}")
     for name, (path, variable) in found.items():
         if not isinstance(variable, nnx.Param):
-            instead = next((words for kind, words in INSTEAD if isinstance(variable, kind)), INSTEAD[-1][1])
-            raise ConfigError(f"{model}: {name} is a {type(variable).__name__}, not an nnx.Param: {instead}")
+            instead = next(words for kind, words in INSTEAD if isinstance(variable, kind))
+            raise ConfigError(f"{model}: {name} is {_described(variable)}, not an nnx.Param: {instead}")
         own = [axes for pattern, axes in patterns.items() if fnmatchcase(name, pattern)]
-        leaf = AxisNamed(variable.get_value(), own[0] if own else axes_of(variable))
+        leaf = AxisNamed(variable.get_value(), own[0] if own else tuple(variable.get_metadata("axes")))
         _insert(tree, [str(part) for part in path], leaf)
     return tree
 
 
-def axes_of(variable: nnx.Variable, stacked: int = 0) -> Axes:
-    """The names that a parameter's dims have: `axes` in its metadata, else those that Flax itself keeps there
-    (`nnx.with_partitioning`, `sharding`), else none. The first `stacked` dims, which have no names yet, are left out.
+def name_axes(module: nnx.Module) -> nnx.Module:
+    """The module, with `axes` in the metadata of every parameter: the names of its dims that were put there, else those
+    of Flax's own metadata (`nnx.with_partitioning`), else None for each.
     """
-    metadata, dims = variable.get_metadata(), variable.get_value().ndim - stacked
-    if metadata.get("axes") is not None:
-        return tuple(metadata["axes"])
-    names = tuple(metadata.get("out_sharding") or ())
-    return names + (None,) * (dims - len(names))
+    for _, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        metadata, dims = variable.get_metadata(), variable.get_value().ndim
+        flax = tuple(metadata.pop("out_sharding", None) or ())  # left there, Flax would take the names for mesh axes
+        variable.set_metadata({"axes": flax + (None,) * (dims - len(flax)), **metadata})
+    return module
 
 
 def unnamed(named: Any) -> list[str]:
@@ -88,6 +88,10 @@ def with_params(graph: Graph, params: Params) -> nnx.Module:
     for path in graph.paths:  # whose parts are numbers in a list of layers, but strings in `params`
         _insert(tree, path, functools.reduce(lambda node, part: node[str(part)], path, params))
     return nnx.merge(graph.definition, tree)
+
+
+def _described(variable: Any) -> str:
+    return f"a {type(variable).__name__}" if isinstance(variable, nnx.Variable) else "a plain array"
 
 
 def _insert(tree: dict[Any, Any], path: Sequence[Any], leaf: Any) -> None:
