@@ -5,12 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_layouts
 
-from jaxtrain import ConfigError
+from jaxtrain import ConfigError, Layout, Program
 from jaxtrain.models import Blocks, NGrams, Precision, Transformer, ViT
 from jaxtrain.models.attention import BLOCK, attention
 from jaxtrain.models.layers import dot, dropout, rotate
 from jaxtrain.models.ngrams import word_hashes
+from jaxtrain.models.notes import note, notes
 from jaxtrain.sharding.layout import AxisNamed, plain
 
 SMALL = Blocks(width=16, layers=2, heads=2, mlp=32)
@@ -297,9 +299,36 @@ def test_numbers_that_do_not_fit_each_other_are_refused(make, says):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"), [("blocks", "the model has none: use 'dense'"), ("cudnn", "needs a GPU and bfloat16")]
+    ("implementation", "message"),
+    [("blocks", "the model has none: use 'dense'"), ("cudnn", "needs a GPU and bfloat16")],
 )
-def test_an_attention_that_cannot_be_had_is_refused(asked, said):
+def test_an_implementation_of_attention_that_does_not_work_here_is_refused(implementation, message):
     q = jnp.zeros((1, 4, 2, 8))
-    with pytest.raises(ConfigError, match=said):
-        attention(q, q, q, causal=False, implementation=asked)
+    with pytest.raises(ConfigError, match=message):
+        attention(q, q, q, causal=False, implementation=implementation)
+
+
+def test_notes_are_read_off_the_lowered_program():
+    def scaled(x):
+        with note("scale", "double"):
+            return (2 * x).sum()
+
+    def both(x):
+        q_BLHK = x.reshape(1, 4, 2, 8)
+        return scaled(x) + attention(q_BLHK, q_BLHK, q_BLHK, causal=True).sum()
+
+    def scanned(x):
+        return jax.lax.scan(lambda total, _: (total + scaled(x), None), jnp.zeros(()), length=2)[0]
+
+    x = jnp.ones(64)
+    assert notes(jax.jit(jax.grad(both)).lower(x)) == {"attention": ["blocks"], "scale": ["double"]}
+    assert notes(jax.jit(jax.grad(scanned)).lower(x)) == {"scale": ["double"]}
+    assert notes(jax.jit(jnp.sum).lower(x)) == {}
+    q_BLHK = x.reshape(1, 4, 2, 8)
+    dense = jax.jit(functools.partial(attention, causal=False)).lower(q_BLHK, q_BLHK, q_BLHK)
+    assert notes(dense) == {"attention": ["dense"]}
+
+
+def test_a_program_notes_the_attention_of_its_mesh():
+    program = Program(test_layouts.experiment("lm", Layout({"context": 4})), jax.devices()[:4])
+    assert program.notes(program.lower()) == {"attention": ["ring"]}

@@ -144,6 +144,12 @@ def test_a_layer_of_flax_may_be_the_whole_model():
     np.testing.assert_allclose(outputs, hidden @ other["kernel"] + other["bias"], rtol=1e-5)
 
 
+def test_an_embedding_of_flax_is_a_lookup():
+    model, ids = Given(make=lambda rngs: nnx.Embed(16, 4, rngs=rngs)), np.array([[3, 0], [15, 3]])
+    params = plain(model.init(jax.random.key(0), ids))
+    np.testing.assert_array_equal(model.apply(params, ids)[0], np.asarray(params["embedding"])[ids])
+
+
 class Mlp(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.up = nnx.Linear(8, 8, rngs=rngs)
@@ -162,6 +168,15 @@ def test_stacked_flax_layers_have_the_names_of_the_stack():
     assert block["norm"]["scale"].axes == ("rounds", "layers", "norm")
     assert block["up"]["kernel"].value.shape == (2, 2, 8, 8)
     assert unnamed(named) == ["block/up/bias", "block/up/kernel"]
+
+
+class Temperature(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.temperature = nnx.Param(jnp.ones(()))
+
+
+def test_a_number_has_no_dims_to_name():
+    assert unnamed(Given(make=Temperature).init(jax.random.key(0), IMAGES)) == []
 
 
 class Constant(nnx.Module):

@@ -21,7 +21,7 @@ from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.datasets.build import build
 from jaxtrain.datasets.spec import Dataset
 from jaxtrain.experiment.files import load, load_kind
-from jaxtrain.models import Blocks, Model, Transformer
+from jaxtrain.models import Blocks, Experts, Model, NGrams, Precision, Transformer, ViT
 from jaxtrain.models.base import Shaped
 from jaxtrain.models.layers import Linear
 from jaxtrain.models.sizes import Activations
@@ -189,7 +189,7 @@ def test_attention_that_only_some_meshes_or_devices_support_becomes_auto():
 
 
 def test_what_is_made_small_divides_as_before():
-    blocks = Blocks(width=768, layers=12, heads=12, kv_heads=4, mlp=2048)
+    blocks = Blocks(width=768, layers=12, heads=12, kv_heads=4, mlp=2048, precision=Precision(compute="bfloat16"))
     whole = with_model(Transformer)
     whole = replace(whole, task=replace(whole.task, model=Transformer(vocab=50_304, blocks=blocks)), microbatches=4)
     small = shrink(whole, 8)
@@ -200,6 +200,21 @@ def test_what_is_made_small_divides_as_before():
     tokens = next(small.data.batches())["tokens"]
     assert tokens.shape == (8, 17)
     np.testing.assert_array_equal(tokens, next(replace(whole.data, batch_size=8).batches())["tokens"] % 256)
+
+
+def test_every_model_is_shrunk_to_sizes_with_the_same_divisors():
+    rough = Precision("bfloat16", "bfloat16")
+    assert NGrams(buckets=2**18, words=7, precision=rough).shrunk(8) == NGrams(buckets=4096, words=7)
+    assert NGrams(buckets=2**18 + 2).shrunk(8).buckets == 4098  # 2 divides it, 4 does not
+    assert NGrams(buckets=64).shrunk(8).buckets == 64
+    assert ViT(patch=4, blocks=WIDE).shrunk(8) == ViT(patch=4, blocks=replace(WIDE, width=64, mlp=128))
+    experts = Blocks(width=128, layers=2, heads=8, mlp=256, experts=Experts(count=8, width=512))
+    assert experts.shrunk(8).experts == Experts(count=8, width=64)
+
+
+def test_a_vision_transformer_describes_its_patches():
+    known = ViT(patch=4, blocks=WIDE).describe(jax.ShapeDtypeStruct((8, 32, 24, 3), np.float32))
+    assert known == Activations(length=48, width=128, layers=2, heads=8, kv_heads=8, top_k=2)
 
 
 @pytest.mark.parametrize(
