@@ -68,7 +68,7 @@ def pipeline() -> Experiment:
 def experts() -> Experiment:
     """Eight feed-forward layers instead of one, of which each byte is given to two; every device has some of them."""
     one = main()
-    blocks = Blocks(width=128, layers=4, heads=4, mlp=128, experts=Experts(count=8, chosen=2))
+    blocks = Blocks(width=128, layers=4, heads=4, mlp=128, experts=Experts(count=8, top_k=2))
     task = replace(one.task, model=Transformer(vocab=256, blocks=blocks))
     return replace(one, task=task, layout=Layout({"expert": -1}))
 

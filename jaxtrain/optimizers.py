@@ -91,7 +91,30 @@ class WSD(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(ABC):
-    """What every optimizer has: a schedule, clipping, decoupled weight decay of matrices, an average of parameters."""
+    """A config that builds an optax transformation. Any of optax's, or your own, is a subclass with one method:
+
+        @dataclass(frozen=True, kw_only=True)
+        class Adan(Optimizer):
+            rate: float = 1e-3
+
+            def build(self, steps: int) -> optax.GradientTransformation:
+                return optax.adan(self.rate)
+
+    Optimizer state that has the shape of its parameter is sharded like it.
+    """
+
+    @abstractmethod
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The transformation for a run of `steps` steps."""
+
+    def rates(self, steps: int) -> Mapping[str, optax.Schedule]:
+        """The learning rates to log, by name, as functions of the step; none by default."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standard(Optimizer):
+    """A learning rate schedule, clipping, decoupled weight decay and an average of the parameters, around `scale`."""
 
     schedule: Schedule = CosineDecay()
     clip: float | None = 1.0
@@ -103,12 +126,16 @@ class Optimizer(ABC):
     """The decay of an exponential moving average of the parameters, which evaluation then uses; None keeps none."""
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The transformation, for a run of so many steps."""
+        """Clipping, `scale`, weight decay, learning rate and averaging, in this order."""
         parts = [self.scale(), optax.add_decayed_weights(self.weight_decay, self.decays)]
         parts += [optax.scale_by_learning_rate(self.schedule.build(steps))]
         clipped = [optax.clip_by_global_norm(self.clip)] if self.clip else []
         averaged = [average_parameters(self.ema)] if self.ema else []
         return optax.chain(*clipped, *parts, *averaged)
+
+    def rates(self, steps: int) -> Mapping[str, optax.Schedule]:
+        """The schedule, as `learning_rate`."""
+        return {"learning_rate": self.schedule.build(steps)}
 
     @abstractmethod
     def scale(self) -> optax.GradientTransformation:
@@ -131,7 +158,7 @@ def last_name(path: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(Optimizer):
+class AdamW(Standard):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
 
     b1: float = 0.9
@@ -144,7 +171,7 @@ class AdamW(Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(Optimizer):
+class SGD(Standard):
     """Stochastic gradient descent with momentum."""
 
     momentum: float = 0.9
@@ -156,7 +183,7 @@ class SGD(Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lion(Optimizer):
+class Lion(Standard):
     """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675); wants a 3–10 times smaller `peak` than AdamW."""
 
     b1: float = 0.9
@@ -168,7 +195,7 @@ class Lion(Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Muon(Optimizer):
+class Muon(Standard):
     """Orthogonalised momentum for kernels (Jordan et al. 2024, kellerjordan.github.io/posts/muon), scaled to Adam's
     size (Liu et al. 2025, arXiv:2502.16982); Adam for everything else.
     """

@@ -13,11 +13,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.validate import check_sizes, check_used
+from jaxtrain.models.notes import notes
+from jaxtrain.models.params import unnamed
 from jaxtrain.optimizers import map_state
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.sharding.feed import local_rows, put_rows
 from jaxtrain.step import TrainState, eval_step, full_batch, init_state, microbatched, predict_step, train_step
 from jaxtrain.tasks.base import Batch
+from jaxtrain.tasks.checks import abstract_params
 from jaxtrain.tasks.metrics import Mean
 
 
@@ -31,7 +34,7 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: B
     task, layout, sizes = experiment.task, experiment.layout, mesh.shape
     batch = experiment.data.example() if example is None else example
     optimizer = experiment.optimizer.build(experiment.steps)
-    named = jax.eval_shape(lambda: task.init(jax.random.key(0), batch))
+    named = abstract_params(task, batch)
     shapes = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0), batch))
     kept_in = "pinned_host" if layout.offload else None
 
@@ -93,6 +96,13 @@ class Program:
             lowered = self._train.lower(self.state, abstract)
         check_used(self.experiment.layout, self.state, self._used)
         return lowered
+
+    def notes(self, lowered: jax.stages.Lowered) -> dict[str, list[str]]:
+        """What the log says of a lowered step: what the model chose, such as its attention, and on several devices the
+        parameters that are replicated because their dims have no names.
+        """
+        leaves = unnamed(abstract_params(self.experiment.task, self.experiment.data.example()))
+        return notes(lowered) | ({"unnamed_parameters": leaves} if leaves and self.mesh.size > 1 else {})
 
     @functools.cached_property
     def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]:

@@ -17,6 +17,7 @@ from jaxtrain.models.base import Params
 from jaxtrain.optimizers import averaged
 from jaxtrain.sharding.layout import plain
 from jaxtrain.tasks.base import Batch, Task
+from jaxtrain.tasks.checks import loss_of, prediction_of
 from jaxtrain.tasks.metrics import Mean
 
 Gradients = Callable[[Task, Params, Batch, jax.Array], tuple[Params, Mean, dict[str, Mean]]]
@@ -47,7 +48,7 @@ def full_batch(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> t
     """The gradient of the summed loss over a whole batch at once."""
 
     def summed(params: Params) -> tuple[jax.Array, tuple[Mean, dict[str, Mean]]]:
-        loss, metrics = task.loss(params, batch, keys_B)
+        loss, metrics = loss_of(task, params, batch, keys_B)
         return loss.total, (loss, metrics)
 
     grads, (loss, metrics) = jax.grad(summed, has_aux=True)(params)
@@ -108,10 +109,10 @@ def train_step(
 
 def eval_step(task: Task, state: TrainState, batch: Batch) -> dict[str, Mean]:
     """The metrics of a batch, without dropout, under the averaged parameters where the optimizer keeps them."""
-    loss, metrics = task.loss(averaged(state.params, state.opt_state), batch, None)
+    loss, metrics = loss_of(task, averaged(state.params, state.opt_state), batch, None)
     return {"loss": loss, **metrics}
 
 
 def predict_step(task: Task, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
     """The task's predictions under the same parameters as `eval_step`."""
-    return task.predict(averaged(state.params, state.opt_state), batch)
+    return prediction_of(task, averaged(state.params, state.opt_state), batch)

@@ -13,7 +13,6 @@ from jaxtrain.evaluate import evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import Origin
 from jaxtrain.experiment.validate import replicated_leaves
-from jaxtrain.models.attention import implementations
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.folder import Run, begin
@@ -43,7 +42,7 @@ def train(
             journal.say("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
-        journal.say("compiled", seconds=round(clock.account()["compile"], 2), attention=implementations(lowered))
+        journal.say("compiled", seconds=round(clock.account()["compile"], 2), **program.notes(lowered))
         with clock("checkpoint"):
             state = checkpoints.restore(program.state)[0] if start else program.init()
         batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, start)))

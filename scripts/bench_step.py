@@ -24,7 +24,7 @@ from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.experiment import Experiment, Runtime
 from jaxtrain.experiment.files import Origin, load
 from jaxtrain.models import Blocks, Precision, Transformer
-from jaxtrain.optimizers import AdamW, CosineDecay
+from jaxtrain.optimizers import AdamW, CosineDecay, Standard
 from jaxtrain.program import Program
 from jaxtrain.runs.journal import Journal, Metrics
 from jaxtrain.tasks import LanguageModel
@@ -118,8 +118,10 @@ def loop() -> None:
     for name, file, size, steps in (("digits", "digits.py", 128, 150), ("char_lm", "char_lm.py", 4, 40)):
         experiment, origin = load(str(ROOT / "experiments" / file))
         experiment = replace(experiment, data=replace(experiment.data, batch_size=size), evals={}, steps=steps)
-        schedule = replace(experiment.optimizer.schedule, warmup=0)
-        experiment = replace(experiment, optimizer=replace(experiment.optimizer, schedule=schedule))
+        optimizer = experiment.optimizer
+        assert isinstance(optimizer, Standard)
+        optimizer = replace(optimizer, schedule=replace(optimizer.schedule, warmup=0))
+        experiment = replace(experiment, optimizer=optimizer)
         experiment = replace(experiment, runtime=Runtime(log_every=steps // 5, save_every=10**9, eval_every=10**9))
         bare = stepper(Program(experiment))
         timed(3, bare)

@@ -25,7 +25,7 @@ class Block(nn.Module):
         self.heads, hidden = heads, -(-8 * width // 192) * 64
         self.norm_attention, self.norm_mlp = nn.RMSNorm(width, 1e-6), nn.RMSNorm(width, 1e-6)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.attended = nn.Linear(width, width, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
         head_dim = width // heads
@@ -38,7 +38,7 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm_attention(x)).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k = (rotate(part, self.cos, self.sin).to(v.dtype) for part in (q, k))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.attended(mixed.transpose(1, 2).reshape(B, L, D))
+        x = x + self.attention_out(mixed.transpose(1, 2).reshape(B, L, D))
         gate, up = self.gate_up(self.norm_mlp(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
 

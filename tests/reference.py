@@ -68,7 +68,7 @@ def blocks(
         q, k, v = (h @ own[name]["kernel"] for name in ("query", "key", "value"))
         K = q.shape[-1] // heads
         mixed = attention(rotary(q.reshape(L, -1, K)), rotary(k.reshape(L, -1, K)), v.reshape(L, -1, K), seen_LL)
-        x_LD = x_LD + mixed.reshape(L, -1) @ own["attended"]["kernel"]
+        x_LD = x_LD + mixed.reshape(L, -1) @ own["attention_out"]["kernel"]
         h = rms_norm(x_LD, own["norm_mlp"]["scale"])
         if "experts" in own:
             added, scores_LE = experts(own["experts"], h, chosen, room)

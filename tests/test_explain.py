@@ -110,13 +110,13 @@ def test_tables_line_up_and_sizes_are_readable():
     ]  # fmt: skip
 
 
-def test_a_pipeline_says_how_long_each_device_waits_and_an_offloaded_optimizer_where_it_is():
+def test_the_pipeline_bubble_and_an_offloaded_optimizer_are_shown():
     deep = replace(EXPERIMENT, layout=Layout({"data": -1, "stage": 2}, offload=True), microbatches=4)
     head, rows, _ = parts(deep, 16)
     assert head.splitlines() == [
         "16 devices: data 8 × stage 2",
-        "pipeline: 2 stages, 1 round, 4 microbatches: each device waits for 20.0% of the time",
-        "the optimizer's state is in the memory of the host",
+        "pipeline: 2 stages, 1 round, 4 microbatches, bubble 20.0%",
+        "optimizer state in host memory",
     ]
     assert rows["blocks/block/up/kernel"][3] == "P(stage, None, None)"
     with pytest.raises(

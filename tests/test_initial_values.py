@@ -68,7 +68,7 @@ def test_a_transformers_parameters_start_with_the_variance_of_their_formulas(par
         f"{block}/query/kernel": kernel,
         f"{block}/key/kernel": kernel,
         f"{block}/value/kernel": kernel,
-        f"{block}/attended/kernel": kernel * residual,
+        f"{block}/attention_out/kernel": kernel * residual,
         f"{block}/gate/kernel": kernel,
         f"{block}/up/kernel": kernel,
         f"{block}/down/kernel": residual / M,
@@ -86,7 +86,7 @@ def test_a_transformers_parameters_start_with_the_variance_of_their_formulas(par
 @PARAMS
 def test_every_expert_starts_like_a_feed_forward_layer_of_its_own(params):
     E, W, shared = 4, 160, 2
-    experts = Experts(count=E, chosen=2, shared=shared, width=W)
+    experts = Experts(count=E, top_k=2, shared=shared, width=W)
     precision = Precision(params=params)
     model = Transformer(vocab=V, blocks=Blocks(width=D, layers=N, heads=H, mlp=M, experts=experts, precision=precision))
     found = initial(model, jnp.zeros((1, 4), jnp.int32))

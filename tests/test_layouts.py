@@ -327,7 +327,7 @@ def test_the_parameters_of_a_language_model_lie_where_this_table_says():
                 "query": {"kernel": P(None, "fsdp", "tensor")},
                 "key": {"kernel": P(None, "fsdp", "tensor")},
                 "value": {"kernel": P(None, "fsdp", "tensor")},
-                "attended": {"kernel": P(None, "tensor", "fsdp")},
+                "attention_out": {"kernel": P(None, "tensor", "fsdp")},
                 "norm_mlp": {"scale": P(None, None)},
                 "gate": {"kernel": P(None, "fsdp", "tensor")},
                 "up": {"kernel": P(None, "fsdp", "tensor")},
@@ -408,7 +408,7 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused_and_named():
 def test_two_dims_on_one_mesh_axis_are_refused_and_named():
     said = refused("lm", Layout({"tensor": 8}, {**RULES, "embed": "tensor"}))
     assert "'tensor'" in said
-    assert "params/blocks/block/attended/kernel" in said
+    assert "params/blocks/block/attention_out/kernel" in said
     assert "'heads' and 'embed'" in said
 
 

@@ -5,12 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_layouts
 
-from jaxtrain import ConfigError
+from jaxtrain import ConfigError, Layout, Program
 from jaxtrain.models import Blocks, NGrams, Precision, Transformer, ViT
 from jaxtrain.models.attention import BLOCK, attention
 from jaxtrain.models.layers import dot, dropout, rotate
 from jaxtrain.models.ngrams import word_hashes
+from jaxtrain.models.notes import note, notes
 from jaxtrain.sharding.layout import AxisNamed, plain
 
 SMALL = Blocks(width=16, layers=2, heads=2, mlp=32)
@@ -36,7 +38,7 @@ def parameters(model, shape, dtype):
 
 def applied(model, inputs, keys=None, params=None):
     params = parameters(model, inputs.shape, inputs.dtype) if params is None else params
-    return np.asarray(jax.jit(model.apply)(params, inputs, keys))
+    return np.asarray(jax.jit(model.apply)(params, inputs, keys)[0])
 
 
 def close(one, two, tolerance=1e-5):
@@ -213,7 +215,7 @@ def test_remat_and_unroll_change_no_gradient():
 
     def gradients(**changes):
         changed = replace(model, blocks=replace(SMALL, dropout=0.1, **changes))
-        return jax.jit(jax.grad(lambda params: jnp.square(changed.apply(params, inputs, keys)).mean()))(params)
+        return jax.jit(jax.grad(lambda params: jnp.square(changed.apply(params, inputs, keys)[0]).mean()))(params)
 
     plain_grads = gradients()
     for changes in ({"remat": "dots"}, {"remat": "full"}, {"unroll": 2}):
@@ -284,7 +286,10 @@ def test_the_same_words_say_the_same_whatever_stands_between_and_after_them():
         (lambda: Blocks(width=30, heads=4), "width 30 over 4 heads must be a whole even number a head"),
         (lambda: Blocks(width=12, heads=4), "width 12 over 4 heads must be a whole even number a head"),
         (lambda: Blocks(width=16, heads=4, kv_heads=3), "heads 4 must be a multiple of kv_heads 3"),
-        (lambda: Transformer(vocab=20, outputs=2), "tied embeddings score the 20 entries of vocab, not 2 outputs"),
+        (
+            lambda: Transformer(vocab=20, outputs=2),
+            "tied embeddings give logits of the 20 entries of vocab, not of 2 outputs",
+        ),
         (lambda: ViT(patch=4).build(None, jnp.zeros((1, 6, 8, 1))), "images of 6×8 cannot be cut into patches of 4×4"),
     ],
 )
@@ -294,9 +299,36 @@ def test_numbers_that_do_not_fit_each_other_are_refused(make, says):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"), [("blocks", "there is none: use 'dense'"), ("cudnn", "needs a GPU and bfloat16")]
+    ("implementation", "message"),
+    [("blocks", "the model has none: use 'dense'"), ("cudnn", "needs a GPU and bfloat16")],
 )
-def test_an_attention_that_cannot_be_had_is_refused(asked, said):
+def test_an_implementation_of_attention_that_does_not_work_here_is_refused(implementation, message):
     q = jnp.zeros((1, 4, 2, 8))
-    with pytest.raises(ConfigError, match=said):
-        attention(q, q, q, causal=False, implementation=asked)
+    with pytest.raises(ConfigError, match=message):
+        attention(q, q, q, causal=False, implementation=implementation)
+
+
+def test_notes_are_read_off_the_lowered_program():
+    def scaled(x):
+        with note("scale", "double"):
+            return (2 * x).sum()
+
+    def both(x):
+        q_BLHK = x.reshape(1, 4, 2, 8)
+        return scaled(x) + attention(q_BLHK, q_BLHK, q_BLHK, causal=True).sum()
+
+    def scanned(x):
+        return jax.lax.scan(lambda total, _: (total + scaled(x), None), jnp.zeros(()), length=2)[0]
+
+    x = jnp.ones(64)
+    assert notes(jax.jit(jax.grad(both)).lower(x)) == {"attention": ["blocks"], "scale": ["double"]}
+    assert notes(jax.jit(jax.grad(scanned)).lower(x)) == {"scale": ["double"]}
+    assert notes(jax.jit(jnp.sum).lower(x)) == {}
+    q_BLHK = x.reshape(1, 4, 2, 8)
+    dense = jax.jit(functools.partial(attention, causal=False)).lower(q_BLHK, q_BLHK, q_BLHK)
+    assert notes(dense) == {"attention": ["dense"]}
+
+
+def test_a_program_notes_the_attention_of_its_mesh():
+    program = Program(test_layouts.experiment("lm", Layout({"context": 4})), jax.devices()[:4])
+    assert program.notes(program.lower()) == {"attention": ["ring"]}

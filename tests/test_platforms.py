@@ -160,7 +160,7 @@ def test_attention_in_bf16_is_that_of_float64(name, implementation, causal, spli
 TINY = functools.partial(Blocks, width=8, layers=2, heads=2, kv_heads=1, mlp=8)
 MODELS = {
     "feed-forward": TINY(),
-    "experts": TINY(experts=Experts(count=3, chosen=2, shared=1, width=4, balance=0.1, z=0.01)),
+    "experts": TINY(experts=Experts(count=3, top_k=2, shared=1, width=4, balance=0.1, z=0.01)),
 }
 IDS = np.random.default_rng(3).integers(1, 8, (2, 7), np.int32)
 
@@ -175,15 +175,15 @@ def expected(name: str) -> tuple[Any, complex, Any]:
     def loss(params: Any) -> complex:
         total = 0
         for row in IDS:
-            logits, routed = reference.transformer(params, row[:-1], blocks.heads, chosen=config.chosen)
-            balance, z = reference.balance_and_z(routed, config.chosen)
+            logits, routed = reference.transformer(params, row[:-1], blocks.heads, chosen=config.top_k)
+            balance, z = reference.balance_and_z(routed, config.top_k)
             total = total + reference.cross_entropy(logits, row[1:]).mean() + config.balance * balance + config.z * z
         return total / len(IDS)
 
     for row in IDS if config.count else ():
-        for scores in reference.transformer(wide(params), row[:-1], blocks.heads, chosen=config.chosen)[1]:
+        for scores in reference.transformer(wide(params), row[:-1], blocks.heads, chosen=config.top_k)[1]:
             ordered = np.sort(scores)[:, ::-1]
-            gap = (ordered[:, config.chosen - 1] - ordered[:, config.chosen]).min()
+            gap = (ordered[:, config.top_k - 1] - ordered[:, config.chosen]).min()
             assert gap > 0.02, gap  # else what is rounded to bf16 might choose others
     return params, loss(wide(params)), reference.gradient(loss, wide(params))
 

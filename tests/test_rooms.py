@@ -21,8 +21,22 @@ PACKAGE = ROOT / "jaxtrain"
 ROOMS = {
     "base": ("errors", "registry", "config", "text", "files", "cache", "provenance"),
     "sharding": ("layout", "constraints", "feed", "stages"),
-    "models": ("base", "stages", "layers", "ring", "attention", "experts", "transformer", "vit", "ngrams"),
-    "tasks": ("metrics", "base", "classification", "regression", "language"),
+    "models": (
+        "notes",
+        "params",
+        "checks",
+        "sizes",
+        "base",
+        "stages",
+        "layers",
+        "ring",
+        "attention",
+        "experts",
+        "transformer",
+        "vit",
+        "ngrams",
+    ),
+    "tasks": ("metrics", "base", "checks", "classification", "regression", "language"),
     "optimizers": (),
     "data": (
         "sources/base",
@@ -44,7 +58,7 @@ ROOMS = {
     "runs": ("clock", "console", "metrics_log", "journal", "checkpoints", "folder"),
     "evaluate": (),
     "train": (),
-    "analysis": ("hlo", "textbook", "explain", "shrink", "verify", "databench"),
+    "analysis": ("hlo", "describe", "textbook", "explain", "shrink", "judge", "verify", "databench"),
     "launch": ("job", "slurm", "tpu", "kubernetes", "local"),
     "cli": ("terminal", "verbs", "flags", "data", "launch", "main"),
 }
@@ -186,7 +200,7 @@ def test_tied_embeddings_train_in_bf16_on_a_cpu():
         blocks = Blocks(width=32, layers=1, heads=2, precision=Precision(compute=compute))
         model, ids = Transformer(vocab=64, blocks=blocks), jnp.arange(32).reshape(2, 16)
         params = plain(model.init(jax.random.key(0), ids))
-        return jax.jit(jax.grad(lambda params: jnp.square(model.apply(params, ids)).sum()))(params)["embedding"][
+        return jax.jit(jax.grad(lambda params: jnp.square(model.apply(params, ids)[0]).sum()))(params)["embedding"][
             "table"
         ]
 

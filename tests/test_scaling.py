@@ -1,4 +1,4 @@
-"""The parts of a model that know devices: experts, rings and pipelines, each against the plain computation it stands for."""
+"""Parts of a model that use collectives (experts, ring attention, pipelines), each against a plain computation."""
 
 import math
 from collections.abc import Iterator
@@ -19,7 +19,6 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain import ZERO1, ConfigError, Layout, Program
 from jaxtrain.models import Blocks, Experts, Transformer
 from jaxtrain.models.attention import attention
-from jaxtrain.models.base import _structure
 from jaxtrain.models.ring import ring_attention, unzigzag, zigzag
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.sharding.layout import plain
@@ -30,7 +29,7 @@ L, E, D = 16, 8, 32
 
 
 def within(layout: Layout, function, *arrays):
-    """What a function gives where a layout is in scope, jitted."""
+    """The result of a function, compiled with a layout in scope."""
     mesh = layout.make_mesh(jax.devices()[: math.prod(layout.mesh.values())])
     arrays = jax.device_put(arrays, NamedSharding(mesh, P()))
     with scope(layout, mesh):
@@ -45,66 +44,66 @@ def moe(**experts) -> tuple[Transformer, dict, jax.Array]:
 
 
 def layer(model: Transformer, params: dict, x_BLD: jax.Array):
-    """What the first layer of experts gives for activations."""
-    module = nnx.merge(_structure(model, jax.ShapeDtypeStruct((1, L), jnp.int32)), params)
+    """The outputs and auxiliary losses of the first mixture-of-experts layer."""
+    module = model.module(params, jax.ShapeDtypeStruct((1, L), jnp.int32))
     structure, stacked = nnx.split(module.blocks.block)
     return nnx.merge(structure, jax.tree.map(lambda leaf: leaf[0], stacked)).experts(x_BLD)
 
 
-def by_hand(params: dict, x_BLD: jax.Array, chosen: int, room: int | None = None):
-    """Every expert asked about every position, and the answers of the chosen weighed; in numpy, one position at a time."""
+def by_hand(params: dict, x_BLD: jax.Array, top_k: int, capacity: int | None = None):
+    """The weighted outputs of each token's top experts, in float64 numpy, one token at a time."""
     own = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), params["blocks"]["block"]["experts"])
-    answers, x_BLD = np.zeros(x_BLD.shape), np.asarray(x_BLD, np.float64)
+    outputs, x_BLD = np.zeros(x_BLD.shape), np.asarray(x_BLD, np.float64)
     logits = x_BLD @ own["router"]["kernel"]
     for row in range(len(x_BLD)):
-        asked = np.zeros(E, int)
+        routed = np.zeros(E, int)
         for position, x in enumerate(x_BLD[row]):
-            best = np.argsort(-logits[row, position])[:chosen]
+            best = np.argsort(-logits[row, position])[:top_k]
             weights = np.exp(logits[row, position, best])
             for expert, weight in zip(best, weights / weights.sum(), strict=True):
-                asked[expert] += 1
-                if room is None or asked[expert] <= room:
+                routed[expert] += 1
+                if capacity is None or routed[expert] <= capacity:
                     gate = x @ own["gate"]["kernel"][expert]
                     hidden = gate / (1 + np.exp(-gate)) * (x @ own["up"]["kernel"][expert])
-                    answers[row, position] += weight * (hidden @ own["down"]["kernel"][expert])
-    return answers, logits
+                    outputs[row, position] += weight * (hidden @ own["down"]["kernel"][expert])
+    return outputs, logits
 
 
 X = jax.random.normal(jax.random.key(2), (8, L, D))
 
 
 @pytest.mark.parametrize(
-    ("layout", "experts", "room"),
+    ("layout", "experts", "capacity"),
     [
         (Layout(), {}, None),
         (Layout({"expert": 4}), {}, None),
-        (Layout({"data": 2, "expert": 2}), {"chosen": 3}, None),
-        (Layout({"expert": 4}), {"capacity": 0.5}, 2),  # 0.5 · 16 positions · 2 chosen / 8 experts
+        (Layout({"data": 2, "expert": 2}), {"top_k": 3}, None),
+        (Layout({"expert": 4}), {"capacity": 0.5}, 2),  # 0.5 · 16 tokens · top 2 / 8 experts
     ],
     ids=["one device", "expert", "data expert", "capacity"],
 )
-def test_experts_answer_as_if_every_one_were_asked_about_every_position(layout, experts, room):
+def test_a_token_gets_the_weighted_outputs_of_its_top_experts_within_their_capacity(layout, experts, capacity):
     model, params, _ = moe(**experts)
-    answers, _ = within(layout, lambda params, x: layer(model, params, x), params, X)
-    expected, _ = by_hand(params, X, model.blocks.experts.chosen, room)
-    np.testing.assert_allclose(answers, expected, atol=2e-6)
-    if room is not None:
-        assert (np.abs(expected).sum(-1) == 0).any()  # some positions found no room at all
+    outputs, _ = within(layout, lambda params, x: layer(model, params, x), params, X)
+    expected, _ = by_hand(params, X, model.blocks.experts.top_k, capacity)
+    np.testing.assert_allclose(outputs, expected, atol=2e-6)
+    if capacity is not None:
+        assert (np.abs(expected).sum(-1) == 0).any()  # some tokens were dropped by both experts
 
 
-def test_penalties_are_the_two_formulas_and_least_where_experts_are_used_equally():
+def test_the_auxiliary_losses_of_experts_are_those_of_the_papers():
     model, params, _ = moe(balance=0.5, z=0.25)
-    _, penalties = layer(model, params, X)
+    _, aux_losses = layer(model, params, X)
     _, logits = by_hand(params, X, 2)
     top = np.exp(logits - logits.max(-1, keepdims=True))
     probability = (top / top.sum(-1, keepdims=True)).mean(1)
-    asked = np.stack([np.bincount(np.argsort(-row)[:, :2].ravel(), minlength=E) for row in logits]) / (2 * L)
-    np.testing.assert_allclose(penalties["balance"], 0.5 * E * (asked * probability).sum(-1), rtol=1e-5)
-    np.testing.assert_allclose(penalties["router_z"], 0.25 * (np.log(np.exp(logits).sum(-1)) ** 2).mean(1), rtol=1e-5)
-    assert (np.asarray(penalties["balance"]) > 0.5).all()
+    routed = np.stack([np.bincount(np.argsort(-row)[:, :2].ravel(), minlength=E) for row in logits]) / (2 * L)
+    np.testing.assert_allclose(aux_losses["balance"], 0.5 * E * (routed * probability).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(aux_losses["router_z"], 0.25 * (np.log(np.exp(logits).sum(-1)) ** 2).mean(1), rtol=1e-5)
+    assert (np.asarray(aux_losses["balance"]) > 0.5).all()
 
 
-def test_a_loss_says_what_the_experts_add_to_it():
+def test_auxiliary_losses_are_part_of_the_loss_and_metrics_of_their_own():
     model, params, ids = moe()
     task = LanguageModel(model=model)
     batch = {"tokens": jnp.pad(ids, ((0, 0), (0, 1))), "mask": jnp.arange(8) < 5}
@@ -121,7 +120,7 @@ def test_a_loss_says_what_the_experts_add_to_it():
     "layout", [Layout({"context": 4}), Layout({"data": 2, "context": 2, "tensor": 2})], ids=["1", "3"]
 )
 @pytest.mark.parametrize("documents", [False, True])
-def test_a_ring_gives_what_attention_gives_and_the_same_gradients(layout, documents):
+def test_ring_attention_gives_the_output_and_the_gradients_of_dense_attention(layout, documents):
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, g = (jax.random.normal(key, (2, L, H, 8)) for key, H in zip(keys, (4, 2, 2, 4), strict=True))
     segments = jnp.asarray([[0] * 5 + [1] * 11, [3] * 16]) if documents else None
@@ -150,7 +149,7 @@ def test_under_a_causal_mask_every_device_of_a_ring_has_the_same_work():
 
 
 def loops(jaxpr: Any) -> Iterator[tuple[int, int]]:
-    """The length of every scan that passes something on in its own turns, and how often it does so in each."""
+    """The length of every scan with a ppermute in its body, and how many there are in it."""
     for eqn in jaxpr.eqns:
         inner = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else [value])]
         bodies = [x.jaxpr if hasattr(x, "jaxpr") else x for x in inner if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
@@ -168,10 +167,10 @@ def test_the_lowered_schedule_has_the_bubble_of_the_formula(stages, rounds, coun
     params = jax.eval_shape(lambda: plain(model.init(jax.random.key(0), ids)))
     layout = Layout({"stage": stages})
     with scope(layout, layout.abstract_mesh(stages), microbatches=count):
-        jaxpr = jax.make_jaxpr(lambda params: jax.grad(lambda p: model.apply(p, ids).sum())(params))(params)
+        jaxpr = jax.make_jaxpr(lambda params: jax.grad(lambda p: model.apply(p, ids)[0].sum())(params))(params)
     found = list(loops(jaxpr.jaxpr))
-    # Forwards and backwards: one loop each, which passes one part on in each of its ticks. Each stage has a part in
-    # count · rounds of them.
+    # One loop forward and one backward; each passes a microbatch on in every tick. A stage works in count · rounds
+    # of the ticks.
     assert len(found) == 2
     for ticks, sent in found:
         assert sent == 1
@@ -188,8 +187,18 @@ def refused(name: str, layout: Layout, microbatches: int = 1) -> str:
     ("name", "layout", "microbatches", "words"),
     [
         ("lm", Layout({"stage": 8}), 8, ["'layers' has 2 entries", "stage=8"]),
-        ("deep", Layout({"data": 2, "stage": 4}), 2, ["microbatches: 2", "4 pipeline stages", "a multiple of 4"]),
-        ("deep", Layout({"data": 2, "stage": 4}), 16, ["a batch of 16 cannot be cut into 16 equal parts", "2 groups"]),
+        (
+            "deep",
+            Layout({"data": 2, "stage": 4}),
+            2,
+            ["microbatches: 2 is not a multiple of the 4 pipeline stages", "set it to 4"],
+        ),
+        (
+            "deep",
+            Layout({"data": 2, "stage": 4}),
+            16,
+            ["a batch of 16 cannot be cut into 16 equal microbatches", "2 groups"],
+        ),
         ("lm", Layout({"expert": 8}), 1, ["'expert' = 8", "say data"]),
         ("ngrams", Layout({"stage": 8}), 8, ["'stage' = 8 splits layers"]),
         ("capacity", Layout({"data": 4, "context": 2}), 1, ["experts.capacity: 1.0", "context"]),
@@ -201,31 +210,31 @@ def test_what_does_not_fit_is_refused_and_named(name, layout, microbatches, word
     assert all(word in said for word in words), said
 
 
-def test_an_evaluation_that_cannot_be_cut_into_the_parts_of_a_pipeline_is_refused_before_training():
+def test_an_evaluation_batch_that_cannot_be_cut_into_microbatches_is_refused_before_training():
     one = test_layouts.experiment("lm", Layout({"stage": 2}), 4)
     with pytest.raises(ConfigError, match=r"microbatches: evals.validation: a batch of 6 cannot be cut into 4 equal"):
         Program(replace(one, evals={"validation": replace(one.data, batch_size=6)}), jax.devices()[:2])
 
 
-def test_experts_that_the_mesh_does_not_divide_and_a_sequence_that_cannot_be_cut_are_named():
+def test_experts_rings_and_rounds_that_do_not_divide_are_refused_and_named():
     layout = Layout({"expert": 3})
     with pytest.raises(ConfigError, match=r"experts/down/kernel: axis 'expert' has 8 entries, .*expert=3"):
         layout.specs(moe()[0].init(jax.random.key(0), moe()[2]), {"expert": 3})
     layout = Layout({"context": 5})
     with (
         scope(layout, layout.abstract_mesh(5)),
-        pytest.raises(ConfigError, match="16 on context=5 is cut into 10 equal"),
+        pytest.raises(ConfigError, match="on context=5 cuts a sequence into 10 equal chunks, which a length of 16"),
     ):
         zigzag(L)
-    with pytest.raises(ConfigError, match=r"experts.chosen: 9 must be from 1 to the count"):
-        Experts(count=8, chosen=9)
+    with pytest.raises(ConfigError, match=r"experts.top_k: 9 must be from 1 to the count"):
+        Experts(count=8, top_k=9)
     with pytest.raises(ConfigError, match="layers 4 must be a multiple of rounds 3"):
         Blocks(rounds=3)
-    with pytest.raises(ConfigError, match="attention 'ring' needs a causal mask and a `context` axis"):
+    with pytest.raises(ConfigError, match="attention 'ring' needs a causal mask and a mesh axis that splits `length`"):
         attention(X[..., None], X[..., None], X[..., None], True, None, "ring")
 
 
-def test_zero1_splits_what_the_optimizer_keeps_and_leaves_the_parameters_whole():
+def test_zero1_shards_the_optimizer_state_and_replicates_the_parameters():
     program = Program(test_layouts.experiment("lm", Layout({"data": 8}, optimizer_rules=ZERO1)))
     assert not any(any(leaf.sharding.spec) for leaf in jax.tree.leaves(program.state.params))
     kept = jax.tree_util.tree_leaves_with_path(program.state.opt_state)
@@ -238,7 +247,7 @@ def test_zero1_splits_what_the_optimizer_keeps_and_leaves_the_parameters_whole()
         Layout({"data": 8}, optimizer_rules={"embd": "data"})
 
 
-def test_an_offloaded_optimizer_lives_in_the_memory_of_the_host_after_a_step_too():
+def test_an_offloaded_optimizer_state_is_in_host_memory_after_a_step_too():
     program = Program(test_layouts.experiment("lm", Layout({"fsdp": 8}, offload=True)))
     step = program.lower().compile(compiler_options=FAST)
     batch = next(program.batches(program.experiment.data))
@@ -249,7 +258,7 @@ def test_an_offloaded_optimizer_lives_in_the_memory_of_the_host_after_a_step_too
 
 
 def slices(count: int, each: int) -> list:
-    """What stands for the devices of several slices: laying out a mesh asks them no more than this."""
+    """Stand-ins for the devices of several slices, with the attributes that making a mesh reads."""
     return [
         SimpleNamespace(
             id=i,

@@ -50,7 +50,7 @@ def evaluated(task, params, batch):
         return (
             *task.loss(params, batch, None),
             task.predict(params, given),
-            task.model.apply(params, given[task.inputs]),
+            task.model.apply(params, given[task.inputs])[0],
         )
 
     return run(params)

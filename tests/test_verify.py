@@ -11,16 +11,23 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
+from test_rooms import imports
 
 from jaxtrain import ConfigError, Experiment
 from jaxtrain.analysis.hlo import source_lines
 from jaxtrain.analysis.shrink import shrink
 from jaxtrain.analysis.verify import candidates, read_mesh, verify
+from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.datasets.build import build
 from jaxtrain.datasets.spec import Dataset
 from jaxtrain.experiment.files import load, load_kind
-from jaxtrain.models import Blocks, Transformer
+from jaxtrain.models import Blocks, Experts, Model, NGrams, Precision, Transformer, ViT
 from jaxtrain.models.base import Shaped
+from jaxtrain.models.layers import Linear
+from jaxtrain.models.sizes import Activations
+from jaxtrain.optimizers import AdamW
+from jaxtrain.sharding.constraints import shard
+from jaxtrain.tasks import Regression
 
 ROOT = Path(__file__).parents[1]
 ALL = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -43,10 +50,60 @@ class Misnamed(Transformer):
 class Doubled(Transformer):
     """A transformer whose last norm's gradient grows with the number of devices, as if it were summed too often."""
 
-    def apply_with_aux(self, params: Any, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array) -> Any:
+    def apply(self, params: Any, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array) -> Any:
         scale, devices = params["norm"]["scale"], jax.sharding.get_abstract_mesh().size
         wrong = scale + (devices - 1) * (scale - jax.lax.stop_gradient(scale))
-        return super().apply_with_aux({**params, "norm": {"scale": wrong}}, inputs, keys_B, **more)
+        return super().apply({**params, "norm": {"scale": wrong}}, inputs, keys_B, **more)
+
+
+WIDE = Blocks(width=128, layers=2, heads=8, mlp=256)
+
+
+class SeriesModule(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, blocks: Blocks, features: int):
+        self.first = Linear(rngs, (features, blocks.width), (None, "embed"), blocks.precision)
+        self.blocks = blocks.stack(rngs, causal=False)
+        self.last = Linear(rngs, (blocks.width, 1), ("embed", "outputs"), blocks.precision)
+
+    def __call__(self, x_BLF: jax.Array, keys_B: jax.Array | None) -> Any:
+        x_BLD = shard(self.first(x_BLF), "batch", "residual_length", None)
+        x_BLD, aux_losses = self.blocks(x_BLD, keys_B, None)
+        return self.last(x_BLD.mean(1)), aux_losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unknown(Model):
+    """A user's model of time series f32[B, L, F], which tells `verify` nothing."""
+
+    blocks: Blocks = WIDE
+
+    def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
+        return SeriesModule(rngs, self.blocks, inputs.shape[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series(Unknown):
+    """The same, with what `verify` needs to know."""
+
+    def shrunk(self, devices: int) -> "Series":
+        return replace(self, blocks=self.blocks.shrunk(devices))
+
+    def describe(self, inputs: Shaped) -> Activations:
+        return self.blocks.describe(inputs.shape[1], causal=False)
+
+
+def series(model: Model) -> Experiment:
+    rng = np.random.default_rng(0)
+    columns = {
+        "x": rng.normal(size=(40, 16, 3)).astype(np.float32),
+        "target": rng.normal(size=40).astype(np.float32),
+    }
+    return Experiment(
+        task=Regression(model=model, inputs="x"),
+        data=Pipeline(Arrays(columns), batch_size=8),
+        optimizer=AdamW(),
+        steps=2,
+    )
 
 
 def with_model(kind: type[Transformer], **more: Any) -> Experiment:
@@ -59,6 +116,31 @@ def test_a_small_experiment_passes(capsys):
     said = capsys.readouterr().out
     assert "8 simulated devices, 5 steps of 8 rows of the experiment's own data, in f32" in said
     assert "The mesh trains as one device does" in said
+
+
+def test_a_users_model_is_shrunk_and_described_by_itself(capsys):
+    assert verify(series(Series()), jax.devices(), [ALL])
+    said = capsys.readouterr().out
+    assert "task.model.blocks.width: 128 → 64" in said
+    [row] = [line for line in said.splitlines() if line.startswith("data 2 fsdp 2 tensor 2 ")]
+    assert row.endswith("passes")
+    assert 0.9 < float(row.split()[-2]) <= 1.05  # its bytes over those of the formulas
+
+
+def test_of_a_model_that_does_not_describe_itself_only_parameters_and_gradients_are_judged(capsys):
+    assert verify(series(Unknown()), jax.devices(), [{"data": 2, "tensor": 4}])
+    said = capsys.readouterr().out
+    assert "made smaller" not in said
+    assert "are activations, for which there is no formula" in said
+
+
+def test_neither_analysis_nor_the_loop_knows_an_architecture():
+    known = {f"jaxtrain.models.{name}" for name in ("attention", "experts", "ngrams", "ring", "transformer", "vit")}
+    package = ROOT / "jaxtrain"
+    for file in (*(package / "analysis").rglob("*.py"), *package.glob("*.py")):
+        if file.name != "__init__.py":
+            assert not known & set(imports(file)), file
+            assert "jaxtrain.models" not in imports(file), file
 
 
 def test_a_kernel_whose_dims_have_each_others_names_fails_and_is_named_by_its_line(capsys):
@@ -98,7 +180,7 @@ def test_a_mesh_that_is_asked_for_and_does_not_fit_is_refused_and_named():
         verify(tiny.main(), jax.devices(), [{"tensor": 8}])
 
 
-def test_what_only_some_meshes_or_devices_can_do_is_left_to_be_chosen():
+def test_attention_that_only_some_meshes_or_devices_support_becomes_auto():
     for attention in ("ring", "cudnn"):
         whole = with_model(Transformer)
         model = Transformer(vocab=64, blocks=Blocks(width=32, heads=4, attention=attention))
@@ -107,7 +189,7 @@ def test_what_only_some_meshes_or_devices_can_do_is_left_to_be_chosen():
 
 
 def test_what_is_made_small_divides_as_before():
-    blocks = Blocks(width=768, layers=12, heads=12, kv_heads=4, mlp=2048)
+    blocks = Blocks(width=768, layers=12, heads=12, kv_heads=4, mlp=2048, precision=Precision(compute="bfloat16"))
     whole = with_model(Transformer)
     whole = replace(whole, task=replace(whole.task, model=Transformer(vocab=50_304, blocks=blocks)), microbatches=4)
     small = shrink(whole, 8)
@@ -118,6 +200,21 @@ def test_what_is_made_small_divides_as_before():
     tokens = next(small.data.batches())["tokens"]
     assert tokens.shape == (8, 17)
     np.testing.assert_array_equal(tokens, next(replace(whole.data, batch_size=8).batches())["tokens"] % 256)
+
+
+def test_every_model_is_shrunk_to_sizes_with_the_same_divisors():
+    rough = Precision("bfloat16", "bfloat16")
+    assert NGrams(buckets=2**18, words=7, precision=rough).shrunk(8) == NGrams(buckets=4096, words=7)
+    assert NGrams(buckets=2**18 + 2).shrunk(8).buckets == 4098  # 2 divides it, 4 does not
+    assert NGrams(buckets=64).shrunk(8).buckets == 64
+    assert ViT(patch=4, blocks=WIDE).shrunk(8) == ViT(patch=4, blocks=replace(WIDE, width=64, mlp=128))
+    experts = Blocks(width=128, layers=2, heads=8, mlp=256, experts=Experts(count=8, width=512))
+    assert experts.shrunk(8).experts == Experts(count=8, width=64)
+
+
+def test_a_vision_transformer_describes_its_patches():
+    known = ViT(patch=4, blocks=WIDE).describe(jax.ShapeDtypeStruct((8, 32, 24, 3), np.float32))
+    assert known == Activations(length=48, width=128, layers=2, heads=8, kv_heads=8, top_k=2)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""Where every array of an experiment would live, for any number of devices, none of which need be there.
+"""Where every array of an experiment would live on any number of devices, none of which need be present.
 
-Not here: time and peak memory of the step.
+Not here: the time and the peak memory of a step.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,26 +12,27 @@ import jax
 from jaxtrain.base.text import size, table
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.validate import check_used, replicated_leaves
+from jaxtrain.models.params import unnamed
 from jaxtrain.program import abstract_state
 from jaxtrain.sharding.constraints import scope
-from jaxtrain.sharding.layout import Layout, mesh_axes, path_name
+from jaxtrain.sharding.layout import Layout, mesh_axes, named_leaves, path_name
 from jaxtrain.sharding.stages import bubble
+from jaxtrain.tasks.checks import abstract_params, loss_of
 
 
 def explain(experiment: Experiment, devices: int) -> str:
-    """A table of parameters (shape, dtype, axis names, partition spec, bytes a device, why replicated), and totals."""
+    """A table of parameters (shape, dtype, names of dims, partition spec, bytes/device, why replicated) and totals."""
     layout = experiment.layout
     mesh = layout.abstract_mesh(devices)
     state = abstract_state(experiment, mesh)
     batch, used = experiment.data.example(), set()
-    with scope(layout, mesh, experiment.microbatches, used):  # activations have to fit too
-        jax.eval_shape(lambda params: experiment.task.loss(params, batch, None), state.params)
+    with scope(layout, mesh, experiment.microbatches, used):  # the mesh has to divide activations too
+        jax.eval_shape(lambda params: loss_of(experiment.task, params, batch, None), state.params)
     check_used(layout, state, used)
-    named = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0), batch))
-    names = list(_leaves(named, lambda x: hasattr(x, "axes")))
-    axes = {path_name(path): leaf.axes for path, leaf in names}
+    named = abstract_params(experiment.task, batch)
+    axes = {path_name(path): leaf.axes for path, leaf in named_leaves(named)}
     rows = [("parameter", "shape", "dtype", "axes", "partition spec", "bytes/device", "")]
-    for path, leaf in _leaves(state.params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         name = path_name(path)
         spec = leaf.sharding.spec
         why = "" if any(spec) or mesh.size == 1 else f"replicated: {_why(axes[name], layout, mesh.shape)}"
@@ -61,22 +62,20 @@ def explain(experiment: Experiment, devices: int) -> str:
     head = f"{mesh.size} device{'s' if mesh.size > 1 else ''}: {shown}"
     stages, _ = layout.stages(mesh.shape)
     if stages > 1:
-        turns = (dict(zip(leaf.axes, leaf.value.shape, strict=True)).get("rounds", 1) for _, leaf in names)
-        rounds, count = max(turns), experiment.microbatches
+        shapes = (dict(zip(leaf.axes, leaf.value.shape, strict=True)) for _, leaf in named_leaves(named))
+        rounds, count = max(shape.get("rounds", 1) for shape in shapes), experiment.microbatches
         head += (
-            f"\npipeline: {stages} stages, {rounds} round{'s' if rounds > 1 else ''}, {count} microbatches: each "
-            f"device waits for {bubble(stages, rounds, count):.1%} of the time"
+            f"\npipeline: {stages} stages, {rounds} round{'s' if rounds > 1 else ''}, {count} microbatches, "
+            f"bubble {bubble(stages, rounds, count):.1%}"
         )
     if replicated := replicated_leaves(experiment, state):
         leaves = "".join(f"\n  {path}  {size(count)}" for path, count in replicated.items())
         head += f"\noptimizer state that is replicated although its parameter is sharded:{leaves}"
+    if mesh.size > 1 and (leaves := unnamed(named)):
+        head += f"\nreplicated, since their dims have no names: {', '.join(leaves)}"
     if layout.offload:
-        head += "\nthe optimizer's state is in the memory of the host"
+        head += "\noptimizer state in host memory"
     return f"{head}\n\n{table(rows)}\n\n{table(totals)}"
-
-
-def _leaves(tree: Any, is_leaf: Any = None) -> Iterable[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
 
 
 def _spec(spec: Any) -> str:
@@ -89,11 +88,11 @@ def _why(axes: Sequence[str | None], layout: Layout, sizes: Any) -> str:
         rule = layout.rules.get(axis)
         wanted = "/".join(mesh_axes(rule))
         reasons.append(f"{axis} goes to {wanted}, of size 1 here" if wanted else f"no rule splits {axis}")
-    return "; ".join(dict.fromkeys(reasons))
+    return "; ".join(dict.fromkeys(reasons)) or "its dims have no names"
 
 
 def _global(leaf: Any) -> int:
-    # A PRNG key's dtype has no size that numpy knows, but says its own.
+    # Not `nbytes`, which the dtype of a PRNG key does not have.
     return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 

@@ -1,4 +1,4 @@
-"""Architectures, one a file: a frozen config each, built as a Flax NNX module with named axes."""
+"""Architectures: frozen configs that build Flax NNX modules whose array dims have names."""
 
 from jaxtrain.models.base import Model
 from jaxtrain.models.experts import Experts

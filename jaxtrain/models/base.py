@@ -1,62 +1,81 @@
-"""What every model is: a frozen config that builds a Flax NNX module, used functionally.
+"""The base class of models: a frozen config that builds a Flax NNX module, which is then used as a pure function.
 
-Not here: any architecture. The module is split once into a structure that holds no arrays and a plain nested dict of
-plain arrays; only that dict is ever in the training state (host time a step is then that of a dict, not of a module).
+Not here: any architecture.
 """
 
-import functools
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 from flax import nnx
 
-from jaxtrain.sharding.layout import AxisNamed
+from jaxtrain.models.checks import call_module, check_module
+from jaxtrain.models.params import Axes, Params, graph_of, name_axes, named_params, with_params
+from jaxtrain.models.sizes import Activations
 
 Shaped = jax.Array | jax.ShapeDtypeStruct
-Params = Any
-"""Plain nested dicts of arrays; from `init`, of `AxisNamed` arrays."""
 
 
 @dataclass(frozen=True)
 class Model(ABC):
-    """The config of an architecture; its fields are its hyperparameters."""
+    """The config of an architecture. Its fields are its hyperparameters."""
+
+    param_axes: ClassVar[Mapping[str, Axes]] = {}
+    """The names of parameters' dims by path pattern, for layers that give none themselves, such as Flax's own:
+    `{"hidden/kernel": ("embed", "mlp")}`. Parameters whose dims have no names are replicated.
+    """
 
     @abstractmethod
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
-        """The module, with parameters drawn from `rngs`, for inputs shaped like `inputs` (shape and dtype matter only).
+        """The module, with parameters drawn from `rngs`. Of `inputs` only shape and dtype matter.
 
-        Calling it takes `(inputs, keys_B)`: keys are one PRNG key a row for dropout, or None for none. A model of
-        sequences may also take `segments_BL`: which document each position belongs to. It returns the outputs, and by
-        name what the model itself adds to the loss of each row, f32[B]; {} for most.
+        It is called as `module(inputs, keys_B)`, where `keys_B` are PRNG keys for dropout, one a row, or None for no
+        dropout. A model of sequences may also take `segments_BL` i[B, L], the document of each position. It returns
+        its outputs, or `(outputs, aux_losses)` with a dict of auxiliary losses f32[B] that are added to the loss of
+        each row. A layer of Flax's, `nnx.Sequential` for one, is called with `inputs` alone.
+
+        All its variables are `nnx.Param`; a list of layers is an `nnx.List`.
         """
 
     def init(self, key: jax.Array, inputs: jax.Array) -> Params:
-        """New parameters, each with the names of its axes."""
-        return _named(self.build(nnx.Rngs(key), inputs))
+        """New parameters, `AxisNamed` by the names of their dims. Raises ConfigError for other variables than these."""
+        return named_params(self._build(nnx.Rngs(key), inputs), self.param_axes, type(self).__name__)
 
-    def apply(self, params: Params, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array) -> jax.Array:
-        """The module's output for these parameters (plain arrays); `more` are further arguments of its call."""
-        return self.apply_with_aux(params, inputs, keys_B, **more)[0]
+    def module(self, params: Params, inputs: Shaped) -> nnx.Module:
+        """The module with these parameters (plain arrays), for inputs with these dims after the first."""
+        leaves, structure = jax.tree.flatten(inputs)
+        shapes = tuple(jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for x in leaves)
+        return with_params(graph_of(self._build, structure, shapes), params)
 
-    def apply_with_aux(
+    def apply(
         self, params: Params, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The output, and what the model adds to the loss of each row."""
-        shape = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
-        return nnx.merge(_structure(self, shape), params)(inputs, keys_B, **more)
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """The outputs for these parameters (plain arrays), and the auxiliary losses by name, f32[B] each.
 
+        more: further arguments of the module, by name. Raises ConfigError where the module does not take them, and
+        where it returns something else.
+        """
+        module, rows = self.module(params, inputs), jax.tree.leaves(inputs)[0].shape[0]
+        given = (inputs,) if type(module).__module__.startswith("flax.") else (inputs, keys_B)
+        return call_module(module, given, more, rows, type(self).__name__)
 
-def _named(module: nnx.Module) -> Params:
-    tree: dict[str, Any] = {}
-    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-        *parents, name = (str(part) for part in path)
-        node = functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, tree)
-        node[name] = AxisNamed(variable.get_value(), variable.get_metadata("axes"))
-    return tree
+    def shrunk(self, devices: int) -> Self:
+        """A small version of this model for `jaxtrain verify`, in f32; itself by default.
 
+        Sizes keep their common divisors with `devices`, so that the same meshes fit: see `smaller`.
+        """
+        return self
 
-@functools.lru_cache
-def _structure(model: Model, inputs: jax.ShapeDtypeStruct) -> Any:
-    return nnx.split(nnx.eval_shape(lambda: model.build(nnx.Rngs(0), inputs)))[0]
+    def describe(self, inputs: Shaped) -> Activations | None:
+        """The sizes of the activations for a batch like `inputs`. None is unknown: `jaxtrain verify` then judges what
+        is sent for parameters and gradients alone.
+        """
+        return None
+
+    def _build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
+        with nnx.use_eager_sharding(False):  # else Flax takes the names of dims for mesh axes
+            module = self.build(rngs, inputs)
+        check_module(module, type(self).__name__)
+        return name_axes(module)

@@ -1,6 +1,8 @@
-"""The few layers that the models share. Not here: whole architectures, and any mesh.
+"""Layers that the models share: linear, norm, embedding, dropout, rotary positions, and a scanned stack of blocks.
 
-Shapes: B batch, L length, D width, F features out, H heads, K head dim, G key/value heads, N layers.
+Not here: whole architectures, and any mesh.
+
+Shapes: B batch, L length, D width, F output features, H heads, K head dim, N layers, V vocabulary.
 """
 
 import functools
@@ -13,30 +15,31 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtrain.models.params import name_axes
 from jaxtrain.models.stages import pipeline
 from jaxtrain.sharding.constraints import shard, split, target_platform
 
 Remat = Literal["none", "dots", "full"]
-"""What the backward pass recomputes: nothing, all but the outputs of weight matmuls, everything."""
+"""What the backward pass recomputes: nothing, all but the outputs of matmuls with weights, or everything."""
 
 _POLICIES = {"none": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtypes that parameters are kept in and matmuls computed in."""
+    """The dtype of the parameters, and the dtype of matmul operands."""
 
     params: Literal["float32", "bfloat16"] = "float32"
     compute: Literal["float32", "bfloat16"] = "float32"
 
     @property
     def activations(self) -> jnp.dtype:
-        """The dtype between matmuls. On a CPU that is f32: its elementwise bf16 is slower than the matmuls it feeds."""
+        """The dtype between matmuls. On a CPU it is f32: elementwise bf16 takes longer there than the matmuls."""
         return jnp.dtype("float32" if target_platform() == "cpu" else self.compute)
 
 
 def dot(x: jax.Array, kernel_DF: jax.Array, precision: Precision) -> jax.Array:
-    """`x[..., D] @ kernel_DF`, computed and returned as `precision` says."""
+    """f[..., F]: `x[..., D] @ kernel_DF` with operands in `precision.compute`; f32 on a CPU, else of that dtype."""
     dtype = jnp.dtype(precision.compute)
     if target_platform() == "cpu":
         return _cpu_dot(dtype, x, kernel_DF.astype(x.dtype))
@@ -45,8 +48,9 @@ def dot(x: jax.Array, kernel_DF: jax.Array, precision: Precision) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cpu_dot(dtype: jnp.dtype, x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
-    # XLA on a CPU is fast, and in bf16 works at all, only where both operands have one dtype, the result is f32 and the
-    # sum runs over the last dim of the one and the first of the other. Its own derivative is not like that.
+    # On a CPU, XLA is fast (and supports bf16 at all) only if both operands have the same dtype, the result is f32, and
+    # the contraction is over the last dim of the left and the first dim of the right operand. JAX's own derivative of
+    # a dot does not have this form.
     return jnp.dot(x.astype(dtype), kernel_DF.astype(dtype), preferred_element_type=jnp.float32)
 
 
@@ -61,7 +65,7 @@ def _cpu_dot_bwd(dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], g: jax.Ar
     rows = tuple(range(x.ndim - 1))
     dx = jnp.dot(g, kernel_DF.T, preferred_element_type=jnp.float32)
     dkernel_DF = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
-    # Behind the barrier no transpose (of tied embeddings) can be folded into the dot.
+    # The barrier keeps XLA from folding a transpose (of tied embeddings) into the dot.
     return dx, jax.lax.optimization_barrier(dkernel_DF)
 
 
@@ -69,7 +73,7 @@ _cpu_dot.defvjp(_cpu_dot_fwd, _cpu_dot_bwd)
 
 
 class Linear(nnx.Module):
-    """`x[..., D] -> x[..., F]` with no bias."""
+    """Linear layer without bias, f[..., D] to f[..., F]; initial weights have variance `scale`² / D."""
 
     def __init__(
         self,
@@ -85,26 +89,26 @@ class Linear(nnx.Module):
         self.precision = precision
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The product, in the activations' dtype."""
+        """f[..., F], in the dtype of `dot`."""
         return dot(x, self.kernel[...], self.precision)
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last dim (Zhang & Sennrich 2019, arXiv:1910.07467), computed in f32."""
+    """Root-mean-square norm over the last dim, computed in f32 (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
     def __init__(self, width: int, precision: Precision, epsilon: float = 1e-6):
         self.scale = nnx.Param(jnp.ones(width, jnp.dtype(precision.params)), axes=("norm",))
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Same shape and dtype."""
+        """The normed array, of the same shape and dtype."""
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
         return (normed * self.scale[...]).astype(x.dtype)
 
 
 class Embedding(nnx.Module):
-    """A table of V rows of width D, looked up by integers, and used the other way round to score them."""
+    """Embedding table f[V, D], scaled by √D when it is looked up; it may give the logits too (tied embeddings)."""
 
     def __init__(self, rngs: nnx.Rngs, rows: int, width: int, precision: Precision):
         table_VD = jax.random.normal(rngs.params(), (rows, width)) * width**-0.5
@@ -112,24 +116,25 @@ class Embedding(nnx.Module):
         self.precision = precision
 
     def __call__(self, ids_BL: jax.Array) -> jax.Array:
-        """f[B, L, D] rows. The table is gathered over `embed` first: indexing what is split on both dims would make XLA
-        replicate it all ("involuntary full rematerialisation").
-        """
+        """The embeddings f[B, L, D] of the ids i[B, L]."""
+        # The table is gathered over `embed` first: where both dims are split, XLA would replicate all of it to index it
+        # ("involuntary full rematerialization").
         x_BLD = shard(self.table[...], "vocab", None)[ids_BL].astype(self.precision.activations)
-        # Rows first add up over the parts of the vocabulary, and only then are they split by position: asked for both
-        # at once, XLA gathers the table or permutes the rows.
+        # Two constraints, since XLA gathers the table or permutes the rows if it has to sum over the shards of the
+        # vocabulary and split by position at once.
         x_BLD = shard(x_BLD, "batch", "length", None)
         return shard(x_BLD * self.table.shape[1] ** 0.5, "batch", "residual_length", None)
 
-    def scores(self, x_BLD: jax.Array) -> jax.Array:
-        """f[B, L, V] logits of every row of the table (tied embeddings: Press & Wolf 2017, arXiv:1608.05859)."""
+    def logits(self, x_BLD: jax.Array) -> jax.Array:
+        """The logits f[B, L, V], by the same table (Press & Wolf 2017, arXiv:1608.05859)."""
         return dot(x_BLD, shard(self.table[...], "vocab", None).T, self.precision)
 
 
 def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, order_L: np.ndarray | None = None) -> jax.Array:
-    """`x[B, ...]` with entries zeroed at `rate`, the rest scaled up; as it is without keys.
+    """Dropout on f[B, ...]: entries are zeroed with probability `rate`, the others divided by 1 - `rate`. Without keys
+    nothing is dropped.
 
-    Every row draws from its own key, and for each position the same wherever `order_L` puts it, so that neither
+    Each row draws from a key of its own, and each position the same numbers wherever `order_L` puts it, so that neither
     microbatches nor the mesh change what is dropped.
     """
     if keys_B is None or rate == 0:
@@ -139,14 +144,18 @@ def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, order_L: np.nda
 
 
 def fold(keys_B: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
-    """Other keys for another use of the same rows."""
+    """New keys, one a row, for the `number`-th use of the keys of the same rows."""
     return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
 
 class Stack(nnx.Module):
-    """N blocks of one kind whose parameters are stacked on a `layers` axis and scanned: compile and host time do not
-    grow with depth. `unroll` blocks are laid out one after another in each turn of the scan. Where a mesh axis splits
-    `layers` they are the stages of a pipeline, which a batch goes through `rounds` times.
+    """N equal blocks whose parameters are stacked on a `layers` dim and scanned, so that compile time and host time do
+    not grow with depth.
+
+    make: builds one block, which is called as `block(x, keys_B, rows)` and returns `(x, aux_losses)`.
+    unroll: blocks an iteration of the scan.
+    rounds: where a mesh axis splits `layers`, the blocks run as pipeline stages, through which a batch passes this many
+        times.
     """
 
     def __init__(
@@ -158,9 +167,9 @@ class Stack(nnx.Module):
         unroll: int,
         rounds: int = 1,
     ):
-        self.block = nnx.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), layers))
+        self.block = nnx.vmap(lambda key: name_axes(make(nnx.Rngs(key))))(jax.random.split(rngs.params(), layers))
         stacked, axes = ((), ("layers",)) if rounds == 1 else ((rounds, layers // rounds), ("rounds", "layers"))
-        for _, variable in nnx.to_flat_state(nnx.state(self.block)):
+        for _, variable in nnx.to_flat_state(nnx.state(self.block, nnx.Param)):
             variable.set_metadata("axes", (*axes, *variable.get_metadata("axes")))
             if stacked:
                 value = variable.get_value()
@@ -170,28 +179,29 @@ class Stack(nnx.Module):
     def __call__(
         self, x: jax.Array, keys_B: jax.Array | None, rows: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`x` after every block, and the sums over blocks of what each of them adds to the loss of a row, f32[B].
+        """`x` after the last block, and the auxiliary losses f32[B] summed over the blocks.
 
-        Each block is called with x, one key a row, and `rows`, which has the rows of the batch too.
+        keys_B: one PRNG key a row; each block gets keys of its own.
+        rows: an array with the rows of the batch on its first dim, which every block gets.
         """
         structure, params = nnx.split(self.block)
 
-        def some(x: jax.Array, rows: Any, params: Any, numbers: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def scan(x: jax.Array, rows: Any, params: Any, numbers: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             keys_B, more = rows
 
-            def once(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            def apply(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
                 return nnx.merge(structure, layer[0])(x, fold(keys_B, layer[1]), more)
 
-            kept = _POLICIES[self.remat]
-            body = once if self.remat == "none" else jax.checkpoint(once, policy=kept, prevent_cse=False)
-            x, penalties = jax.lax.scan(body, x, (params, numbers), unroll=min(self.unroll, len(numbers)))
-            return x, jax.tree.map(lambda penalty_NB: penalty_NB.sum(0), penalties)
+            policy = _POLICIES[self.remat]
+            body = apply if self.remat == "none" else jax.checkpoint(apply, policy=policy, prevent_cse=False)
+            x, aux_losses = jax.lax.scan(body, x, (params, numbers), unroll=min(self.unroll, len(numbers)))
+            return x, jax.tree.map(lambda losses_NB: losses_NB.sum(0), aux_losses)
 
         if split("layers"):
             by_round = params if self.rounds > 1 else jax.tree.map(lambda leaf: leaf[None], params)
-            return pipeline(some, self.rounds, by_round, x, (keys_B, rows))
+            return pipeline(scan, self.rounds, by_round, x, (keys_B, rows))
         flat = params if self.rounds == 1 else jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), params)
-        return some(x, (keys_B, rows), flat, jnp.arange(self.layers))
+        return scan(x, (keys_B, rows), flat, jnp.arange(self.layers))
 
 
 @functools.cache
@@ -201,9 +211,10 @@ def _rotation(length: int, head_dim: int, base: float) -> tuple[np.ndarray, np.n
 
 
 def rotate(x_BLHK: jax.Array, order_L: np.ndarray | None, base: float = 10_000.0) -> jax.Array:
-    """Rotary positions (Su et al. 2021, arXiv:2104.09864): pairs of dims (k, k + K/2) turned by position, in f32.
+    """Rotary position embedding, in f32: pairs of dims (k, k + K/2) are rotated by an angle that grows with position
+    (Su et al. 2021, arXiv:2104.09864).
 
-    `order_L` says which position stands where; None is 0, 1, ….
+    order_L: the position of each entry; None is 0, 1, ….
     """
     order = slice(None) if order_L is None else order_L
     cos_LK, sin_LK = (table[order, None] for table in _rotation(x_BLHK.shape[1], x_BLHK.shape[3], base))

@@ -1,11 +1,12 @@
-"""A bag of hashed word n-grams, computed from raw UTF-8 bytes by array arithmetic, so that it travels with the model.
+"""Bag of hashed word n-grams (fastText: Joulin et al. 2016, arXiv:1607.01759) of raw UTF-8 bytes.
 
-After Joulin et al. 2016 (fastText, arXiv:1607.01759). Not here: any tokenizer or vocabulary; there is none.
+The words are hashed on the device as part of the model, so that there is neither tokenizer nor vocabulary to ship.
 
-Shapes: B batch, L bytes, W words kept, D width, O outputs.
+Shapes: B batch, L length in bytes, W words, D width, O outputs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +14,22 @@ from flax import nnx
 
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Embedding, Linear, Precision, dropout
+from jaxtrain.models.sizes import smaller
 
 
 @dataclass(frozen=True, kw_only=True)
 class NGrams(Model):
-    """Bytes u8[B, L] (0 is padding) to logits f32[B, outputs]."""
+    """A linear classifier of n-gram embeddings, from bytes u8[B, L] (0 is padding) to logits f32[B, O]."""
 
     outputs: int = 2
     order: int = 2
     """The longest n-gram, in words."""
     buckets: int = 2**18
-    """Rows of the table that n-grams are hashed into."""
+    """Rows of the embedding table that n-grams are hashed into."""
     words: int = 384
-    """Words of a text that are read; later ones are not."""
+    """Words of a text that are used; later ones are ignored."""
     width: int = 16
+    """Entries of an embedding."""
     dropout: float = 0.0
     precision: Precision = Precision()
 
@@ -34,9 +37,13 @@ class NGrams(Model):
         """The module."""
         return NGramsModule(self, rngs)
 
+    def shrunk(self, devices: int) -> Self:
+        """About 4,096 rows in the table."""
+        return replace(self, buckets=smaller(self.buckets, 4096, devices), precision=Precision())
+
 
 class NGramsModule(nnx.Module):
-    """Hash, look up, average, score."""
+    """Hashing, embedding, mean, logits."""
 
     def __init__(self, config: NGrams, rngs: nnx.Rngs):
         self.table = Embedding(rngs, config.buckets, config.width, config.precision)
@@ -44,7 +51,7 @@ class NGramsModule(nnx.Module):
         self.config = config
 
     def __call__(self, bytes_BL: jax.Array, keys_B: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Logits, f32, and no penalties."""
+        """The logits f32[B, O], and no auxiliary losses."""
         words_BW, valid_BW = word_hashes(bytes_BL, self.config.words)
         grams, present = [words_BW], [valid_BW]
         for distance in range(1, self.config.order):
@@ -58,9 +65,9 @@ class NGramsModule(nnx.Module):
 
 
 def word_hashes(bytes_BL: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:
-    """u32[B, W], one hash a word in the order of the text, and bool[B, W], whether there is such a word.
+    """The hashes of the first W words of each text u32[B, W], and which of them exist bool[B, W].
 
-    A word is a run of letters, digits, apostrophes or non-ASCII bytes; ASCII capitals count as small letters.
+    A word is a run of letters, digits, apostrophes and non-ASCII bytes; ASCII letters are hashed in lower case.
     """
     byte = bytes_BL.astype(jnp.uint32)
     capital = (byte >= ord("A")) & (byte <= ord("Z"))
@@ -77,7 +84,7 @@ def word_hashes(bytes_BL: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """A finaliser that spreads every bit (constants of MurmurHash3, Appleby, public domain)."""
+    """The finalizer of MurmurHash3 (Appleby, public domain), by which every bit of a hash depends on all others."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

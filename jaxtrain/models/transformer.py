@@ -1,14 +1,16 @@
-"""A transformer of the standard kind: pre-norm, RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases;
-with experts in place of the feed-forward layers where it is told so.
+"""Transformer: pre-norm, RMSNorm, rotary position embedding, grouped-query attention, SwiGLU, no biases; optionally
+mixture-of-experts layers in place of the feed-forward layers.
 
-Not here: what it is trained for. With `causal` and `pooled=False` it is a language model's decoder, with neither causal
-mask nor per-position output an encoder for classifying texts.
+A causal, unpooled transformer is the decoder of a language model; a pooled one without causal mask is an encoder for
+text classification. Not here: the loss.
 
-Shapes: B batch, L length, D width, H heads, G key/value heads, K head dim, M mlp width, O outputs.
+Shapes: B batch, L length, D width, H heads, G key/value heads, K head dim, M inner width of the feed-forward layer, O
+outputs.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -21,32 +23,33 @@ from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.experts import Experts, ExpertsModule
 from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, rotate
 from jaxtrain.models.ring import unzigzag, zigzag
+from jaxtrain.models.sizes import Activations, divide_alike, smaller
 from jaxtrain.sharding.constraints import shard, split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """The hyperparameters of a stack of transformer blocks, whatever goes in and comes out."""
+    """The hyperparameters of a stack of transformer blocks."""
 
     width: int = 256
     layers: int = 4
     heads: int = 4
     kv_heads: int | None = None
-    """Key/value heads; None is as many as `heads`."""
+    """Key/value heads; None is `heads`."""
     mlp: int | None = None
-    """The width inside the gated feed-forward layer; None is 8/3 of `width`, rounded up to a multiple of 64."""
+    """Inner width of the feed-forward layer; None is 8/3 of `width`, rounded up to a multiple of 64."""
     experts: Experts = Experts()
     dropout: float = 0.0
     attention: Attention = "auto"
     remat: Remat = "none"
     unroll: int = 1
-    """Blocks a turn of the scan: more compile slower and may run faster (on a CPU up to a quarter)."""
+    """Blocks an iteration of the scan: more take longer to compile and may run faster (on a CPU by up to a quarter)."""
     rounds: int = 1
-    """How often a batch goes round the stages of a pipeline: more rounds of fewer blocks, less waiting, more sent."""
+    """How often a batch passes through the pipeline stages: more rounds mean a smaller bubble and more bytes sent."""
     precision: Precision = Precision()
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where the numbers do not fit each other."""
+        """Raises ConfigError for a number of heads or rounds that divides nothing evenly."""
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ConfigError(f"width {self.width} over {self.heads} heads must be a whole even number a head")
         if self.heads % self.groups:
@@ -56,23 +59,58 @@ class Blocks:
 
     @property
     def groups(self) -> int:
-        """Key/value heads."""
+        """The number of key/value heads."""
         return self.kv_heads or self.heads
 
     @property
     def hidden(self) -> int:
-        """The width inside the feed-forward layer."""
+        """The inner width of the feed-forward layer."""
         return self.mlp or -(-8 * self.width // (3 * 64)) * 64
 
     def stack(self, rngs: nnx.Rngs, causal: bool) -> Stack:
-        """The blocks, stacked on `layers`."""
+        """The blocks, stacked on a `layers` dim."""
         make = functools.partial(Block, self, causal=causal)
         return Stack(make, self.layers, rngs, self.remat, self.unroll, self.rounds)
 
     def order(self, causal: bool, length: int) -> np.ndarray | None:
-        """Which position of a sequence stands where, i[L], for the attention that is lowered here; None: 0, 1, …."""
+        """The position of each entry of a sequence, i[L], for the attention that is lowered here; None is 0, 1, …."""
         ring = choose(self.attention, causal, self.precision.activations) == "ring"
         return zigzag(length) if ring else None
+
+    def shrunk(self, devices: int) -> "Blocks":
+        """Fewer and narrower blocks in f32, for `Model.shrunk`; attention that only some meshes or devices support
+        becomes `auto`.
+        """
+        step = 2 * self.heads
+        widths = (width for width in range(step, self.width, step) if width >= 64)
+        width = next((width for width in widths if divide_alike(width, self.width, devices)), self.width)
+        inner = self.experts.width and smaller(self.experts.width, width, devices)
+        return replace(
+            self,
+            width=width,
+            layers=smaller(self.layers, 2 * self.rounds, devices * self.rounds),
+            mlp=smaller(self.hidden, 2 * width, devices),
+            experts=replace(self.experts, width=inner),
+            attention="auto" if self.attention in ("cudnn", "ring") else self.attention,
+            precision=Precision(),
+        )
+
+    def describe(self, length: int, causal: bool) -> Activations:
+        """The sizes of their activations, for `Model.describe`."""
+        experts = self.experts
+        return Activations(
+            length=length,
+            width=self.width,
+            layers=self.layers,
+            rounds=self.rounds,
+            heads=self.heads,
+            kv_heads=self.groups,
+            ring=causal and self.attention in ("auto", "ring"),
+            compute=self.precision.compute,
+            experts=experts.count,
+            top_k=experts.top_k,
+            expert_slots=experts.slots(length) if experts.count else 0,
+        )
 
 
 class Block(nnx.Module):
@@ -81,14 +119,14 @@ class Block(nnx.Module):
     def __init__(self, config: Blocks, rngs: nnx.Rngs, causal: bool):
         D, M, precision = config.width, config.hidden, config.precision
         K = D // config.heads
-        # Each block adds twice to the residual stream: outputs start small, so that depth adds no variance
-        # (Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3).
+        # Each block adds to the residual stream twice. These outputs start small, so that its variance does not grow
+        # with depth (Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3).
         small = (2 * config.layers) ** -0.5
         self.norm_attention = RMSNorm(D, precision)
         self.query = Linear(rngs, (D, config.heads * K), ("embed", "heads"), precision)
         self.key = Linear(rngs, (D, config.groups * K), ("embed", "kv_heads"), precision)
         self.value = Linear(rngs, (D, config.groups * K), ("embed", "kv_heads"), precision)
-        self.attended = Linear(rngs, (config.heads * K, D), ("heads", "embed"), precision, small)
+        self.attention_out = Linear(rngs, (config.heads * K, D), ("heads", "embed"), precision, small)
         self.norm_mlp = RMSNorm(D, precision)
         if config.experts.count:
             self.experts = ExpertsModule(config.experts, rngs, D, M, precision, small)
@@ -101,7 +139,10 @@ class Block(nnx.Module):
     def __call__(
         self, x_BLD: jax.Array, keys_B: jax.Array | None, segments_BL: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """f[B, L, D], and penalties of experts; positions of different segments do not see each other."""
+        """The residual stream f[B, L, D] after this block, and the auxiliary losses of its experts.
+
+        Positions attend only to positions of the same segment.
+        """
         B, L, _ = x_BLD.shape
         rate, order_L = self.config.dropout, self.config.order(self.causal, L)
 
@@ -111,15 +152,15 @@ class Block(nnx.Module):
         v_BLGK = shard(self.value(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "length", "kv_heads", None)
         q_BLHK, k_BLGK = rotate(q_BLHK, order_L), rotate(k_BLGK, order_L)
         mixed = attention(q_BLHK, k_BLGK, v_BLGK, self.causal, segments_BL, self.config.attention)
-        # Constrains the gradient too: else XLA runs the backward pass of attention split over positions.
+        # This constrains the gradient too: else XLA splits the backward pass of attention by position.
         mixed_BLHK = shard(mixed, "batch", "length", "heads", None)
-        added = _residual(self.attended(mixed_BLHK.reshape(B, L, -1)))
+        added = _residual(self.attention_out(mixed_BLHK.reshape(B, L, -1)))
         x_BLD = x_BLD + dropout(added, rate, fold(keys_B, 0), order_L)
 
         h_BLD = shard(self.norm_mlp(x_BLD), "batch", "length", None)
-        added_BLD, penalties = self.experts(h_BLD) if self.config.experts.count else (self._feed_forward(h_BLD), {})
+        added_BLD, aux_losses = self.experts(h_BLD) if self.config.experts.count else (self._feed_forward(h_BLD), {})
         added = _residual(added_BLD)
-        return x_BLD + dropout(added, rate, fold(keys_B, 1), order_L), penalties
+        return x_BLD + dropout(added, rate, fold(keys_B, 1), order_L), aux_losses
 
     def _feed_forward(self, h_BLD: jax.Array) -> jax.Array:
         h_BLM = shard(jax.nn.silu(self.gate(h_BLD)) * self.up(h_BLD), "batch", "length", "mlp")
@@ -127,38 +168,50 @@ class Block(nnx.Module):
 
 
 def _residual(x_BLD: jax.Array) -> jax.Array:
-    # Sums over `mlp` and `heads` come before the split by position where another axis has split positions already:
-    # asked for both at once, XLA gathers them.
+    # Where an axis splits `length` already, the sum over shards of `mlp` or `heads` comes before the split by
+    # `residual_length`: XLA gathers the positions if it has to do both at once.
     return shard(shard(x_BLD, "batch", "length", None) if split("length") else x_BLD, "batch", "residual_length", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer(Model):
-    """Integers i[B, L] below `vocab` to logits f32[B, L, outputs], or f32[B, outputs] if pooled (then 0 is padding)."""
+    """A transformer from token ids i[B, L] to logits f32[B, L, O], or f32[B, O] if pooled, where id 0 is padding."""
 
     vocab: int = 256
     outputs: int | None = None
-    """None is `vocab`."""
+    """The number of logits; None is `vocab`."""
     blocks: Blocks = Blocks()
     causal: bool = True
     pooled: bool = False
     tied: bool = True
-    """Score with the embedding table itself (only where outputs are the vocabulary)."""
+    """Compute the logits with the embedding table, which needs `outputs` to be the vocabulary."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where the fields contradict each other."""
+        """Raises ConfigError for tied embeddings where the outputs are not the vocabulary."""
         if self.tied and self.outputs not in (None, self.vocab):
             raise ConfigError(
-                f"tied embeddings score the {self.vocab} entries of vocab, not {self.outputs} outputs: tied=False"
+                f"tied embeddings give logits of the {self.vocab} entries of vocab, not of {self.outputs} outputs: set "
+                "tied=False"
             )
 
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module."""
         return TransformerModule(self, rngs)
 
+    def shrunk(self, devices: int) -> Self:
+        """Fewer, narrower blocks and a vocabulary of about 256."""
+        vocab = smaller(self.vocab, 256, devices)
+        outputs = vocab if self.outputs == self.vocab else self.outputs
+        return replace(self, blocks=self.blocks.shrunk(devices), vocab=vocab, outputs=outputs)
+
+    def describe(self, inputs: Shaped) -> Activations:
+        """The activations of the blocks, embedding and logits."""
+        known = self.blocks.describe(inputs.shape[1], self.causal)
+        return replace(known, vocab=self.vocab, tied=self.tied, scores=0 if self.pooled else 1)
+
 
 class TransformerModule(nnx.Module):
-    """Embedding, blocks, norm, scores."""
+    """Embedding, blocks, norm, logits."""
 
     def __init__(self, config: Transformer, rngs: nnx.Rngs):
         blocks = config.blocks
@@ -173,8 +226,9 @@ class TransformerModule(nnx.Module):
     def __call__(
         self, ids_BL: jax.Array, keys_B: jax.Array | None, segments_BL: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Logits, f32, and penalties. Positions see only their own segment; where outputs are pooled, padding is one of
-        its own.
+        """The logits f32, and the auxiliary losses.
+
+        Positions attend only to their own segment. Of a pooled model, padding is one segment and all else another.
         """
         blocks, valid_BL = self.config.blocks, ids_BL != 0
         if self.config.pooled:
@@ -184,13 +238,13 @@ class TransformerModule(nnx.Module):
             ids_BL, valid_BL = ids_BL[:, order_L], valid_BL[:, order_L]
             segments_BL = None if segments_BL is None else segments_BL[:, order_L]
         x_BLD = dropout(self.embedding(ids_BL), blocks.dropout, fold(keys_B, blocks.layers), order_L)
-        x_BLD, penalties = self.blocks(x_BLD, keys_B, segments_BL)
+        x_BLD, aux_losses = self.blocks(x_BLD, keys_B, segments_BL)
         x_BLD = self.norm(x_BLD)
-        score = self.embedding.scores if self.config.tied else self.head
+        logits = self.embedding.logits if self.config.tied else self.head
         if self.config.pooled:
             weight_BL1 = valid_BL[..., None].astype(jnp.float32)
             pooled_BD = (x_BLD * weight_BL1).sum(1) / jnp.maximum(weight_BL1.sum(1), 1)
-            return score(pooled_BD).astype(jnp.float32), penalties
+            return logits(pooled_BD).astype(jnp.float32), aux_losses
         x_BLD = shard(x_BLD, "batch", "length", None)
-        logits_BLO = score(x_BLD if order_L is None else unzigzag(x_BLD))
-        return shard(logits_BLO, "batch", "length", "vocab").astype(jnp.float32), penalties
+        logits_BLO = logits(x_BLD if order_L is None else unzigzag(x_BLD))
+        return shard(logits_BLO, "batch", "length", "vocab").astype(jnp.float32), aux_losses

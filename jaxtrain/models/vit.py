@@ -1,10 +1,12 @@
-"""A vision transformer: an image cut into patches, read by the blocks of the language model without their mask.
+"""Vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929) with learned position embeddings and mean pooling
+(Zhai et al. 2021, arXiv:2106.04560).
 
-After Dosovitskiy et al. 2020 (arXiv:2010.11929), with learned positions and mean pooling (Zhai et al. 2021,
-arXiv:2106.04560). Shapes: B batch, Y rows, X columns, C channels, L patches, D width, O outputs.
+Shapes: B batch, Y image height, X image width, C channels, L patches, D width, O outputs, P patch side.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -13,32 +15,42 @@ from flax import nnx
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Linear, RMSNorm, dropout, fold
+from jaxtrain.models.sizes import Activations
 from jaxtrain.models.transformer import Blocks
 from jaxtrain.sharding.constraints import shard
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViT(Model):
-    """Images f32[B, Y, X, C] to logits f32[B, outputs]."""
+    """A vision transformer from images f32[B, Y, X, C] to logits f32[B, O]."""
 
     outputs: int = 10
     patch: int = 2
+    """The side of a square patch, in pixels."""
     blocks: Blocks = Blocks()
 
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
-        """The module. Raises ConfigError for images that the patch does not divide."""
+        """The module. Raises ConfigError for images that cannot be cut into whole patches."""
         _, Y, X, C = inputs.shape
         if Y % self.patch or X % self.patch:
             raise ConfigError(f"images of {Y}×{X} cannot be cut into patches of {self.patch}×{self.patch}")
         return ViTModule(self, rngs, (Y // self.patch) * (X // self.patch), self.patch**2 * C)
 
+    def shrunk(self, devices: int) -> Self:
+        """Fewer, narrower blocks."""
+        return replace(self, blocks=self.blocks.shrunk(devices))
+
+    def describe(self, inputs: Shaped) -> Activations:
+        """The activations of the blocks."""
+        return self.blocks.describe(math.prod(inputs.shape[1:3]) // self.patch**2, causal=False)
+
 
 class ViTModule(nnx.Module):
-    """Patches, positions, blocks, norm, mean, scores."""
+    """Patch embedding, position embedding, blocks, norm, mean, logits."""
 
-    def __init__(self, config: ViT, rngs: nnx.Rngs, patches: int, entries: int):
+    def __init__(self, config: ViT, rngs: nnx.Rngs, patches: int, values: int):
         blocks = config.blocks
-        self.patches = Linear(rngs, (entries, blocks.width), (None, "embed"), blocks.precision)
+        self.patches = Linear(rngs, (values, blocks.width), (None, "embed"), blocks.precision)
         positions = 0.02 * jax.random.normal(rngs.params(), (patches, blocks.width))
         self.positions = nnx.Param(positions.astype(blocks.precision.params), axes=(None, "embed"))
         self.blocks = blocks.stack(rngs, causal=False)
@@ -47,12 +59,12 @@ class ViTModule(nnx.Module):
         self.config = config
 
     def __call__(self, image_BYXC: jax.Array, keys_B: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Logits, f32, and penalties."""
+        """The logits f32[B, O], and the auxiliary losses of experts."""
         B, Y, X, C = image_BYXC.shape
-        p = self.config.patch
-        cut = image_BYXC.reshape(B, Y // p, p, X // p, p, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, p * p * C)
-        x_BLD = self.patches(cut) + shard(self.positions[...], None, None)
+        P = self.config.patch
+        patches = image_BYXC.reshape(B, Y // P, P, X // P, P, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * P * C)
+        x_BLD = self.patches(patches) + shard(self.positions[...], None, None)
         x_BLD = shard(x_BLD.astype(self.config.blocks.precision.activations), "batch", "residual_length", None)
         x_BLD = dropout(x_BLD, self.config.blocks.dropout, fold(keys_B, self.config.blocks.layers))
-        x_BLD, penalties = self.blocks(x_BLD, keys_B, None)
-        return self.head(self.norm(x_BLD).mean(1)).astype(jnp.float32), penalties
+        x_BLD, aux_losses = self.blocks(x_BLD, keys_B, None)
+        return self.head(self.norm(x_BLD).mean(1)).astype(jnp.float32), aux_losses

@@ -32,9 +32,8 @@ class Journal:
         self._recorder.rewind(start)
         self._console = Console(experiment.steps, start, first())
         self._experiment, self._clock, self._done = experiment, clock, start
-        self._rates = np.asarray(
-            jax.vmap(experiment.optimizer.schedule.build(experiment.steps))(np.arange(experiment.steps))
-        )
+        rates, steps = experiment.optimizer.rates(experiment.steps), np.arange(experiment.steps)
+        self._rates = {name: np.asarray(jax.vmap(rate)(steps)) for name, rate in rates.items()}
         self._flight: deque[Metrics] = deque()
         self._period: list[Metrics] = []
         self._late: tuple[int, float, list[Metrics]] | None = None
@@ -89,7 +88,7 @@ class Journal:
         examples, tokens = self._experiment.data.batch_size * len(period), float(means["loss"].weight)
         rates = {"examples_per_second": examples / seconds}
         rates |= {"tokens_per_second": tokens / seconds} if tokens > examples else {}
-        rates |= {"learning_rate": float(self._rates[step - 1])}
+        rates |= {name: float(by_step[step - 1]) for name, by_step in self._rates.items()}
         rates |= {f"seconds_{name}": spent for name, spent in self._clock.account().items()}
         self._write(step, "train", {name: float(mean) for name, mean in means.items()}, rates)
 

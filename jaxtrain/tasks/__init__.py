@@ -1,4 +1,4 @@
-"""What is learned: a task joins a model to a loss, its metrics and its predictions."""
+"""Tasks: what is learned. A task joins a model to a loss, metrics and predictions."""
 
 from jaxtrain.tasks.base import Task
 from jaxtrain.tasks.classification import Classification

@@ -1,4 +1,4 @@
-"""What is learned: how parameters begin, what their loss on a batch is, and what they predict.
+"""The base class of tasks: how parameters are initialised, what their loss on a batch is, and what they predict.
 
 Not here: the update, the mesh, or where batches come from.
 """
@@ -16,34 +16,34 @@ from jaxtrain.models.base import Model, Params
 from jaxtrain.tasks.metrics import Mean
 
 Batch = Mapping[str, Any]
-"""Arrays by name, rows on dim 0; `mask` bool[B] is False at rows that only fill up."""
+"""Arrays by name, rows on dim 0; `mask` bool[B] is False at rows that only fill up the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """A model and what it is for; a base class, so that the command line can set the fields of its kinds."""
+    """A model and what it is trained for."""
 
     model: Model
     inputs: str
     """The field of a batch that the model reads."""
 
     def init(self, key: jax.Array, batch: Batch) -> Params:
-        """New parameters, each `AxisNamed` by its axes; only the shapes in `batch` matter."""
+        """New parameters as nested dicts of `AxisNamed` arrays; only the shapes in `batch` matter."""
         return self.model.init(key, self.read(batch))
 
     @abstractmethod
     def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
-        """The loss and other metrics of a batch, as sums with weights; pure.
+        """The loss of a batch and its metrics by name, each a `Mean` over the rows that `mask` marks; a pure function.
 
-        `keys_B` holds one PRNG key a row for dropout; None means none (evaluation).
+        keys_B: one PRNG key a row for dropout; None is evaluation, without dropout.
         """
 
     @abstractmethod
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
-        """What the trained model says of inputs, with no label or mask in the batch: what serving exports."""
+        """The predictions by name, rows on dim 0, for a batch without labels and mask."""
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
-        """One row of a prediction (numpy values) in words."""
+        """One row of a prediction (numpy values) as a line of text."""
         return "  ".join(f"{name} {value}" for name, value in prediction.items())
 
     def read(self, batch: Batch) -> jax.Array:
@@ -52,7 +52,7 @@ class Task(ABC):
 
 
 def field(batch: Batch, name: str, setting: str) -> jax.Array:
-    """`batch[name]`, or a ConfigError that says which setting named a field that is not there."""
+    """`batch[name]`. Raises ConfigError, naming the setting that holds `name`, if the batch has no such field."""
     if name not in batch:
         raise ConfigError(f"{setting}: the batch has no field {name!r}{nearest(name, batch)}")
     return batch[name]
@@ -60,18 +60,20 @@ def field(batch: Batch, name: str, setting: str) -> jax.Array:
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """-log softmax(logits)[labels] in nats: f32[..., C] and i[...] to f32[...]."""
-    # Not by indexing: XLA aborts where an axis split over devices is indexed within a shard_map over another axis.
+    # Not by indexing: XLA aborts where a dim split over devices is indexed inside a shard_map over another mesh axis.
     right = jnp.arange(logits.shape[-1]) == labels[..., None]
     return jax.nn.logsumexp(logits, axis=-1) - jnp.where(right, logits, 0).sum(-1)
 
 
-def penalised(loss: Mean, metrics: dict[str, Mean], penalties: Mapping[str, jax.Array], weight_B: jax.Array) -> Any:
-    """Loss and metrics with what the model adds to the loss of each row, f32[B], which counts as much as the row does.
+def add_aux_losses(
+    loss: Mean, metrics: dict[str, Mean], aux_losses: Mapping[str, jax.Array], weight_B: jax.Array
+) -> tuple[Mean, dict[str, Mean]]:
+    """The loss plus the model's auxiliary losses f32[B], and the metrics plus each of them and the loss without them.
 
-    The loss without it is then one of the metrics.
+    weight_B: the weight of each row in the loss.
     """
-    if not penalties:
+    if not aux_losses:
         return loss, metrics
-    added = {name: Mean.of(penalty_B, weight_B) for name, penalty_B in penalties.items()}
+    added = {name: Mean.of(losses_B, weight_B) for name, losses_B in aux_losses.items()}
     whole = Mean(loss.total + sum(mean.total for mean in added.values()), loss.weight)
     return whole, {"main_loss": loss, **metrics, **added}

@@ -1,4 +1,4 @@
-"""Metrics as sums with weights, so that microbatches, batches, devices and hosts merge exactly.
+"""Metrics as pairs of sums, which merge exactly over microbatches, batches, devices and hosts.
 
 Not here: which metrics a task reports, and where they are written.
 """
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mean:
-    """A weighted mean kept as its two sums, f32[] each; `+` merges two of them."""
+    """A weighted mean, kept as the weighted sum and the sum of weights, f32[] each. `+` merges two of them."""
 
     total: jax.Array
     weight: jax.Array
 
     @classmethod
     def of(cls, values: jax.Array, weights: jax.Array | None = None) -> "Mean":
-        """The mean of `values` (any shape) under `weights` of the same shape, or of equal ones."""
+        """The mean of `values` (any shape), weighted by `weights` of the same shape or all equally."""
         weights = jnp.ones_like(values, jnp.float32) if weights is None else weights.astype(jnp.float32)
         return cls((values * weights).sum(), weights.sum())
 
@@ -28,13 +28,13 @@ class Mean:
         return Mean(self.total + other.total, self.weight + other.weight)
 
     def __float__(self) -> float:
-        """The mean; nan where nothing was weighed."""
+        """The mean; NaN where the weights sum to 0."""
         weight = float(self.weight)
         return float(self.total) / weight if weight else float("nan")
 
 
 def merge(parts: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
-    """One dict of means from many with the same names."""
+    """The means of several dicts with the same names, merged by name."""
     merged: dict[str, Mean] = {}
     for part in parts:
         merged = {name: merged[name] + mean if name in merged else mean for name, mean in part.items()}

@@ -1,0 +1,45 @@
+"""What a model tells `jaxtrain verify` about its sizes: of its activations, and how to make it small."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """The sizes of a transformer's activations, from which the textbook computes what a step has to send."""
+
+    length: int
+    """Positions of a row in the blocks."""
+    width: int
+    """Entries of the residual stream at each position."""
+    layers: int
+    rounds: int = 1
+    """How often a batch passes through the stages of a pipeline."""
+    heads: int
+    kv_heads: int
+    ring: bool = False
+    """Whether attention runs as a ring where `length` is split."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """The dtype of matmul operands."""
+    experts: int = 0
+    top_k: int = 0
+    """Experts a token is routed to."""
+    expert_slots: int = 0
+    """Tokens of a row that one expert takes at most."""
+    vocab: int | None = None
+    """Rows of the table that integer inputs index; None where the inputs are no such integers."""
+    scores: int = 0
+    """Products with the vocabulary that give logits at every position."""
+    tied: bool = False
+    """Whether the table gives the logits too."""
+
+
+def smaller(size: int, least: int, devices: int) -> int:
+    """The smallest size from `least` on that has the same common divisor with `devices`; `size` if there is none."""
+    return next((small for small in range(least, size) if divide_alike(small, size, devices)), size)
+
+
+def divide_alike(one: int, other: int, devices: int) -> bool:
+    """Whether the same divisors of `devices` divide both sizes, so that the same meshes fit."""
+    return math.gcd(one, devices) == math.gcd(other, devices)

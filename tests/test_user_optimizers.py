@@ -1,0 +1,73 @@
+"""A user's own optax transformation: one class with one method."""
+
+import json
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+from conftest import FAST
+
+from jaxtrain import Layout, Program, Run
+from jaxtrain.optimizers import Optimizer
+from jaxtrain.train import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adan(Optimizer):
+    rate: float = 1e-2
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        return optax.adan(optax.linear_schedule(self.rate, 0.0, steps))
+
+
+OWN = replace(tiny.main(), optimizer=Adan(), steps=4)
+
+
+def losses(layout: Layout, devices: int) -> tuple[Program, list[float]]:
+    program = Program(replace(OWN, layout=layout), jax.devices()[:devices])
+    step, state, found = program.lower().compile(compiler_options=FAST), program.init(), []
+    rows = layout.batch_sharding(program.mesh, OWN.data.batch_size)
+    for _, batch in zip(range(OWN.steps), OWN.data.batches(), strict=False):
+        state, metrics = step(state, jax.device_put(dict(batch), rows))
+        found.append(float(metrics["loss"]))
+    return program, found
+
+
+def test_an_optax_transformation_of_ones_own_trains_fully_sharded_as_on_one_device():
+    program, found = losses(Layout({"fsdp": 8}), 8)
+    np.testing.assert_allclose(found, losses(Layout(), 1)[1], rtol=2e-5)
+    [(_, mu)] = [(path, leaf) for path, leaf in optax.tree.get_all_with_path(program.state.opt_state, "m")]
+    specs = [jax.tree.map(lambda leaf: leaf.sharding.spec, tree) for tree in (mu, program.state.params)]
+    assert specs[0] == specs[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent(Optimizer):
+    def build(self, steps: int) -> optax.GradientTransformation:
+        return optax.sgd(1.0)
+
+
+def test_nothing_is_added_to_the_transformation():
+    program = Program(replace(OWN, optimizer=Descent()), jax.devices()[:1])
+    before = jax.device_get(program.init().params)
+    batch = next(OWN.data.batches())
+    state, metrics = program.step(program.init(), jax.device_put(dict(batch), program.mesh.devices.flat[0]))
+    moved = [np.linalg.norm(x - y) for x, y in zip(*map(jax.tree.leaves, (state.params, before)), strict=True)]
+    assert float(metrics["gradient_norm"]) > 1  # what other optimizers clip at
+    assert np.linalg.norm(moved) == pytest.approx(float(metrics["gradient_norm"]), rel=1e-4)
+
+
+def test_a_run_with_it_can_be_saved_and_logs_no_rate_that_it_does_not_know(tmp_path):
+    train(replace(OWN, evals={}), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert not any("learning_rate" in line for line in lines)
+    assert Run(tmp_path / "run").experiment.optimizer == Adan()
+
+
+def test_a_standard_optimizer_logs_its_schedule():
+    rate = tiny.main().optimizer.rates(12)["learning_rate"]
+    assert [float(rate(step)) for step in (0, 1, 2)] == pytest.approx([0.0, 0.005, 0.01])
