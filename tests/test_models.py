@@ -283,8 +283,8 @@ def test_the_same_words_say_the_same_whatever_stands_between_and_after_them():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Blocks(width=30, heads=4), "width 30 over 4 heads must be a whole even number a head"),
-        (lambda: Blocks(width=12, heads=4), "width 12 over 4 heads must be a whole even number a head"),
+        (lambda: Blocks(width=30, heads=4), "width 30 over 4 heads must give an even whole number for each head"),
+        (lambda: Blocks(width=12, heads=4), "width 12 over 4 heads must give an even whole number for each head"),
         (lambda: Blocks(width=16, heads=4, kv_heads=3), "heads 4 must be a multiple of kv_heads 3"),
         (
             lambda: Transformer(vocab=20, outputs=2),

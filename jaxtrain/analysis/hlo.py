@@ -1,4 +1,7 @@
-"""The collectives of a compiled program, read off its HLO text."""
+"""Parser of compiled HLO text: the collectives of a program, and the source lines they come from.
+
+Not here: which collectives there should be, which is `analysis/textbook.py`.
+"""
 
 import functools
 import json
@@ -11,11 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 Key = tuple[str, str, int]
-"""Kind, mesh axes joined by `×`, bytes of one array."""
+"""Of a collective: its kind, its mesh axes joined by `×`, and the bytes of its array."""
 
 
 def moved(key: Key, mesh: Mapping[str, int]) -> float:
-    """Bytes that each device sends for one such array, around a ring."""
+    """Bytes that each device sends in one such collective, by the ring algorithm."""
     kind, axes, size = key
     devices = math.prod(mesh[axis] for axis in axes.split("×"))
     if kind in ("collective-permute", "collective-broadcast"):
@@ -24,56 +27,50 @@ def moved(key: Key, mesh: Mapping[str, int]) -> float:
 
 
 def key_of(kind: str, axes: Sequence[str], bytes: int) -> Key:
-    """What equal collectives are counted by."""
+    """The key under which equal collectives are counted."""
     return kind, "×".join(axes), bytes
 
 
 IGNORED = 2048
-"""Arrays of fewer bytes count as nothing: scales of norms, a softmax's maximum and sum, metrics."""
+"""Arrays of fewer bytes are not counted: scales of norms, the maximum and sum of a softmax, metrics."""
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
-
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-
-
 _INSTRUCTION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\((.*)$")
-
-
 _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|called_computations|branch_computations)=\{?(%?[\w.\-]+(?:, %[\w.\-]+)*)"
 )
-
-
 _ARRAY = re.compile(r"\b(pred|bf16|[a-z]\d+)\[([\d,]*)\]")
-
-
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^ ]*)\))? \{([^}]*)\}")
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One array that the devices of a program exchange."""
+    """A collective of a compiled program, on one array."""
 
     kind: str
     axes: tuple[str, ...]
-    """The mesh axes along which the devices of a group lie."""
+    """The mesh axes along which its groups of devices lie."""
     bytes: int
     times: int
-    """How often a step sends it: more than once in the body of a loop."""
+    """How often it runs in a step: in the body of a loop, once an iteration."""
     where: str
-    """The operation of the model that it comes from."""
+    """The `op_name` of its metadata: the JAX operation it comes from."""
     frame: int = 0
-    """Where that is, for `source_lines`; 0 is unknown."""
+    """Its stack frame, for `source_lines`; 0 is unknown."""
 
     @property
     def key(self) -> Key:
-        """What it is counted by."""
+        """The key under which it is counted."""
         return key_of(self.kind, self.axes, self.bytes)
 
 
 def collectives(text: str, mesh: Mapping[str, int], ignored: int = IGNORED) -> list[Collective]:
-    """Every array of `ignored` bytes or more that the HLO `text` of a program for this mesh exchanges."""
+    """The collectives in the HLO `text` of a program for this mesh, on arrays of `ignored` bytes or more.
+
+    Raises ValueError for text that is not of a compiled program, and for loops and groups that it cannot read.
+    """
     entry, bodies, name = "", {}, ""
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
@@ -86,12 +83,12 @@ def collectives(text: str, mesh: Mapping[str, int], ignored: int = IGNORED) -> l
             bodies[name].append(line.strip())
     if not entry:
         raise ValueError("no ENTRY computation in this text: it is not that of a compiled program")
-    # Without an axis a device sends to itself.
+    # A collective along no axis is within one device.
     return [found for found in _walk(bodies, entry, 1, mesh, set()) if found.bytes >= ignored and found.axes]
 
 
 def counted(found: Iterable[Collective]) -> Counter[Key]:
-    """How often a step sends which arrays: what `textbook` says they should be."""
+    """How often each collective runs in a step, for comparison with `textbook`."""
     total: Counter[Key] = Counter()
     for collective in found:
         total[collective.key] += collective.times
@@ -100,7 +97,7 @@ def counted(found: Iterable[Collective]) -> Counter[Key]:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of somebody's source."""
+    """A line of Python source."""
 
     file: str
     line: int
@@ -108,7 +105,7 @@ class Line:
 
 
 def source_lines(text: str, frame: int) -> list[Line]:
-    """The calls that led to an operation of a program, innermost first; none where the compiler did not keep them."""
+    """The stack of Python calls behind an operation, innermost first; empty if the compiler did not keep it."""
     files, functions, places, frames = (
         _table(text, name) for name in ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
     )
@@ -117,7 +114,7 @@ def source_lines(text: str, frame: int) -> list[Line]:
         place, parent = (int(number) for number in re.findall(r"=(\d+)", row))
         file, function, line, *_ = (int(number) for number in re.findall(r"=(\d+)", places[place]))
         found.append(Line(files[file].strip('"'), line, functions[function].strip('"')))
-        frame = parent - 1  # written one too high: 1 is none
+        frame = parent - 1  # XLA writes parents plus one
     return found
 
 
@@ -136,7 +133,7 @@ def _walk(
         shape, kind, rest = match.groups()
         base = kind.removesuffix("-start")
         if base in KINDS:
-            # A TPU's asynchronous collective is written out several times, in the pieces that it is run in.
+            # On TPUs an asynchronous collective appears several times, once for each of its steps.
             channel = re.search(r"channel_id=\d+", rest)
             if channel and "chain_id" in rest and channel[0] in seen:
                 continue
@@ -158,7 +155,7 @@ def _read(
 ) -> Iterator[Collective]:
     sizes = [_size(dtype, dims) for dtype, dims in _ARRAY.findall(shape)]
     if start and kind == "all-gather":
-        sizes = sizes[len(sizes) // 2 :]  # after the operands come the results
+        sizes = sizes[len(sizes) // 2 :]  # the operands come first, then the results
     elif start and kind == "collective-permute":
         sizes = sizes[:1]
     elif kind == "all-to-all":
@@ -166,7 +163,7 @@ def _read(
     axes = _axes(rest, mesh)
     if kind == "reduce-scatter":
         sizes = [size * math.prod(mesh[axis] for axis in axes) for size in sizes]
-    if name.startswith("all-reduce-scatter"):  # what TPUs call the computation of a reduce-scatter
+    if name.startswith("all-reduce-scatter"):  # the computation of a reduce-scatter on TPUs
         kind = "reduce-scatter"
     where, frame = re.search(r'op_name="([^"]*)"', rest), re.search(r"stack_frame_id=(\d+)", rest)
     for size in sizes:
@@ -174,14 +171,14 @@ def _read(
 
 
 def _ring(body: list[str], kind: str, times: int, mesh: Mapping[str, int]) -> Collective:
-    """The gathering or scattering that a TPU's loop over a ring of devices stands for: it sends a part in each turn,
-    while the parts that came before are multiplied (Wang et al. 2023, doi:10.1145/3567955.3567959).
+    """The all-gather or reduce-scatter that a TPU overlaps with a matmul: a loop that sends one shard in each iteration
+    while the previous shard is multiplied (Wang et al. 2023, doi:10.1145/3567955.3567959).
     """
     matches = (_INSTRUCTION.match(line) for line in body)
     first = next(match for match in matches if match and match[2].startswith("collective-permute"))
-    [part, *_] = _read("", "collective-permute", True, first[1], first[3], times, mesh)
-    whole = part.bytes * math.prod(mesh[axis] for axis in part.axes)
-    return Collective("all-gather" if kind == "ag" else "reduce-scatter", part.axes, whole, times, part.where)
+    [shard, *_] = _read("", "collective-permute", True, first[1], first[3], times, mesh)
+    whole = shard.bytes * math.prod(mesh[axis] for axis in shard.axes)
+    return Collective("all-gather" if kind == "ag" else "reduce-scatter", shard.axes, whole, times, shard.where)
 
 
 def _size(dtype: str, dims: str) -> int:
@@ -190,7 +187,7 @@ def _size(dtype: str, dims: str) -> int:
 
 
 def _trips(bodies: Mapping[str, list[str]], rest: str) -> int:
-    """How often a loop runs: said by the CPU's and GPU's compilers, on TPUs the one constant of its condition."""
+    """The iterations of a loop: written down on CPUs and GPUs, on TPUs the only constant of its condition."""
     if known := re.search(r'"known_trip_count":(\{[^}]*\})', rest):
         return int(json.loads(known[1])["n"])
     condition = re.search(r"condition=%?([\w.\-]+)", rest)
@@ -201,14 +198,14 @@ def _trips(bodies: Mapping[str, list[str]], rest: str) -> int:
 
 
 def _axes(rest: str, mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """The mesh axes along which the devices of any one group differ."""
+    """The mesh axes along which the devices of a group differ."""
     places = np.stack(np.unravel_index(_groups(rest, math.prod(mesh.values())), tuple(mesh.values())))
     moved = (places != places[:, :, :1]).any((1, 2))
     return tuple(axis for axis, moves in zip(mesh, moved, strict=True) if moves)
 
 
 def _groups(rest: str, devices: int) -> np.ndarray:
-    """Device numbers i[groups, devices a group], in all the ways that XLA writes them; the pairs of a permutation."""
+    """Device numbers i[groups, devices in a group], from any notation of XLA; of a permutation, its pairs."""
     if named := _MESH.search(rest):
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
         if ":" in named[3]:
@@ -225,7 +222,7 @@ def _groups(rest: str, devices: int) -> np.ndarray:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Device numbers written as `[4,2]T(1,0)`: 0, 1, … in that shape, transposed."""
+    """Device numbers from the notation `[4,2]T(1,0)`: 0, 1, … in this shape, transposed."""
     dims, _, order = text.partition("T")
     shape = [int(number) for number in dims.strip("[]").split(",")]
     numbers = np.arange(math.prod(shape)).reshape(shape)

@@ -108,12 +108,12 @@ def judge(
     off = {path: float(np.linalg.norm(gradient[path] - leaf)) for path, leaf in reference[1].items()}
     norm = math.hypot(*(float(np.linalg.norm(leaf)) for leaf in reference[1].values())) or 1.0
     found = collectives(compiled.as_text() or "", mesh, IGNORED)
-    asked = textbook(program.experiment, program.mesh)
+    expected = textbook(program.experiment, program.mesh)
     # If a model does not describe its activations, only the mesh axes that split rows are judged: over these only
     # parameters and gradients are sent.
     step = describe(program.experiment, program.mesh)
     known = [one for one in found if step.activations or set(one.axes) <= set(step.rows)]
-    sent, judged, wanted = (_moved(each, mesh) for each in (counted(found), counted(known), asked))
+    sent, judged, wanted = (_moved(each, mesh) for each in (counted(found), counted(known), expected))
     difference, failures = math.hypot(*off.values()) / norm, []
     if not difference <= LIMIT:
         worst = sorted(off, key=lambda path: -off[path])[:3]
@@ -124,7 +124,7 @@ def judge(
         failures.append(f"the loss differs by {loss:.1e} (limit {LIMIT:.0e}), first in step {first}")
     if judged > BYTES * wanted + SLACK:
         failures.append(f"a device sends {size(judged)}, the textbook asks for {size(wanted)}; most of the rest are:")
-        failures += [f"  {culprit}" for culprit in _culprits(asked, program)]
+        failures += [f"  {culprit}" for culprit in _culprits(expected, program)]
     count = sum(one.times for one in found)
     return Verdict(dict(mesh), loss, difference, count, sent, sent - judged, wanted, tuple(failures))
 
@@ -133,13 +133,13 @@ def _moved(arrays: Counter[Any], mesh: Mapping[str, int]) -> float:
     return sum(moved(key, mesh) * times for key, times in arrays.items())
 
 
-def _culprits(asked: Counter[Any], program: Program) -> Iterator[str]:
+def _culprits(expected: Counter[Any], program: Program) -> Iterator[str]:
     """The collectives that send most beyond the textbook, with the source lines of their operations."""
     mesh, sizes = program.mesh.shape, _sizes(program)
     with _own_source_lines():
         text = program.lower().compile().as_text() or ""
     found = collectives(text, mesh, IGNORED)
-    times = counted(found) - asked
+    times = counted(found) - expected
     extra = {key: moved(key, mesh) * count for key, count in times.items()}
     for key, bytes in sorted(extra.items(), key=lambda item: -item[1])[:5]:
         if bytes * 10 >= max(extra.values()):

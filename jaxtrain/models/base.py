@@ -36,7 +36,9 @@ class Model(ABC):
         its outputs, or `(outputs, aux_losses)` with a dict of auxiliary losses f32[B] that are added to the loss of
         each row. A layer of Flax's, `nnx.Sequential` for one, is called with `inputs` alone.
 
-        All its variables are `nnx.Param`; a list of layers is an `nnx.List`.
+        All its variables are `nnx.Param`; a list of layers is an `nnx.List`. Where parameters are split, constrain
+        activations too, with `jaxtrain.sharding.shard`: what XLA chooses without may be slow or even wrong (a gradient
+        of a convolution, in jaxlib 0.10.2). `jaxtrain verify` finds both.
         """
 
     def init(self, key: jax.Array, inputs: jax.Array) -> Params:

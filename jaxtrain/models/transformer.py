@@ -49,9 +49,11 @@ class Blocks:
     precision: Precision = Precision()
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a number of heads or rounds that divides nothing evenly."""
+        """Raises ConfigError for heads that do not divide `width`, and rounds that do not divide `layers`."""
         if self.width % self.heads or (self.width // self.heads) % 2:
-            raise ConfigError(f"width {self.width} over {self.heads} heads must be a whole even number a head")
+            raise ConfigError(
+                f"width {self.width} over {self.heads} heads must give an even whole number for each head"
+            )
         if self.heads % self.groups:
             raise ConfigError(f"heads {self.heads} must be a multiple of kv_heads {self.groups}")
         if self.rounds < 1 or self.layers % self.rounds:

@@ -96,10 +96,11 @@ Names = tuple[str | None, ...]
 def shard_map_by_name(
     function: Callable[..., Any], given: Sequence[Names], returned: Sequence[Names], *arrays: jax.Array
 ) -> Any:
-    """`function` of the parts of `arrays` that lie on each device by the names of their axes, for what no spec can say:
-    it may use collectives. Where no layout is in scope it is called as it is.
+    """`jax.shard_map` by the names of dims: calls `function` on the local shards of `arrays`, for explicit collectives.
+    Where no layout is in scope it is called on the whole arrays.
 
-    It returns a tuple, whose arrays have the axes `returned`, each with the sizes that the names have in `arrays`.
+    given, returned: the names of the dims of each argument, and of each array in the tuple that `function` returns. A
+        returned dim has the size that its name has in `arrays`.
     """
     if not _sizes():
         return function(*arrays)
