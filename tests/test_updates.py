@@ -1,5 +1,6 @@
 """Updates and learning rates by literal formulas in numpy, and the rates that a real run logs and uses."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -32,28 +33,28 @@ Direction = Callable[[str, np.ndarray, State, int], np.ndarray]
 """From a parameter's name, its gradient, what is kept of it, and the number of the update to the direction of descent."""
 
 
-def adamw(name: str, g: np.ndarray, kept: State, t: int) -> np.ndarray:
-    """Algorithm 2 of Loshchilov & Hutter 2019."""
+def adamw(name: str, g: np.ndarray, kept: State, t: int, b2: float = 0.999) -> np.ndarray:
+    """Algorithm 2 of Loshchilov & Hutter 2019, with the defaults of Kingma & Ba 2015."""
     kept["m"] = 0.9 * kept.get("m", 0) + 0.1 * g
-    kept["v"] = 0.95 * kept.get("v", 0) + 0.05 * g**2
-    return kept["m"] / (1 - 0.9**t) / (np.sqrt(kept["v"] / (1 - 0.95**t)) + 1e-8)
+    kept["v"] = b2 * kept.get("v", 0) + (1 - b2) * g**2
+    return kept["m"] / (1 - 0.9**t) / (np.sqrt(kept["v"] / (1 - b2**t)) + 1e-8)
 
 
-def momentum(name: str, g: np.ndarray, kept: State, t: int) -> np.ndarray:
+def momentum(name: str, g: np.ndarray, kept: State, t: int, beta: float = 0.9) -> np.ndarray:
     """Heavy ball, with no damping of the gradient."""
-    kept["m"] = 0.8 * kept.get("m", 0) + g
+    kept["m"] = beta * kept.get("m", 0) + g
     return kept["m"]
 
 
-def nesterov(name: str, g: np.ndarray, kept: State, t: int) -> np.ndarray:
+def nesterov(name: str, g: np.ndarray, kept: State, t: int, beta: float = 0.9) -> np.ndarray:
     """Sutskever et al. 2013 as most libraries write it: one more step of momentum on what momentum gives."""
-    return g + 0.8 * momentum(name, g, kept, t)
+    return g + beta * momentum(name, g, kept, t, beta)
 
 
-def lion(name: str, g: np.ndarray, kept: State, t: int) -> np.ndarray:
-    """Program 1 of Chen et al. 2023."""
+def lion(name: str, g: np.ndarray, kept: State, t: int, b2: float = 0.99) -> np.ndarray:
+    """Program 1 of Chen et al. 2023, with its defaults."""
     m = kept.get("m", np.zeros_like(g))
-    kept["m"] = 0.98 * m + 0.02 * g
+    kept["m"] = b2 * m + (1 - b2) * g
     return np.sign(0.9 * m + 0.1 * g)
 
 
@@ -62,9 +63,7 @@ def muon(name: str, g: np.ndarray, kept: State, t: int) -> np.ndarray:
     Dozat 2016, which optax has and Jordan has not. What is no kernel is left to Adam.
     """
     if name != "kernel":
-        kept["m"] = 0.9 * kept.get("m", 0) + 0.1 * g
-        kept["v"] = 0.999 * kept.get("v", 0) + 0.001 * g**2
-        return kept["m"] / (1 - 0.9**t) / (np.sqrt(kept["v"] / (1 - 0.999**t)) + 1e-8)
+        return adamw(name, g, kept, t)
     kept["m"] = 0.95 * kept.get("m", 0) + 0.05 * g
     looked = 0.95 * kept["m"] / (1 - 0.95 ** (t + 1)) + 0.05 * g / (1 - 0.95**t)
     matrices = [newton_schulz(matrix) for matrix in looked.reshape(-1, *g.shape[-2:])]
@@ -85,11 +84,12 @@ def newton_schulz(x: np.ndarray) -> np.ndarray:
 WARM = ConstantRate(peak=PEAK, warmup=2)
 COMMON: dict[str, Any] = {"clip": CLIP, "weight_decay": DECAY}
 OPTIMIZERS: dict[str, tuple[Optimizer, Direction]] = {
-    "adamw": (AdamW(schedule=ConstantRate(peak=PEAK), b2=0.95, **COMMON), adamw),
-    "adamw, warm-up": (AdamW(schedule=WARM, b2=0.95, **COMMON), adamw),
-    "momentum": (SGD(schedule=WARM, momentum=0.8, **COMMON), momentum),
-    "nesterov": (SGD(schedule=WARM, momentum=0.8, nesterov=True, **COMMON), nesterov),
-    "lion": (Lion(schedule=WARM, b2=0.98, **COMMON), lion),
+    "adamw": (AdamW(schedule=ConstantRate(peak=PEAK), **COMMON), adamw),
+    "adamw, warm-up": (AdamW(schedule=WARM, b2=0.95, **COMMON), functools.partial(adamw, b2=0.95)),
+    "momentum": (SGD(schedule=WARM, **COMMON), momentum),
+    "nesterov": (SGD(schedule=WARM, momentum=0.8, nesterov=True, **COMMON), functools.partial(nesterov, beta=0.8)),
+    "lion": (Lion(schedule=WARM, **COMMON), lion),
+    "lion, slower": (Lion(schedule=WARM, b2=0.9, **COMMON), functools.partial(lion, b2=0.9)),
     "muon": (Muon(schedule=WARM, **COMMON), muon),
 }
 
@@ -145,6 +145,15 @@ def test_the_first_updates_of_parameters_in_bf16_are_nearly_those_of_the_formula
         for a, b in zip(jax.tree.leaves(wide(update)), jax.tree.leaves(expected), strict=True):
             # Newton–Schulz in bf16 is as rough as that: each of its five steps multiplies errors.
             assert np.linalg.norm(a - b) <= (0.07 if name == "muon" else 0.01) * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_a_gradient_as_small_as_adams_epsilon_moves_half_as_far(kind):
+    optimizer = kind(schedule=ConstantRate(peak=1.0), clip=None)
+    params = {"scale": jnp.zeros(2)}
+    built = optimizer.build(1)
+    updates, _ = jax.jit(built.update)({"scale": jnp.asarray([1e-8, -3e-8])}, built.init(params), params)
+    np.testing.assert_allclose(updates["scale"], [-1 / 2, 3 / 4], rtol=1e-4)
 
 
 def test_the_average_of_parameters_is_that_of_the_formula_while_its_decay_grows():
