@@ -128,12 +128,13 @@ def deletions(file: str, text: str, tests: str) -> list[Mutant]:
                     rest = "".join(lines[last:])
                     name = f"{file}:{first} {function.name}: {' '.join(old.split())[:80]}"
                     found.append(Mutant(name=name, file=file, old=text, new=before + new + rest, tests=tests))
-                bound |= {inner.id for inner in ast.walk(node) if _stores(inner)}
+                bound |= _stored(node)
     return found
 
 
-def _stores(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+def _stored(node: ast.AST) -> set[str]:
+    """The names that a statement assigns."""
+    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)}
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
@@ -152,8 +153,7 @@ def _deletable(node: ast.stmt, bound: set[str]) -> bool:
     if isinstance(node, ast.If):
         return not node.orelse
     if isinstance(node, ast.Assign):
-        names = [inner.id for target in node.targets for inner in ast.walk(target) if _stores(inner)]
-        return set(names) <= bound
+        return set().union(*map(_stored, node.targets)) <= bound
     return isinstance(node, ast.AugAssign | ast.Assert | ast.Delete)
 
 
@@ -170,7 +170,10 @@ def chosen(mutants: Sequence[Mutant], only: Sequence[str]) -> list[Mutant]:
 def copied(root: Path, folder: Path) -> None:
     """A copy of the files of a repository that git knows or would add."""
     listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        capture_output=True,
+        check=True,
     )
     for name in filter(None, listing.stdout.decode().split("\0")):
         if (root / name).is_file():
@@ -179,10 +182,7 @@ def copied(root: Path, folder: Path) -> None:
 
 
 def tested(folder: Path, tests: str, limit: float) -> tuple[Outcome, str]:
-    """Whether the tests of a copy fail, and the end of what they print.
-
-    Raises Stale where pytest finds no tests, or another program than the copy's would be tested.
-    """
+    """Whether the tests of a copy fail, and the end of what they print. Raises Stale where pytest finds no tests."""
     # -n 0: one process, which -x stops at once.
     command = [sys.executable, "-m", "pytest", *shlex.split(tests), "-x", "-q", "-p", "no:cacheprovider", "-n", "0"]
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
@@ -207,7 +207,9 @@ def tested(folder: Path, tests: str, limit: float) -> tuple[Outcome, str]:
     return ("survived" if process.returncode == 0 else "killed"), out[-2000:]
 
 
-def run(root: Path, mutants: Sequence[Mutant], limit: float, jobs: int, baseline: bool) -> Iterator[tuple[Mutant, Outcome, float]]:
+def run(
+    root: Path, mutants: Sequence[Mutant], limit: float, jobs: int, baseline: bool
+) -> Iterator[tuple[Mutant, Outcome, float]]:
     """The outcome of every mutant and the seconds it took, each as soon as it is known.
 
     baseline: first run the tests unchanged, each set once. Raises Stale where they fail: every mutant would be "killed".
