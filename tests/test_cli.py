@@ -12,10 +12,14 @@ import pytest
 from jaxtrain import Run
 from jaxtrain.base import cache
 from jaxtrain.cli import main as cli
+from jaxtrain.cli.flags import parse
 from jaxtrain.data import Damaged
 from jaxtrain.datasets.bundled import digits
+from jaxtrain.experiment import Retention, Runtime
 from jaxtrain.experiment.files import load
 from jaxtrain.runs.folder import begin
+
+ROOT = Path(__file__).parents[1]
 
 TEXTS = """
 from dataclasses import dataclass, replace
@@ -143,8 +147,10 @@ def refused(call, folder, *arguments):
 
 MISTAKES = {
     "an unknown verb": ("trian texts.py", "there is no verb 'trian'; did you mean 'train'?"),
-    "no experiment": ("train", "train: name an experiment first"),
-    "a flag before the experiment": ("train --steps 3", "train: name an experiment first"),
+    "an unknown verb of a group": ("data biuld sets.py", "there is no verb 'biuld'; did you mean 'build'?"),
+    "no experiment": ("train", "train: name an experiment's file first, FILE[:FUNCTION], as in: jaxtrain train "),
+    "a flag before the experiment": ("explain --steps 3", "as in: jaxtrain explain experiments/digits.py --steps 3"),
+    "no experiment for a verb of a group": ("data bench", "as in: jaxtrain data bench experiments/digits.py"),
     "no folder after --run": ("train texts.py --run", "Missing value for argument '--run'"),
     "a file that is not there": ("train text.py", "there is no experiment file text.py; did you mean 'texts.py'?"),
     "an unknown function": (
@@ -174,6 +180,17 @@ MISTAKES = {
         "Utf8: no field 'txt' in the example; did you mean 'text'?",
     ),
     "an unknown mesh axis": ("train texts.py --layout.mesh dta 8", "mesh axis 'dta'; did you mean 'data'?"),
+    "a mesh size that is no number": (
+        "train texts.py --layout.mesh data x",
+        "Error parsing --layout.mesh: data x: 'x' is no whole number; give pairs such as data 2 tensor 4",
+    ),
+    "half a pair of a mesh": (
+        "train texts.py --layout.mesh data 2 tensor",
+        "data 2 tensor: give pairs of a name and a value, such as data 2 tensor 4",
+    ),
+    "a mesh axis given twice": ("train texts.py --layout.mesh data 2 data 4", "'data' is given twice"),
+    "a flag with a prefix that it does not have": ("train texts.py --runtime.log-every 3", "--runtime.log-every, 3"),
+    "a size as a flag of its own": ("train texts.py --layout.mesh.data 8", "Perhaps you meant: --layout.mesh"),
     "two axes that take the rest": ("train texts.py --layout.mesh data -1 tensor -1", "more than one -1"),
     "too small a mesh": ("train texts.py --layout.mesh data 3", "{'data': 3} needs 3 devices, but there are 8"),
     "too large a mesh": ("train texts.py --layout.mesh data 16", "{'data': 16} needs 16 devices, but there are 8"),
@@ -328,7 +345,7 @@ def test_what_is_left_of_a_folder_whose_making_was_killed_is_no_hindrance(folder
     assert begin(folder / "run", experiment, origin).experiment == experiment
 
 
-def test_an_unknown_step_split_or_run_is_refused_with_those_that_there_are(call, trained):
+def test_an_unknown_step_split_or_run_is_refused_with_those_that_there_are(call, trained, monkeypatch):
     code = trained.parent / "texts.py"
     step = refused(call, trained, "evaluate", trained, "--code", code, "--step", "7")
     assert "7" in step
@@ -336,7 +353,10 @@ def test_an_unknown_step_split_or_run_is_refused_with_those_that_there_are(call,
     split = refused(call, trained, "evaluate", trained, "--code", code, "--split", "tset")
     assert "no split 'tset'; did you mean 'test'?" in split
     assert f"runs below it: {trained}" in refused(call, trained, "evaluate", trained.parent)
-    assert "comes from the experiment file 'texts'" in refused(call, trained, "evaluate", trained)
+    monkeypatch.delitem(sys.modules, "texts")  # it was trained in this process
+    without_code = refused(call, trained, "evaluate", trained)
+    assert "Texts comes from the module 'texts', which is not imported" in without_code
+    assert "with --code FILE" in without_code
 
 
 def test_train_evaluate_and_predict_work_from_the_command_line(call, trained):
@@ -389,30 +409,38 @@ def test_every_kind_of_flag_reaches_its_field(folder):
         "32",
         "--keep.every",
         "100",
+        "--log-every",
+        "1",
+        "--eval-every",
+        "2",
+        "--save-every",
+        "3",
+        "--deadline",
+        "9",
+        "--compiler-options",
+        "xla_cpu_enable_fast_math",
+        "true",
+        "xla_dump_to",
+        "here",
         "--task.classes",
         "a",
         "b",
     ]
-    experiment = cli._given(cli.Train, ["tiny_digits.py", *flags], "train")[0].experiment
+    experiment = parse("tiny_digits.py", flags).experiment
     blocks = experiment.task.model.blocks
     assert (blocks.width, blocks.attention, blocks.remat, blocks.kv_heads) == (128, "dense", "full", 1)
     assert blocks.precision.compute == "bfloat16"
     assert blocks.layers == 1  # what the file says stays
     assert experiment.layout.mesh == {"data": 2, "tensor": 4}
-    assert (experiment.optimizer.schedule.peak, experiment.optimizer.clip, experiment.optimizer.ema) == (
-        0.01,
-        None,
-        0.9,
-    )
+    optimizer = experiment.optimizer
+    assert (optimizer.schedule.peak, optimizer.clip, optimizer.ema) == (0.01, None, 0.9)
     assert (experiment.data.shuffle, experiment.data.batch_size) == (False, 32)
-    assert experiment.keep.every == 100
     assert experiment.task.classes == ("a", "b")
-    assert (
-        cli._given(cli.Train, ["texts.py", "--evals.test.batch-size", "32"], "train")[0]
-        .experiment.evals["test"]
-        .batch_size
-        == 32
+    options = {"xla_cpu_enable_fast_math": True, "xla_dump_to": "here"}
+    assert experiment.runtime == Runtime(
+        log_every=1, eval_every=2, save_every=3, keep=Retention(every=100), deadline=9, compiler_options=options
     )
+    assert parse("texts.py", ["--evals.test.batch-size", "32"]).experiment.evals["test"].batch_size == 32
 
 
 def test_explain_takes_any_number_of_devices(call, folder):
@@ -422,17 +450,103 @@ def test_explain_takes_any_number_of_devices(call, folder):
     assert result.out.startswith("512 devices: data 512")
 
 
-def test_help_is_printed_for_the_program_and_every_verb(call, folder):
-    assert call("--help").out.startswith("jaxtrain train EXPERIMENT")
-    assert call().out == call("help").out
-    for verb in ("train", "explain"):
-        result = call(verb, "texts.py", "--help")
+def test_mappings_are_replaced_by_flags_whatever_the_experiment_has_there(folder):
+    for before in ("{}", "{'data': 8}", "{'tensor': 2, 'data': 4}"):
+        (folder / "meshes.py").write_text(
+            "from dataclasses import replace\nfrom jaxtrain import Experiment, Layout\nimport texts\n\n"
+            f"def main() -> Experiment:\n    return replace(texts.main(), layout=Layout({before}))\n"
+        )
+        sys.path.append(str(folder))
+        assert parse("meshes.py", []).experiment.layout.mesh == eval(before)
+        for words, mesh in (("data 2 tensor 4", {"data": 2, "tensor": 4}), ("fsdp -1", {"fsdp": -1}), ("", {})):
+            experiment = parse("meshes.py", ["--layout.mesh", *words.split(), "--steps", "3"]).experiment
+            assert (experiment.layout.mesh, list(experiment.layout.mesh)) == (mesh, list(mesh))
+            assert experiment.steps == 3
+
+
+def test_help_comes_from_docstrings_for_the_program_every_group_and_every_verb(call, folder):
+    top = call("--help").out
+    assert call().out == top
+    assert "{train,explain,verify,evaluate,predict,data,launch,completion}" in top
+    assert "Train an experiment, or resume its run." in top
+    assert call("data").out == call("data", "--help").out
+    assert "Build a data set: a folder of files with a card." in call("data").out
+    for words, shown in (
+        ("train --help", "FILE[:FUNCTION]"),
+        ("evaluate --help", "The saved step; the latest by default."),
+        ("data build --help", "The function that describes it, annotated `-> Dataset`."),
+        ("launch slurm --help", "Flags of `jaxtrain train`, after two dashes."),
+    ):
+        result = call(*words.split())
         assert result.code == 0
-        assert "--task.model.width" in result.out
-    for verb in ("evaluate", "predict"):
-        result = call(verb, "--help")
-        assert result.code == 0
-        assert "--step" in result.out
+        assert shown in " ".join(result.out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("verb", ["train", "explain", "verify", "data bench"])
+def test_the_help_of_a_verb_with_an_experiment_has_every_field_with_its_value(call, folder, verb):
+    result = call(*verb.split(), "texts.py", "--help")
+    assert result.code == 0
+    text = " ".join(result.out.replace("│", " ").split())
+    assert "--task.model.width INT" in text
+    assert "--log-every INT Steps between two lines of metrics. (default: 50)" in text
+    assert "--keep.best {None}|STR" in text
+    assert "--steps INT Updates to do. (default: 2)" in text
+    assert "--runtime" not in text
+
+
+def test_a_verb_names_what_is_wrong_of_its_own_flags_only(call, folder):
+    message = refused(call, folder, "train", "texts.py", "--log-evry", "3")
+    assert "--log-every INT" in message
+    assert "data bench" not in message
+
+
+def test_the_help_of_the_program_imports_no_library_that_is_slow():
+    slow = ("grain", "orbax.checkpoint", "matplotlib", "tensorboardX", "sklearn", "PIL")
+    code = f"""
+import sys
+sys.argv = ["jaxtrain", "--help"]
+from jaxtrain.cli.main import main
+try:
+    main()
+except SystemExit:
+    print(*({slow!r} & sys.modules.keys()), file=sys.stderr)
+""".replace("('grain'", "{'grain'").replace("'PIL')", "'PIL'}")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.split() == []
+    assert "usage: jaxtrain" in done.stdout
+
+
+COMPLETED = {
+    "jaxtrain tr": ["train"],
+    "jaxtrain data be": ["bench"],
+    "jaxtrain train texts.py --ru": ["--run"],
+    "jaxtrain evaluate runs --s": ["--step", "--split"],
+    "jaxtrain train tiny": ["tiny_digits.py"],
+    "jaxtrain data card tiny": ["tiny_digits.py"],
+    "jaxtrain train texts.py --run te": ["texts.py"],
+}
+
+
+def test_bash_completes_verbs_flags_and_files_with_the_script_that_is_printed(call, folder):
+    (folder / "script").write_text(call("completion", "bash").out)
+    for line, found in COMPLETED.items():
+        words = line.split()
+        program = (
+            f"source ./script; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; COMP_LINE='{line}'; "
+            "complete -p jaxtrain; $(complete -p jaxtrain | grep -o '_tyro_[a-z]*'); printf '%s\n' \"${COMPREPLY[@]}\""
+        )
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+        head, *completions = done.stdout.splitlines()
+        assert "-o filenames" in head  # a folder is completed with its slash
+        assert completions == found, line
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_scripts_of_other_shells_complete_files_where_no_flag_fits(call, shell):
+    result = call("completion", shell)
+    assert result.code == 0
+    assert "or ['__TYRO_COMPLETE_FILES__']:" in result.out
+    assert result.out.startswith({"zsh": "#compdef jaxtrain", "fish": "# AUTO"}[shell])
 
 
 def test_the_real_command_exits_with_2_and_shows_a_traceback_only_when_asked(folder):
@@ -442,13 +556,13 @@ def test_the_real_command_exits_with_2_and_shows_a_traceback_only_when_asked(fol
         ["train", "texts.py", "--microbatches", "3", "--run", "r"],
         ["--debug", "train", "texts.py:mian"],
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(command + call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         for call in calls
     ]
     (flag, microbatches, debug) = [process.communicate(timeout=100)[1] for process in started]
-    assert [process.returncode for process in started[:2]] == [2, 2]
+    assert [process.returncode for process in started] == [2, 2, 2]
     assert "--task.model.width" in flag
     assert microbatches.startswith("jaxtrain: microbatches: 3 do not divide")
     assert len(microbatches.splitlines()) == 1
@@ -467,5 +581,7 @@ def test_damaged_data_ends_a_run_with_one_message_that_names_file_and_record(cal
     assert (result.code, result.out) == (1, "")
     assert result.err.startswith("jaxtrain: damaged data: shard.bin, record 7: it cannot be read `jaxtrain data check`")
     assert "Tolerant(source, limit)" in result.err
-    with pytest.raises(Damaged):
-        call("--debug", "train", "tiny_digits.py")
+    shown = call("--debug", "train", "tiny_digits.py")
+    assert shown.code == 1
+    assert "Traceback" in shown.err
+    assert "shard.bin, record 7" in shown.err

@@ -369,6 +369,26 @@ def refused(name: str, layout: Layout, microbatches: int = 1) -> str:
     return str(error.value)
 
 
+@pytest.mark.parametrize("sizes", [{}, {"data": 1}, {"data": 1, "tensor": 1}], ids=str)
+def test_a_mesh_of_one_device_takes_the_first_of_any_number(sizes):
+    assert len(jax.devices()) == 8
+    assert Layout(sizes).make_mesh().devices.ravel().tolist() == [jax.devices()[0]]
+    assert Layout(sizes).abstract_mesh(512).size == 1
+
+
+def test_a_mesh_of_more_than_one_device_has_to_use_all_that_there_are():
+    with pytest.raises(ConfigError, match=r"{'data': 2} needs 2 devices, but there are 8: .* let one axis be -1"):
+        Layout({"data": 2}).make_mesh()
+    assert Layout({"data": -1, "tensor": 1}).sizes(8) == {"data": 8, "tensor": 1}
+
+
+def test_a_mesh_of_one_device_is_refused_in_several_processes(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for sizes in ({}, {"data": 1}):
+        with pytest.raises(ConfigError, match=r"is one device, but there are 8: say {\"data\": -1}"):
+            Layout(sizes).make_mesh()
+
+
 def test_a_dim_that_the_mesh_does_not_divide_is_refused_and_named():
     # With 2 key heads of 4 entries each, the kernel can be split by 8, but the heads cannot.
     said = refused("grouped", Layout({"tensor": 8}))

@@ -18,10 +18,10 @@ from test_attention import by_formula, documents, normal
 from test_reference import weights, wide
 
 from jaxtrain import ConfigError, Layout
-from jaxtrain.layout import platform
 from jaxtrain.models import Blocks, Experts, Precision, Transformer
 from jaxtrain.models.attention import attention, choose
 from jaxtrain.models.layers import dot
+from jaxtrain.sharding.constraints import scope, target_platform
 from jaxtrain.tasks import LanguageModel
 
 ROUGH = 0.02
@@ -31,7 +31,7 @@ ROUGH = 0.02
 def on(name: str, function: Callable[..., Any], *arrays: Any) -> Any:
     """What a function gives, jitted for a platform. The function must be a new one: jit keeps traces by function."""
     layout = Layout()
-    with layout.scope(layout.abstract_mesh(1), platform=name):
+    with scope(layout, layout.abstract_mesh(1), platform=name):
         return jax.jit(lambda *arrays: function(*arrays))(*arrays)
 
 
@@ -57,14 +57,14 @@ def operands(name: str, function: Callable[..., Any], *arrays: Any) -> set[tuple
 def test_a_scope_names_the_platform_with_devices_and_without(monkeypatch):
     layout = Layout()
     for mesh in (layout.make_mesh(jax.devices()[:1]), layout.abstract_mesh(1)):
-        with layout.scope(mesh, platform="tpu"):
-            assert platform() == "tpu"
+        with scope(layout, mesh, platform="tpu"):
+            assert target_platform() == "tpu"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    with layout.scope(layout.make_mesh(jax.devices()[:1])):
-        assert platform() == "cpu"
-    with layout.scope(layout.abstract_mesh(1)):
-        assert platform() == "gpu"
-    assert platform() == "gpu"
+    with scope(layout, layout.make_mesh(jax.devices()[:1])):
+        assert target_platform() == "cpu"
+    with scope(layout, layout.abstract_mesh(1)):
+        assert target_platform() == "gpu"
+    assert target_platform() == "gpu"
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_a_scope_names_the_platform_with_devices_and_without(monkeypatch):
 )
 def test_every_platform_has_its_own_attention(name, causal, dtype, chosen):
     layout = Layout()
-    with layout.scope(layout.abstract_mesh(1), platform=name):
+    with scope(layout, layout.abstract_mesh(1), platform=name):
         assert choose("auto", causal, jnp.dtype(dtype)) == chosen
         if (name, dtype) != ("gpu", "bfloat16"):
             with pytest.raises(ConfigError, match=f"'cudnn' needs a GPU and bfloat16, not {dtype} on a {name}"):
                 choose("cudnn", causal, jnp.dtype(dtype))
     ring = Layout({"context": 2})
-    with ring.scope(ring.abstract_mesh(2), platform=name):
+    with scope(ring, ring.abstract_mesh(2), platform=name):
         assert choose("auto", causal, jnp.dtype(dtype)) == ("ring" if causal else chosen)
 
 
@@ -235,6 +235,6 @@ def test_on_an_accelerator_all_matmuls_but_the_routers_are_of_bf16(on_platform):
 @pytest.mark.parametrize(("name", "dtype"), [("cpu", "float32"), ("tpu", "bfloat16"), ("gpu", "bfloat16")])
 def test_activations_between_matmuls_are_in_bf16_on_an_accelerator_alone(name, dtype):
     layout = Layout()
-    with layout.scope(layout.abstract_mesh(1), platform=name):
+    with scope(layout, layout.abstract_mesh(1), platform=name):
         assert Precision(compute="bfloat16").activations == dtype
         assert Precision().activations == "float32"

@@ -78,8 +78,8 @@ def test_ctrl_c_saves_and_says_the_command_that_goes_on(undisturbed: Path, tmp_p
     )
     assert done.returncode == 130, done.stderr
     assert (
-        f"stopped after step 5 of 12; go on with:\njaxtrain train {launch.HERE / 'tiny.py'}:data --run {run}"
-        in done.stdout
+        f"stopped after step 5 of 12; resume with:\njaxtrain train {launch.HERE / 'tiny.py'}:data --run {run}"
+        in done.stderr
     )
     subprocess.run(command, env=launch.environment(2), check=True, capture_output=True, timeout=240)
     assert launch.losses(run) == launch.losses(undisturbed)

@@ -46,7 +46,7 @@ ROOMS = {
     "train": (),
     "analysis": ("hlo", "textbook", "explain", "shrink", "verify", "databench"),
     "launch": ("job", "slurm", "tpu", "kubernetes", "local"),
-    "cli": ("data", "launch", "main"),
+    "cli": ("terminal", "verbs", "flags", "data", "launch", "main"),
 }
 """Rooms from the ground up, and the order of files within each: a module imports only from those before it. Where a
 folder stands for its files, these are not ordered; files that are not named come at the place of their folder.

@@ -17,7 +17,7 @@ import tiny
 from jaxtrain import Program
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.models import NGrams
-from jaxtrain.optimizers import SGD, WSD, AdamW, Constant, Cosine, Linear, Lion, Muon, Optimizer, averaged
+from jaxtrain.optimizers import SGD, WSD, AdamW, ConstantRate, CosineDecay, LinearDecay, Lion, Muon, Optimizer, averaged
 from jaxtrain.tasks import Regression
 from jaxtrain.train import train
 
@@ -82,10 +82,10 @@ def newton_schulz(x: np.ndarray) -> np.ndarray:
     return x
 
 
-WARM = Constant(peak=PEAK, warmup=2)
+WARM = ConstantRate(peak=PEAK, warmup=2)
 COMMON: dict[str, Any] = {"clip": CLIP, "weight_decay": DECAY}
 OPTIMIZERS: dict[str, tuple[Optimizer, Direction]] = {
-    "adamw": (AdamW(schedule=Constant(peak=PEAK), b2=0.95, **COMMON), adamw),
+    "adamw": (AdamW(schedule=ConstantRate(peak=PEAK), b2=0.95, **COMMON), adamw),
     "adamw, warm-up": (AdamW(schedule=WARM, b2=0.95, **COMMON), adamw),
     "momentum": (SGD(schedule=WARM, momentum=0.8, **COMMON), momentum),
     "nesterov": (SGD(schedule=WARM, momentum=0.8, nesterov=True, **COMMON), nesterov),
@@ -148,7 +148,7 @@ def test_the_first_updates_of_parameters_in_bf16_are_nearly_those_of_the_formula
 
 
 def test_the_average_of_parameters_is_that_of_the_formula_while_its_decay_grows():
-    optimizer = SGD(schedule=Constant(peak=1.0), momentum=0.0, clip=None, ema=0.3)
+    optimizer = SGD(schedule=ConstantRate(peak=1.0), momentum=0.0, clip=None, ema=0.3)
     built = optimizer.build(9)
     params = {"x": jnp.asarray([10.0, -4.0])}
     state, update = jax.jit(built.init)(params), jax.jit(built.update)
@@ -182,9 +182,9 @@ def wsd(k: int, n: int, w: int) -> float:
 
 
 SCHEDULES = {
-    "constant": (Constant(peak=2.0), constant),
-    "cosine": (Cosine(peak=2.0, floor=0.1), cosine),
-    "linear": (Linear(peak=2.0, floor=0.2), linear),
+    "constant": (ConstantRate(peak=2.0), constant),
+    "cosine": (CosineDecay(peak=2.0, floor=0.1), cosine),
+    "linear": (LinearDecay(peak=2.0, floor=0.2), linear),
     "wsd": (WSD(peak=2.0, decay=0.4, floor=0.3), wsd),
 }
 
@@ -211,7 +211,7 @@ def test_the_rate_that_is_logged_is_that_of_the_formula_and_that_of_the_update(n
         optimizer=optimizer,
         steps=7,
         evals={},
-        save_every=1,
+        runtime=replace(tiny.main().runtime, save_every=1),
     )
     run, _ = train(experiment, tmp_path / "run")
     lines = {line["step"]: line for line in run.metrics()}

@@ -1,56 +1,79 @@
-"""The verb `jaxtrain launch slurm | k8s | tpu | local`. Not here: what a platform is told."""
+"""The verbs that start a training elsewhere, or in several processes. Not here: what a platform needs."""
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, TypeVar
 
 import tyro
 
-from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.cli.flags import parse
+from jaxtrain.cli.terminal import output_not_needed
+from jaxtrain.cli.verbs import Verbs
 from jaxtrain.launch.job import Job, Written, check, submit
 from jaxtrain.launch.kubernetes import Kubernetes
 from jaxtrain.launch.local import Local, run
 from jaxtrain.launch.slurm import Slurm
 from jaxtrain.launch.tpu import TpuVm
 
-USAGE = """\
-jaxtrain launch slurm EXPERIMENT --nodes 2 --gpus 8 [-- --FIELD VALUE …]      a batch script for SLURM
-jaxtrain launch k8s EXPERIMENT --image I --claim C --hosts 2 --gpus 8 [-- …]  a JobSet for Kubernetes; --tpu v5e:4x4
-jaxtrain launch tpu EXPERIMENT --vm NAME --zone Z --tpu v5e:4x4 [-- …]        a script for all workers of a TPU VM
-jaxtrain launch local EXPERIMENT --processes 4 --devices 2 [-- …]             run it here, in so many processes
+VERBS = Verbs(
+    "Run an experiment on many machines, or here in several processes. Flags of `jaxtrain train` come after `--`."
+)
 
-The first three print what they would submit; --out FILE writes it, --submit submits it."""
-
-PLATFORMS: dict[str, type[Job]] = {"slurm": Slurm, "k8s": Kubernetes, "tpu": TpuVm, "local": Local}
+AnyJob = TypeVar("AnyJob", bound=Job)
+Flat = tyro.conf.arg(name="")
 
 
-def launch(arguments: Sequence[str], parse: Callable[[Sequence[str]], Experiment]) -> None:
-    """`jaxtrain launch`; `parse` gives the experiment of the arguments of `jaxtrain train`."""
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE)
-        return
-    platform, *own = arguments
-    if platform not in PLATFORMS:
-        raise ConfigError(f"there is no platform {platform!r}{nearest(platform, PLATFORMS)}\n\n{USAGE}")
-    cut = own.index("--") if "--" in own else len(own)
-    flags = tuple(own[cut + 1 :])
-    if any(flag.split("=")[0] == "--run" for flag in flags):
+@dataclass(frozen=True)
+class TrainFlags:
+    """What follows the job's own flags."""
+
+    train_flags: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="-- --FIELD VALUE …")] = ()
+    """Flags of `jaxtrain train`, after two dashes."""
+
+
+Rest = Annotated[TrainFlags, Flat]
+
+
+@VERBS.verb
+def slurm(job: Annotated[Slurm, Flat], rest: Rest) -> None:
+    """Print a batch script for SLURM, write it with --out, or submit it with --submit."""
+    _write(_checked(job, rest.train_flags))
+
+
+@VERBS.verb
+def k8s(job: Annotated[Kubernetes, Flat], rest: Rest) -> None:
+    """Print a JobSet for Kubernetes, write it with --out, or submit it with --submit."""
+    _write(_checked(job, rest.train_flags))
+
+
+@VERBS.verb
+def tpu(job: Annotated[TpuVm, Flat], rest: Rest) -> None:
+    """Print a script for all workers of a TPU VM, write it with --out, or run it with --submit."""
+    _write(_checked(job, rest.train_flags))
+
+
+@VERBS.verb
+def local(job: Annotated[Local, Flat], rest: Rest) -> int:
+    """Run an experiment in processes on this machine."""
+    output_not_needed()
+    return run(_checked(job, rest.train_flags))
+
+
+def _checked(job: AnyJob, train_flags: Sequence[str]) -> AnyJob:
+    """The job with the flags of its training, once these are known to fit its devices."""
+    if any(flag.split("=")[0] == "--run" for flag in train_flags):
         raise ConfigError("give --run before `--`: all processes and restarts share it")
-    job = tyro.cli(PLATFORMS[platform], args=own[:cut], prog=f"jaxtrain launch {platform}")
-    job = replace(job, flags=flags)
-    plan = check(job, parse([job.experiment, *flags]))
-    print(f"{job.title}: {plan}", file=sys.stderr)
-    if isinstance(job, Local):
-        sys.exit(run(job))
-    if isinstance(job, Written):
-        _write(job, arguments)
+    job = replace(job, flags=tuple(train_flags))
+    print(f"{job.title}: {check(job, parse(job.experiment, train_flags).experiment)}", file=sys.stderr)
+    return job
 
 
-def _write(job: Written, arguments: Sequence[str]) -> None:
-    again = [word for word in arguments if word != "--submit"]
-    text = job.render(f"# Written by: {shlex.join(['jaxtrain', 'launch', *again])}")
+def _write(job: Written) -> None:
+    command = ["jaxtrain", *(word for word in sys.argv[1:] if word != "--submit")]
+    text = job.render(f"# Written by: {shlex.join(command)}")
     if job.out is not None:
         try:
             job.out.write_text(text)

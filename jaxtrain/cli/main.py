@@ -1,220 +1,188 @@
-"""The command line: verbs, thin. Every field of an experiment is a flag that tyro makes from its type.
+"""The command line: verbs that make of flags what they call. Not here: anything that they do."""
 
-Not here: anything that the verbs do.
-"""
-
+import contextlib
+import io
 import os
 import shlex
 import sys
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal
 
 import jax
 import tyro
 
 from jaxtrain.base.cache import cache
-from jaxtrain.base.errors import ConfigError, Damaged, nearest
-from jaxtrain.experiment.experiment import Experiment, config_facts
-from jaxtrain.experiment.files import Origin, load
+from jaxtrain.base.errors import ConfigError, Damaged, ExitCode
+from jaxtrain.cli.data import VERBS as DATA
+from jaxtrain.cli.flags import HELP, Fields, chosen, registry
+from jaxtrain.cli.launch import VERBS as LAUNCH
+from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams
+from jaxtrain.cli.verbs import Verbs
+from jaxtrain.experiment.experiment import config_facts
 
-USAGE = """\
-jaxtrain train EXPERIMENT [--run DIR] [--FIELD VALUE …]   train file.py[:function]; go on if DIR holds its run
-jaxtrain explain EXPERIMENT [--devices N] [--FIELD …]     where every array would live on N devices
-jaxtrain verify EXPERIMENT [--devices N] [--meshes M …]   that it trains alike, and sends no more, on every mesh
-jaxtrain evaluate RUN [--step N] [--split S]              metrics of a saved step
-jaxtrain predict RUN TEXT|FILE … [--step N]               what the trained model says
-jaxtrain data build|card|check|diff|bench …               data sets with cards; how fast they are read
-jaxtrain launch slurm|k8s|tpu|local EXPERIMENT …          the same on many machines, or in many processes
+VERBS = Verbs(
+    "Trains JAX experiments, and reads what they leave behind.\n\n"
+    "Every verb has --help; after an experiment's file it lists every field of the experiment. --debug shows the "
+    "traceback of every error. Exit codes: 0 finished, 1 damaged data or a bug, 2 user error, 75 stopped early (run "
+    "the same command again), 130 Ctrl-C."
+)
 
-jaxtrain VERB --help says more; `train EXPERIMENT --help` lists every field. --debug shows tracebacks."""
+TYRO_COMPLETES_NO_FILES = {
+    "in completions:\n        print": "in completions or ['__TYRO_COMPLETE_FILES__']:\n        print",
+    'compgen -f -- "$cur"': 'compgen -f -- "${COMP_WORDS[COMP_CWORD]}"',
+    "complete -F": "complete -o filenames -F",
+}
+"""Changes of the scripts by tyro 1.0, which complete nothing at all where an experiment or a run is to be named."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Metrics of a saved step of a run."""
-
-    run: Annotated[Path, tyro.conf.Positional]
-    """The run's folder."""
-    step: int | None = None
-    """The saved step; the latest by default."""
-    split: str | None = None
-    """One split; all by default."""
-    code: str | None = None
-    """file.py[:function] of the experiment, if it holds classes that are not jaxtrain's, or data in memory."""
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Code = Annotated[str | None, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Predict:
-    """What a trained model says of texts or files."""
+@VERBS.verb
+def train(experiment: Fields, run: Path | None = None) -> int:
+    """Train an experiment, or resume its run.
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """The run's folder."""
-    inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Texts, or files of images."""
-    step: int | None = None
-    """The saved step; the latest by default."""
-    code: str | None = None
-    """file.py[:function] of the experiment, if it holds classes that are not jaxtrain's, or data in memory."""
-
-
-Flags = Annotated[Experiment, tyro.conf.arg(name="")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """Train an experiment, or go on with its run."""
-
-    experiment: Flags
-    run: Path | None = None
-    """The run's folder; a new one under runs/ by default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explain:
-    """Where every array of an experiment would live."""
-
-    experiment: Flags
-    devices: int | None = None
-    """How many devices to think of; those that are here by default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verify:
-    """Train an experiment, made small, on every mesh of simulated devices, and compare with one device."""
-
-    experiment: Flags
-    devices: int = 8
-    """How many devices to simulate."""
-    meshes: tuple[str, ...] = ()
-    """Meshes such as `"data 2 tensor 4"`, or `fsdp` alone for all devices; every one that fits by default."""
-
-
-Verb = TypeVar("Verb", Train, Explain, Verify)
-
-
-def train(arguments: Sequence[str]) -> None:
-    """`jaxtrain train`."""
+    Args:
+        run: The run's folder; a new one under runs/ by default.
+    """
     from jaxtrain.cluster.processes import together
-    from jaxtrain.train import train
+    from jaxtrain.train import train as train_to_the_end
 
-    given, origin = _given(Train, arguments, "train")
-    with together(
-        lambda: config_facts(given.experiment, origin.file), given.experiment.runtime.deadline, _told
-    ) as stop:
-        run, state = train(given.experiment, given.run, origin, stop)
-    if int(state.step) < given.experiment.steps:
-        flags = [] if given.run else ["--run", str(run.folder)]
-        again = shlex.join(["jaxtrain", "train", *arguments, *flags])
-        print(f"stopped after step {int(state.step)} of {given.experiment.steps}; go on with:\n{again}")
-        sys.exit(stop.code)
-
-
-def explain(arguments: Sequence[str]) -> None:
-    """`jaxtrain explain`."""
-    given, _ = _given(Explain, arguments, "explain")
-    if given.devices is not None and given.devices < 1:
-        raise ConfigError(f"--devices {given.devices}: give a number of devices, at least 1")
-    from jaxtrain.analysis.explain import explain
-
-    print(explain(given.experiment, given.devices or jax.device_count()))
+    config, origin = experiment.experiment, experiment.origin
+    with together(lambda: config_facts(config, origin.file), config.runtime.deadline, report_error) as stop:
+        made, state = train_to_the_end(config, run, origin, stop)
+    done = int(state.step)
+    if done == config.steps:
+        return ExitCode.FINISHED
+    again = shlex.join(["jaxtrain", *sys.argv[1:], *([] if run else ["--run", str(made.folder)])])
+    print(f"stopped after step {done} of {config.steps}; resume with:\n{again}", file=sys.stderr)
+    return stop.code
 
 
-def verify(arguments: Sequence[str]) -> None:
-    """`jaxtrain verify`."""
-    given, _ = _given(Verify, arguments, "verify")
-    from jaxtrain.analysis.verify import read_mesh, simulate, verify
+@VERBS.verb
+def explain(experiment: Fields, devices: int | None = None) -> None:
+    """Show where every array of an experiment would live.
 
-    meshes = [read_mesh(words, given.devices) for words in given.meshes]
-    if not verify(given.experiment, simulate(given.devices), meshes):
-        sys.exit(1)
+    Args:
+        devices: How many devices to think of; those that are here by default.
+    """
+    from jaxtrain.analysis.explain import explain as describe
+
+    if devices is not None and devices < 1:
+        raise ConfigError(f"--devices {devices}: give a number of devices, at least 1")
+    print(describe(experiment.experiment, devices or jax.device_count()))
 
 
-def evaluate(arguments: Sequence[str]) -> None:
-    """`jaxtrain evaluate`."""
-    given = tyro.cli(Evaluate, args=list(arguments), prog="jaxtrain evaluate")
+@VERBS.verb
+def verify(experiment: Fields, devices: int = 8, meshes: tuple[str, ...] = ()) -> int:
+    """Train an experiment, made small, on every mesh of simulated devices, and compare with one device.
+
+    Args:
+        devices: How many devices to simulate.
+        meshes: Meshes such as "data 2 tensor 4", or "fsdp" alone for all devices; every one that fits by default.
+    """
+    from jaxtrain.analysis.verify import read_mesh, simulate
+    from jaxtrain.analysis.verify import verify as compare
+
+    chosen_meshes = [read_mesh(words, devices) for words in meshes]
+    return ExitCode.FINISHED if compare(experiment.experiment, simulate(devices), chosen_meshes) else ExitCode.FAILED
+
+
+@VERBS.verb
+def evaluate(run: RunFolder, step: int | None = None, split: str | None = None, code: Code = None) -> None:
+    """Compute the metrics of a saved step of a run.
+
+    Args:
+        run: The run's folder.
+        step: The saved step; the latest by default.
+        split: One split; all by default.
+        code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
+    """
     from jaxtrain.base.text import number
     from jaxtrain.evaluate import evaluate_run
     from jaxtrain.runs.folder import Run
 
-    run = Run(given.run, given.code)
-    for split, values in evaluate_run(run, given.step, given.split).items():
-        print(split, *(f"{name} {number(value)}" for name, value in values.items()), sep="  ")
+    for name, values in evaluate_run(Run(run, code), step, split).items():
+        print(name, *(f"{metric} {number(value)}" for metric, value in values.items()), sep="  ")
 
 
-def predict(arguments: Sequence[str]) -> None:
-    """`jaxtrain predict`."""
-    given = tyro.cli(Predict, args=list(arguments), prog="jaxtrain predict")
-    if not given.inputs:
-        raise ConfigError("predict: give at least one text or file after the run")
+@VERBS.verb
+def predict(
+    run: RunFolder,
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT|FILE …")],
+    step: int | None = None,
+    code: Code = None,
+) -> None:
+    """Predict from texts or files, one line each, with a saved step of a run.
+
+    Args:
+        run: The run's folder.
+        inputs: Texts, or files of images.
+        step: The saved step; the latest by default.
+        code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
+    """
     from jaxtrain.evaluate import predict_run
     from jaxtrain.runs.folder import Run
 
-    run = Run(given.run, given.code)
-    for text, line in zip(given.inputs, predict_run(run, given.inputs, given.step), strict=True):
+    if not inputs:
+        raise ConfigError("predict: give at least one text or file after the run")
+    for text, line in zip(inputs, predict_run(Run(run, code), inputs, step), strict=True):
         print(f"{line}  {text}")
 
 
-def data(arguments: Sequence[str]) -> None:
-    """`jaxtrain data`."""
-    from jaxtrain.cli.data import data
-
-    data(arguments)
+VERBS.group("data", DATA)
+VERBS.group("launch", LAUNCH)
 
 
-def launch(arguments: Sequence[str]) -> None:
-    """`jaxtrain launch`."""
-    from jaxtrain.cli.launch import launch
+@VERBS.verb
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]) -> None:
+    """Print a script by which a shell completes verbs, flags and files when the tab key is pressed.
 
-    launch(arguments, lambda words: _given(Train, words, "train")[0].experiment)
+    Install it once for each shell, and again after an update:
 
+    bash: jaxtrain completion bash > ~/.local/share/bash-completion/completions/jaxtrain
 
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {
-    "train": train,
-    "explain": explain,
-    "verify": verify,
-    "evaluate": evaluate,
-    "predict": predict,
-    "data": data,
-    "launch": launch,
-}
+    zsh: jaxtrain completion zsh > ~/.zfunc/_jaxtrain, with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
+
+    fish: jaxtrain completion fish > ~/.config/fish/completions/jaxtrain.fish
+
+    Args:
+        shell: Which one.
+    """
+    with contextlib.redirect_stdout(io.StringIO()) as script, contextlib.suppress(SystemExit):
+        VERBS.app().cli(prog="jaxtrain", args=["--tyro-write-completion", shell, "-"], registry=registry(None))
+    text = script.getvalue()
+    for old, new in TYRO_COMPLETES_NO_FILES.items():
+        text = text.replace(old, new)
+    print(text, end="")
 
 
 def main() -> None:
-    """Run the verb that was asked for. Exits with a message: 2 for a mistake in what was asked, 1 for damaged data.
-
-    A run that stopped before its last step ends with 75 (run the same command again), after Ctrl-C with 130.
-    """
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE)
-        return
+    """Run the verb that the command line names; ends with an `ExitCode` if that is not 0."""
+    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]  # of `launch`, not of its job
+    words = [word for word in own if word != "--debug"] + sys.argv[len(own) + 1 :]
+    show_tracebacks("--debug" in own)
     _cache_programs()
-    try:
-        if arguments[0] not in VERBS:
-            raise ConfigError(f"there is no verb {arguments[0]!r}{nearest(arguments[0], VERBS)}\n\n{USAGE}")
-        VERBS[arguments[0]](arguments[1:])
-    except (ConfigError, Damaged) as error:
-        if "--debug" in sys.argv:
-            raise
-        sys.exit(_told(error))
+    with standard_streams():
+        try:
+            code = run(words)
+        except (ConfigError, Damaged, KeyboardInterrupt) as error:
+            code = report_error(error)
+    if code:
+        sys.exit(code)
 
 
-def _told(error: BaseException) -> int:
-    """Say an error to a person; the exit code."""
-    if isinstance(error, ConfigError | Damaged) and "--debug" not in sys.argv:
-        print(f"jaxtrain: {'damaged data: ' * isinstance(error, Damaged)}{error}", file=sys.stderr)
-    else:
-        traceback.print_exception(error)
-    if isinstance(error, Damaged):
-        print(
-            "`jaxtrain data check` names all damage of a built data set; the source Tolerant(source, limit) goes on "
-            "without up to so many records",
-            file=sys.stderr,
-        )
-    return 2 if isinstance(error, ConfigError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+def run(words: Sequence[str]) -> int:
+    """Read the flags, whose defaults are those of the experiment that is named, and call the verb."""
+    path, verb = VERBS.find(words)
+    rest = words[len(path) :]
+    if isinstance(verb, Verbs) and not rest:
+        words = [*words, HELP[-1]]
+    takes_experiment = Fields in getattr(verb, "__annotations__", {}).values()
+    default = chosen(rest, " ".join(path)) if takes_experiment else None
+    app, config = VERBS.app(path), (tyro.conf.PositionalMetavarFromFieldName,)
+    return app.cli(prog="jaxtrain", description=VERBS.help, args=words, registry=registry(default), config=config) or 0
 
 
 def _cache_programs() -> None:
@@ -222,12 +190,3 @@ def _cache_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache("programs")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def _given(kind: type[Verb], arguments: Sequence[str], verb: str) -> tuple[Verb, Origin]:
-    """The flags of a verb that takes an experiment, whose name comes first."""
-    if not arguments or arguments[0].startswith("-"):
-        raise ConfigError(f"{verb}: name an experiment first: jaxtrain {verb} experiments/sentiment.py\n\n{USAGE}")
-    experiment, origin = load(arguments[0])
-    default = kind(experiment=experiment)
-    return tyro.cli(kind, default=default, args=list(arguments[1:]), prog=f"jaxtrain {verb} {arguments[0]}"), origin

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import Any, TypeVar
+from types import FrameType, FunctionType, ModuleType
+from typing import Any, TypeVar, get_type_hints
 
 from jaxtrain.base.config import check_types
 from jaxtrain.base.errors import ConfigError, nearest
@@ -39,16 +39,36 @@ def load_kind(where: str, kind: type[T]) -> tuple[T, Origin]:
     """The same for a function that returns another kind of value."""
     name, _, function = where.partition(":")
     module = load_code(Path(name))
-    makers = functions(module, kind)
-    if not makers:
-        raise ConfigError(f"{name} has no function annotated `-> {kind.__name__}`")
-    function = function or ("main" if "main" in makers else next(iter(makers)))
-    if function not in makers:
-        raise ConfigError(f"{name} has no {kind.__name__} named {function!r}{nearest(function, makers)}")
-    made = _call(makers[function], name)
+    found = functions(module, kind)
+    if not found:
+        raise ConfigError(f"{name} has no function annotated `-> {kind.__name__}`{_without_annotation(module, kind)}")
+    function = function or ("main" if "main" in found else next(iter(found)))
+    if function not in found:
+        why = nearest(function, found)
+        if _own_function(module, function) is not None:
+            why = f": {function} is a function that is not annotated `-> {kind.__name__}`"
+        raise ConfigError(f"{name} has no {kind.__name__} named {function!r}{why}")
+    needed = _needed_arguments(found[function])
+    if needed:
+        raise ConfigError(
+            f"{name}: {function} needs the argument{'s' if len(needed) > 1 else ''} {', '.join(needed)}, but is called "
+            "without any: give each a default"
+        )
+    made = _call(found[function], name)
     if not isinstance(made, kind):
         raise ConfigError(f"{name}: {function} returned a {type(made).__name__}, not {kind.__name__}")
     return made, Origin(Path(name), function)
+
+
+def _without_annotation(module: ModuleType, kind: type) -> str:
+    """A hint for a file whose only lack is an annotation."""
+    return f": write `def main() -> {kind.__name__}:`" if _own_function(module, "main") else ""
+
+
+def _needed_arguments(function: Callable[..., Any]) -> list[str]:
+    named = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.default is each.empty and each.kind not in named]
 
 
 class _Loader(SourceFileLoader):
@@ -77,10 +97,30 @@ def load_code(file: Path) -> ModuleType:
 
 
 def functions(module: ModuleType, kind: type[T]) -> dict[str, Callable[[], T]]:
-    """The functions of an experiment file that return a value of this kind, in the order of the file."""
-    own = inspect.getmembers(module, lambda x: inspect.isfunction(x) and x.__module__ == module.__name__)
-    found = {name: f for name, f in own if f.__annotations__.get("return") in (kind, kind.__name__)}
-    return dict(sorted(found.items(), key=lambda item: item[1].__code__.co_firstlineno))
+    """The functions of an experiment file that are annotated to return this kind of value, in the order of the file.
+
+    Decorated ones too, if the decorator keeps `__wrapped__` as `functools.wraps` and `functools.cache` do.
+    """
+    own = {name: _own_function(module, name) for name in vars(module)}
+    found = {name: inner for name, inner in own.items() if inner is not None and _returns(inner, kind)}
+    return {name: getattr(module, name) for name in sorted(found, key=lambda name: found[name].__code__.co_firstlineno)}
+
+
+def _own_function(module: ModuleType, name: str) -> FunctionType | None:
+    """The function that is defined in this file under this name, without its decorators."""
+    value = getattr(module, name, None)
+    inner = inspect.unwrap(value) if callable(value) and not isinstance(value, type) else None
+    return inner if isinstance(inner, FunctionType) and inner.__module__ == module.__name__ else None
+
+
+def _returns(function: FunctionType, kind: type) -> bool:
+    """Whether a function is annotated to return this class, by name or as text."""
+    annotation = function.__annotations__.get("return")
+    only = type("Only", (), {"__annotations__": {"return": annotation}})  # those of its parameters need not be known
+    try:
+        return get_type_hints(only, function.__globals__)["return"] is kind
+    except (NameError, AttributeError, SyntaxError, TypeError):  # it may be imported for type checkers only
+        return isinstance(annotation, str) and annotation.rpartition(".")[2] == kind.__name__
 
 
 def _call(function: Callable[[], Any], name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from jaxtrain.base.text import duration, number
@@ -11,6 +11,8 @@ from jaxtrain.base.text import duration, number
 class Console:
     """Progress on `stream` (None: stderr), a tqdm bar if that is a terminal, else one line per `metrics`.
 
+    A stream that is closed, or can no longer be written, is no reason to stop a run: nothing more is shown then.
+
     steps: how many steps the run has. start: how many of them are done already.
     active: False shows nothing, for all processes but the first.
     """
@@ -18,14 +20,20 @@ class Console:
     def __init__(self, steps: int, start: int, active: bool, stream: TextIO | None = None) -> None:
         self._steps = steps
         self._done = start
-        self._active = active
         self._stream = sys.stderr if stream is None else stream
+        self._active = active and self._stream is not None  # Python has none where the shell closed it
         self._mark: tuple[int, float] | None = None
         self._bar: Any = None
-        if active and self._stream.isatty():
+        if self._active:
+            self._try(self._start_bar)
+
+    def _start_bar(self) -> None:
+        if self._stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=steps, initial=start, file=self._stream, unit=" steps", dynamic_ncols=True)
+            self._bar = tqdm(
+                total=self._steps, initial=self._done, file=self._stream, unit=" steps", dynamic_ncols=True
+            )
 
     def step(self, n: int) -> None:
         """Says that n steps are done."""
@@ -33,7 +41,7 @@ class Console:
             # Speed counts from the end of the first step, which compiles.
             self._mark = (n, time.perf_counter())
         if self._bar is not None:
-            self._bar.update(n - self._done)
+            self._try(lambda: self._bar.update(n - self._done))
         self._done = n
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -49,14 +57,22 @@ class Console:
     def say(self, text: str) -> None:
         """Shows a line, above the bar if there is one."""
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+            self._try(lambda: self._bar.write(text, file=self._stream))
         elif self._active:
-            print(text, file=self._stream, flush=True)
+            self._try(lambda: print(text, file=self._stream, flush=True))
 
     def close(self) -> None:
         """Leaves the bar as it is."""
         if self._bar is not None:
-            self._bar.close()
+            self._try(self._bar.close)
+
+    def _try(self, show: Callable[[], object]) -> None:
+        try:
+            show()
+        except (OSError, ValueError):  # a closed file raises ValueError, and so does a letter that its encoding lacks
+            if self._bar is not None:
+                self._bar.disable = True  # it would try again when it is collected
+            self._active, self._bar = False, None
 
     def _speed(self) -> str:
         """Steps per second since the last line that had it; nothing when no step was taken since."""

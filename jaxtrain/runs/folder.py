@@ -64,9 +64,10 @@ class Run:
         if self._experiment is not None:
             return self._experiment
         saved, made = self.saved["experiment"], None
-        if self._code is not None:
+        if self._code is not None and '"$array"' in json.dumps(saved):
+            made = load(self._code)[0]
+        elif self._code is not None:
             load_code(Path(self._code.partition(":")[0]))
-            made = load(self._code)[0] if '"$array"' in json.dumps(saved) else None
         return from_json(saved, made)
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -115,11 +115,19 @@ class Layout:
         if list(self.mesh.values()).count(-1) > 1:
             raise ConfigError(f"layout.mesh: {dict(self.mesh)} has more than one -1; only one axis can take the rest")
 
+    @property
+    def one_device(self) -> bool:
+        """Whether the mesh is one device, however many there are: `{}`, or all sizes 1."""
+        return all(size == 1 for size in self.mesh.values())
+
     def sizes(self, devices: int) -> dict[str, int]:
-        """The size of every mesh axis on so many devices. Raises ConfigError where the mesh does not fit them."""
+        """The size of every mesh axis on this many devices.
+
+        Raises ConfigError where the mesh does not fit them: it has to use all, or to be one device.
+        """
         fixed = math.prod(size for size in self.mesh.values() if size != -1)
         free = [axis for axis, size in self.mesh.items() if size == -1]
-        if (devices % fixed or devices < fixed) if free else (self.mesh and fixed != devices):
+        if (devices % fixed or devices < fixed) if free else (not self.one_device and fixed != devices):
             raise ConfigError(
                 f"layout.mesh: {dict(self.mesh)} needs {'a multiple of ' if free else ''}{fixed} devices, but there "
                 f"{'is' if devices == 1 else 'are'} {devices}: change a size, or let one axis be -1"
@@ -127,10 +135,12 @@ class Layout:
         return {axis: devices // fixed if size == -1 else size for axis, size in self.mesh.items()}
 
     def make_mesh(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """The mesh on these devices (all there are, if none are given); `Layout()` takes just the first."""
+        """The mesh on these devices (all there are, if none are given); a mesh of one device takes just the first."""
         devices = list(jax.devices() if devices is None else devices)
-        if not self.mesh and jax.process_count() > 1:
-            raise ConfigError(f'layout.mesh: {{}} is one device, but there are {len(devices)}: say {{"data": -1}}')
+        if self.one_device and jax.process_count() > 1:
+            raise ConfigError(
+                f'layout.mesh: {dict(self.mesh)} is one device, but there are {len(devices)}: say {{"data": -1}}'
+            )
         if self.offload and "pinned_host" not in {memory.kind for memory in devices[0].addressable_memories()}:
             raise ConfigError(
                 f"layout.offload: a {devices[0].device_kind} has no 'pinned_host' memory here: leave it out"

@@ -1,0 +1,149 @@
+"""How an experiment's fields become flags: rules for tyro, which is imported only by the command line.
+
+Not here: any verb.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, get_args
+
+import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.experiment.experiment import Experiment, Runtime
+from jaxtrain.experiment.files import Origin, load
+
+HELP = ("-h", "--help")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An experiment with the changes that its flags made, and the file that it came from."""
+
+    experiment: Experiment
+    origin: Origin
+
+
+Fields = Annotated[Chosen, tyro.conf.arg(name="")]
+"""The type of a verb's parameter that stands for an experiment's file and all of its fields."""
+
+
+def chosen(words: Sequence[str], verb: str) -> Chosen | None:
+    """The experiment that the first word names, before its flags are read, whose defaults it holds.
+
+    None where only help without an experiment is wanted. Raises ConfigError where no experiment is named.
+    """
+    if words and not words[0].startswith("-"):
+        return Chosen(*load(words[0]))
+    if any(word in HELP for word in words):
+        return None
+    example = " ".join(["jaxtrain", verb, "experiments/digits.py", *words])
+    raise ConfigError(f"{verb}: name an experiment's file first, FILE[:FUNCTION], as in: {example}")
+
+
+def parse(where: str, flags: Sequence[str]) -> Chosen:
+    """The experiment of the words of `jaxtrain train` but for --run."""
+    words = [where, *flags]
+    return tyro.cli(Chosen, args=words, prog="jaxtrain train", registry=registry(chosen(words, "train")))
+
+
+def registry(default: Chosen | None) -> ConstructorRegistry:
+    """The rules: how `Chosen` becomes flags with the values of `default`, and how mappings do."""
+    rules = ConstructorRegistry()
+    rules.primitive_rule(_pairs)
+    rules.primitive_rule(lambda info: _file(default) if info.type is Origin else None)
+    rules.struct_rule(lambda info: _fields(default) if info.type is Chosen else None)
+    return rules
+
+
+_FILE: Any = Annotated[Origin, tyro.conf.Positional, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
+_FLAT_RUNTIME: Any = Annotated[Runtime, tyro.conf.arg(name="")]
+
+
+def _file(default: Chosen | None) -> PrimitiveConstructorSpec:
+    """The word that names the experiment, which is loaded already."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FILE",
+        instance_from_str=lambda words: default and default.origin,
+        is_instance=lambda value: isinstance(value, Origin),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _fields(default: Chosen | None) -> StructConstructorSpec:
+    """A file and, where it is loaded already, every field of its experiment; those of `Runtime` have no prefix."""
+    file = StructFieldSpec(
+        name="origin",
+        type=_FILE,
+        default=tyro.MISSING,
+        helptext="The experiment's file, and its function unless that is main or the first; goes before all flags. "
+        "With it, --help lists every field of the experiment, each of which is a flag.",
+    )
+    if default is None:
+        return StructConstructorSpec(instantiate=Chosen, fields=(file,))
+    experiment = default.experiment
+    info = StructTypeInfo.make(type(experiment), experiment, in_union_context=False)
+    spec = ConstructorRegistry.get_struct_spec(info)
+    assert isinstance(spec, StructConstructorSpec)
+    flat = [replace(field, type=_FLAT_RUNTIME) if field.name == "runtime" else field for field in spec.fields]
+
+    def make(origin: Origin, **values: Any) -> Chosen:
+        return Chosen(spec.instantiate(**values), origin)
+
+    return StructConstructorSpec(instantiate=make, fields=(file, *flat))
+
+
+def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """A mapping from names to plain values is replaced by pairs of words: `--layout.mesh data 2 tensor 4`.
+
+    Without this rule tyro would make one flag of each name that the experiment has there already.
+    """
+    if info.type_origin not in (Mapping, dict):
+        return None
+    name, value = get_args(info.type)
+    kinds = get_args(value) or (value,)
+    if name is not str or not set(kinds) <= {int, str, bool}:
+        return None
+
+    def read(words: list[str]) -> dict[str, Any]:
+        if len(words) % 2:
+            raise ConfigError(f"{' '.join(words)}: give pairs of a name and a value, such as {_example(kinds)}")
+        names = words[::2]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ConfigError(f"{' '.join(words)}: {twice[0]!r} is given twice")
+        return {name: _value(word, kinds, name) for name, word in zip(names, words[1::2], strict=True)}
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME VALUE …]" if str in kinds else "[NAME INT …]",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
+    )
+
+
+def _value(word: str, kinds: Sequence[type], name: str) -> str | int | bool:
+    if bool in kinds and word in ("True", "False", "true", "false"):
+        return word.lower() == "true"
+    if int in kinds:
+        try:
+            return int(word)
+        except ValueError:
+            if str not in kinds:
+                message = f"{name} {word}: {word!r} is no whole number; give pairs such as {_example(kinds)}"
+                raise ConfigError(message) from None
+    return word
+
+
+def _example(kinds: Sequence[type]) -> str:
+    return "NAME VALUE" if str in kinds else "data 2 tensor 4"

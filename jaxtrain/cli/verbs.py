@@ -1,0 +1,50 @@
+"""Groups of verbs, as tyro's subcommands: which function the first words of a command line name."""
+
+from collections.abc import Sequence
+from types import FunctionType
+from typing import TypeVar
+
+from tyro.extras import SubcommandApp
+
+from jaxtrain.base.errors import ConfigError, nearest
+
+Verb = TypeVar("Verb", bound=FunctionType)
+
+
+class Verbs:
+    """Verbs by name: functions, whose parameters are flags and whose docstrings are the help, and groups of these."""
+
+    def __init__(self, help: str) -> None:
+        self.help = help
+        self._named: dict[str, FunctionType | Verbs] = {}
+
+    def verb(self, function: Verb) -> Verb:
+        """Decorator: adds a function under its own name."""
+        self._named[function.__name__] = function
+        return function
+
+    def group(self, name: str, verbs: "Verbs") -> None:
+        """Adds a group."""
+        self._named[name] = verbs
+
+    def find(self, words: Sequence[str]) -> tuple[list[str], "FunctionType | Verbs"]:
+        """The leading words that name a verb or a group, and this verb or group. Raises ConfigError for other words."""
+        if not words or words[0].startswith("-"):
+            return [], self
+        if words[0] not in self._named:
+            raise ConfigError(f"there is no verb {words[0]!r}{nearest(words[0], self._named)}")
+        found = self._named[words[0]]
+        path, verb = found.find(words[1:]) if isinstance(found, Verbs) else ([], found)
+        return [words[0], *path], verb
+
+    def app(self, path: Sequence[str] = ()) -> SubcommandApp:
+        """The verbs as tyro's subcommands; of a path only the verb that it names, so that no other is suggested."""
+        app = SubcommandApp()
+        for name in path[:1] or self._named:
+            found = self._named[name]
+            if isinstance(found, Verbs):
+                app.command(found.app(path[1:]), name=name, help=found.help)
+            else:
+                summary = (found.__doc__ or "").partition("\n\n")[0]
+                app.command(name=name, help=None if path else summary)(found)
+        return app
