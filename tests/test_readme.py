@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from conftest import QUICK
@@ -79,7 +80,7 @@ def page_id(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-def running(page: Path) -> pytest.param:
+def running(page: Path) -> Any:
     slow = any(language == "bash" for language, _ in blocks(page))
     return pytest.param(page, id=page_id(page), marks=[pytest.mark.slow] if slow else [])
 
