@@ -237,11 +237,13 @@ class AverageState(NamedTuple):
 
 def average_parameters(decay: float) -> optax.GradientTransformation:
     """Leaves updates as they are and keeps an exponential moving average of the parameters they lead to (Polyak &
-    Juditsky 1992). Early on the decay is (1 + n) / (10 + n), so that the start is forgotten.
+    Juditsky 1992). Early on the decay is (1 + n) / (10 + n), so that the start is forgotten. The average is kept in
+    f32 at least: in bf16 it would not move, since 1 - decay is less than its rounding.
     """
 
     def init(params: Any) -> AverageState:
-        return AverageState(jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
+        wide = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), params)
+        return AverageState(wide, jnp.zeros((), jnp.int32))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
         weight = jnp.minimum(decay, (1 + state.count) / (10 + state.count))

@@ -96,7 +96,7 @@ def train_step(
     """One update, and the metrics of the batch before it. Pure: all randomness comes from the state's key and step."""
     keys_B = jax.random.split(jax.random.fold_in(state.key, state.step), batch["mask"].shape[0])
     summed, loss, metrics = gradients(task, state.params, batch, keys_B)
-    grads = jax.tree.map(lambda grad: grad / loss.weight.astype(grad.dtype), summed)
+    grads = jax.tree.map(lambda grad: (grad / loss.weight).astype(grad.dtype), summed)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     norm = Mean.of(optax.tree.norm(grads))

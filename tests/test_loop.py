@@ -21,6 +21,10 @@ from jaxtrain.runs.journal import Journal, Metrics
 from jaxtrain.train import train
 
 
+STATE: Any = None
+"""What a device that computes nothing needs of a state."""
+
+
 class Device:
     """A device that finishes a computation only when somebody waits for its result, and all those before it."""
 
@@ -73,7 +77,7 @@ def test_an_evaluation_is_never_more_than_two_batches_ahead_of_the_device(batche
             yield number
 
     program: Any = SimpleNamespace(epoch=epoch, evaluate=lambda state, number: device.start(float(number)))
-    found = evaluate(program, Any, tiny.main().data)
+    found = evaluate(program, STATE, tiny.main().data)
     assert ahead == [0, 1, *[2] * 98][:batches]
     assert found == ({"loss": (batches - 1) / 2} if batches else {})
     assert device.unfinished == 0
@@ -90,7 +94,7 @@ def test_an_evaluation_without_end_asks_for_a_batch_only_when_there_is_room_for_
 
     program: Any = SimpleNamespace(epoch=lambda *_: endless, evaluate=one)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(program, Any, tiny.main().data)
+        evaluate(program, STATE, tiny.main().data)
     assert (device.started, device.unfinished) == (5000, 2)
 
 

@@ -166,13 +166,15 @@ def test_a_run_and_its_explanation_say_what_is_replicated_although_its_parameter
 class Line(Model):
     """f32[B, F] to f32[B, 1]: one weight a feature."""
 
+    dtype: str = "float32"
+
     def build(self, rngs: nnx.Rngs, inputs: Any) -> nnx.Module:
-        return LineModule(rngs, inputs.shape[-1])
+        return LineModule(rngs, inputs.shape[-1], self.dtype)
 
 
 class LineModule(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, features: int):
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (features, 1)), axes=(None, "outputs"))
+    def __init__(self, rngs: nnx.Rngs, features: int, dtype: str):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (features, 1), dtype), axes=(None, "outputs"))
 
     def __call__(self, x_BF: jax.Array, keys_B: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         return x_BF @ self.kernel[...], {}
