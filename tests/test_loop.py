@@ -20,7 +20,6 @@ from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.journal import Journal, Metrics
 from jaxtrain.train import train
 
-
 STATE: Any = None
 """What a device that computes nothing needs of a state."""
 

@@ -20,7 +20,8 @@ from test_remat import arrays
 from jaxtrain import Layout, Program, eval_step, init_state, train_step
 from jaxtrain.models import Blocks, Experts, NGrams, Precision, Transformer, ViT
 from jaxtrain.models.layers import rotate
-from jaxtrain.optimizers import SGD, AdamW, Constant, Lion, Muon, Optimizer, averaged
+from jaxtrain.optimizers import SGD, AdamW, ConstantRate, Lion, Muon, Optimizer, averaged
+from jaxtrain.sharding.constraints import scope
 from jaxtrain.tasks import Classification, LanguageModel, Regression, Task
 
 B, L, V, E = 4, 8, 20, 6
@@ -150,7 +151,7 @@ def test_a_ring_of_devices_adds_up_its_softmax_in_f32(monkeypatch: pytest.Monkey
     model, layout = Transformer(vocab=V, blocks=blocks), Layout({"context": 2})
     ids = jnp.ones((B, L), jnp.int32)
     params = jax.eval_shape(lambda: arrays(model.init(jax.random.key(0), ids)))
-    with layout.scope(layout.abstract_mesh(2)):
+    with scope(layout, layout.abstract_mesh(2)):
         found = equations(jax.grad(lambda params: model.apply(params, ids).sum()), params)
     read = {dtype for each in found if each.primitive.name in ISLANDS for dtype in dtypes(each)}
     assert read == {"float32"}
@@ -182,9 +183,9 @@ def test_parameters_in_bf16_have_gradients_and_moments_in_bf16_and_an_average_in
 @pytest.mark.parametrize(
     ("optimizer", "layout", "microbatches"),
     [
-        (AdamW(schedule=Constant(peak=1e-2), ema=0.9), Layout(), 1),
-        (Muon(schedule=Constant(peak=1e-2), ema=0.9), Layout({"fsdp": 2}), 1),
-        (Lion(schedule=Constant(peak=3e-3)), Layout({"data": 2}), 2),
+        (AdamW(schedule=ConstantRate(peak=1e-2), ema=0.9), Layout(), 1),
+        (Muon(schedule=ConstantRate(peak=1e-2), ema=0.9), Layout({"fsdp": 2}), 1),
+        (Lion(schedule=ConstantRate(peak=3e-3)), Layout({"data": 2}), 2),
     ],
     ids=["AdamW", "Muon", "Lion"],
 )
@@ -196,7 +197,7 @@ def test_a_model_with_parameters_in_bf16_trains(optimizer: Optimizer, layout: La
     )
     program = Program(experiment, jax.devices()[: 2 if layout.mesh else 1])
     state, losses = program.init(), []
-    batches = program.placed(experiment.data, experiment.data.batches)
+    batches = program.batches(experiment.data)
     for batch in islice(batches, 12):
         state, metrics = program.step(state, batch)
         losses.append(float(metrics["loss"]))
@@ -213,7 +214,7 @@ def test_gradients_in_bf16_are_divided_by_the_exact_weight_of_the_batch():
     x_BF = np.ones((rows, 1), np.float32)
     x_BF[-1] = 0
     batch = {"x": x_BF, "target": -np.ones(rows, np.float32), "mask": np.ones(rows, bool)}
-    optimizer = SGD(schedule=Constant(peak=1.0), clip=None, momentum=0.0).build(1)
+    optimizer = SGD(schedule=ConstantRate(peak=1.0), clip=None, momentum=0.0).build(1)
     state = init_state(task, optimizer, jax.random.key(0), batch)
     state = replace(state, params=jax.tree.map(jnp.zeros_like, state.params))
     after, _ = train_step(task, optimizer, state, batch)
@@ -224,7 +225,7 @@ def test_gradients_in_bf16_are_divided_by_the_exact_weight_of_the_batch():
 
 def test_an_average_of_parameters_in_bf16_moves_by_less_than_their_rounding():
     params = {"x": jnp.ones(1, jnp.bfloat16)}
-    optimizer = SGD(schedule=Constant(peak=1.0), clip=None, momentum=0.0, ema=0.9).build(1)
+    optimizer = SGD(schedule=ConstantRate(peak=1.0), clip=None, momentum=0.0, ema=0.9).build(1)
     state = optimizer.init(params)
     _, state = optimizer.update({"x": jnp.full(1, 2.0**-8, jnp.bfloat16)}, state, params)
     # The decay is 1/10 at first; the next smaller number than 1 in bf16 is 1 - 2⁻⁸.

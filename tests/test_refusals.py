@@ -94,16 +94,23 @@ def test_a_device_without_the_memory_to_offload_to_is_named():
 
 
 def test_rules_for_the_optimizers_state_are_held_against_the_mesh_as_those_of_parameters_are():
-    said = refused(on(Layout({"tensor": 2}, kept={"embed": "tensor"})), 2)
-    assert said.startswith("params/blocks/block/attended/kernel: axes 'heads' and 'embed' are both on the mesh axis")
+    said = refused(on(Layout({"tensor": 2}, optimizer_rules={"embed": "tensor"})), 2)
+    assert said.startswith(
+        "params/blocks/block/attention_out/kernel: axes 'heads' and 'embed' are both on the mesh axis"
+    )
     said = refused(
-        on(Layout({"data": 3}, kept={"embed": "data"}), data=Pipeline(tiny.Counting(9), batch_size=3), evals={}), 3
+        on(
+            Layout({"data": 3}, optimizer_rules={"embed": "data"}),
+            data=Pipeline(tiny.Counting(9), batch_size=3),
+            evals={},
+        ),
+        3,
     )
     assert "axis 'embed' has 32 entries, which the mesh axes data=3 do not divide" in said
     with pytest.raises(
-        ConfigError, match=r"layout\.kept: layout\.rules has no axis named 'embd'; did you mean 'embed'"
+        ConfigError, match=r"layout\.optimizer_rules: layout\.rules has no axis named 'embd'; did you mean 'embed'"
     ):
-        Layout({"data": 2}, kept={"embd": "data"})
+        Layout({"data": 2}, optimizer_rules={"embd": "data"})
 
 
 def test_one_device_is_not_silently_taken_where_several_processes_are(monkeypatch: pytest.MonkeyPatch):

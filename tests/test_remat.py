@@ -15,6 +15,7 @@ from jaxprs import equations
 from jaxtrain import Layout
 from jaxtrain.models import Blocks, Experts, Model, Transformer, ViT
 from jaxtrain.models.layers import Remat
+from jaxtrain.sharding.constraints import scope
 
 LAYERS, B, L, D, KV, M = 3, 2, 8, 16, 8, 48
 SMALL = Blocks(width=D, layers=LAYERS, heads=4, kv_heads=2, mlp=M)
@@ -44,8 +45,8 @@ def kept(name: str, **changes: Any) -> list[jax.ShapeDtypeStruct]:
     return residuals(make(replace(SMALL, **changes)), inputs)
 
 
-def residuals(model: Model, inputs: jax.Array, scope: Any = None) -> list[jax.ShapeDtypeStruct]:
-    with scope or contextlib.nullcontext():
+def residuals(model: Model, inputs: jax.Array, within: Any = None) -> list[jax.ShapeDtypeStruct]:
+    with within or contextlib.nullcontext():
         backward = jax.eval_shape(
             lambda params: jax.vjp(lambda params: model.apply(params, inputs), params)[1], parameters(model, inputs)
         )
@@ -90,7 +91,7 @@ def test_the_stages_of_a_pipeline_recompute_their_blocks_too() -> None:
 
     def size_of(remat: Remat) -> int:
         model = Transformer(vocab=20, blocks=replace(SMALL, remat=remat))
-        return size(residuals(model, inputs, layout.scope(layout.abstract_mesh(3), 6)))
+        return size(residuals(model, inputs, scope(layout, layout.abstract_mesh(3), 6)))
 
     assert size_of("full") < size_of("dots") < size_of("none")
 
