@@ -7,7 +7,9 @@ import pytest
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.datasets.bundled.reviews import MovieReviews
-from jaxtrain.datasets.schema import BINS, VOCABULARY, Schema
+from jaxtrain.datasets.fields import VOCABULARY
+from jaxtrain.datasets.histogram import BINS
+from jaxtrain.datasets.schema import Schema
 
 rng = np.random.default_rng(0)
 EXAMPLES = [

@@ -4,7 +4,6 @@ Not here: what any of them means. Loading runs no code of a run folder.
 """
 
 import dataclasses
-import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
@@ -13,6 +12,7 @@ import numpy as np
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.files import digest
 from jaxtrain.base.registry import find_kind, name_of
 
 T = TypeVar("T")
@@ -22,6 +22,11 @@ NOT_IN_FINGERPRINT = {"in_fingerprint": False}
 
 IN_MEMORY = {"in_fingerprint": False, "in_memory": True}
 """Metadata of a field whose object is not saved: only its dataclass's `identity` tells it from another."""
+
+
+def in_fingerprint(field: dataclasses.Field) -> bool:
+    """Whether the value of a dataclass field is part of the fingerprint; by default it is."""
+    return field.metadata.get("in_fingerprint", True)
 
 
 def check_types(value: Any, path: str = "") -> None:
@@ -62,7 +67,7 @@ def to_json(value: Any) -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
-            f.name: _in_memory(value, f.name) if f.metadata == IN_MEMORY else to_json(getattr(value, f.name))
+            f.name: _in_memory(value, f.name) if f.metadata.get("in_memory") else to_json(getattr(value, f.name))
             for f in dataclasses.fields(value)
         }
         return {"$kind": name_of(type(value)), **fields}
@@ -74,7 +79,7 @@ def to_json(value: Any) -> Any:
         return value
     if isinstance(value, np.ndarray):
         content = repr(value.tolist()).encode() if value.dtype == object else value.tobytes()
-        return {"$array": f"{value.dtype}{list(value.shape)}", "sha256": hashlib.sha256(content).hexdigest()[:32]}
+        return {"$array": f"{value.dtype}{list(value.shape)}", "sha256": digest(content)}
     raise ConfigError(f"a {type(value).__name__} cannot be part of an experiment that is saved: {value!r}")
 
 
@@ -143,7 +148,7 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         if identity := getattr(value, "identity", None):
             yield f"{path}.identity", identity()
         for f in dataclasses.fields(value):
-            if f.metadata.get("in_fingerprint", True):
+            if in_fingerprint(f):
                 yield from _flat(getattr(value, f.name), f"{path}.{f.name}".lstrip("."))
     elif isinstance(value, Mapping):
         for name, entry in value.items():

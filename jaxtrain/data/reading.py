@@ -1,4 +1,4 @@
-"""Reading ahead, in threads or processes: the one module that imports grain."""
+"""Reading ahead in threads and processes. The one module that imports grain."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -14,12 +14,11 @@ from jaxtrain.data.sources.base import Batch, Indexed
 
 T = TypeVar("T")
 
-_TABLE = 1 << 22
-"""Examples up to which an order is kept in memory, 4 bytes each."""
+_TABLE = 1 << 22  # examples up to which an order is kept in memory, 4 bytes each
 
 
 def visiting_order(size: int, seed: int | None) -> Indexed[int]:
-    """Which of `size` examples stands at each position of an endless stream, by position.
+    """The index of the example at each position of an endless stream over `size` examples.
 
     With a seed every epoch of `size` positions is another permutation; without one it is 0, 1, …, size - 1.
     """
@@ -34,7 +33,7 @@ def visiting_order(size: int, seed: int | None) -> Indexed[int]:
 
 @dataclass(frozen=True)
 class _Order:
-    """The same from a table for each epoch: a position then takes a tenth of the time, which counts for small rows."""
+    """The order from one table an epoch: a look-up takes a tenth of grain's time, which counts for small rows."""
 
     size: int
     seed: int | None
@@ -70,10 +69,10 @@ def read(batches: Indexed[Batch], *, threads: int, workers: int, prefetch: int) 
 
 
 def to_device(batches: Iterator[Batch], put: Callable[[Batch], T], depth: int = 2) -> Generator[T, None, None]:
-    """Yield `put(batch)` for every batch; `depth` of them are on the device: the one in use and those after.
+    """Yield `put(batch)` for every batch, `depth` - 1 batches ahead of the one in use.
 
-    `put` starts a transfer and returns at once, so that it overlaps with the step before.
-    Closing the iterator closes `batches`.
+    `put` starts a transfer and returns at once, so that it overlaps with the step before. Closing the iterator closes
+    `batches`.
     """
     waiting: deque[T] = deque()
     try:

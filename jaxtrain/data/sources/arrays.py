@@ -1,6 +1,5 @@
 """Columns in memory as a source."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import digest
 from jaxtrain.data.sources.base import Example, Source
 
 
@@ -24,7 +24,7 @@ class Arrays(Source):
     columns: Mapping[str, Any] = field(repr=False)
 
     def __post_init__(self) -> None:
-        columns = {name: _column(name, values) for name, values in self.columns.items()}
+        columns = {name: _as_column(name, values) for name, values in self.columns.items()}
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) != 1:
             raise ConfigError(f"Arrays needs one or more columns of one length, got lengths {lengths}")
@@ -48,14 +48,14 @@ class Arrays(Source):
 
     @cached_property
     def _content(self) -> str:
-        digest = hashlib.sha256()
+        parts: list[memoryview | str] = []
         for name, column in sorted(self.columns.items()):
-            digest.update(repr((name, column.dtype.str, column.shape)).encode())
-            digest.update(repr(column.tolist()).encode() if column.dtype == object else column.tobytes())
-        return digest.hexdigest()[:32]
+            parts.append(repr((name, column.dtype.str, column.shape)))
+            parts.append(repr(column.tolist()) if column.dtype == object else column.ravel().view(np.uint8).data)
+        return digest(*parts)
 
 
-def _column(name: str, values: Any) -> np.ndarray:
+def _as_column(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
     if array.dtype.kind in "USO":  # fixed-width strings lose trailing zero bytes; objects keep every text as it is
         array = np.asarray(values, dtype=object)
