@@ -129,11 +129,12 @@ def bench_verb(arguments: Sequence[str]) -> None:
     experiment, _ = load(arguments[0])
     prog = f"jaxtrain data bench {arguments[0]}"
     given = tyro.cli(Bench, default=Bench(experiment=experiment), args=list(arguments[1:]), prog=prog)
+    from jaxtrain.analysis.databench.advise import advice
     from jaxtrain.analysis.databench.draw import timeline
     from jaxtrain.analysis.databench.measure import bench
 
     report = bench(given.experiment, given.batches, given.tune, given.step_seconds)
-    print(report)
+    print(report, advice(report))
     if given.picture is not None:
         timeline(report, given.picture)
         print(given.picture)
