@@ -23,11 +23,21 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.data import ArrayRecord, Bytes, Normalize, Packed, Pipeline, Source, Tokens, Utf8
-from jaxtrain.data.sources.array_record import write_array_record
-from jaxtrain.data.sources.base import Example
-from jaxtrain.data.tokens.files import open_tokens, write_tokens
-from jaxtrain.data.tokens.packing import plan_packing
+from jaxtrain.data import (
+    ArrayRecord,
+    Bytes,
+    Example,
+    Normalize,
+    Packed,
+    Pipeline,
+    Source,
+    Tokens,
+    Utf8,
+    plan_packing,
+    write_array_record,
+    write_tokens,
+)
+from jaxtrain.data.tokens.files import open_tokens
 from jaxtrain.datasets import MovieReviews
 
 FILE_RECORDS = 8192  # reading one costs more the more there are in its file
@@ -54,7 +64,7 @@ def child(*words: object) -> list[float]:
 
 @contextlib.contextmanager
 def folder(room: float = 0) -> Iterator[Path]:
-    """A temporary folder with room for so many bytes."""
+    """A temporary folder with room for `room` bytes."""
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if free < 1.2 * room:
         raise SystemExit(

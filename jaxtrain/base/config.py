@@ -1,6 +1,6 @@
 """Config values made of frozen dataclasses: types checked, saved as JSON and loaded back, flattened, compared.
 
-Not here: what any of them means. Loading runs no code of a run folder.
+Not here: what the values mean. Loading runs no code of a run folder.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ NOT_IN_FINGERPRINT = {"in_fingerprint": False}
 """Metadata of a dataclass field that changes how something is computed but not what is computed."""
 
 IN_MEMORY = {"in_fingerprint": False, "in_memory": True}
-"""Metadata of a field whose object is not saved: only its dataclass's `identity` tells it from another."""
+"""Metadata of a field whose object is not saved; its dataclass's `identity()` is saved instead."""
 
 
 def in_fingerprint(field: dataclasses.Field) -> bool:
@@ -53,7 +53,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def find(value: Any, kind: type[T]) -> Iterator[T]:
-    """Every part of a value that is an instance of `kind`."""
+    """Every instance of `kind` inside a value, at any depth."""
     if isinstance(value, kind):
         yield value
     for _, part in _parts(value):
@@ -63,7 +63,7 @@ def find(value: Any, kind: type[T]) -> Iterator[T]:
 def to_json(value: Any) -> Any:
     """JSON of a value made of dataclasses, mappings, tuples, numbers, strings, booleans and None.
 
-    Of what is in memory only its identity is saved. Raises ConfigError for any other type.
+    Of arrays only a hash is saved, of other objects in memory their identity. Raises ConfigError for any other type.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
@@ -90,8 +90,10 @@ def _in_memory(value: Any, name: str) -> dict[str, str]:
 def from_json(value: Any, memory: Any = None) -> Any:
     """The value that `to_json` saved.
 
-    memory: a value like it, whose objects in memory stand for those that were not saved. Raises ConfigError for a class
-        that is not imported, a field that is not there, and an object in memory that is missing or another.
+    memory: a value of the same structure, which the objects in memory that were not saved are taken from.
+
+    Raises ConfigError for a class that is not imported, an unknown field, and an object in memory that is missing or
+    differs.
     """
     if isinstance(value, dict) and "$kind" in value:
         kind = find_kind(value["$kind"])
@@ -138,7 +140,7 @@ def _not_saved(saved: Mapping[str, str], given: Any) -> ConfigError:
 
 
 def flatten(value: Any) -> dict[str, Any]:
-    """Dotted path to plain value, with identities and without the fields that are not in the fingerprint."""
+    """The fields in the fingerprint and the identities, as dotted paths and JSON values."""
     return dict(_flat(value, ""))
 
 
@@ -161,6 +163,6 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """One line for every path whose value differs between two values that were flattened."""
+    """One line for every path at which two flattened values differ."""
     paths = sorted(path for path in {*old, *new} if old.get(path, "—") != new.get(path, "—"))
     return "\n".join(f"  {path}: {old.get(path, '—')} → {new.get(path, '—')}" for path in paths)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.data.sources.base import Batch, Example, Indexed, Source
+from jaxtrain.data.sources.base import Example, HostBatch, Indexed, Source
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 
 _ENDLESS = 1 << 40
@@ -72,14 +72,14 @@ class Pipeline:
         """Number of batches that `epoch` yields: a last one that is not full counts as one."""
         return -(-self._size() // self.batch_size)
 
-    def batches(self, rows: Sequence[int] | None = None, start: int = 0) -> Generator[Batch, None, None]:
+    def batches(self, rows: Sequence[int] | None = None, start: int = 0) -> Generator[HostBatch, None, None]:
         """Endless training batches from step `start` on, read ahead; `steps` says what is in them.
 
         Close the iterator to stop the readers. Raises ConfigError as `steps` does, and for examples that do not stack.
         """
         return self._read(self.steps(rows, start))
 
-    def steps(self, rows: Sequence[int] | None = None, start: int = 0) -> Indexed[Batch]:
+    def steps(self, rows: Sequence[int] | None = None, start: int = 0) -> Indexed[HostBatch]:
         """The training batches by index, item i that of step `start` + i; each is read when it is indexed.
 
         `rows` are the row numbers within the global batch to return, in this order; None is all of them. The stream of
@@ -91,7 +91,7 @@ class Pipeline:
         order = self._order(self.seed if self.shuffle else None)
         return _Steps(self, order, self._rows(rows), start, _ENDLESS, training=True)
 
-    def epoch(self, rows: Sequence[int] | None = None) -> Generator[Batch, None, None]:
+    def epoch(self, rows: Sequence[int] | None = None) -> Generator[HostBatch, None, None]:
         """Evaluation batches: every example once, in the source's order, without transforms that are for training only.
 
         All batches have the same shapes: rows after the last example repeat the first ones, and their mask is False.
@@ -100,14 +100,14 @@ class Pipeline:
         steps = self.steps_per_epoch
         return self._read(_Steps(self, self._order(None), self._rows(rows), 0, steps, training=False))
 
-    def prepare(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
+    def prepare(self, examples: Sequence[Mapping[str, Any]]) -> HostBatch:
         """A batch of raw inputs, transformed as in `epoch`, for serving. They need no label."""
         if not examples:
             raise ConfigError("nothing to prepare: give at least one example")
         draws = _Draws(self.seed)
         return stack([self._transformed(dict(example), draws.at(0), training=False) for example in examples])
 
-    def example(self) -> Batch:
+    def example(self) -> HostBatch:
         """A batch with the shapes and dtypes of every global batch: the first example, read once, in all rows.
 
         The arrays are read-only.
@@ -115,7 +115,7 @@ class Pipeline:
         return {name: np.broadcast_to(x, (self.batch_size, *x.shape[1:])) for name, x in self._first.items()}
 
     @cached_property
-    def _first(self) -> Batch:
+    def _first(self) -> HostBatch:
         self._size()
         return stack([self._transformed(self.source[0], _Draws(self.seed).at(0), training=True)])
 
@@ -137,7 +137,7 @@ class Pipeline:
 
         return visiting_order(self._size(), seed)
 
-    def _read(self, steps: Indexed[Batch]) -> Generator[Batch, None, None]:
+    def _read(self, steps: Indexed[HostBatch]) -> Generator[HostBatch, None, None]:
         from jaxtrain.data.reading import read
 
         return read(steps, threads=self.threads, workers=self.workers, prefetch=self.prefetch)
@@ -181,7 +181,7 @@ class _Steps:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> HostBatch:
         step = self.start + index
         changes = self.pipeline.batch_transforms if self.training else ()
         rows = range(self.pipeline.batch_size) if changes else self.rows
@@ -190,7 +190,7 @@ class _Steps:
             batch = change(batch, np.random.default_rng((self.pipeline.seed, step, number)))
         return {name: x[list(self.rows)] for name, x in batch.items()} if changes else batch
 
-    def _read(self, positions: list[int]) -> Batch:
+    def _read(self, positions: list[int]) -> HostBatch:
         source = self.pipeline.source
         size = len(source)
         mask = np.array([self.training or position < size for position in positions])
@@ -207,7 +207,7 @@ class _Steps:
         return {**stack(rows), "mask": mask}
 
 
-def stack(examples: Sequence[Example]) -> Batch:
+def stack(examples: Sequence[Example]) -> HostBatch:
     """Stack examples on a new first dimension and add "mask": bool[rows], all True.
 
     64-bit numbers become int32, uint32 or float32, as JAX would silently make them. Raises ConfigError for integers

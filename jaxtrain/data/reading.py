@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from jaxtrain.data.sources.base import Batch, Indexed
+from jaxtrain.data.sources.base import HostBatch, Indexed
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
 
 
-def read(batches: Indexed[Batch], *, threads: int, workers: int, prefetch: int) -> Generator[Batch, None, None]:
+def read(batches: Indexed[HostBatch], *, threads: int, workers: int, prefetch: int) -> Generator[HostBatch, None, None]:
     """Yield every item of `batches` in order, `prefetch` ahead of the reader in each process that reads.
 
     The items are the same for any number of threads and workers. `batches` is pickled when there are workers.
@@ -68,7 +68,7 @@ def read(batches: Indexed[Batch], *, threads: int, workers: int, prefetch: int) 
     yield from iter(dataset)  # which passes close() on to grain's iterator
 
 
-def to_device(batches: Iterator[Batch], put: Callable[[Batch], T], depth: int = 2) -> Generator[T, None, None]:
+def to_device(batches: Iterator[HostBatch], put: Callable[[HostBatch], T], depth: int = 2) -> Generator[T, None, None]:
     """Yield `put(batch)` for every batch, `depth` - 1 batches ahead of the one in use.
 
     `put` starts a transfer and returns at once, so that it overlaps with the step before. Closing the iterator closes

@@ -33,7 +33,7 @@ class DataFile:
 
     @classmethod
     def of(cls, folder: Path, path: Path, records: int) -> "DataFile":
-        """The entry of a file of `folder` that holds so many records."""
+        """The entry of a file of `folder` that holds `records` records."""
         return cls(str(path.relative_to(folder)), path.stat().st_size, records, file_sha256(path), edges(path))
 
 

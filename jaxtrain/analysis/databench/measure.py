@@ -16,7 +16,7 @@ from jaxtrain.analysis.databench.stopwatch import TIMES, timed_batches
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.reading import to_device
-from jaxtrain.data.sources.base import Batch
+from jaxtrain.data.sources.base import HostBatch
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.program import Program
 from jaxtrain.sharding.feed import local_rows, put_rows
@@ -108,7 +108,7 @@ def _measure(
     intervals: list[Interval] = []
     numbers = itertools.count()
 
-    def put(batch: Batch) -> dict[str, jax.Array]:
+    def put(batch: HostBatch) -> dict[str, jax.Array]:
         number, times = next(numbers), batch.pop(TIMES)
         for stage, (begin, used), (end, until) in zip(READING, times[:-1], times[1:], strict=True):
             intervals.append(Interval(stage, number, float(begin), float(end), float(until - used)))

@@ -28,14 +28,14 @@ class ArrayRecord(Source):
             raise ConfigError(f"ArrayRecord needs a tuple of one or more paths, got {self.paths!r}")
 
     def __len__(self) -> int:
-        return len(_open(self.paths))
+        return len(_open_records(self.paths))
 
     def __getitem__(self, index: int) -> Example:
         return self.decode(self.fetch([index])[0])
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
         """Index and bytes of each record. Raises Damaged, naming file and record."""
-        records = _open(self.paths)
+        records = _open_records(self.paths)
         try:
             read = records.__getitems__(list(indices)) if len(indices) > 1 else [records[indices[0]]]
         except (RuntimeError, ValueError, OSError) as error:
@@ -57,7 +57,7 @@ class ArrayRecord(Source):
 
     def _damage(self, indices: Sequence[int]) -> Damaged:
         """The error for the first of several records that cannot be read."""
-        records = _open(self.paths)
+        records = _open_records(self.paths)
         for index in indices:
             try:
                 records[index]
@@ -68,7 +68,7 @@ class ArrayRecord(Source):
     def _damaged(self, index: int, why: str) -> Damaged:
         """The error for example `index`, with its file and its number in that file."""
         for path in self.paths:
-            size = len(_open((path,)))
+            size = len(_open_records((path,)))
             if index < size:
                 return Damaged(path, index, why)
             index -= size
@@ -80,7 +80,7 @@ class ArrayRecord(Source):
 
 
 @lru_cache(maxsize=64)
-def _open(paths: tuple[str, ...]) -> Any:
+def _open_records(paths: tuple[str, ...]) -> Any:
     for path in paths:
         require_file(path, "ArrayRecord file")
     from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -90,7 +90,7 @@ def _open(paths: tuple[str, ...]) -> Any:
     except RuntimeError as error:
         for path in paths:
             if len(paths) > 1:
-                _open((path,))
+                _open_records((path,))
         raise Damaged(paths[0], None, f"it cannot be opened{_reason(error)}") from error
 
 
@@ -122,5 +122,5 @@ def write_array_record(path: str | os.PathLike[str], examples: Iterable[Mapping[
                 writer.close()
     except RuntimeError as error:
         raise OSError(str(error).split(";")[0]) from error  # a full disk, for one
-    _open.cache_clear()  # a replaced file must not be read through its old handle
+    _open_records.cache_clear()  # a replaced file must not be read through its old handle
     return count

@@ -16,9 +16,9 @@ from jaxtrain.data.sources.base import Example, Source
 class Arrays(Source):
     """Columns in memory: example i is row i of every column.
 
-    `columns` maps field names to arrays of one leading length, or to lists of str or bytes. Raises
-    ConfigError for no columns, columns of different lengths, or objects that are neither str nor bytes. Two
-    of them are equal when their contents are.
+    `columns` maps field names to arrays with the same first dimension, or to lists of str or bytes. Two `Arrays` are
+    equal when their contents are. Raises ConfigError for no columns, columns of different lengths, and objects that are
+    neither str nor bytes.
     """
 
     columns: Mapping[str, Any] = field(repr=False)
@@ -57,7 +57,7 @@ class Arrays(Source):
 
 def _as_column(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
-    if array.dtype.kind in "USO":  # fixed-width strings lose trailing zero bytes; objects keep every text as it is
+    if array.dtype.kind in "USO":  # fixed-width strings lose trailing zero bytes; objects keep them
         array = np.asarray(values, dtype=object)
         wrong = {type(value).__name__ for value in array.flat if not isinstance(value, str | bytes)}
         if wrong:

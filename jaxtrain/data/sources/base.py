@@ -14,8 +14,8 @@ from jaxtrain.base.packages import needs
 Example = dict[str, Any]
 """One example: field name -> numpy array or scalar, Python number, str or bytes. Not to be written into."""
 
-Batch = dict[str, np.ndarray]
-"""Stacked examples: field name -> array with rows as first dimension. Always has "mask": bool[rows]."""
+HostBatch = dict[str, np.ndarray]
+"""Stacked examples on the host: field name -> array [rows, …]. Always has "mask": bool[rows]."""
 
 T_co = TypeVar("T_co", covariant=True)
 

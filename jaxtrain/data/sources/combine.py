@@ -195,7 +195,7 @@ def _picks(weights: tuple[float, ...]) -> tuple[np.ndarray, list[int], np.ndarra
     size = int(sizes[np.argmax(wrong < 1e-9)]) if (wrong < 1e-9).any() else _BLOCK
     counts = np.floor(shares * size + 1e-9).astype(int)
     counts[np.argsort(counts - shares * size)[: size - counts.sum()]] += 1
-    # Pick k of a source's n stands at (k + 1/2) / n of the block.
+    # Pick k of the n picks of a source is at (k + 1/2) / n of the block.
     place = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in counts])
     order = np.repeat(np.arange(len(counts)), counts)[np.argsort(place, kind="stable")]
     seen = np.zeros(size, int)

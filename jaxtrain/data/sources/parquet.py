@@ -48,7 +48,7 @@ def _row_groups(source: Parquet) -> tuple[list[tuple[str, int]], np.ndarray]:
     """File and number of every row group, and the number of rows up to its end."""
     groups, sizes = [], []
     for path in source.paths:
-        file = _open(path)
+        file = _open_table(path)
         for name in source.columns or ():
             if name not in file.schema_arrow.names:
                 raise ConfigError(f"Parquet: {path} has no column {name!r}{nearest(name, file.schema_arrow.names)}")
@@ -61,12 +61,12 @@ def _row_groups(source: Parquet) -> tuple[list[tuple[str, int]], np.ndarray]:
 def _read_group(source: Parquet, path: str, number: int) -> dict[str, list[Any]]:
     columns = None if source.columns is None else list(source.columns)
     try:
-        return _open(path).read_row_group(number, columns=columns, use_threads=False).to_pydict()
+        return _open_table(path).read_row_group(number, columns=columns, use_threads=False).to_pydict()
     except (OSError, ValueError) as error:
         raise Damaged(path, None, f"row group {number} cannot be read ({error})") from error
 
 
-def _open(path: str) -> Any:
+def _open_table(path: str) -> Any:
     with needs("Parquet", "pyarrow", "datasets"):
         parquet = importlib.import_module("pyarrow.parquet")
     require_file(path, "Parquet file")

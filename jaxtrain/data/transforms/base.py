@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.data.sources.base import Batch, Example
+from jaxtrain.data.sources.base import Example, HostBatch
 
 
 @dataclass(frozen=True)
@@ -49,5 +49,5 @@ class BatchTransform(ABC):
     """A function from a global batch to a new one, deterministic given the generator's state. Training only."""
 
     @abstractmethod
-    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
+    def __call__(self, batch: HostBatch, rng: np.random.Generator) -> HostBatch:
         """The new batch, with as many rows. `batch` and its arrays are not written into."""

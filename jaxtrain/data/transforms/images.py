@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.data.sources.base import Batch, Example
+from jaxtrain.data.sources.base import Example, HostBatch
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 
 
@@ -102,7 +102,7 @@ class CutMix(BatchTransform):
         if not 0 < self.share < 1:
             raise ConfigError(f"CutMix share must be between 0 and 1, got {self.share}")
 
-    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
+    def __call__(self, batch: HostBatch, rng: np.random.Generator) -> HostBatch:
         for name in (self.field, self.label):
             if name not in batch:
                 raise ConfigError(f"CutMix: no field {name!r} in the batch{nearest(name, batch)}")

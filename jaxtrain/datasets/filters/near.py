@@ -96,7 +96,7 @@ def _all_shingles(
     for record in records:
         if wanted is not None and record.index not in wanted:
             continue
-        words = _words(text_of(value_of(record, field), field))
+        words = _word_hashes(text_of(value_of(record, field), field))
         if not words.size:
             continue
         if words.size < _SHINGLE:
@@ -109,7 +109,7 @@ def _all_shingles(
         yield record.index, hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]
 
 
-def _words(text: str) -> np.ndarray:
+def _word_hashes(text: str) -> np.ndarray:
     """A hash of each word, without case: uint64[n]."""
     text = text.casefold()
     if not text.isascii():
