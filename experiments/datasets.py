@@ -1,4 +1,4 @@
-"""Datasets that packages carry, cleaned, split and documented; each function is one, built by its name.
+"""The example datasets, cleaned, split and documented. Each function describes one and is built by its name.
 
     uv run jaxtrain data build experiments/datasets.py:bncc
 

@@ -6,6 +6,8 @@ Prints accuracy of TF-IDF + logistic regression on the reviews and of logistic r
 the digits, and the held-out loss of byte n-gram models. About three minutes on 2 cores.
 """
 
+from typing import Any
+
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -18,7 +20,7 @@ from jaxtrain.experiment.files import load
 ORDERS = (1, 2, 3, 4, 5, 6)
 
 
-def columns(source: Source, *names: str) -> list[list[object]]:
+def columns(source: Source, *names: str) -> list[list[Any]]:
     rows = [source[index] for index in range(len(source))]
     return [[row[name] for row in rows] for name in names]
 

@@ -16,28 +16,18 @@ import sysconfig
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxtrain.data import (
-    ArrayRecord,
-    Bytes,
-    Example,
-    Normalize,
-    Packed,
-    Pipeline,
-    Source,
-    Tokens,
-    Utf8,
-    plan_packing,
-    write_array_record,
-    write_tokens,
-)
-from jaxtrain.data.tokens.files import open_tokens
+from jaxtrain.data import ArrayRecord, Bytes, Normalize, Packed, Pipeline, Source, Tokens, Utf8
+from jaxtrain.data.sources.array_record import write_array_record
+from jaxtrain.data.sources.base import Example
+from jaxtrain.data.tokens.files import open_tokens, write_tokens
+from jaxtrain.data.tokens.packing import plan_packing
 from jaxtrain.datasets import MovieReviews
 
 FILE_RECORDS = 8192  # reading one costs more the more there are in its file
@@ -63,8 +53,8 @@ def child(*words: object) -> list[float]:
 
 
 @contextlib.contextmanager
-def folder(room: float = 0) -> Iterator[Path]:
-    """A temporary folder with room for `room` bytes."""
+def folder(room: float = 0) -> Generator[Path]:
+    """A temporary folder with room for so many bytes."""
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if free < 1.2 * room:
         raise SystemExit(
@@ -427,7 +417,7 @@ def seek(into: str, step: str, began: str) -> None:
 
 
 SECTIONS = {"overlap": overlap, "memory": memory, "packed": packed, "torch": beside_torch, "open": opening}
-CHILDREN = {one.__name__: one for one in (remember, rows, reader, length, seek)}
+CHILDREN: dict[str, Callable[..., None]] = {one.__name__: one for one in (remember, rows, reader, length, seek)}
 
 if __name__ == "__main__":
     if sys.argv[1:] and sys.argv[1] in CHILDREN:
