@@ -22,6 +22,7 @@ from jaxtrain.data import (
     Select,
     Shift,
     Source,
+    Take,
     Tfds,
     Transform,
     Utf8,
@@ -580,6 +581,7 @@ def test_windows_are_rows_over_the_joined_bytes():
     assert len(Windows(Arrays({"text": ["abcdefg"]}), length=3)) == 2
     assert len(Windows(Arrays({"text": ["abcdef"]}), length=3)) == 1
     assert source.identity() != replace(source, length=4).identity()
+    assert Take(source, 2).vocab == 256
 
 
 def test_windows_name_the_nearest_field():
