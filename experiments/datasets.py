@@ -7,12 +7,20 @@
 
 from dataclasses import replace
 
-from jaxtrain.datasets import Dataset, Digits, HashSplits, MovieReviews, TokenRows
-from jaxtrain.datasets.bundled.bncc import Skills
-from jaxtrain.datasets.bundled.tumours import COLUMNS, Tumours
-from jaxtrain.datasets.filters.duplicates import ExactDuplicates, LabelConflicts, Leaks, NearDuplicates
-from jaxtrain.datasets.filters.text import BrokenEncoding, Language, MendEncoding
-from jaxtrain.datasets.filters.values import InRange, Length, NotEmpty
+from jaxtrain.datasets import Dataset, Digits, HashSplits, MovieReviews, Skills, TokenRows, Tumours
+from jaxtrain.datasets.bundled.tumours import COLUMNS
+from jaxtrain.datasets.filters import (
+    BrokenEncoding,
+    ExactDuplicates,
+    InRange,
+    LabelConflicts,
+    Language,
+    Leaks,
+    Length,
+    MendEncoding,
+    NearDuplicates,
+    NotEmpty,
+)
 
 FOR_RESEARCH = "Anyone, for research; the texts are their authors'."
 AS_LONG = "As long as experiments refer to it; it holds no personal data beyond what its authors published."
@@ -75,7 +83,7 @@ def review_tokens() -> Dataset:
         name="review-tokens",
         description="English film reviews (IMDb, Maas et al. 2011) as tokens of a byte-level BPE, packed into rows.",
         label=None,
-        form=TokenRows(length=512, bpe=4096),
+        format=TokenRows(length=512, bpe=4096),
     )
 
 

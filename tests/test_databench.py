@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxtrain.analysis.databench import draw, measure
+from jaxtrain.analysis.databench import advise, draw, measure, stopwatch
+from jaxtrain.analysis.databench.advise import advice
 from jaxtrain.analysis.databench.draw import timeline
-from jaxtrain.analysis.databench.measure import STAGES, Chain, Report, Span, bench
+from jaxtrain.analysis.databench.measure import bench
+from jaxtrain.analysis.databench.report import STAGES, Interval, Measurement, Report
+from jaxtrain.analysis.databench.stopwatch import TIMES, timed_batches
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.data import Pipeline, Shift, Source
-from jaxtrain.data.transforms.base import BatchTransform
+from jaxtrain.data import BatchTransform, Pipeline, Shift, Source, Transform
 
 
 @dataclass(frozen=True)
@@ -40,22 +42,22 @@ class Images(Source):
 SLOW = replace(tiny.main(), data=Pipeline(Images(0.002), batch_size=4, threads=1))
 
 
-def chain(threads=1, workers=0, prefetch=2, wait=0.0, batches=3, **milliseconds):
+def measured(threads=1, workers=0, prefetch=2, wait=0.0, batches=3, **milliseconds):
     """Batches whose stages follow one another and take so many ms; `wait` ms lie between steps."""
-    spans, now = [], 0.0
+    intervals, now = [], 0.0
     for batch in range(batches):
         for stage in STAGES:
             end = now + milliseconds.get(stage, 0.0) / 1e3
-            spans.append(Span(stage, batch, now, end, cpu=end - now))
+            intervals.append(Interval(stage, batch, now, end, cpu=end - now))
             now = end
         now += wait / 1e3
-    return Chain(threads, workers, prefetch, tuple(spans))
+    return Measurement(threads, workers, prefetch, tuple(intervals))
 
 
 def report(overlapped, shared=False, tried=(), idle=(), **milliseconds):
     """A report of made-up numbers; `idle` stages wait instead of computing."""
-    one = chain(**milliseconds)
-    one = replace(one, spans=tuple(replace(s, cpu=0.0) if s.stage in idle else s for s in one.spans))
+    one = measured(**milliseconds)
+    one = replace(one, intervals=tuple(replace(s, cpu=0.0) if s.stage in idle else s for s in one.intervals))
     return Report(8, "of chalk", shared, one, overlapped, tuple(tried))
 
 
@@ -70,23 +72,97 @@ class Reversed(BatchTransform):
 @pytest.mark.parametrize("changes", [(), (Reversed(),)])
 def test_timing_changes_no_batch(changes):
     pipeline = Pipeline(Images(), (Shift(1),), batch_size=7, seed=5, batch_transforms=changes)
-    timed = measure._Watched(**vars(pipeline)).batches([5, 1], start=9)
+    timed = timed_batches(pipeline, [5, 1], start=9)
     plain = pipeline.batches([5, 1], start=9)
     for _ in range(12):
         batch, expected = next(timed), next(plain)
-        assert batch.keys() - expected.keys() == {measure._MARKS}
+        assert batch.keys() - expected.keys() == {TIMES}
         for name in expected:
             np.testing.assert_array_equal(batch[name], expected[name])
     timed.close()
     plain.close()
 
 
+class Seconds:
+    """A clock that moves only when a test moves it; a thread uses CPU for half of the time."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def thread_time(self):
+        return self.now / 2
+
+
+CLOCK = Seconds()
+
+
+@dataclass(frozen=True)
+class Slow(Source):
+    """Fetching a batch takes 1 s, decoding a row 10 s."""
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, index):
+        return self.decode(self.fetch([index])[0])
+
+    def fetch(self, indices):
+        CLOCK.now += 1
+        return list(indices)
+
+    def decode(self, stored):
+        CLOCK.now += 10
+        return {"x": np.int32(stored)}
+
+    def identity(self):
+        return "slow"
+
+
+@dataclass(frozen=True)
+class Slower(Transform):
+    """Takes 100 s a row."""
+
+    def __call__(self, example, rng):
+        CLOCK.now += 100
+        return example
+
+
+@dataclass(frozen=True)
+class Slowest(BatchTransform):
+    """Takes 1000 s a batch."""
+
+    def __call__(self, batch, rng):
+        CLOCK.now += 1000
+        return batch
+
+
+@pytest.mark.parametrize(
+    ("transforms", "changes", "seconds"),
+    [
+        ((), (), [1, 30, 0, 0]),
+        ((Slower(),), (), [1, 30, 300, 0]),
+        ((Slower(), Slower()), (Slowest(),), [1, 30, 600, 1000]),
+    ],
+)
+def test_each_second_is_counted_in_the_stage_that_takes_it(monkeypatch, transforms, changes, seconds):
+    monkeypatch.setattr(stopwatch, "time", CLOCK)
+    pipeline = Pipeline(Slow(), transforms, batch_size=3, threads=0, batch_transforms=changes)
+    batches = timed_batches(pipeline)
+    for _ in range(2):
+        times = next(batches)[TIMES]
+        assert np.diff(times[:, 0]).tolist() == seconds
+        assert np.diff(times[:, 1]).tolist() == [second / 2 for second in seconds]
+    batches.close()
+
+
 def test_every_stage_of_every_batch_is_measured_and_one_follows_the_other():
     found = bench(replace(tiny.data(), data=replace(tiny.data().data, threads=2)), steps=3)
-    assert (found.rows, found.computing, found.shared) == (16, f"8 {jax.devices()[0].device_kind}", True)
+    assert (found.rows, found.device, found.shared) == (16, f"8 {jax.devices()[0].device_kind}", True)
     for one in (found.sequential, found.overlapped):
         assert [len(one.of(stage)) for stage in STAGES] == [3] * len(STAGES)
-        for batch in {span.batch for span in one.spans}:
+        for batch in {span.batch for span in one.intervals}:
             spans = [span for stage in STAGES for span in one.of(stage) if span.batch == batch]
             times = [time for span in spans for time in (span.begin, span.end)]
             assert times == sorted(times)
@@ -109,7 +185,7 @@ def test_a_device_whose_batches_are_there_does_not_wait_for_the_host():
     steps = found.overlapped.of("step")
     np.testing.assert_allclose([span.end - span.begin for span in steps], 0.05)
     assert found.overlapped.wait == pytest.approx(0, abs=1e-6)
-    assert "nothing to change" in found.advice
+    assert "nothing to change" in advice(found)
 
 
 def test_a_bench_leaves_no_thread_and_says_what_the_source_says():
@@ -131,28 +207,28 @@ def test_too_few_steps_and_a_negative_sleep_are_refused():
         bench(SLOW, step_seconds=-1.0)
 
 
-def test_a_chain_counts_seconds_from_step_to_step_and_the_gaps_between():
-    one = chain(read=3, step=6, wait=1)
+def test_a_measurement_counts_seconds_from_step_to_step_and_the_gaps_between():
+    one = measured(read=3, step=6, wait=1)
     assert one.seconds == pytest.approx(0.010)
     assert one.wait == pytest.approx(0.4)
 
 
 def test_stages_are_medians_and_the_load_is_all_but_the_step():
-    found = report(chain(step=5), read=4, decode=1, transform=2, batch=0.5, transfer=0.25, step=9)
-    odd = Span("read", 99, 0.0, 60.0, 0.0)
-    found = replace(found, sequential=replace(found.sequential, spans=(*found.sequential.spans, odd)))
+    found = report(measured(step=5), read=4, decode=1, transform=2, batch=0.5, transfer=0.25, step=9)
+    odd = Interval("read", 99, 0.0, 60.0, 0.0)
+    found = replace(found, sequential=replace(found.sequential, intervals=(*found.sequential.intervals, odd)))
     assert found.load == pytest.approx(7.75e-3)
     assert found.compute == pytest.approx(9e-3)
 
 
-WAITING = chain(read=5, step=5)
+WAITING = measured(read=5, step=5)
 
 
 @pytest.mark.parametrize(
     ("found", "stage", "words"),
     [
-        (report(chain(step=9), read=8, step=9), "step", "nothing to change"),
-        (report(chain(step=9), shared=True, read=2, step=5), "step", "takes cores from the step"),
+        (report(measured(step=9), read=8, step=9), "step", "nothing to change"),
+        (report(measured(step=9), shared=True, read=2, step=5), "step", "takes cores from the step"),
         (report(replace(WAITING, threads=0), read=8, step=9), "read", "--data.threads 1"),
         (report(WAITING, read=8, step=9), "read", "--data.prefetch 4"),
         (report(replace(WAITING, threads=2, prefetch=1), read=15, step=9), "read", "2 readers"),
@@ -175,29 +251,29 @@ WAITING = chain(read=5, step=5)
     ],
 )
 def test_the_bottleneck_is_named_with_the_value_to_change(monkeypatch, found, stage, words):
-    monkeypatch.setattr(measure.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(advise.os, "cpu_count", lambda: 2)
     assert found.bottleneck == stage
-    assert re.search(words, found.advice)
-    assert found.advice in str(found)
+    assert re.search(words, advice(found))
+    assert f"Bottleneck: {stage if stage != 'step' else 'the step'}" in str(found)
 
 
 def test_of_equally_fast_values_the_first_is_best():
-    tried = [chain(threads=t, step=ms) for t, ms in ((0, 20), (1, 10.1), (2, 10), (4, 10.05))]
-    found = report(chain(step=20), tried=tried, read=10, step=10)
+    tried = [measured(threads=t, step=ms) for t, ms in ((0, 20), (1, 10.1), (2, 10), (4, 10.05))]
+    found = report(measured(step=20), tried=tried, read=10, step=10)
     assert found.best == tried[1]
-    assert "1.98 times as fast as now): --data.threads 1 --data.workers 0 --data.prefetch 2" in found.advice
-    assert report(chain(step=20), read=10, step=10).best is None
-    assert report(chain(step=10.1), tried=tried, read=10, step=10).advice == "Nothing that was tried is faster."
+    assert "1.98 times as fast as now): --data.threads 1 --data.workers 0 --data.prefetch 2" in advice(found)
+    assert report(measured(step=20), read=10, step=10).best is None
+    assert advice(report(measured(step=10.1), tried=tried, read=10, step=10)) == "Nothing that was tried is faster."
 
 
 def test_tuning_tries_threads_then_workers_then_prefetch_of_the_fastest(monkeypatch):
     starts = []
 
-    def measured(data, sharding, device, steps, start, overlap):
+    def pretend(data, sharding, device, steps, start, overlap):
         starts.append(start)
-        return chain(data.threads, data.workers, data.prefetch, step=10 if data.workers == 2 else 20)
+        return measured(data.threads, data.workers, data.prefetch, step=10 if data.workers == 2 else 20)
 
-    monkeypatch.setattr(measure, "_measured", measured)
+    monkeypatch.setattr(measure, "_measure", pretend)
     found = bench(SLOW, steps=5, tune=True, step_seconds=0.01)
     values = [(one.threads, one.workers, one.prefetch) for one in found.tried]
     assert values == [(0, 0, 2), (1, 0, 2), (2, 0, 2), (4, 0, 4), (1, 1, 2), (1, 2, 2), (1, 2, 4), (1, 2, 8)]
@@ -216,7 +292,7 @@ def test_spans_come_back_from_worker_processes():
 def test_a_timeline_is_a_picture_of_two_panels(tmp_path):
     from PIL import Image
 
-    found = report(chain(step=9), read=8, transform=1, step=9)
+    found = report(measured(step=9), read=8, transform=1, step=9)
     timeline(found, tmp_path / "a.png", batches=2)
     with Image.open(tmp_path / "a.png") as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -229,7 +305,7 @@ def test_a_timeline_is_a_picture_of_two_panels(tmp_path):
 def test_a_timeline_without_matplotlib_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"jaxtrain\[datasets\]"):
-        timeline(report(chain(step=9), read=8, step=9), tmp_path / "a.png")
+        timeline(report(measured(step=9), read=8, step=9), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 
 

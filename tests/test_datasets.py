@@ -70,7 +70,7 @@ def spec(columns: dict | None = None, **changes) -> Dataset:
         splits=HashSplits({"train": 0.75, "test": 0.25}, by=("text",)),
         filters=(NotEmpty("text"), ExactDuplicates(("text",))),
         label="label",
-        form=Records(per_file=20),
+        format=Records(per_file=20),
     )
     return replace(made, **changes)
 
@@ -88,7 +88,7 @@ SHIPPED = ("bncc", "digits", "tumours", pytest.param("sentiment", marks=pytest.m
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_the_numbers_of_a_shipped_data_sets_card_are_what_a_reader_counts(name, tmp_path):
+def test_the_numbers_of_a_shipped_datasets_card_are_what_a_reader_counts(name, tmp_path):
     made: Dataset = load_kind(f"{ROOT}/experiments/datasets.py:{name}", Dataset)[0]
     folder = build(made, tmp_path)
     card = json.loads((folder / FILE).read_text())
@@ -133,7 +133,7 @@ def test_which_split_a_record_is_in_depends_on_its_text_alone(tmp_path):
 
 def test_the_content_hash_does_not_depend_on_the_files_that_records_are_in(tmp_path):
     hashes = [
-        Card.read(build(spec(form=Records(size)), tmp_path / str(size))).splits["train"].content for size in (3, 50)
+        Card.read(build(spec(format=Records(size)), tmp_path / str(size))).splits["train"].content for size in (3, 50)
     ]
     assert hashes[0] == hashes[1]
 
@@ -212,7 +212,7 @@ def test_a_version_is_built_once_and_refused_when_it_would_be_another(tmp_path, 
         build(spec(filters=()), tmp_path)
 
 
-def test_a_data_set_that_is_not_built_is_named_with_the_command_that_builds_it(tmp_path, folder):
+def test_a_dataset_that_is_not_built_is_named_with_the_command_that_builds_it(tmp_path, folder):
     with pytest.raises(ConfigError, match=r"jaxtrain data build experiments/datasets.py:tiny"):
         len(Built("tiny", "1.2.0", folder=str(tmp_path)))
     with pytest.raises(ConfigError, match=r"built versions: 1.0.0"):
@@ -310,7 +310,7 @@ def test_a_changed_card_is_refused(tmp_path, folder):
     with pytest.raises(ConfigError, match=r"card.json is damaged"):
         Card.read(folder)
     (folder / FILE).unlink()
-    with pytest.raises(ConfigError, match=r"is not a data set: it has no card.json"):
+    with pytest.raises(ConfigError, match=r"is not a dataset: it has no card.json"):
         Card.read(folder)
 
 
@@ -323,7 +323,7 @@ def test_a_card_may_not_name_files_outside_of_its_folder(tmp_path, folder):
         Card.read(folder)
 
 
-def test_an_interrupted_build_is_never_a_data_set_and_the_next_one_starts_clean(tmp_path):
+def test_an_interrupted_build_is_never_a_dataset_and_the_next_one_starts_clean(tmp_path):
     code = f"""
 import sys, time; sys.path[:0] = {[str(ROOT / "tests")]!r}
 from test_datasets import *
@@ -333,7 +333,7 @@ class Slow(Records):
         print("written", flush=True)
         time.sleep(60)
         return found
-build(spec(form=Slow(20)), Path({str(tmp_path)!r}))
+build(spec(format=Slow(20)), Path({str(tmp_path)!r}))
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -341,7 +341,8 @@ build(spec(form=Slow(20)), Path({str(tmp_path)!r}))
         with pytest.raises(ConfigError, match="another process is building"):
             build(spec(), tmp_path)
         process.send_signal(signal.SIGKILL)
-    (tmp_path / "tiny" / ".1.0.0.unfinished" / "train-00099.arrayrecord").write_bytes(b"of the killed build")
+    (unfinished,) = (tmp_path / "tiny").glob(".1.0.0.*.tmp")
+    (unfinished / "train-00099.arrayrecord").write_bytes(b"of the killed build")
     with pytest.raises(ConfigError, match="is not built"):
         len(Built("tiny", "1.0.0", folder=str(tmp_path)))
     folder = build(spec(), tmp_path)
@@ -357,7 +358,7 @@ from test_datasets import *
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 try:
-    build(spec(form=Records(1000)), Path({str(tmp_path)!r}))
+    build(spec(format=Records(1000)), Path({str(tmp_path)!r}))
 except ConfigError as error:
     print(error)
 """
@@ -371,7 +372,7 @@ except ConfigError as error:
     [
         ({"name": "Tiny set"}, "lower-case"),
         ({"version": "1.0"}, "MAJOR.MINOR.PATCH"),
-        ({"licence": " "}, "licence: say it in words"),
+        ({"licence": " "}, "licence may not be empty"),
         ({"splits": HashSplits({"train": 1.0}, by=("txt",))}, "no field 'txt'; did you mean 'text'"),
         ({"filters": (InRange("label", 5, 9),)}, "split 'train' would be empty"),
     ],
@@ -382,7 +383,7 @@ def test_a_spec_that_cannot_be_is_refused_and_nothing_is_written(change, message
     assert not list(tmp_path.rglob("*.json"))
 
 
-# Training on a data set.
+# Training on a dataset.
 
 
 def test_the_content_hash_is_part_of_the_fingerprint_and_the_card_of_the_run_folder(tmp_path):
@@ -414,8 +415,8 @@ def test_the_content_hash_is_part_of_the_fingerprint_and_the_card_of_the_run_fol
     )
 
 
-def test_a_token_data_set_is_packed_and_keeps_every_token(tmp_path):
-    folder = build(spec(form=TokenRows(length=128), label=None), tmp_path)
+def test_a_token_dataset_is_packed_and_keeps_every_token(tmp_path):
+    folder = build(spec(format=TokenRows(length=128), label=None), tmp_path)
     rows = Built("tiny", "1.0.0", folder=str(tmp_path))
     seen = Counter()
     for i in range(len(rows)):

@@ -108,7 +108,7 @@ def test_a_planted_fault_is_told_with_the_record_that_it_repeats(planted):
     assert planted.found["exact"][1003].other == 3
     assert planted.found["exact"][1003].why == "same as record 3"
     assert planted.found["near"][1050].other == 100
-    assert re.fullmatch(r"likeness 0\.[789]\d to record 100", planted.found["near"][1050].why)
+    assert re.fullmatch(r"similarity 0\.[789]\d to record 100", planted.found["near"][1050].why)
     assert planted.found["leak"][1101].other == 205
     assert "to record 205 of validation" in planted.found["leak"][1101].why
     assert planted.found["conflict"][400].other == 1150

@@ -188,7 +188,7 @@ def test_a_language_model_on_windows_of_text_predicts_from_texts_of_any_length(t
     experiment = replace(
         tiny.main(), data=Pipeline(source, batch_size=16), steps=60, evals={}, runtime=Runtime(save_every=60)
     )
-    experiment = replace(experiment, task=replace(experiment.task, model=replace(experiment.task.model, vocab=128)))
+    experiment = replace(experiment, task=replace(experiment.task, model=replace(experiment.task.model, vocab=256)))
     train(experiment, tmp_path / "run")
     after = predict_run(Run(tmp_path / "run", experiment=experiment), ["abcab", "bcabcabca"])
     assert [line.split()[1] for line in after] == ["b'c'", "b'b'"]

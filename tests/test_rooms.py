@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxtrain"
 
 ROOMS = {
-    "base": ("errors", "registry", "config", "text", "files", "cache", "provenance"),
+    "base": ("errors", "files", "registry", "config", "text", "cache", "packages", "provenance"),
     "sharding": ("layout", "constraints", "feed", "stages"),
     "models": (
         "notes",
@@ -50,7 +50,20 @@ ROOMS = {
         "reading",
         "pipeline",
     ),
-    "datasets": ("bundled", "schema", "card", "filters", "formats", "source", "spec", "report", "build", "check"),
+    "datasets": (
+        "bundled",
+        "histogram",
+        "fields",
+        "schema",
+        "card",
+        "filters",
+        "formats",
+        "source",
+        "spec",
+        "report",
+        "build",
+        "check",
+    ),
     "experiment": ("experiment", "files", "validate"),
     "step": (),
     "program": (),
@@ -179,6 +192,55 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
     assert sum(CODE_LINES.values()) <= 15_000
+
+
+def public(name: str) -> bool:
+    return not name.startswith("_")
+
+
+def test_no_module_imports_a_private_name_of_another():
+    found = [
+        f"{file.relative_to(PACKAGE)}: {node.module}.{alias.name}"
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxtrain")
+        for alias in node.names
+        if not public(alias.name)
+    ]
+    assert found == []
+
+
+def test_every_public_method_has_a_docstring_unless_it_overrides_one():
+    classes = {
+        node.name: node
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def described(owner: str, method: str) -> bool:
+        """Whether a class or one of its bases describes a method; bases from elsewhere are trusted to."""
+        if owner not in classes:
+            return True
+        found = next((node for node in methods(classes[owner]) if node.name == method), None)
+        if found is not None and ast.get_docstring(found):
+            return True
+        bases = [
+            base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in classes[owner].bases
+        ]
+        return any(described(base, method) for base in bases if base not in ("ABC", "Protocol", "Generic", ""))
+
+    missing = [
+        f"{name}.{method.name}"
+        for name, node in classes.items()
+        for method in methods(node)
+        if public(name) and public(method.name) and not described(name, method.name)
+    ]
+    assert missing == []
+
+
+def methods(node: ast.ClassDef) -> list[ast.FunctionDef]:
+    return [each for each in node.body if isinstance(each, ast.FunctionDef)]
 
 
 @pytest.mark.parametrize("library", LATE)

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.datasets import histogram as histograms
 from jaxtrain.datasets.bundled.reviews import MovieReviews
-from jaxtrain.datasets.schema import BINS, VOCABULARY, Schema
+from jaxtrain.datasets.fields import VOCABULARY
+from jaxtrain.datasets.histogram import BINS, Histogram, rebin
+from jaxtrain.datasets.schema import Schema
 
 rng = np.random.default_rng(0)
 EXAMPLES = [
@@ -254,3 +257,24 @@ def test_a_schema_of_movie_reviews_counts_their_labels():
         str(k): sum(source[i]["label"] == k for i in range(len(source))) for k in (0, 1)
     }
     assert fields["text"].high == max(len(source[i]["text"]) for i in range(len(source)))
+
+
+def test_the_bins_of_a_histogram_are_powers_of_two_and_as_narrow_as_thirty_allow():
+    histogram = Histogram()
+    for value in (3.0, 0.5, math.nan, math.inf):
+        histogram.add(np.array([value]))
+    histogram.add(np.array([0.0]))
+    edges, counts = histogram.result()
+    assert (edges[0], edges[1], edges[-1], len(counts)) == (0.0, 0.125, 3.125, 25)
+    assert {place: count for place, count in enumerate(counts) if count} == {0: 1, 4: 1, 24: 1}
+    assert histogram.result(finest=0) == ((0, 1, 2, 3, 4), (2, 0, 0, 1))
+    assert rebin((0, 1, 2, 3, 4), (2, 0, 0, 1), 2) == {0: 2, 1: 1}
+    assert Histogram().result() == ((), ())
+
+
+def test_the_divergence_is_that_of_jensen_and_shannon_in_bits():
+    half, one = {"a": 0.5, "b": 0.5}, {"a": 1.0}
+    assert histograms.divergence(half, half) == 0
+    assert histograms.divergence(one, {"b": 1.0}) == 1
+    # Against the mean (3/4, 1/4): half of log2(2/3) / 2 + log2(2) / 2, and half of log2(4/3).
+    assert histograms.divergence(half, one) == histograms.divergence(one, half) == pytest.approx(0.3112781)

@@ -1,10 +1,9 @@
 """Config values made of frozen dataclasses: types checked, saved as JSON and loaded back, flattened, compared.
 
-Not here: what any of them means. Loading runs no code of a run folder.
+Not here: what the values mean. Loading runs no code of a run folder.
 """
 
 import dataclasses
-import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
@@ -13,6 +12,7 @@ import numpy as np
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.files import digest
 from jaxtrain.base.registry import find_kind, name_of
 
 T = TypeVar("T")
@@ -21,7 +21,12 @@ NOT_IN_FINGERPRINT = {"in_fingerprint": False}
 """Metadata of a dataclass field that changes how something is computed but not what is computed."""
 
 IN_MEMORY = {"in_fingerprint": False, "in_memory": True}
-"""Metadata of a field whose object is not saved: only its dataclass's `identity` tells it from another."""
+"""Metadata of a field whose object is not saved; its dataclass's `identity()` is saved instead."""
+
+
+def in_fingerprint(field: dataclasses.Field) -> bool:
+    """Whether the value of a dataclass field is part of the fingerprint; by default it is."""
+    return field.metadata.get("in_fingerprint", True)
 
 
 def check_types(value: Any, path: str = "") -> None:
@@ -48,7 +53,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def find(value: Any, kind: type[T]) -> Iterator[T]:
-    """Every part of a value that is an instance of `kind`."""
+    """Every instance of `kind` inside a value, at any depth."""
     if isinstance(value, kind):
         yield value
     for _, part in _parts(value):
@@ -58,11 +63,11 @@ def find(value: Any, kind: type[T]) -> Iterator[T]:
 def to_json(value: Any) -> Any:
     """JSON of a value made of dataclasses, mappings, tuples, numbers, strings, booleans and None.
 
-    Of what is in memory only its identity is saved. Raises ConfigError for any other type.
+    Of arrays only a hash is saved, of other objects in memory their identity. Raises ConfigError for any other type.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
-            f.name: _in_memory(value, f.name) if f.metadata == IN_MEMORY else to_json(getattr(value, f.name))
+            f.name: _in_memory(value, f.name) if f.metadata.get("in_memory") else to_json(getattr(value, f.name))
             for f in dataclasses.fields(value)
         }
         return {"$kind": name_of(type(value)), **fields}
@@ -74,7 +79,7 @@ def to_json(value: Any) -> Any:
         return value
     if isinstance(value, np.ndarray):
         content = repr(value.tolist()).encode() if value.dtype == object else value.tobytes()
-        return {"$array": f"{value.dtype}{list(value.shape)}", "sha256": hashlib.sha256(content).hexdigest()[:32]}
+        return {"$array": f"{value.dtype}{list(value.shape)}", "sha256": digest(content)}
     raise ConfigError(f"a {type(value).__name__} cannot be part of an experiment that is saved: {value!r}")
 
 
@@ -85,8 +90,10 @@ def _in_memory(value: Any, name: str) -> dict[str, str]:
 def from_json(value: Any, memory: Any = None) -> Any:
     """The value that `to_json` saved.
 
-    memory: a value like it, whose objects in memory stand for those that were not saved. Raises ConfigError for a class
-        that is not imported, a field that is not there, and an object in memory that is missing or another.
+    memory: a value of the same structure, which the objects in memory that were not saved are taken from.
+
+    Raises ConfigError for a class that is not imported, an unknown field, and an object in memory that is missing or
+    differs.
     """
     if isinstance(value, dict) and "$kind" in value:
         kind = find_kind(value["$kind"])
@@ -133,7 +140,7 @@ def _not_saved(saved: Mapping[str, str], given: Any) -> ConfigError:
 
 
 def flatten(value: Any) -> dict[str, Any]:
-    """Dotted path to plain value, with identities and without the fields that are not in the fingerprint."""
+    """The fields in the fingerprint and the identities, as dotted paths and JSON values."""
     return dict(_flat(value, ""))
 
 
@@ -143,7 +150,7 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         if identity := getattr(value, "identity", None):
             yield f"{path}.identity", identity()
         for f in dataclasses.fields(value):
-            if f.metadata.get("in_fingerprint", True):
+            if in_fingerprint(f):
                 yield from _flat(getattr(value, f.name), f"{path}.{f.name}".lstrip("."))
     elif isinstance(value, Mapping):
         for name, entry in value.items():
@@ -156,6 +163,6 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """One line for every path whose value differs between two values that were flattened."""
+    """One line for every path at which two flattened values differ."""
     paths = sorted(path for path in {*old, *new} if old.get(path, "—") != new.get(path, "—"))
     return "\n".join(f"  {path}: {old.get(path, '—')} → {new.get(path, '—')}" for path in paths)

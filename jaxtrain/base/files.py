@@ -1,26 +1,80 @@
-"""Files written whole or not at all, and JSON."""
+"""Files: written whole or not at all, missing ones named, hashes, JSON."""
 
+import contextlib
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import shutil
+import threading
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.errors import ConfigError, nearest
+
+_MIB = 1 << 20
+
+_LISTED = 20  # names in an error message
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Generator[Path]:
+    """A temporary path beside `path`, which replaces it at the end of the block; then it is on disk.
+
+    After an error in the block `path` is as it was, and the temporary file is gone.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Generator[Path]:
+    """A new folder beside `path`, which takes that name at the end of the block; its files have to be on disk by then.
+
+    After an error in the block the new folder is gone. Raises OSError where `path` exists and holds files.
+    """
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what `atomic_folder(path)` left in processes that were killed. No other process may be writing `path`."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8 text whole or not at all; it is on disk when this returns."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes the file whole or not at all, whatever kills the process. NaN and infinities become strings."""
+    """Write a JSON file whole or not at all. NaN and infinities become strings."""
     replace_text(path, json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """What `write_json` wrote. Raises `ConfigError` when the file is missing or is no JSON."""
+    text = require_file(path).read_text(encoding="utf-8")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no {path}") from None
+        return json.loads(text)
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
 
@@ -36,14 +90,43 @@ def plain_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write the file whole or not at all, on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def require_file(path: Path | str, kind: str = "file") -> Path:
+    """The path of a file that is there. Raises ConfigError with the nearest name in its folder where it is not.
+
+    kind: what the message calls it, such as "experiment file".
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no {kind} {path}: there is no folder {path.parent}")
+    others = [other.name for other in path.parent.iterdir() if other.suffix == path.suffix]
+    if not others:
+        raise ConfigError(f"there is no {kind} {path}; {path.parent} holds no {path.suffix or 'such'} file")
+    raise ConfigError(f"there is no {kind} {path}{nearest(path.name, others, listed=len(others) <= _LISTED)}")
+
+
+def digest(*parts: bytes | memoryview | str, length: int = 32) -> str:
+    """The first `length` of 64 hexadecimal digits of the sha256 of the parts put together; text counts as UTF-8."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode() if isinstance(part, str) else part)
+    return found.hexdigest()[:length]
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a whole file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def edges(*paths: Path) -> str:
+    """A hash of the size and the first and last MiB of each file: quick for files of any size."""
+    parts: list[bytes] = []
+    for path in paths:
+        with require_file(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            parts += [f"{size}:".encode(), file.read(_MIB)]
+            file.seek(max(0, size - _MIB))
+            parts.append(file.read())
+    return digest(*parts)

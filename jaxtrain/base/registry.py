@@ -15,7 +15,7 @@ from jaxtrain.base.errors import ConfigError, nearest
 ROOMS = ("sharding", "models", "tasks", "optimizers", "data", "datasets", "experiment")
 """Where the package's saved dataclasses are defined."""
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"Part": "DataFile"}
 """Names under which older versions saved a class, and its name now."""
 
 

@@ -1,4 +1,4 @@
-"""The verbs about data sets: build, card, check, diff, bench. Not here: anything that they do."""
+"""The verbs about datasets: build, card, check, diff, bench. Not here: anything that they do."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from jaxtrain.datasets.card import FILE, Card
 from jaxtrain.datasets.spec import Dataset
 from jaxtrain.experiment.files import load_kind
 
-VERBS = Verbs("Data sets with cards: build, show, check, compare; how fast an experiment reads its own.")
+VERBS = Verbs("Datasets with cards: build, show, check, compare; how fast an experiment reads its own.")
 
 Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
@@ -22,11 +22,11 @@ Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
 
 @VERBS.verb
 def build(spec: Spec, out: Path | None = None) -> None:
-    """Build a data set: a folder of files with a card.
+    """Build a dataset: a folder of files with a card.
 
     Args:
         spec: The function that describes it, annotated `-> Dataset`.
-        out: Where data sets are kept; $JAXTRAIN_DATA or the user's cache by default.
+        out: Where datasets are kept; $JAXTRAIN_DATA or the user's cache by default.
     """
     from jaxtrain.base.provenance import revision
     from jaxtrain.datasets.build import build as build_files
@@ -40,11 +40,11 @@ def build(spec: Spec, out: Path | None = None) -> None:
 def card(
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR|FILE[:FUNCTION]")], out: Path | None = None
 ) -> None:
-    """Show the card of a data set.
+    """Show the card of a dataset.
 
     Args:
         what: Its folder, or the function that it was built from.
-        out: Where data sets are kept, if a function is given.
+        out: Where datasets are kept, if a function is given.
     """
     from jaxtrain.datasets.source import home
 
@@ -63,10 +63,10 @@ def _show(folder: Path) -> None:
 
 @VERBS.verb
 def check(folder: Folder) -> int:
-    """Re-read all of a data set and compare it with its card; exit code 1 where they differ.
+    """Re-read all of a dataset and compare it with its card; exit code 1 where they differ.
 
     Args:
-        folder: The data set's folder.
+        folder: The dataset's folder.
     """
     from jaxtrain.datasets.check import check as find_faults
 
@@ -84,10 +84,10 @@ def check(folder: Folder) -> int:
 
 @VERBS.verb
 def diff(before: Folder, after: Folder) -> None:
-    """Show what changed from one data set to another.
+    """Show what changed from one dataset to another.
 
     Args:
-        before: A data set's folder.
+        before: A dataset's folder.
         after: Another's.
     """
     from jaxtrain.datasets.check import diff as compare
@@ -111,10 +111,11 @@ def bench(
         step_seconds: Sleep this long instead of the step: an accelerator that shares no cores with reading.
         picture: A PNG file for the timeline, sequential and overlapped.
     """
+    from jaxtrain.analysis.databench.advise import advice
     from jaxtrain.analysis.databench.measure import bench as measure
 
     report = measure(experiment.experiment, batches, tune, step_seconds)
-    print(report)
+    print(report, advice(report))
     if picture is not None:
         from jaxtrain.analysis.databench.draw import timeline
 

@@ -33,7 +33,7 @@ def report_error(error: BaseException) -> int:
         print(f"jaxtrain: {'damaged data: ' * isinstance(error, Damaged)}{error}", file=sys.stderr)
     if isinstance(error, Damaged):
         print(
-            "`jaxtrain data check` names all damage of a built data set; the source Tolerant(source, limit) goes on "
+            "`jaxtrain data check` names all damage of a built dataset; the source Tolerant(source, limit) goes on "
             "without up to so many records",
             file=sys.stderr,
         )

@@ -1,7 +1,6 @@
 """Which processes take part in a run, and what they agree on. Not here: where arrays live."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxtrain.base.files import digest
 from jaxtrain.cluster.environment import detect, number_of
 from jaxtrain.cluster.rendezvous import EARLY, meet
 
@@ -66,12 +66,10 @@ def together(facts: Callable[[], Mapping[str, Any]], watch: float, tell: Tell) -
 
 def _versions() -> dict[str, str]:
     """What must be the same in every process besides the experiment."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.parent.rglob("*.py")):
-        digest.update(file.read_bytes())
+    code = [file.read_bytes() for file in sorted(Path(__file__).parent.parent.rglob("*.py"))]
     names = ("jaxtrain", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "grain")
     versions = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **versions, "jaxtrain's files": digest.hexdigest()[:16]}
+    return {"python": platform.python_version(), **versions, "jaxtrain's files": digest(*code, length=16)}
 
 
 def first() -> bool:

@@ -1,15 +1,15 @@
-"""What is read: sources of examples, transforms of one example, and the pipeline that makes batches of them.
+"""Reading data: sources of examples, transforms of one example, and the pipeline that makes batches of them.
 
-These are values: making one opens no file and imports no reader. `jaxtrain.data.reading` is the one module
-that imports grain, when the first batch is asked for.
+All are values: making one opens no file and imports no reader. Only `jaxtrain.data.reading` imports grain, when the
+first batch is read.
 """
 
 from jaxtrain.base.errors import Damaged
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.sources.array_record import ArrayRecord, write_array_record
 from jaxtrain.data.sources.arrays import Arrays
-from jaxtrain.data.sources.base import Source
-from jaxtrain.data.sources.combine import InMemory, Mapped, Mixture, Take
+from jaxtrain.data.sources.base import Example, HostBatch, Source
+from jaxtrain.data.sources.combine import InMemory, Mapped, Mixture, Take, Wrapper
 from jaxtrain.data.sources.images import ImageFolder
 from jaxtrain.data.sources.items import Items
 from jaxtrain.data.sources.parquet import Parquet
@@ -17,9 +17,9 @@ from jaxtrain.data.sources.stored import Stored
 from jaxtrain.data.sources.tfds import Tfds
 from jaxtrain.data.sources.tolerant import Tolerant
 from jaxtrain.data.sources.windows import Windows
-from jaxtrain.data.tokens.files import Tokens
-from jaxtrain.data.tokens.packing import Packed
-from jaxtrain.data.tokens.tokenizers import Bytes, HuggingFace, Tokenize
+from jaxtrain.data.tokens.files import Documents, Tokens, write_tokens
+from jaxtrain.data.tokens.packing import Packed, plan_packing
+from jaxtrain.data.tokens.tokenizers import Bytes, HuggingFace, Tokenize, Tokenizer, train_bpe
 from jaxtrain.data.transforms.audio import LogMel
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 from jaxtrain.data.transforms.fields import Columns, Normalize, OneHot, Select
@@ -35,8 +35,11 @@ __all__ = [
     "Columns",
     "CutMix",
     "Damaged",
+    "Documents",
+    "Example",
     "Flip",
     "Hash",
+    "HostBatch",
     "HuggingFace",
     "ImageFolder",
     "InMemory",
@@ -57,10 +60,15 @@ __all__ = [
     "Take",
     "Tfds",
     "Tokenize",
+    "Tokenizer",
     "Tokens",
     "Tolerant",
     "Transform",
     "Utf8",
     "Windows",
+    "Wrapper",
+    "plan_packing",
+    "train_bpe",
     "write_array_record",
+    "write_tokens",
 ]

@@ -1,19 +1,20 @@
 """The pipeline: the global batch at step k is a pure function of the pipeline and k.
 
-Shuffle by index, draw random transforms from the seed and the position in the stream, then pick rows. Hosts,
-workers and threads come after that, so none of them can change a batch, and there is no iterator state to
-save.
+Shuffling is by index, and the random numbers of a transform depend on the seed and the position in the stream alone.
+Processes, workers and threads only split the rows and the work, so none of them can change a batch, and there is no
+iterator state to save.
 """
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.data.sources.base import Batch, Example, Indexed, Source
+from jaxtrain.data.sources.base import Example, HostBatch, Indexed, Source
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 
 _ENDLESS = 1 << 40
@@ -27,17 +28,17 @@ class Pipeline:
 
     Args:
         source: the examples.
-        transforms: applied to one example, in order.
-        batch_transforms: applied to a whole global batch while training, in order. Every process then reads all rows
-            of a batch, not only those that it holds.
+        transforms: applied to each example, in order.
+        batch_transforms: applied to the whole global batch in training, in order. Every process then reads all rows of
+            a batch, not only those that it holds.
         batch_size: rows of the global batch, over all processes.
-        shuffle: visit the examples of every epoch in another order.
+        shuffle: visit the examples of every epoch in another random order.
         seed: of the order and of random transforms; 0 <= seed < 2**32.
-        workers: processes that read, for transforms that hold the GIL; each takes 5 to 10 s to start.
-        threads: that read, in each process that reads; 0 reads when a batch is asked for.
-        prefetch: batches read ahead, in each process that reads.
+        workers: worker processes that read, for transforms that hold the GIL; each takes 5 to 10 s to start.
+        threads: reading threads in each process that reads; with 0 a batch is read when it is needed.
+        prefetch: batches read ahead in each process that reads.
 
-    Raises ConfigError for values out of range; the source is first opened when it is read.
+    Raises ConfigError for values out of range. The source is opened when it is first read.
     """
 
     source: Source
@@ -68,43 +69,55 @@ class Pipeline:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that hold every example: what `epoch` yields, the last one counted in full."""
+        """Number of batches that `epoch` yields: a last one that is not full counts as one."""
         return -(-self._size() // self.batch_size)
 
-    def batches(self, rows: Sequence[int] | None = None, start: int = 0) -> Generator[Batch, None, None]:
-        """Endless training batches from step `start` on; the mask is all True.
+    def batches(self, rows: Sequence[int] | None = None, start: int = 0) -> Generator[HostBatch, None, None]:
+        """Endless training batches from step `start` on, read ahead; `steps` says what is in them.
 
-        `rows` are the row numbers within the global batch to yield, in this order; None is all of them. The
-        stream of examples runs on through the end of an epoch, so a batch may hold the end of one and the
-        start of the next. Close the iterator to stop the readers. Raises ConfigError for rows outside the
-        batch, an empty source, and examples that do not stack.
+        Close the iterator to stop the readers. Raises ConfigError as `steps` does, and for examples that do not stack.
+        """
+        return self._read(self.steps(rows, start))
+
+    def steps(self, rows: Sequence[int] | None = None, start: int = 0) -> Indexed[HostBatch]:
+        """The training batches by index, item i that of step `start` + i; each is read when it is indexed.
+
+        `rows` are the row numbers within the global batch to return, in this order; None is all of them. The stream of
+        examples continues over the end of an epoch, so a batch may hold the end of one epoch and the start of the next.
+        The mask is all True. Picklable. Raises ConfigError for rows outside the batch and an empty source.
         """
         if start < 0:
             raise ConfigError(f"start must be a step, 0 or more, got {start}")
         order = self._order(self.seed if self.shuffle else None)
-        return self._read(_Steps(self, order, self._rows(rows), start, _ENDLESS, training=True))
+        return _Steps(self, order, self._rows(rows), start, _ENDLESS, training=True)
 
-    def epoch(self, rows: Sequence[int] | None = None) -> Generator[Batch, None, None]:
-        """Every example once, in the source's order, without the transforms that are for training only.
+    def epoch(self, rows: Sequence[int] | None = None) -> Generator[HostBatch, None, None]:
+        """Evaluation batches: every example once, in the source's order, without transforms that are for training only.
 
-        All batches have the same shapes: rows past the last example repeat the first ones and their mask is
-        False. `rows` as in `batches`.
+        All batches have the same shapes: rows after the last example repeat the first ones, and their mask is False.
+        `rows` as in `steps`.
         """
         steps = self.steps_per_epoch
         return self._read(_Steps(self, self._order(None), self._rows(rows), 0, steps, training=False))
 
-    def prepare(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
-        """A batch of raw inputs, treated as in `epoch`; they need no label. What serving uses."""
+    def prepare(self, examples: Sequence[Mapping[str, Any]]) -> HostBatch:
+        """A batch of raw inputs, transformed as in `epoch`, for serving. They need no label."""
         if not examples:
             raise ConfigError("nothing to prepare: give at least one example")
         draws = _Draws(self.seed)
         return stack([self._transformed(dict(example), draws.at(0), training=False) for example in examples])
 
-    def example(self) -> Batch:
-        """A batch with the shapes and dtypes of every global batch, made of one example; read-only arrays."""
+    def example(self) -> HostBatch:
+        """A batch with the shapes and dtypes of every global batch: the first example, read once, in all rows.
+
+        The arrays are read-only.
+        """
+        return {name: np.broadcast_to(x, (self.batch_size, *x.shape[1:])) for name, x in self._first.items()}
+
+    @cached_property
+    def _first(self) -> HostBatch:
         self._size()
-        one = stack([self._transformed(self.source[0], _Draws(self.seed).at(0), training=True)])
-        return {name: np.broadcast_to(x, (self.batch_size, *x.shape[1:])) for name, x in one.items()}
+        return stack([self._transformed(self.source[0], _Draws(self.seed).at(0), training=True)])
 
     def _size(self) -> int:
         size = len(self.source)
@@ -124,7 +137,7 @@ class Pipeline:
 
         return visiting_order(self._size(), seed)
 
-    def _read(self, steps: Indexed[Batch]) -> Generator[Batch, None, None]:
+    def _read(self, steps: Indexed[HostBatch]) -> Generator[HostBatch, None, None]:
         from jaxtrain.data.reading import read
 
         return read(steps, threads=self.threads, workers=self.workers, prefetch=self.prefetch)
@@ -137,9 +150,9 @@ class Pipeline:
 
 
 class _Draws:
-    """Random numbers for the example at each position of the stream: those of (seed, position), whatever came before.
+    """Random numbers for the example at each position of the stream: a function of seed and position alone.
 
-    One counter-based generator is moved about (Philox: Salmon et al. 2011), which takes a tenth of making a new one.
+    Sets the counter of one counter-based generator (Philox: Salmon et al. 2011): a tenth of the time of a new one.
     """
 
     def __init__(self, seed: int) -> None:
@@ -148,7 +161,7 @@ class _Draws:
         self._state = self._bits.state
 
     def at(self, position: int) -> np.random.Generator:
-        """The generator, at the first number of `position`; good until the next call."""
+        """The generator at the first number of `position`; valid until the next call."""
         self._state["state"]["counter"][3] = position  # a position has 2^192 numbers before the next one's
         self._bits.state = self._state
         return self._generator
@@ -156,7 +169,7 @@ class _Draws:
 
 @dataclass(frozen=True)
 class _Steps:
-    """Item i is the chosen rows of global batch start + i. Pickled to worker processes."""
+    """Item i is rows `rows` of global batch `start` + i. Pickled to worker processes."""
 
     pipeline: Pipeline
     order: Indexed[int]
@@ -168,7 +181,7 @@ class _Steps:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> HostBatch:
         step = self.start + index
         changes = self.pipeline.batch_transforms if self.training else ()
         rows = range(self.pipeline.batch_size) if changes else self.rows
@@ -177,16 +190,13 @@ class _Steps:
             batch = change(batch, np.random.default_rng((self.pipeline.seed, step, number)))
         return {name: x[list(self.rows)] for name, x in batch.items()} if changes else batch
 
-    def _read(self, positions: list[int]) -> Batch:
+    def _read(self, positions: list[int]) -> HostBatch:
         source = self.pipeline.source
         size = len(source)
         mask = np.array([self.training or position < size for position in positions])
-        self._stage()
         # All at once: some sources read several much faster than one after another.
         stored = source.fetch([int(self.order[position]) for position in positions])
-        self._stage()
         rows = [source.decode(one) for one in stored]
-        self._stage()
         if self.pipeline.transforms:
             draws, training = _Draws(self.pipeline.seed), self.training
             rows = [
@@ -194,19 +204,14 @@ class _Steps:
                 self.pipeline._transformed(row, draws.at(position if training else 0), training)
                 for row, position in zip(rows, positions, strict=True)
             ]
-        self._stage()
         return {**stack(rows), "mask": mask}
 
-    def _stage(self) -> None:
-        """Another stage begins: for who measures them."""
 
-
-def stack(examples: Sequence[Example]) -> Batch:
+def stack(examples: Sequence[Example]) -> HostBatch:
     """Stack examples on a new first dimension and add "mask": bool[rows], all True.
 
-    64-bit numbers become int32, uint32 or float32, which is what JAX would make of them unsaid; integers that
-    do not fit are an error. Raises ConfigError when examples differ in fields, shapes or dtypes, or hold
-    text.
+    64-bit numbers become int32, uint32 or float32, as JAX would silently make them. Raises ConfigError for integers
+    that do not fit, for examples that differ in fields, shapes or dtypes, and for text.
     """
     names = list(examples[0])
     if "mask" in names:
@@ -214,11 +219,11 @@ def stack(examples: Sequence[Example]) -> Batch:
     for number, example in enumerate(examples):
         if example.keys() != examples[0].keys():
             raise ConfigError(f"row {number} has the fields {sorted(example)} but row 0 has {sorted(names)}")
-    columns = {name: _column(name, [np.asarray(example[name]) for example in examples]) for name in names}
+    columns = {name: _stack_field(name, [np.asarray(example[name]) for example in examples]) for name in names}
     return {**columns, "mask": np.ones(len(examples), bool)}
 
 
-def _column(name: str, values: list[np.ndarray]) -> np.ndarray:
+def _stack_field(name: str, values: list[np.ndarray]) -> np.ndarray:
     first = values[0]
     if first.dtype.kind in "OUSMm":
         raise ConfigError(

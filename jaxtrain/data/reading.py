@@ -1,4 +1,4 @@
-"""Reading ahead, in threads or processes: the one module that imports grain."""
+"""Reading ahead in threads and processes. The one module that imports grain."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -10,16 +10,15 @@ import grain
 import numpy as np
 from absl import flags
 
-from jaxtrain.data.sources.base import Batch, Indexed
+from jaxtrain.data.sources.base import HostBatch, Indexed
 
 T = TypeVar("T")
 
-_TABLE = 1 << 22
-"""Examples up to which an order is kept in memory, 4 bytes each."""
+_TABLE = 1 << 22  # examples up to which an order is kept in memory, 4 bytes each
 
 
 def visiting_order(size: int, seed: int | None) -> Indexed[int]:
-    """Which of `size` examples stands at each position of an endless stream, by position.
+    """The index of the example at each position of an endless stream over `size` examples.
 
     With a seed every epoch of `size` positions is another permutation; without one it is 0, 1, …, size - 1.
     """
@@ -34,7 +33,7 @@ def visiting_order(size: int, seed: int | None) -> Indexed[int]:
 
 @dataclass(frozen=True)
 class _Order:
-    """The same from a table for each epoch: a position then takes a tenth of the time, which counts for small rows."""
+    """The order from one table an epoch: a look-up takes a tenth of grain's time, which counts for small rows."""
 
     size: int
     seed: int | None
@@ -52,7 +51,7 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
 
 
-def read(batches: Indexed[Batch], *, threads: int, workers: int, prefetch: int) -> Generator[Batch, None, None]:
+def read(batches: Indexed[HostBatch], *, threads: int, workers: int, prefetch: int) -> Generator[HostBatch, None, None]:
     """Yield every item of `batches` in order, `prefetch` ahead of the reader in each process that reads.
 
     The items are the same for any number of threads and workers. `batches` is pickled when there are workers.
@@ -69,11 +68,11 @@ def read(batches: Indexed[Batch], *, threads: int, workers: int, prefetch: int) 
     yield from iter(dataset)  # which passes close() on to grain's iterator
 
 
-def to_device(batches: Iterator[Batch], put: Callable[[Batch], T], depth: int = 2) -> Generator[T, None, None]:
-    """Yield `put(batch)` for every batch; `depth` of them are on the device: the one in use and those after.
+def to_device(batches: Iterator[HostBatch], put: Callable[[HostBatch], T], depth: int = 2) -> Generator[T, None, None]:
+    """Yield `put(batch)` for every batch, `depth` - 1 batches ahead of the one in use.
 
-    `put` starts a transfer and returns at once, so that it overlaps with the step before.
-    Closing the iterator closes `batches`.
+    `put` starts a transfer and returns at once, so that it overlaps with the step before. Closing the iterator closes
+    `batches`.
     """
     waiting: deque[T] = deque()
     try:

@@ -6,7 +6,9 @@ from jaxtrain.datasets.bundled.digits import Digits
 from jaxtrain.datasets.bundled.reviews import MovieReviews
 from jaxtrain.datasets.bundled.tumours import Tumours
 from jaxtrain.datasets.card import Card
+from jaxtrain.datasets.check import check, diff
 from jaxtrain.datasets.formats import Format, Records, TokenRows
+from jaxtrain.datasets.schema import Schema
 from jaxtrain.datasets.source import Built
 from jaxtrain.datasets.spec import Dataset, HashSplits
 
@@ -19,8 +21,11 @@ __all__ = [
     "HashSplits",
     "MovieReviews",
     "Records",
+    "Schema",
     "Skills",
     "TokenRows",
     "Tumours",
     "build",
+    "check",
+    "diff",
 ]

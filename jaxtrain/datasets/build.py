@@ -1,4 +1,4 @@
-"""Building a dataset: clean, split, write, document."""
+"""Building a dataset: transform, split, filter, write, and document it by a card."""
 
 import contextlib
 import datetime
@@ -10,10 +10,11 @@ from typing import Any
 
 from jaxtrain.base.config import difference, flatten, to_json
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import atomic_folder, remove_unfinished
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.sources.combine import Mapped
 from jaxtrain.data.sources.stored import Stored
-from jaxtrain.datasets.card import Card, Split, Tally, content, digest, order, part
+from jaxtrain.datasets.card import Card, DataFile, Split, Tally, content_hash, order_hash, record_hash
 from jaxtrain.datasets.filters.base import Filter, Finding, Record
 from jaxtrain.datasets.filters.near import near_pairs
 from jaxtrain.datasets.formats import Format
@@ -21,17 +22,18 @@ from jaxtrain.datasets.schema import Schema
 from jaxtrain.datasets.source import home
 from jaxtrain.datasets.spec import Dataset
 
+Log = Callable[[str], None]
+
 SAMPLES = 5
+"""The card shows this many of the records that a filter drops."""
+
+_READ_TOGETHER = 256  # records
+
+_SHOWN = 200  # characters of a field in a sample
 
 
-_AT_ONCE = 256
-
-
-_SHOWN = 200
-
-
-class _Surviving(Collection[Record]):
-    """The raw records that no filter has dropped yet, read anew at every pass; transformed once, into `folder`."""
+class _Remaining(Collection[Record]):
+    """The raw records that no filter has dropped yet: read at every pass, transformed once, into `folder`."""
 
     def __init__(self, spec: Dataset, folder: Path) -> None:
         self.source = spec.records
@@ -53,18 +55,18 @@ class _Surviving(Collection[Record]):
         return (example for _, example in self._read([i for i, where in self.splits.items() if where == split]))
 
     def _read(self, indices: Sequence[int]) -> Iterator[tuple[int, Example]]:
-        """Many at once, which some sources read much faster."""
-        for start in range(0, len(indices), _AT_ONCE):
-            some = indices[start : start + _AT_ONCE]
+        """Several at a time, which some sources read much faster."""
+        for start in range(0, len(indices), _READ_TOGETHER):
+            some = indices[start : start + _READ_TOGETHER]
             yield from zip(some, map(self.source.decode, self.source.fetch(some)), strict=True)
 
-    def apply(self, one: Filter, say: Callable[[str], None]) -> Tally:
-        """Drop what a filter finds."""
+    def apply(self, one: Filter, log: Log) -> Tally:
+        """Drop the records that a filter finds."""
         seen, found = len(self), one.findings(self)
         samples = tuple(self._sample(index, finding) for index, finding in list(found.items())[:SAMPLES])
         for index in found:
             del self.splits[index]
-        say(f"{type(one).__name__}: {len(found):,} of {seen:,} dropped")
+        log(f"{type(one).__name__}: {len(found):,} of {seen:,} dropped")
         parameters = {f.name: to_json(getattr(one, f.name)) for f in fields(one)}
         return Tally(type(one).__name__, parameters, seen, len(found), samples)
 
@@ -74,17 +76,14 @@ class _Surviving(Collection[Record]):
 
 
 def build(
-    spec: Dataset,
-    where: Path | None = None,
-    revision: str | None = None,
-    say: Callable[[str], None] = lambda progress: None,
+    spec: Dataset, where: Path | None = None, revision: str | None = None, log: Log = lambda progress: None
 ) -> Path:
-    """Build a data set into `where`/name/version (`home()` by default) unless it is there; returns that folder.
+    """Build a dataset into `where`/name/version (`home()` by default) unless it is there; returns that folder.
 
-    The folder takes its name only when it is complete; what an interrupted build left is removed by the next.
-    `revision` is the git revision to write into the card; `say` is told what was done. Raises ConfigError where the
-    version exists and was made otherwise, another process builds the data set, a split ends up empty, or the disk is
-    full.
+    The folder takes its name only when it is complete; the next build removes what an interrupted one left. `revision`
+    is the git revision to write into the card; `log` is called with a line for each thing that is done. Raises
+    ConfigError where the version exists and was built from another value, where another process builds the dataset,
+    where a split ends up empty, and where the disk is full.
     """
     parent = (where or home()) / spec.name
     final = parent / spec.version
@@ -92,35 +91,28 @@ def build(
     try:
         with _alone(parent):
             if final.exists():
-                _same(final, made)
+                _require_same(final, made)
                 return final
-            unfinished = parent / f".{spec.version}.unfinished"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            try:
-                _write(spec, unfinished, made, revision, say)
-                unfinished.rename(final)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+            remove_unfinished(final)
+            with atomic_folder(final) as unfinished:
+                _write_dataset(spec, unfinished, made, revision, log)
     except OSError as error:
-        raise ConfigError(f"the data set {final} cannot be built: {error}") from error
+        raise ConfigError(f"the dataset {final} cannot be built: {error}") from error
     return final
 
 
-def _write(
-    spec: Dataset, folder: Path, made: Mapping[str, Any], revision: str | None, say: Callable[[str], None]
-) -> None:
-    surviving = _Surviving(spec, folder / ".transformed")
-    raw = len(surviving)
-    say(f"{raw:,} raw records")
-    tallies = tuple(surviving.apply(one, say) for one in spec.filters)
+def _write_dataset(spec: Dataset, folder: Path, made: Mapping[str, Any], revision: str | None, log: Log) -> None:
+    remaining = _Remaining(spec, folder / ".transformed")
+    raw = len(remaining)
+    log(f"{raw:,} raw records")
+    tallies = tuple(remaining.apply(one, log) for one in spec.filters)
     names = list(spec.splits.parts)
-    spec.form.prepare(folder, surviving.of(names[0]))
-    splits = {name: _write_split(spec.form, folder, name, surviving.of(name), say) for name in names}
-    near = _near(spec, surviving)
+    spec.format.prepare(folder, remaining.of(names[0]))
+    splits = {name: _write_split(spec.format, folder, name, remaining.of(name), log) for name in names}
+    near = _count_near(spec, remaining)
     shutil.rmtree(folder / ".transformed", ignore_errors=True)
     known = {one.path for split in splits.values() for one in split.files}
-    beside = tuple(part(folder, path, 0) for path in sorted(folder.iterdir()) if path.name not in known)
+    others = tuple(DataFile.of(folder, path, 0) for path in sorted(folder.iterdir()) if path.name not in known)
     card = Card(
         **{name: getattr(spec, name) for name in ("name", "version", "description", "origin", "licence")},
         **{name: getattr(spec, name) for name in ("access", "retention", "label")},
@@ -129,12 +121,12 @@ def _write(
         made=made,
         rule=str(spec.splits),
         by=spec.splits.by,
-        form=to_json(spec.form),
+        format=to_json(spec.format),
         raw=raw,
         filters=tallies,
         near=near,
         splits=splits,
-        beside=beside,
+        other_files=others,
     )
     from jaxtrain.datasets.report import write_croissant, write_html
 
@@ -143,31 +135,29 @@ def _write(
     card.write(folder)
 
 
-def _write_split(
-    form: Format, folder: Path, name: str, examples: Iterable[Example], say: Callable[[str], None]
-) -> Split:
-    paths = form.write(folder, name, examples)
+def _write_split(storage: Format, folder: Path, name: str, examples: Iterable[Example], log: Log) -> Split:
+    paths = storage.write(folder, name, examples)
     if not paths:
         raise ConfigError(f"split {name!r} would be empty: there are too few records, or the filters drop them all")
-    # Everything that the card says of the records is read back from the files.
-    written = form.records(tuple(map(str, paths)))
-    counts = [len(form.records((str(path),))) for path in paths]
-    digests: list[int] = []
+    # Everything that the card holds about the records is read back from the files.
+    written = storage.records(tuple(map(str, paths)))
+    counts = [len(storage.records((str(path),))) for path in paths]
+    hashes: list[int] = []
 
     def examples_read() -> Iterator[Example]:
         for index in range(len(written)):
-            digests.append(digest(example := written[index]))
+            hashes.append(record_hash(example := written[index]))
             yield example
 
     schema = Schema.of(examples_read())
-    files = tuple(part(folder, path, count) for path, count in zip(paths, counts, strict=True))
-    say(f"{name}: {len(written):,} records")
-    return Split(len(written), content(digests), order(digests), files, schema)
+    files = tuple(DataFile.of(folder, path, count) for path, count in zip(paths, counts, strict=True))
+    log(f"{name}: {len(written):,} records")
+    return Split(len(written), content_hash(hashes), order_hash(hashes), files, schema)
 
 
-def _near(spec: Dataset, surviving: _Surviving) -> dict[str, int] | None:
-    """Near-duplicate pairs within and across splits, by the first field to split by that holds text."""
-    first = next(iter(surviving)).example
+def _count_near(spec: Dataset, remaining: _Remaining) -> dict[str, int] | None:
+    """Near-duplicate pairs within and across splits, by the first of the fields to split by that holds text."""
+    first = next(iter(remaining)).example
     texts = [name for name in spec.splits.by if isinstance(first[name], str)]
     if not texts:
         return None
@@ -175,25 +165,25 @@ def _near(spec: Dataset, surviving: _Surviving) -> dict[str, int] | None:
     found = {
         ", ".join(pair): 0 for i, one in enumerate(names) for pair in [(one,), *((one, b) for b in names[i + 1 :])]
     }
-    for one, other, _ in near_pairs(surviving, texts[0]):
-        pair = sorted({surviving.splits[one], surviving.splits[other]}, key=names.index)
+    for one, other, _ in near_pairs(remaining, texts[0]):
+        pair = sorted({remaining.splits[one], remaining.splits[other]}, key=names.index)
         found[", ".join(pair)] += 1
     return found
 
 
-def _same(final: Path, made: Mapping[str, Any]) -> None:
+def _require_same(final: Path, made: Mapping[str, Any]) -> None:
     before = Card.read(final).made
     if before != made:
         raise ConfigError(
-            f"{final} was made otherwise; give what is new another version. What differs (there → now):\n"
-            + difference(before, made)
+            f"{final} was built from another value: give the changed dataset another version. "
+            "What differs (there → now):\n" + difference(before, made)
         )
 
 
 @contextlib.contextmanager
 def _alone(parent: Path) -> Generator[None, None, None]:
-    """One process at a time; a process that dies lets go."""
-    import fcntl  # which Windows has not; reading needs none of this
+    """A lock on a dataset's folder, released when the process ends."""
+    import fcntl  # not on Windows, where datasets can be read
 
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / ".lock").open("w") as lock:

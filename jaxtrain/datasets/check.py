@@ -1,6 +1,5 @@
-"""Comparing data sets: with their own card, and one with another. Not here: making either."""
+"""Comparing a dataset with its own card, and one dataset with another."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,86 +7,86 @@ from pathlib import Path
 
 from jaxtrain.base.config import difference
 from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.files import file_sha256
 from jaxtrain.data.sources.base import Source
-from jaxtrain.datasets.card import Card, Part, content, digest, order
+from jaxtrain.datasets.card import Card, DataFile, content_hash, order_hash, record_hash
 from jaxtrain.datasets.source import stored_format
 
 NOTABLE = 0.01
-"""Drift, in bits, from which a field is mentioned."""
+"""The least drift, in bits, that is shown."""
 
 
 def check(folder: Path) -> Iterator[str]:
-    """Everything that is wrong with a data set, re-reading all of it; names the file and the record of each fault.
+    """Re-read a whole dataset and yield one message for each difference from its card, with the file and the record.
 
-    Raises ConfigError where there is no card to compare with.
+    Raises ConfigError where there is no card.
     """
     card = Card.read(folder)
-    form = stored_format(card)
-    for part in card.beside:
-        yield from _file(folder, part)
+    storage = stored_format(card)
+    for file in card.other_files:
+        yield from _check_file(folder, file)
     for name, split in card.splits.items():
-        whole, digests = True, []
-        for part in split.files:
-            path = folder / part.path
-            yield from _file(folder, part)
+        whole, hashes = True, []
+        for file in split.files:
+            path = folder / file.path
+            yield from _check_file(folder, file)
             if not path.is_file():
                 whole = False
                 continue
             try:
-                source = form.records((str(path),))
-                if len(source) != part.records:
-                    yield f"{part.path}: {len(source):,} records, not the {part.records:,} of the card"
+                source = storage.records((str(path),))
+                if len(source) != file.records:
+                    yield f"{file.path}: {len(source):,} records, not the {file.records:,} of the card"
             except (Damaged, ConfigError) as error:
                 whole = False
-                yield f"{part.path}: cannot be opened: {error}"
+                yield f"{file.path}: cannot be opened: {error}"
                 continue
             for index in range(len(source)):
                 try:
                     example = source[index]
                 except Damaged as error:
                     whole = False
-                    yield f"{part.path}: record {index}: {error.why}"
+                    yield f"{file.path}: record {index}: {error.why}"
                     continue
-                digests.append(digest(example))
-                yield from (f"{part.path}: record {index}: {what}" for what in split.schema.violations(example))
-        if whole and content(digests) != split.content:
-            yield f"{name}: the records' hash is {content(digests)}, not the card's {split.content}"
-        elif whole and order(digests) != split.order:
+                hashes.append(record_hash(example))
+                yield from (f"{file.path}: record {index}: {what}" for what in split.schema.violations(example))
+        if whole and content_hash(hashes) != split.content:
+            yield f"{name}: the records' hash is {content_hash(hashes)}, not the card's {split.content}"
+        elif whole and order_hash(hashes) != split.order:
             yield f"{name}: the records are the card's, but in another order"
 
 
-def _file(folder: Path, part: Part) -> Iterator[str]:
-    path = folder / part.path
+def _check_file(folder: Path, file: DataFile) -> Iterator[str]:
+    path = folder / file.path
     if not path.is_file():
-        yield f"{part.path}: missing"
+        yield f"{file.path}: missing"
         return
-    if path.stat().st_size != part.bytes:
-        yield f"{part.path}: {path.stat().st_size:,} bytes, not the {part.bytes:,} of the card"
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != part.sha256:
-            yield f"{part.path}: its sha256 is not the card's"
+    if path.stat().st_size != file.bytes:
+        yield f"{file.path}: {path.stat().st_size:,} bytes, not the {file.bytes:,} of the card"
+    if file_sha256(path) != file.sha256:
+        yield f"{file.path}: its sha256 is not the card's"
 
 
 @dataclass(frozen=True)
 class Diff:
-    """What changed from one data set to another; records are told apart by the fields that they are split by."""
+    """What changed from one dataset to another. A record is identified by the fields that its dataset is split by."""
 
     names: tuple[str, str]
     added: int
     removed: int
     relabelled: int
-    """Same text, another label."""
+    """Records with the same identifying fields and another label."""
     changed: int
-    """Same in the fields that tell records apart and in the label, other elsewhere."""
+    """Records with the same identifying fields and label, and other differences."""
     moved: int
-    """In another split."""
+    """Records in another split."""
     same: int
     repeated: tuple[int, int]
-    """Records of either that no field to tell them apart by distinguishes from another: only the last was compared."""
+    """Records of each dataset with the same identifying fields as a later one, which alone was compared."""
     made: str
-    """How they were made: one line for every difference."""
+    """Differences between the values that they were built from, one a line."""
     drift: dict[str, dict[str, float]]
-    """By split and field, in bits (Schema.drift)."""
+    """By split and field, in bits (`Schema.drift`)."""
     samples: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -104,11 +103,11 @@ class Diff:
 
 
 def diff(one: Path, other: Path, samples: int = 5) -> Diff:
-    """What changed from one data set folder to another. Raises ConfigError where they cannot be compared."""
+    """What changed from one dataset folder to another. Raises ConfigError where they cannot be compared."""
     cards = Card.read(one), Card.read(other)
     if cards[0].by != cards[1].by or cards[0].label != cards[1].label:
         raise ConfigError(
-            f"{one} tells records apart by {cards[0].by} and labels by {cards[0].label!r}, "
+            f"{one} identifies records by {cards[0].by} and labels by {cards[0].label!r}, "
             f"{other} by {cards[1].by} and {cards[1].label!r}: they cannot be compared record by record"
         )
     before, after = _Entries(one, cards[0]), _Entries(other, cards[1])
@@ -148,20 +147,20 @@ class _Entry:
 
 
 class _Entries:
-    """The records of a data set by the hash of what tells them apart; holds hashes only."""
+    """The records of a dataset by the hash of their identifying fields; holds hashes only."""
 
     def __init__(self, folder: Path, card: Card) -> None:
-        form = stored_format(card)
+        storage = stored_format(card)
         self.sources: dict[str, Source] = {}
         self.by_key: dict[int, _Entry] = {}
         for name, split in card.splits.items():
-            self.sources[name] = source = form.records(tuple(str(folder / part.path) for part in split.files))
+            self.sources[name] = source = storage.records(tuple(str(folder / file.path) for file in split.files))
             for index in range(len(source)):
                 example = source[index]
                 # A record that was turned into tokens has none of the fields that it was split by.
-                telling = {key: example[key] for key in card.by if key in example} or example
+                identifying = {key: example[key] for key in card.by if key in example} or example
                 label = str(example[card.label]) if card.label in example else None
-                self.by_key[digest(telling)] = _Entry(name, index, label, digest(example))
+                self.by_key[record_hash(identifying)] = _Entry(name, index, label, record_hash(example))
         self.repeated = sum(split.records for split in card.splits.values()) - len(self.by_key)
 
     def show(self, entry: _Entry | None) -> str:

@@ -1,4 +1,4 @@
-"""Forms: how the records of a data set are kept in files, and what is read of them. Not here: which records."""
+"""Storage formats of a dataset: how the records of a split are written to files and read back."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -17,38 +17,36 @@ from jaxtrain.data.tokens.tokenizers import Bytes, HuggingFace, Tokenizer, train
 class Format(ABC):
     """How the records of a split are kept in files."""
 
-    def prepare(self, folder: Path, examples: Iterable[Example]) -> None:  # noqa: B027 (most forms need nothing)
-        """What has to be learned from the first split before anything is written."""
+    def prepare(self, folder: Path, examples: Iterable[Example]) -> None:  # noqa: B027 (most formats need nothing)
+        """Learn from the first split what writing needs, such as a tokenizer. Does nothing by default."""
 
     @abstractmethod
     def write(self, folder: Path, split: str, examples: Iterable[Example]) -> list[Path]:
-        """Write a split's records into files of `folder`; returns them in their order."""
+        """Write a split's records to files in `folder`; returns the files in order."""
 
     @abstractmethod
     def records(self, paths: tuple[str, ...]) -> Source:
-        """What was written, one record an example: what is hashed, checked and compared."""
+        """The records as written, one an example: they are hashed, checked and compared."""
 
     def rows(self, paths: tuple[str, ...], folder: Path) -> Source:
-        """What is trained on; the records themselves unless they are laid out in another way."""
+        """The examples to train on; by default the records."""
         return self.records(paths)
 
 
 @dataclass(frozen=True)
 class Records(Format):
-    """ArrayRecord files of at most so many records; reading one costs more the more there are in its file."""
+    """ArrayRecord files of at most `per_file` records: the time to read a record grows with the size of its file."""
 
     per_file: int = 10_000
 
     def write(self, folder: Path, split: str, examples: Iterable[Example]) -> list[Path]:
-        """Files `train-00000.arrayrecord`, …"""
         paths: list[Path] = []
-        for group in _groups(examples, self.per_file):
+        for group in _runs(examples, self.per_file):
             paths.append(folder / f"{split}-{len(paths):05}.arrayrecord")
             write_array_record(paths[-1], group)
         return paths
 
     def records(self, paths: tuple[str, ...]) -> Source:
-        """The records."""
         return ArrayRecord(paths)
 
 
@@ -56,9 +54,9 @@ class Records(Format):
 class TokenRows(Format):
     """Token files of a text field, read as rows of `length` + 1 tokens for a language model.
 
-    With `packed`, rows hold whole documents side by side (best fit), told apart by `segments`; else the documents are
-    one stream that is cut into rows. `bpe` trains a byte-level BPE of so many tokens on the first split, instead of
-    `tokenizer`.
+    With `packed`, rows hold whole documents side by side (best fit) and `segments` numbers them; else the documents are
+    one stream that is cut into rows. `bpe` is the vocabulary size of a byte-level BPE that is trained on the first
+    split and used instead of `tokenizer`.
     """
 
     length: int
@@ -68,12 +66,10 @@ class TokenRows(Format):
     packed: bool = True
 
     def prepare(self, folder: Path, examples: Iterable[Example]) -> None:
-        """Train the tokenizer."""
         if self.bpe is not None:
             train_bpe((self._text(example) for example in examples), self.bpe, folder / "tokenizer.json")
 
     def write(self, folder: Path, split: str, examples: Iterable[Example]) -> list[Path]:
-        """Files `train-00000.bin`, …, and their packing plan."""
         texts = (self._text(example) for example in examples)
         paths = [Path(path) for path in write_tokens(folder, split, texts, self._tokenizer(folder))]
         if self.packed:
@@ -81,11 +77,9 @@ class TokenRows(Format):
         return paths
 
     def records(self, paths: tuple[str, ...]) -> Source:
-        """One document an example."""
         return Documents(paths)
 
     def rows(self, paths: tuple[str, ...], folder: Path) -> Source:
-        """Rows of several documents, or of the stream."""
         kind = Packed if self.packed else Tokens
         return kind(paths, self.length, tokenizer=self._tokenizer(folder))
 
@@ -98,8 +92,8 @@ class TokenRows(Format):
         return example[self.text]
 
 
-def _groups(examples: Iterable[Example], size: int) -> Iterator[Iterator[Example]]:
-    """Runs of `size` examples, none of them held in memory; each has to be used up before the next."""
+def _runs(examples: Iterable[Example], size: int) -> Iterator[Iterator[Example]]:
+    """Runs of `size` examples, read as they are consumed: each has to be consumed before the next."""
     rest = iter(examples)
     for first in rest:
         taken = [first]

@@ -1,7 +1,4 @@
-"""A card for people and for other tools: card.html, and croissant.json (MLCommons' Croissant).
-
-Not here: what is in it.
-"""
+"""A card as files for people and other tools: card.html, and croissant.json (MLCommons' Croissant)."""
 
 import html
 import io
@@ -11,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.base.errors import ConfigError
-from jaxtrain.datasets.card import Card, describe
-from jaxtrain.datasets.schema import Field
+from jaxtrain.base.files import replace_text
+from jaxtrain.base.packages import needs
+from jaxtrain.datasets.card import Card
+from jaxtrain.datasets.fields import Field
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -25,18 +23,17 @@ h1 small { color: #777; font-weight: normal } code { font-size: 90% }
 
 
 def write_html(card: Card, folder: Path) -> None:
-    """card.html, which needs no other file. Raises ConfigError without matplotlib."""
+    """Write card.html, one file with all in it. Raises ConfigError without matplotlib."""
     e = html.escape
     about = [(name, e(str(getattr(card, name)))) for name in ("origin", "licence", "access", "retention", "rule")]
     about += [("built", e(f"{card.built}, revision {card.revision or 'unknown'}")), ("raw records", f"{card.raw:,}")]
     filters = [("filter", "seen", "dropped", "for example")]
     for tally in card.filters:
-        given = ", ".join(f"{name}={value!r}" for name, value in tally.parameters.items())
         samples = (
             f"{s['index']}: {s['why']}<br><small>{e(' · '.join(map(str, s['record'].values())))}</small>"
             for s in tally.samples
         )
-        filters.append((e(f"{tally.name}({given})"), f"{tally.seen:,}", f"{tally.dropped:,}", "<br>".join(samples)))
+        filters.append((e(str(tally)), f"{tally.seen:,}", f"{tally.dropped:,}", "<br>".join(samples)))
     splits = [("split", "records", "files", "hash of the records")]
     splits += [
         (e(name), f"{split.records:,}", str(len(split.files)), f"<code>{split.content}</code>")
@@ -44,27 +41,27 @@ def write_html(card: Card, folder: Path) -> None:
     ]
     fields = [("field", *map(e, card.splits))]
     fields += [
-        (e(name), *(e(describe(split.schema.fields[name])) for split in card.splits.values()))
-        for name in card.schema.fields
+        (e(name), *(e(str(split.schema.fields[name])) for split in card.splits.values())) for name in card.schema.fields
     ]
     near = [(e(where), f"{count:,}") for where, count in (card.near or {}).items()]
     plots = "".join(
         _plot(name, [(s, card.splits[s].schema.fields[name]) for s in card.splits]) for name in card.schema.fields
     )
     body = [
-        f"<h1>{e(card.name)} <small>{e(card.version)}</small></h1><p>{e(card.description)}</p>{_table(about)}",
-        f"<h2>Splits</h2>{_table(splits, True)}<h2>Fields</h2>{_table(fields, True)}<div class=plots>{plots}</div>",
-        f"<h2>Quality filters</h2>{_table(filters, True)}" if card.filters else "",
-        f"<h2>Near-duplicates left, pairs</h2>{_table(near)}" if near else "",
-        f"<h2>How it was made</h2>{_table([(e(path), e(str(value))) for path, value in card.made.items()])}",
+        f"<h1>{e(card.name)} <small>{e(card.version)}</small></h1><p>{e(card.description)}</p>{_html_table(about)}",
+        f"<h2>Splits</h2>{_html_table(splits, True)}",
+        f"<h2>Fields</h2>{_html_table(fields, True)}<div class=plots>{plots}</div>",
+        f"<h2>Quality filters</h2>{_html_table(filters, True)}" if card.filters else "",
+        f"<h2>Near-duplicates left, pairs</h2>{_html_table(near)}" if near else "",
+        f"<h2>How it was made</h2>{_html_table([(e(path), e(str(value))) for path, value in card.made.items()])}",
     ]
     head = (
         f'<!doctype html><meta charset="utf-8"><title>{e(card.name)} {e(card.version)}</title><style>{_STYLE}</style>'
     )
-    (folder / "card.html").write_text(head + "\n".join(body), encoding="utf-8")
+    replace_text(folder / "card.html", head + "\n".join(body))
 
 
-def _table(rows: Sequence[Sequence[str]], headed: bool = False) -> str:
+def _html_table(rows: Sequence[Sequence[str]], headed: bool = False) -> str:
     def line(row: Iterable[str], first: str, rest: str) -> str:
         cells = [f"<{first if i == 0 else rest}>{cell}</{first if i == 0 else rest}>" for i, cell in enumerate(row)]
         return f"<tr>{''.join(cells)}</tr>"
@@ -74,12 +71,10 @@ def _table(rows: Sequence[Sequence[str]], headed: bool = False) -> str:
 
 
 def _plot(name: str, fields: Sequence[tuple[str, Field]]) -> str:
-    """A picture of how a field is distributed in each split, as shares, so that splits of any size compare."""
-    try:
+    """The distribution of a field in each split as SVG, in shares, so that splits of any size compare."""
+    with needs("a card with plots", "matplotlib", "datasets"):
         import matplotlib as mpl
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("a card's plots need matplotlib: pip install 'jaxtrain[datasets]'") from error
     figure = Figure(figsize=(4, 2.8))
     axes = figure.add_axes((0.17, 0.25, 0.8, 0.63))  # a layout engine would take most of the time
     for number, (split, field) in enumerate(fields):
@@ -104,23 +99,21 @@ def _plot(name: str, fields: Sequence[tuple[str, Field]]) -> str:
 
 
 def write_croissant(card: Card, folder: Path) -> None:
-    """croissant.json, validated by the reference library. Raises ConfigError without mlcroissant."""
-    try:
+    """Write croissant.json, made and validated by the reference library. Raises ConfigError without mlcroissant."""
+    with needs("croissant.json", "mlcroissant", "datasets"):
         import mlcroissant as mlc
-    except ImportError as error:
-        raise ConfigError("croissant.json needs mlcroissant: pip install 'jaxtrain[datasets]'") from error
     kinds = {"text": mlc.DataType.TEXT, "integer": mlc.DataType.INTEGER}
     files: list[Any] = [
         mlc.FileObject(
-            id=part.path,
-            name=part.path,
-            content_url=part.path,
-            content_size=f"{part.bytes} B",
+            id=file.path,
+            name=file.path,
+            content_url=file.path,
+            content_size=f"{file.bytes} B",
             encoding_formats=["application/octet-stream"],
-            sha256=part.sha256,
+            sha256=file.sha256,
         )
         for split in card.splits.values()
-        for part in split.files
+        for file in split.files
     ]
     record_sets = [
         mlc.RecordSet(
@@ -130,14 +123,14 @@ def write_croissant(card: Card, folder: Path) -> None:
                 mlc.Field(
                     id=f"{split}/{name}",
                     name=name,
-                    description=describe(field),
+                    description=str(field),
                     data_types=[kinds.get(field.kind, mlc.DataType.FLOAT)],
                     source=mlc.Source(
-                        file_object=part.path, extract=mlc.Extract(file_property=mlc.FileProperty.content)
+                        file_object=file.path, extract=mlc.Extract(file_property=mlc.FileProperty.content)
                     ),
                 )
                 for name, field in found.schema.fields.items()
-                for part in found.files[:1]
+                for file in found.files[:1]
             ],
         )
         for split, found in card.splits.items()
@@ -153,4 +146,4 @@ def write_croissant(card: Card, folder: Path) -> None:
         record_sets=record_sets,
     )
     text = json.dumps(metadata.to_json(), indent=1, default=str, ensure_ascii=False)
-    (folder / "croissant.json").write_text(text + "\n", encoding="utf-8")
+    replace_text(folder / "croissant.json", text + "\n")

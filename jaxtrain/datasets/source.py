@@ -1,6 +1,5 @@
-"""A built data set as a source, pinned by name and version. Not here: building it."""
+"""A built dataset as a source, pinned by name and version. Not here: building it."""
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -12,24 +11,25 @@ from typing import Any
 from jaxtrain.base.cache import cache
 from jaxtrain.base.config import NOT_IN_FINGERPRINT, flatten, from_json
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.files import digest, edges
 from jaxtrain.data.sources.base import Example, Source
-from jaxtrain.datasets.card import Card, edges
+from jaxtrain.datasets.card import Card
 from jaxtrain.datasets.formats import Format
 
 
 def home() -> Path:
-    """Where data sets are built and looked for unless said otherwise: $JAXTRAIN_DATA, or the user's cache."""
+    """The default folder of datasets: $JAXTRAIN_DATA, or one in the user's cache."""
     given = os.environ.get("JAXTRAIN_DATA")
     return Path(given) if given else cache("datasets")
 
 
 @dataclass(frozen=True)
 class Built(Source):
-    """One split of a data set that `jaxtrain data build` made, by name and version under `folder` or the usual place.
+    """One split of a dataset that `jaxtrain data build` made, by name and version under `folder` (default: `home()`).
 
     Its identity is the card's hash of the decoded records and of their order. When it is first read, every file is
-    compared with the card (size, first and last MiB; all of it by `jaxtrain data check`). Raises ConfigError where the
-    data set is not there, where a file is missing or is not the card's, and where the card was changed.
+    compared with the card (size, first and last MiB; `jaxtrain data check` compares all). Raises ConfigError where the
+    dataset is not there, where a file is missing or differs from the card, and where the card was changed.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Built(Source):
 
     @property
     def path(self) -> Path:
-        """The data set's own folder."""
+        """The dataset's own folder."""
         return (Path(self.folder) if self.folder else home()) / self.name / self.version
 
     @property
     def card(self) -> Card:
-        """What is known about the data set."""
+        """The dataset's card."""
         return self._opened[0]
 
     @cached_property
@@ -61,60 +61,55 @@ class Built(Source):
         return self._opened[1][index]
 
     def fetch(self, indices: Sequence[int]) -> list[Any]:
-        """As the files' own source fetches it."""
         return self._opened[1].fetch(indices)
 
     def decode(self, stored: Any) -> Example:
-        """As the files' own source decodes it."""
         return self._opened[1].decode(stored)
 
     @property
     def vocab(self) -> int | None:
-        """That of the files' own source."""
         return self._opened[1].vocab
 
     def raw(self, argument: str) -> Example:
-        """As the files' own source reads it."""
         return self._opened[1].raw(argument)
 
     def identity(self) -> str:
-        """Name, version, split, and hashes of the decoded records, of their order and of how rows are made of them."""
-        card = self.card
-        split, form = card.splits[self.split], json.dumps(flatten(stored_format(card)), sort_keys=True).encode()
-        rows = f"{split.content} {split.order} {hashlib.sha256(form).hexdigest()[:16]}"
-        return f"{self.name} {self.version} {self.split} {rows}"
+        """Name, version, split, and hashes of the decoded records, of their order and of the storage format."""
+        split, storage = self.card.splits[self.split], flatten(stored_format(self.card))
+        hashes = f"{split.content} {split.order} {digest(json.dumps(storage, sort_keys=True), length=16)}"
+        return f"{self.name} {self.version} {self.split} {hashes}"
 
 
 @lru_cache(maxsize=64)
 def _opened(folder: Path, split: str) -> tuple[Card, Source]:
     if not folder.is_dir():
-        raise ConfigError(_missing(folder))
+        raise _not_built(folder)
     card = Card.read(folder)
     if split not in card.splits:
         raise ConfigError(f"{folder} has no split {split!r}{nearest(split, card.splits)}")
-    for part in (*card.beside, *card.splits[split].files):
-        path = folder / part.path
+    for file in (*card.other_files, *card.splits[split].files):
+        path = folder / file.path
         if not path.is_file():
-            raise ConfigError(f"{path} is missing, which {folder}'s card names: build the data set again")
-        if path.stat().st_size != part.bytes or edges(path) != part.edges:
+            raise ConfigError(f"{path} is missing, which {folder}'s card names: build the dataset again")
+        if path.stat().st_size != file.bytes or edges(path) != file.edges:
             raise ConfigError(
                 f"{path} is not the file that {folder}'s card describes; `jaxtrain data check {folder}` says more"
             )
-    paths = tuple(str(folder / part.path) for part in card.splits[split].files)
+    paths = tuple(str(folder / file.path) for file in card.splits[split].files)
     return card, stored_format(card).rows(paths, folder)
 
 
 def stored_format(card: Card) -> Format:
-    """How the records of a built data set are kept."""
-    return from_json(card.form)
+    """The storage format of a built dataset."""
+    return from_json(card.format)
 
 
-def _missing(folder: Path) -> str:
+def _not_built(folder: Path) -> ConfigError:
     versions = [path.name for path in folder.parent.glob("[0-9]*")] if folder.parent.is_dir() else []
     names = [path.name for path in folder.parent.parent.glob("[a-z0-9]*")] if folder.parent.parent.is_dir() else []
     function = folder.parent.name.replace("-", "_")
     near = f"; built versions: {', '.join(sorted(versions))}" if versions else nearest(folder.parent.name, names)
-    return (
-        f"the data set {folder.parent.name} {folder.name} is not built (there is no {folder}){near}; "
+    return ConfigError(
+        f"the dataset {folder.parent.name} {folder.name} is not built (there is no {folder}){near}; "
         f"the shipped ones are built by `jaxtrain data build experiments/datasets.py:{function}`"
     )

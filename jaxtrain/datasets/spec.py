@@ -10,17 +10,17 @@ from jaxtrain.base.config import check_types
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.transforms.base import Transform
-from jaxtrain.datasets.card import digest
+from jaxtrain.datasets.card import record_hash
 from jaxtrain.datasets.filters.base import Filter
 from jaxtrain.datasets.formats import Format, Records
 
 
 @dataclass(frozen=True)
 class HashSplits:
-    """Splits by a hash of the record's fields `by`, never by its position: adding records moves no other."""
+    """Splits by a hash of the record's fields `by`, not by its position: added records move no other."""
 
     parts: Mapping[str, float]
-    """Shares by name, summing to 1; the first is the one to train on."""
+    """Shares by name, summing to 1. The first split is the one to train on."""
     by: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -32,7 +32,7 @@ class HashSplits:
         for name in self.by:
             if name not in example:
                 raise ConfigError(f"HashSplits: a record has no field {name!r}{nearest(name, example)}")
-        place = digest({name: example[name] for name in self.by}) / (1 << 128)
+        place = record_hash({name: example[name] for name in self.by}) / (1 << 128)
         bounds = np.cumsum(list(self.parts.values()))
         return list(self.parts)[min(int(np.searchsorted(bounds, place, side="right")), len(bounds) - 1)]
 
@@ -43,9 +43,9 @@ class HashSplits:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What a data set is made of. A function of an experiment file that is annotated `-> Dataset` can be built by name.
+    """What a dataset is made of. `jaxtrain data build` builds what a function annotated `-> Dataset` returns.
 
-    Raises ConfigError for a name or version that cannot be a folder's, and for empty words about origin and use.
+    Raises ConfigError for a name or version that cannot be a folder's, and for empty texts about origin and use.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Dataset:
     """MAJOR.MINOR.PATCH: raise it whenever anything below changes."""
     description: str
     origin: str
-    """Where the raw records come from: package and version, address, paper."""
+    """Where the raw records come from: package and version, URL, paper."""
     licence: str
     access: str
     """Who may use it."""
@@ -66,8 +66,8 @@ class Dataset:
     filters: tuple[Filter, ...] = ()
     """Quality filters, in this order."""
     label: str | None = None
-    """The field that says what a record is, if there is one."""
-    form: Format = field(default_factory=Records)
+    """The field with the class of a record, if there is one."""
+    format: Format = field(default_factory=Records)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -77,4 +77,4 @@ class Dataset:
             raise ConfigError(f"Dataset version {self.version!r}: use MAJOR.MINOR.PATCH, as in 1.0.0")
         for name in ("description", "origin", "licence", "access", "retention"):
             if not getattr(self, name).strip():
-                raise ConfigError(f"Dataset {name}: say it in words; it may not be empty")
+                raise ConfigError(f"Dataset {name} may not be empty: describe it in words")

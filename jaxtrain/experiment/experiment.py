@@ -4,15 +4,15 @@ Not here: anything that runs. An experiment is a value: replaced with `dataclass
 back without running any code of the run that saved it.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxtrain.base.config import NOT_IN_FINGERPRINT, check_types, flatten
+from jaxtrain.base.config import NOT_IN_FINGERPRINT, check_types, flatten, in_fingerprint
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.files import digest
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.optimizers import Optimizer
 from jaxtrain.sharding.layout import Layout
@@ -102,12 +102,12 @@ class Experiment:
 
 def config_facts(experiment: Experiment, file: Path) -> dict[str, Any]:
     """What must be equal in every process of a run: all fields of its experiment, and a hash of the experiment file."""
-    others = {f.name: getattr(experiment, f.name) for f in fields(experiment) if f.metadata == NOT_IN_FINGERPRINT}
-    text = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    others = {f.name: getattr(experiment, f.name) for f in fields(experiment) if not in_fingerprint(f)}
+    text = digest(file.read_bytes(), length=16)
     more = {path.lstrip("."): value for path, value in flatten(others).items()}
     return {**flatten(experiment), **more, file.name: text}
 
 
 def fingerprint(experiment: Experiment) -> str:
     """A hash of what a run computes: equal for experiments that differ only in fields marked NOT_IN_FINGERPRINT."""
-    return hashlib.sha256(json.dumps(flatten(experiment), sort_keys=True).encode()).hexdigest()[:16]
+    return digest(json.dumps(flatten(experiment), sort_keys=True), length=16)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from jaxtrain.base.config import check_types
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.files import require_file
 from jaxtrain.experiment.experiment import Experiment
 
 T = TypeVar("T")
@@ -77,9 +78,7 @@ class _Loader(SourceFileLoader):
 
 def load_code(file: Path) -> ModuleType:
     """The experiment file as a module. Raises ConfigError if it is not there or fails, saying at which line."""
-    if not file.is_file():
-        near = nearest(file.name, (other.name for other in file.parent.glob("*.py"))) if file.parent.is_dir() else ""
-        raise ConfigError(f"there is no experiment file {file}{near}")
+    require_file(file, "experiment file")
     taken = sys.modules.get(file.stem)
     if taken is not None and not isinstance(taken.__loader__, _Loader):
         if Path(taken.__file__ or "").resolve() == file.resolve():

@@ -1,1 +1,1 @@
-"""Benchmark of the chain from records to the step."""
+"""Benchmark of the data pipeline: which stage the step waits for, and which value to change."""

@@ -1,6 +1,5 @@
 """ArrayRecord files: records on disk, read by index."""
 
-import hashlib
 import importlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,10 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.base.errors import ConfigError, Damaged, nearest
+from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.files import atomic_write, edges, require_file
 from jaxtrain.data.sources.base import Example, Source
-
-_EDGE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -30,14 +28,14 @@ class ArrayRecord(Source):
             raise ConfigError(f"ArrayRecord needs a tuple of one or more paths, got {self.paths!r}")
 
     def __len__(self) -> int:
-        return len(_open_array_record(self.paths))
+        return len(_open_records(self.paths))
 
     def __getitem__(self, index: int) -> Example:
         return self.decode(self.fetch([index])[0])
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
-        """The records' numbers and bytes. Raises Damaged, naming file and record."""
-        records = _open_array_record(self.paths)
+        """Index and bytes of each record. Raises Damaged, naming file and record."""
+        records = _open_records(self.paths)
         try:
             read = records.__getitems__(list(indices)) if len(indices) > 1 else [records[indices[0]]]
         except (RuntimeError, ValueError, OSError) as error:
@@ -45,7 +43,7 @@ class ArrayRecord(Source):
         return list(zip(indices, read, strict=True))
 
     def decode(self, stored: tuple[int, bytes]) -> Example:
-        """The example. Raises Damaged for bytes that `write_array_record` did not write."""
+        """The example of a record. Raises Damaged for bytes that `write_array_record` did not write."""
         from flax.serialization import msgpack_restore
 
         index, record = stored
@@ -58,19 +56,19 @@ class ArrayRecord(Source):
         return example
 
     def _damage(self, indices: Sequence[int]) -> Damaged:
-        """Which of several records cannot be read."""
-        records = _open_array_record(self.paths)
+        """The error for the first of several records that cannot be read."""
+        records = _open_records(self.paths)
         for index in indices:
             try:
                 records[index]
             except (RuntimeError, ValueError, OSError) as error:
-                return self._damaged(index, f"it cannot be read{_said(error)}")
+                return self._damaged(index, f"it cannot be read{_reason(error)}")
         return Damaged(self.paths[0], None, f"records {list(indices)} cannot be read together")
 
     def _damaged(self, index: int, why: str) -> Damaged:
-        """With the file that example `index` is in, and its number there."""
+        """The error for example `index`, with its file and its number in that file."""
         for path in self.paths:
-            size = len(_open_array_record((path,)))
+            size = len(_open_records((path,)))
             if index < size:
                 return Damaged(path, index, why)
             index -= size
@@ -78,20 +76,13 @@ class ArrayRecord(Source):
 
     def identity(self) -> str:
         """A sha256 of every file's size, first and last MiB; the last holds ArrayRecord's index of chunks."""
-        _require_files(self.paths)
-        digest = hashlib.sha256()
-        for path in self.paths:
-            size = os.path.getsize(path)
-            with open(path, "rb") as file:
-                digest.update(f"{size}:".encode() + file.read(_EDGE))
-                file.seek(max(0, size - _EDGE))
-                digest.update(file.read())
-        return f"array_record:{digest.hexdigest()[:32]}"
+        return f"array_record:{edges(*map(Path, self.paths))}"
 
 
 @lru_cache(maxsize=64)
-def _open_array_record(paths: tuple[str, ...]) -> Any:
-    _require_files(paths)
+def _open_records(paths: tuple[str, ...]) -> Any:
+    for path in paths:
+        require_file(path, "ArrayRecord file")
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     try:
@@ -99,22 +90,14 @@ def _open_array_record(paths: tuple[str, ...]) -> Any:
     except RuntimeError as error:
         for path in paths:
             if len(paths) > 1:
-                _open_array_record((path,))
-        raise Damaged(paths[0], None, f"it cannot be opened{_said(error)}") from error
+                _open_records((path,))
+        raise Damaged(paths[0], None, f"it cannot be opened{_reason(error)}") from error
 
 
-def _said(error: Exception) -> str:
-    """The first line of what a library said, if it said anything."""
+def _reason(error: Exception) -> str:
+    """The first line of a library's message, in parentheses, if there is one."""
     line = str(error).partition("\n")[0]
     return f" ({line})" if line else ""
-
-
-def _require_files(paths: tuple[str, ...]) -> None:
-    for path in map(Path, paths):
-        if not path.is_file():
-            others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-            hint = nearest(path.name, others) if others else f"; {path.parent} has no files"
-            raise ConfigError(f"ArrayRecord: no file {path}{hint}")
 
 
 def write_array_record(path: str | os.PathLike[str], examples: Iterable[Mapping[str, Any]]) -> int:
@@ -126,22 +109,18 @@ def write_array_record(path: str | os.PathLike[str], examples: Iterable[Mapping[
     from flax.serialization import msgpack_serialize
 
     records = importlib.import_module("array_record.python.array_record_module")
-    final = Path(path)
-    unfinished = final.with_name(f".{final.name}.{os.getpid()}.unfinished")
     count = 0
     try:
-        # One record a group, so that a random read decodes one record.
-        writer = records.ArrayRecordWriter(str(unfinished), "group_size:1")
-        try:
-            for example in examples:
-                writer.write(msgpack_serialize(dict(example)))
-                count += 1
-        finally:
-            writer.close()
-        unfinished.replace(final)
+        with atomic_write(Path(path)) as temporary:
+            # One record a group, so that a random read decodes one record.
+            writer = records.ArrayRecordWriter(str(temporary), "group_size:1")
+            try:
+                for example in examples:
+                    writer.write(msgpack_serialize(dict(example)))
+                    count += 1
+            finally:
+                writer.close()
     except RuntimeError as error:
         raise OSError(str(error).split(";")[0]) from error  # a full disk, for one
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _open_array_record.cache_clear()  # a replaced file must not be read through its old handle
+    _open_records.cache_clear()  # a replaced file must not be read through its old handle
     return count

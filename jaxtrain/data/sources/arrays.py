@@ -1,6 +1,5 @@
 """Columns in memory as a source."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import digest
 from jaxtrain.data.sources.base import Example, Source
 
 
@@ -16,15 +16,15 @@ from jaxtrain.data.sources.base import Example, Source
 class Arrays(Source):
     """Columns in memory: example i is row i of every column.
 
-    `columns` maps field names to arrays of one leading length, or to lists of str or bytes. Raises
-    ConfigError for no columns, columns of different lengths, or objects that are neither str nor bytes. Two
-    of them are equal when their contents are.
+    `columns` maps field names to arrays with the same first dimension, or to lists of str or bytes. Two `Arrays` are
+    equal when their contents are. Raises ConfigError for no columns, columns of different lengths, and objects that are
+    neither str nor bytes.
     """
 
     columns: Mapping[str, Any] = field(repr=False)
 
     def __post_init__(self) -> None:
-        columns = {name: _column(name, values) for name, values in self.columns.items()}
+        columns = {name: _as_column(name, values) for name, values in self.columns.items()}
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) != 1:
             raise ConfigError(f"Arrays needs one or more columns of one length, got lengths {lengths}")
@@ -48,16 +48,16 @@ class Arrays(Source):
 
     @cached_property
     def _content(self) -> str:
-        digest = hashlib.sha256()
+        parts: list[memoryview | str] = []
         for name, column in sorted(self.columns.items()):
-            digest.update(repr((name, column.dtype.str, column.shape)).encode())
-            digest.update(repr(column.tolist()).encode() if column.dtype == object else column.tobytes())
-        return digest.hexdigest()[:32]
+            parts.append(repr((name, column.dtype.str, column.shape)))
+            parts.append(repr(column.tolist()) if column.dtype == object else column.ravel().view(np.uint8).data)
+        return digest(*parts)
 
 
-def _column(name: str, values: Any) -> np.ndarray:
+def _as_column(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
-    if array.dtype.kind in "USO":  # fixed-width strings lose trailing zero bytes; objects keep every text as it is
+    if array.dtype.kind in "USO":  # fixed-width strings lose trailing zero bytes; objects keep them
         array = np.asarray(values, dtype=object)
         wrong = {type(value).__name__ for value in array.flat if not isinstance(value, str | bytes)}
         if wrong:

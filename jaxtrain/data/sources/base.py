@@ -9,14 +9,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.packages import needs
 
 Example = dict[str, Any]
 """One example: field name -> numpy array or scalar, Python number, str or bytes. Not to be written into."""
 
-
-Batch = dict[str, np.ndarray]
-"""Stacked examples: field name -> array with rows as first dimension. Always has "mask": bool[rows]."""
-
+HostBatch = dict[str, np.ndarray]
+"""Stacked examples on the host: field name -> array [rows, …]. Always has "mask": bool[rows]."""
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -51,22 +50,22 @@ class Source(ABC):
 
     @property
     def vocab(self) -> int | None:
-        """How many tokens its integers may be, where it knows."""
+        """Size of the vocabulary that its token ids come from; None where they are no tokens or it is unknown."""
         return None
 
     def fetch(self, indices: Sequence[int]) -> list[Any]:
-        """What stands at these indices as it is stored: several at once, for sources that read so faster."""
+        """Stored records at these indices, not decoded yet. Override it where reading several at once is faster."""
         return [self[index] for index in indices]
 
     def decode(self, stored: Any) -> Example:
-        """The example that was stored as one item of what `fetch` gives."""
+        """The example of one record that `fetch` returned."""
         return stored
 
     def raw(self, argument: str) -> Example:
-        """What a command line gives, a text or a file, as an example like those here but with no label.
+        """A command-line argument, a text or the path of a file, as an example of this source without a label.
 
-        Images become f32[Y, X, C] in 0…1 of the shape here; .npy files hold the array itself. Raises ConfigError for a
-        file that cannot be read so.
+        Images become f32[Y, X, C] in 0…1 of this source's shape; .npy files hold the array itself. Raises ConfigError
+        for a file that cannot be read.
         """
         like = self[0]
         texts = [name for name, value in like.items() if isinstance(value, str | bytes)]
@@ -85,10 +84,8 @@ class Source(ABC):
 
 
 def _pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    try:
+    with needs("reading an image, unlike an .npy file,", "Pillow", "images"):
         from PIL import Image
-    except ImportError as error:
-        raise ConfigError("reading images needs Pillow: pip install 'jaxtrain[images]' (or give .npy files)") from error
     Y, X, C = shape
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("L" if C == 1 else "RGB").resize((X, Y)), np.float32) / 255

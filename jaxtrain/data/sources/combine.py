@@ -1,4 +1,4 @@
-"""Sources made of other sources: parts, mixtures, transformed, kept in memory."""
+"""Sources made of other sources: the first examples, mixtures, transformed examples, examples kept in memory."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +17,7 @@ _BLOCK = 1000
 
 @dataclass(frozen=True)
 class Wrapper(Source):
-    """A source made of one other, which it reads from, several at once, unless a subclass says otherwise."""
+    """A source that passes everything on to another one; subclasses override what they change."""
 
     source: Source
 
@@ -28,24 +28,19 @@ class Wrapper(Source):
         return self.decode(self.fetch([index])[0])
 
     def fetch(self, indices: Sequence[int]) -> list[Any]:
-        """As the other source fetches it."""
         return self.source.fetch(indices)
 
     def decode(self, stored: Any) -> Example:
-        """As the other source decodes it."""
         return self.source.decode(stored)
 
     @property
     def vocab(self) -> int | None:
-        """The other source's."""
         return self.source.vocab
 
     def raw(self, argument: str) -> Example:
-        """As the other source reads it."""
         return self.source.raw(argument)
 
     def identity(self) -> str:
-        """The other source's."""
         return self.source.identity()
 
 
@@ -66,13 +61,12 @@ class Take(Wrapper):
         return super().__getitem__(index)
 
     def identity(self) -> str:
-        """The other source's identity with the count."""
         return f"take:{self.count}:{self.source.identity()}"
 
 
 @dataclass(frozen=True)
 class Mapped(Wrapper):
-    """Another source's examples after deterministic transforms; inside `InMemory` or `Stored` they are computed once.
+    """Another source's examples after deterministic transforms; `InMemory` or `Stored` around it keeps the results.
 
     Raises ConfigError for transforms that are for training only: a pipeline draws those anew for every example.
     """
@@ -85,15 +79,12 @@ class Mapped(Wrapper):
                 raise ConfigError(f"Mapped: {transform!r} is random: give it to the pipeline's transforms")
 
     def decode(self, stored: Any) -> Example:
-        """As the other source decodes it, transformed."""
         return self._apply(self.source.decode(stored))
 
     def raw(self, argument: str) -> Example:
-        """As the other source reads it, transformed."""
         return self._apply(self.source.raw(argument))
 
     def identity(self) -> str:
-        """The other source's identity with the transforms."""
         return f"mapped:{self.transforms!r}:{self.source.identity()}"
 
     def _apply(self, example: Example) -> Example:
@@ -104,10 +95,9 @@ class Mapped(Wrapper):
 
 @dataclass(frozen=True)
 class InMemory(Wrapper):
-    """Another source's examples, each read once in a process and kept there ever after."""
+    """Another source's examples, each read once in a process and then kept in its memory."""
 
     def fetch(self, indices: Sequence[int]) -> list[Example]:
-        """The examples; only those not yet kept are read."""
         kept = _memory(self)
         missing = [index for index in indices if index not in kept]
         if missing:
@@ -115,8 +105,7 @@ class InMemory(Wrapper):
         return [kept[index] for index in indices]
 
     def decode(self, stored: Example) -> Example:
-        """A copy, so that what is kept does not change."""
-        return dict(stored)
+        return dict(stored)  # a copy, so that what is kept does not change
 
 
 @lru_cache(maxsize=64)
@@ -126,11 +115,11 @@ def _memory(source: InMemory) -> dict[int, Example]:
 
 @dataclass(frozen=True)
 class Mixture(Source):
-    """Several sources of the same fields, picked by weights: example i is always the same, whatever was read before.
+    """Several sources of the same fields, interleaved by weights; example i depends on i alone.
 
     Weights are rounded to shares of a block of at most 1,000 picks that repeats, each source's picks spread evenly over
-    it. An epoch ends when every source was seen whole; those that are shorter for their weight repeat meanwhile.
-    Raises ConfigError for weights that are not positive, or too small for a block.
+    it. An epoch ends when every source was read to its end; a source that is shorter for its weight repeats. Raises
+    ConfigError for weights that are not positive, or too small for a block.
     """
 
     sources: tuple[Source, ...]
@@ -154,7 +143,7 @@ class Mixture(Source):
         return self.decode(self.fetch([index])[0])
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[int, Any]]:
-        """Each with its source's number; what comes from one source is fetched at once."""
+        """Number of its source and stored record, for each index; each source is asked once."""
         order, counts, seen = _picks(self.weights)
         found: list[tuple[int, Any]] = [(0, None)] * len(indices)
         wanted: dict[int, list[tuple[int, int]]] = {}
@@ -170,7 +159,7 @@ class Mixture(Source):
         return found
 
     def decode(self, stored: tuple[int, Any]) -> Example:
-        """The example. Raises ConfigError where its source has other fields than the first source."""
+        """The example of a stored record. Raises ConfigError where it has other fields than the first source."""
         number, one = stored
         example = self.sources[number].decode(one)
         if example.keys() != (fields := _fields(self.sources[0])):
@@ -179,15 +168,12 @@ class Mixture(Source):
 
     @property
     def vocab(self) -> int | None:
-        """The largest of any source."""
         return max((source.vocab or 0 for source in self.sources), default=0) or None
 
     def raw(self, argument: str) -> Example:
-        """As the first source reads it."""
         return self.sources[0].raw(argument)
 
     def identity(self) -> str:
-        """The sources' identities with the weights."""
         return f"mixture:{self.weights}:{':'.join(source.identity() for source in self.sources)}"
 
 
@@ -201,7 +187,7 @@ def _fields(source: Source) -> frozenset[str]:
 
 @lru_cache(maxsize=64)
 def _picks(weights: tuple[float, ...]) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """A block: which source each pick is from, how many each has, and how many it had before each pick."""
+    """One block: the source of each pick, picks of each source, and picks of the same source before each pick."""
     shares = np.array(weights) / sum(weights)
     # The smallest block that has these weights exactly; else the largest, which has them to a thousandth.
     sizes = np.arange(1, _BLOCK + 1)
@@ -209,7 +195,7 @@ def _picks(weights: tuple[float, ...]) -> tuple[np.ndarray, list[int], np.ndarra
     size = int(sizes[np.argmax(wrong < 1e-9)]) if (wrong < 1e-9).any() else _BLOCK
     counts = np.floor(shares * size + 1e-9).astype(int)
     counts[np.argsort(counts - shares * size)[: size - counts.sum()]] += 1
-    # Pick k of a source's n stands at (k + 1/2) / n of the block.
+    # Pick k of the n picks of a source is at (k + 1/2) / n of the block.
     place = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in counts])
     order = np.repeat(np.arange(len(counts)), counts)[np.argsort(place, kind="stable")]
     seen = np.zeros(size, int)

@@ -1,6 +1,6 @@
 """Folders of images as a source."""
 
-import hashlib
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,8 @@ import numpy as np
 
 from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
+from jaxtrain.base.files import digest
+from jaxtrain.base.packages import needs
 from jaxtrain.data.sources.base import Example, Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
@@ -18,7 +20,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 @dataclass(frozen=True)
 class ImageFolder(Source):
-    """{"image": u8[Y, X, C], "label": i32}: images in one folder a class, brought to `size` (height, width).
+    """{"image": u8[Y, X, C], "label": i32}: images in one folder a class, resized to `size` (height, width).
 
     Classes are the folders' names in alphabetical order; without folders there is no label. C is 1 if `gray`, else 3.
     Raises ConfigError for a folder without images, Damaged for an image that does not decode.
@@ -30,7 +32,7 @@ class ImageFolder(Source):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names by label."""
+        """Names of the classes, in the order of their labels."""
         return _listed(self.folder)[1]
 
     def __len__(self) -> int:
@@ -40,7 +42,7 @@ class ImageFolder(Source):
         return self.decode(self.fetch([index])[0])
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
-        """The images' numbers and bytes."""
+        """Index and encoded bytes of each image."""
         return [(index, self._bytes(_listed(self.folder)[0][index])) for index in indices]
 
     def _bytes(self, path: str) -> bytes:
@@ -50,13 +52,8 @@ class ImageFolder(Source):
             raise Damaged(path, None, f"it cannot be read ({error.strerror})") from error
 
     def decode(self, stored: tuple[int, bytes]) -> Example:
-        """The pixels, and the label."""
-        import io
-
-        try:
+        with needs("ImageFolder", "Pillow", "images"):
             from PIL import Image
-        except ImportError as error:
-            raise ConfigError("ImageFolder needs Pillow: pip install 'jaxtrain[images]'") from error
         index, raw = stored
         path = Path(_listed(self.folder)[0][index])
         try:
@@ -69,10 +66,10 @@ class ImageFolder(Source):
         return {"image": pixels, **label}
 
     def identity(self) -> str:
-        """From every image's name and size in bytes."""
+        """A hash of every image's name and size in bytes."""
         files = _listed(self.folder)[0]
-        said = "\n".join(f"{os.path.relpath(file, self.folder)} {os.path.getsize(file)}" for file in files)
-        return f"images:{hashlib.sha256(said.encode()).hexdigest()[:32]}"
+        lines = "\n".join(f"{os.path.relpath(file, self.folder)} {os.path.getsize(file)}" for file in files)
+        return f"images:{digest(lines)}"
 
 
 @lru_cache(maxsize=16)

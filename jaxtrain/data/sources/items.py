@@ -9,10 +9,10 @@ from jaxtrain.data.sources.base import Example, Source
 
 @dataclass(frozen=True, eq=False)
 class Items(Source):
-    """Any object with `__len__` and `__getitem__` that gives examples, known by the name that you give it.
+    """Any object with `__len__` and `__getitem__` that returns examples, under a name that you choose.
 
-    The name is all that a run's fingerprint knows of it: change it when the items change. The object is pickled to
-    worker processes. Two of these are equal only where they are one object.
+    The name is all of it that the fingerprint holds: change it when the items change. The object is pickled to worker
+    processes. Two `Items` are equal only where they are the same object.
     """
 
     items: Any = field(metadata=IN_MEMORY, repr=False)
@@ -25,5 +25,4 @@ class Items(Source):
         return dict(self.items[index])
 
     def identity(self) -> str:
-        """The name."""
         return f"items:{self.name}"

@@ -1,8 +1,5 @@
-"""A source's examples, written to records on disk at the first reading."""
+"""A source's examples, written to records on disk when first read."""
 
-import hashlib
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -10,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.cache import cache
+from jaxtrain.base.files import atomic_folder, digest
 from jaxtrain.data.sources.array_record import ArrayRecord, write_array_record
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.sources.combine import Wrapper
@@ -19,9 +17,9 @@ _RECORDS = 10_000  # a file: reading one record costs more the more there are
 
 @dataclass(frozen=True)
 class Stored(Wrapper):
-    """Another source's examples, written to ArrayRecord files when first read and read from disk ever after.
+    """Another source's examples, written to ArrayRecord files when first read, and from then on read from disk.
 
-    The files lie in a folder named by the other source's identity under `folder` (by default the user's cache), which
+    The files are in a folder named by the other source's identity under `folder` (by default the user's cache), which
     takes its name only when all are complete.
     """
 
@@ -31,33 +29,28 @@ class Stored(Wrapper):
         return len(self.records)
 
     def fetch(self, indices: Sequence[int]) -> list[Any]:
-        """The records' bytes."""
         return self.records.fetch(indices)
 
     def decode(self, stored: Any) -> Example:
-        """The example in a record."""
         return self.records.decode(stored)
 
     @cached_property
     def records(self) -> ArrayRecord:
-        """What was written; reading anything of it writes all first."""
+        """The files; the first use writes all of them."""
         return _stored(self.source, Path(self.folder) if self.folder else cache("data"))
 
 
 @lru_cache(maxsize=64)
 def _stored(source: Source, folder: Path) -> ArrayRecord:
-    final = folder / hashlib.sha256(source.identity().encode()).hexdigest()[:16]
+    final = folder / digest(source.identity(), length=16)
     if not final.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=folder, prefix=".unfinished-"))
         try:
-            for part, start in enumerate(range(0, len(source), _RECORDS)):
-                rows = range(start, min(start + _RECORDS, len(source)))
-                write_array_record(unfinished / f"{part:05}.arrayrecord", (source[row] for row in rows))
-            unfinished.rename(final)
+            with atomic_folder(final) as unfinished:
+                for part, start in enumerate(range(0, len(source), _RECORDS)):
+                    rows = range(start, min(start + _RECORDS, len(source)))
+                    write_array_record(unfinished / f"{part:05}.arrayrecord", (source[row] for row in rows))
         except OSError:
             if not final.is_dir():  # else another process was quicker, with the same files
                 raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
     return ArrayRecord(tuple(str(path) for path in sorted(final.glob("*.arrayrecord"))))

@@ -1,4 +1,4 @@
-"""Datasets that TensorFlow Datasets prepared."""
+"""Datasets that TensorFlow Datasets prepared, as a source."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.packages import needs
 from jaxtrain.data.sources.base import Example, Source
 
 
 @dataclass(frozen=True)
 class Tfds(Source):
-    """A data set that TensorFlow Datasets prepared on disk as ArrayRecord files. TensorFlow is not needed.
+    """A dataset that TensorFlow Datasets prepared on disk as ArrayRecord files. TensorFlow is not needed.
 
     `name` is "dataset", "dataset/config" or with a version "dataset:1.0.0"; `split` may be a slice such as
-    "train[:90%]"; `data_dir` is the folder that holds the data set's folder. Text comes as bytes, labels as
-    ints. Nothing is downloaded. Raises ConfigError for a missing package, data set or split.
+    "train[:90%]"; `data_dir` is the folder that holds the dataset's folder. Text comes as bytes, labels as
+    ints. Nothing is downloaded. Raises ConfigError for a missing package, dataset or split.
     """
 
     name: str
@@ -29,26 +30,22 @@ class Tfds(Source):
         return _open_tfds(self)[index]
 
     def identity(self) -> str:
-        """The prepared name and version, the split, and its number of examples."""
+        """Name and version as prepared, split, and number of examples."""
         opened = _open_tfds(self)
         return f"tfds:{opened.dataset_info.full_name}:{self.split}:{len(opened)}"
 
 
 @lru_cache(maxsize=64)
 def _open_tfds(source: Tfds) -> Any:
-    try:
+    with needs("Tfds", "tensorflow-datasets", "tfds"):
         import tensorflow_datasets as tfds
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"Tfds needs the package {error.name!r}, which is missing: pip install 'jaxtrain[tfds]'"
-        ) from error
     folder = Path(source.data_dir)
     try:
         builder: Any = tfds.builder(source.name, data_dir=folder, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
         found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         hint = nearest(source.name, found) or "; that folder is missing or empty"
-        raise ConfigError(f"Tfds: no data set {source.name!r} in {folder}{hint}") from error
+        raise ConfigError(f"Tfds: no dataset {source.name!r} in {folder}{hint}") from error
     splits = builder.info.splits
     if not splits:
         raise ConfigError(

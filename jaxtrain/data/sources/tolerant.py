@@ -13,22 +13,21 @@ from jaxtrain.data.sources.combine import Wrapper
 
 @dataclass(frozen=True)
 class Tolerant(Wrapper):
-    """Goes on where examples are damaged: the next one that is not stands in for it, up to `limit` of them a process.
+    """Replaces a damaged example by the next one that is not, up to `limit` damaged examples in each process.
 
-    Each is logged once. Without this, training stops at the first. Raises Damaged beyond the limit.
+    Each is logged once. Without this wrapper, training stops at the first. Raises Damaged beyond the limit.
     """
 
     limit: int
 
     def fetch(self, indices: Sequence[int]) -> list[Example]:
-        """The examples, decoded, since only that shows all damage; one by one where some are damaged."""
+        """The examples, decoded: only decoding shows all damage. One by one where some are damaged."""
         try:
             return [self.source.decode(stored) for stored in self.source.fetch(indices)]
         except Damaged:
             return [self._next(index) for index in indices]
 
     def decode(self, stored: Example) -> Example:
-        """As it is."""
         return stored
 
     def _next(self, index: int) -> Example:
@@ -39,13 +38,8 @@ class Tolerant(Wrapper):
                 self._count((index + step) % len(self), error)
         raise Damaged(repr(self.source), None, "every record is damaged")
 
-    @property
-    def damaged(self) -> int:
-        """How many were met so far in this process."""
-        return len(_met(self))
-
     def _count(self, index: int, error: Damaged) -> None:
-        met = _met(self)
+        met = _damaged(self)
         with _LOCK:
             if index not in met:
                 met.add(index)
@@ -60,5 +54,6 @@ _LOCK = threading.Lock()
 
 
 @lru_cache(maxsize=64)
-def _met(source: Tolerant) -> set[int]:
+def _damaged(source: Tolerant) -> set[int]:
+    """The damaged examples that this process has met."""
     return set()

@@ -1,4 +1,4 @@
-"""Rows of bytes of another source's text."""
+"""Rows of bytes of another source's text, held in memory."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,9 +13,9 @@ from jaxtrain.data.sources.base import Example, Source
 class Windows(Source):
     """{"tokens": int32[length + 1]}: rows of the UTF-8 bytes of another source's text, for language models.
 
-    The documents are joined with one byte 0 between them and held in memory. Row i is bytes
+    It needs no files: the documents are joined with one byte 0 between them and held in memory. Row i is bytes
     [i * length, i * length + length]; rows overlap by one byte, so that every byte but the first is a target
-    once. A last row that would be shorter is left out.
+    once. A last row that would be shorter is left out. `Tokens` reads such rows from files, of any tokenizer.
     """
 
     source: Source
@@ -36,12 +36,15 @@ class Windows(Source):
         row = _joined_bytes(self.source, self.field)[first : first + self.length + 1]
         return {"tokens": row.astype(np.int32)}
 
+    @property
+    def vocab(self) -> int:
+        return 256
+
     def raw(self, argument: str) -> Example:
-        """The tokens of a text, however long."""
+        """The bytes of a text of any length."""
         return {"tokens": np.frombuffer(argument.encode(), np.uint8).astype(np.int32)}
 
     def identity(self) -> str:
-        """The other source's identity with the field and the length."""
         return f"windows:{self.length}:{self.field}:{self.source.identity()}"
 
 

@@ -1,8 +1,6 @@
-"""Token files: documents as one memory-mapped array of ids."""
+"""Token files: documents as one memory-mapped array of ids, and their rows as a source."""
 
-import hashlib
 import json
-import os
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -14,23 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.files import atomic_write, digest, require_file
 from jaxtrain.data.sources.base import Example, Source
-from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer, require_file
+from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer
 
 MAGIC = b"jaxtoken"
-
 
 SEPARATOR = 0
 """The token after each document, and at the end of a row that documents do not fill."""
 
+_ALIGN = 64  # bytes: the tokens begin at a multiple
 
-_ALIGN = 64
-
-
-_AT_ONCE = 1000
-
-
-# Files.
+_ENCODED_TOGETHER = 1000  # documents
 
 
 def write_tokens(
@@ -48,13 +41,13 @@ def write_tokens(
     def flush() -> None:
         nonlocal waiting
         path = folder / f"{name}-{len(paths):05}.bin"
-        _write(path, documents, dtype, tokenizer)
+        _write_file(path, documents, dtype, tokenizer)
         paths.append(path)
         documents.clear()
         waiting = 0
 
     rest = iter(texts)
-    while group := list(islice(rest, _AT_ONCE)):
+    while group := list(islice(rest, _ENCODED_TOGETHER)):
         for document in tokenizer.encode(group):
             documents.append(document.astype(dtype, copy=False))
             waiting += len(document)
@@ -65,24 +58,19 @@ def write_tokens(
     return paths
 
 
-def _write(path: Path, documents: Sequence[np.ndarray], dtype: np.dtype, tokenizer: Tokenizer) -> None:
+def _write_file(path: Path, documents: Sequence[np.ndarray], dtype: np.dtype, tokenizer: Tokenizer) -> None:
     starts = np.cumsum([0, *(len(document) + 1 for document in documents)], dtype=np.int64)
     separator = np.array([SEPARATOR], dtype).tobytes()
     sums = np.array([zlib.crc32(document.tobytes()) for document in documents], np.uint32)
     header = {"dtype": dtype.name, "tokens": int(starts[-1]), "documents": len(documents)}
     text = json.dumps({**header, "vocab": tokenizer.vocab, "tokenizer": tokenizer.identity()}).encode()
     front = MAGIC + len(text).to_bytes(8, "little") + text
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(front.ljust(-(-len(front) // _ALIGN) * _ALIGN, b"\0"))
-            for document in documents:
-                file.write(document.tobytes() + separator)
-            file.write(b"\0" * (-file.tell() % 8))
-            file.write(starts.tobytes() + sums.tobytes())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(front.ljust(-(-len(front) // _ALIGN) * _ALIGN, b"\0"))
+        for document in documents:
+            file.write(document.tobytes() + separator)
+        file.write(b"\0" * (-file.tell() % 8))
+        file.write(starts.tobytes() + sums.tobytes())
     open_tokens.cache_clear()
 
 
@@ -100,7 +88,7 @@ class TokenFile:
 @lru_cache(maxsize=256)
 def open_tokens(path: str) -> TokenFile:
     """A token file, memory-mapped and kept open. Raises ConfigError or Damaged where it cannot be read."""
-    size = require_file(Path(path)).stat().st_size
+    size = require_file(path, "token file").stat().st_size
     with open(path, "rb") as file:
         magic, length = file.read(len(MAGIC)), int.from_bytes(file.read(8), "little")
         text = file.read(min(length, 1 << 20)) if magic == MAGIC else b""
@@ -125,26 +113,23 @@ def open_tokens(path: str) -> TokenFile:
 
 
 def open_files(paths: tuple[str, ...], name: str) -> list[TokenFile]:
-    """Several token files; `name` is the source that asks, for messages."""
+    """Several token files; `name` is what messages call the source that reads them."""
     if isinstance(paths, str) or not paths:
         raise ConfigError(f"{name} needs a tuple of one or more paths, got {paths!r}")
     return [open_tokens(path) for path in paths]
 
 
-def content_hash(paths: tuple[str, ...]) -> str:
+def documents_hash(paths: tuple[str, ...]) -> str:
     """A hash of every document's checksum and length: changes with any token, and reads none."""
-    found = hashlib.sha256()
-    for path in paths:
-        file = open_tokens(path)
-        found.update(file.tokenizer.encode() + file.starts.tobytes() + file.sums.tobytes())
-    return found.hexdigest()[:32]
+    files = map(open_tokens, paths)
+    return digest(*(part for file in files for part in (file.tokenizer, file.starts.data, file.sums.data)))
 
 
 @dataclass(frozen=True)
 class Documents(Source):
-    """{"tokens": u16 or u32[any]}: the documents of token files, one an example, each compared with its checksum.
+    """{"tokens": u16 or u32[any]}: the documents of token files, one an example.
 
-    Raises Damaged for one that differs.
+    Each is compared with its checksum when it is read. Raises Damaged for one that differs.
     """
 
     paths: tuple[str, ...]
@@ -163,8 +148,7 @@ class Documents(Source):
         return {"tokens": tokens.copy()}
 
     def identity(self) -> str:
-        """From the checksums of all documents."""
-        return f"documents:{content_hash(self.paths)}"
+        return f"documents:{documents_hash(self.paths)}"
 
 
 @lru_cache(maxsize=64)
@@ -173,18 +157,14 @@ def _ends(paths: tuple[str, ...]) -> list[int]:
 
 
 def _place(ends: list[int], index: int) -> tuple[int, int]:
-    """Which file an index is in, and where in it."""
+    """The file that holds an index, and the index within the file."""
     which = bisect_right(ends, index)
     return which, index - (ends[which - 1] if which else 0)
 
 
 @dataclass(frozen=True)
-class Tokens(Source):
-    """{"tokens": i32[length + 1]}: rows of the documents as one stream, with token 0 after each, file by file.
-
-    Rows overlap by one token, so that every token but a file's first is a target once; what is left at the end of a
-    file and does not fill a row is left out.
-    """
+class TokenSource(Source):
+    """Rows of `length` + 1 tokens of token files. `tokenizer` encodes the texts that a trained model is given."""
 
     paths: tuple[str, ...]
     length: int
@@ -192,7 +172,24 @@ class Tokens(Source):
 
     def __post_init__(self) -> None:
         if self.length < 1:
-            raise ConfigError(f"Tokens length must be at least 1, got {self.length}")
+            raise ConfigError(f"{type(self).__name__} length must be at least 1, got {self.length}")
+
+    @property
+    def vocab(self) -> int:
+        return max(open_tokens(path).vocab for path in self.paths)
+
+    def raw(self, argument: str) -> Example:
+        """The tokens of a text of any length."""
+        return {"tokens": self.tokenizer.encode([argument])[0].astype(np.int32)}
+
+
+@dataclass(frozen=True)
+class Tokens(TokenSource):
+    """{"tokens": i32[length + 1]}: rows of the documents as one stream, with token 0 after each, file by file.
+
+    Rows overlap by one token, so that every token but a file's first is a target once. A last row of a file that would
+    be shorter is left out.
+    """
 
     def __len__(self) -> int:
         return _row_ends(self.paths, self.length)[-1]
@@ -206,18 +203,9 @@ class Tokens(Source):
         row = open_tokens(self.paths[which]).tokens[begin : begin + self.length + 1]
         return {"tokens": row.astype(np.int32)}
 
-    @property
-    def vocab(self) -> int:
-        """As the files say."""
-        return max(open_tokens(path).vocab for path in self.paths)
-
-    def raw(self, argument: str) -> Example:
-        """The tokens of a text, however long."""
-        return {"tokens": self.tokenizer.encode([argument])[0].astype(np.int32)}
-
     def identity(self) -> str:
-        """From the checksums of all documents, and the length."""
-        return f"tokens:{self.length}:{content_hash(self.paths)}"
+        """The row length, and a hash of the checksums of all documents."""
+        return f"tokens:{self.length}:{documents_hash(self.paths)}"
 
 
 @lru_cache(maxsize=64)

@@ -1,26 +1,23 @@
 """Rows of whole documents packed side by side."""
 
-import os
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.data.sources.base import Example, Source
-from jaxtrain.data.tokens.files import SEPARATOR, content_hash, open_files, open_tokens
-from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer
-
-# Packing.
+from jaxtrain.base.files import atomic_write
+from jaxtrain.data.sources.base import Example
+from jaxtrain.data.tokens.files import SEPARATOR, TokenSource, documents_hash, open_files, open_tokens
 
 
 def plan_packing(paths: tuple[str, ...], length: int) -> Path:
     """Plan rows of `length` + 1 tokens that hold whole documents, the best fit first, and write the plan to a file.
 
     Best-fit decreasing (Johnson 1973; for language models Ding et al. 2024, arXiv:2404.10830): the longest document
-    that is left goes to the fullest row that has room. Longer documents than a row are cut into pieces that fill rows.
+    that is left goes to the fullest row that has room. Documents longer than a row are cut into pieces that fill rows.
     """
     room = length + 1
     pieces: list[np.ndarray] = []  # file, first token, tokens
@@ -54,14 +51,9 @@ def plan_packing(paths: tuple[str, ...], length: int) -> Path:
     bounds = np.cumsum([0, *map(len, rows)])
     plan = _plan_path(paths, length)
     flat = np.concatenate([bounds, every[order].ravel()]).astype(np.int64)
-    unfinished = plan.with_name(f".{plan.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            np.save(file, np.concatenate([[_planned(paths), zlib.crc32(flat.data), len(rows)], flat]))
-        unfinished.replace(plan)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _plan.cache_clear()
+    with atomic_write(plan) as temporary, temporary.open("wb") as file:
+        np.save(file, np.concatenate([[_files_number(paths), zlib.crc32(flat.data), len(rows)], flat]))
+    _read_plan.cache_clear()
     return plan
 
 
@@ -69,13 +61,14 @@ def _plan_path(paths: tuple[str, ...], length: int) -> Path:
     return Path(paths[0]).with_suffix(f".packed-{length}.npy")
 
 
-def _planned(paths: tuple[str, ...]) -> int:
-    """Of which files a plan is, as a number."""
-    return int(content_hash(paths)[:15], 16)
+def _files_number(paths: tuple[str, ...]) -> int:
+    """A hash of the files that a plan is for, as a number that fits int64."""
+    return int(documents_hash(paths)[:15], 16)
 
 
 @lru_cache(maxsize=64)
-def _plan(paths: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndarray]:
+def _read_plan(paths: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of each row in the pieces, i64[rows + 1], and the pieces, i64[pieces, (file, first token, tokens)]."""
     open_files(paths, "Packed")
     path = _plan_path(paths, length)
     if not path.is_file():
@@ -84,7 +77,7 @@ def _plan(paths: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndarray]:
         (planned, crc, count), flat = np.split(np.load(path, mmap_mode="r").view(np.ndarray), [3])
     except (OSError, ValueError, EOFError) as error:
         raise Damaged(str(path), None, f"it is no plan of rows ({error})") from error
-    if planned != _planned(paths):
+    if planned != _files_number(paths):
         raise ConfigError(f"Packed: {path} was planned for other files: make it with plan_packing(paths, {length})")
     if crc != zlib.crc32(flat.data):
         raise Damaged(str(path), None, "the plan of rows does not match its checksum")
@@ -92,23 +85,19 @@ def _plan(paths: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Packed(Source):
-    """{"tokens": i32[length + 1], "segments": i32[length + 1]}: several documents in a row, numbered 1, 2, … in it.
+class Packed(TokenSource):
+    """{"tokens": i32[length + 1], "segments": i32[length + 1]}: several documents in a row, numbered from 1.
 
-    Rows follow a plan that `plan_packing` made. Segment 0 is what fills up the row. Raises ConfigError without a plan.
+    Rows follow a plan that `plan_packing` made. Segment 0 is padding. Raises ConfigError without a plan.
     """
 
-    paths: tuple[str, ...]
-    length: int
-    tokenizer: Tokenizer = field(default_factory=Bytes)
-
     def __len__(self) -> int:
-        return len(_plan(self.paths, self.length)[0]) - 1
+        return len(_read_plan(self.paths, self.length)[0]) - 1
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        bounds, pieces = _plan(self.paths, self.length)
+        bounds, pieces = _read_plan(self.paths, self.length)
         tokens = np.full(self.length + 1, SEPARATOR, np.int32)
         segments = np.zeros(self.length + 1, np.int32)
         at = 0
@@ -118,15 +107,6 @@ class Packed(Source):
             at += size
         return {"tokens": tokens, "segments": segments}
 
-    @property
-    def vocab(self) -> int:
-        """As the files say."""
-        return max(open_tokens(path).vocab for path in self.paths)
-
-    def raw(self, argument: str) -> Example:
-        """The tokens of a text, however long."""
-        return {"tokens": self.tokenizer.encode([argument])[0].astype(np.int32)}
-
     def identity(self) -> str:
-        """From the checksums of all documents, and the length."""
-        return f"packed:{self.length}:{content_hash(self.paths)}"
+        """The row length, and a hash of the checksums of all documents."""
+        return f"packed:{self.length}:{documents_hash(self.paths)}"

@@ -1,6 +1,5 @@
 """Tokenizers: text to token ids and back."""
 
-import hashlib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -12,52 +11,50 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.config import NOT_IN_FINGERPRINT
-from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import atomic_write, digest, require_file
+from jaxtrain.base.packages import needs
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.transforms.base import Transform
 
 
 @dataclass(frozen=True)
 class Tokenizer(ABC):
-    """Text to integers and back."""
+    """Text to token ids and back."""
 
     @property
     @abstractmethod
     def vocab(self) -> int:
-        """How many tokens there are."""
+        """Number of tokens."""
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One array of integers a text."""
+        """The token ids of each text, an unsigned integer array [tokens] each."""
 
     @abstractmethod
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text of some tokens."""
+        """The text of token ids."""
 
     @abstractmethod
     def identity(self) -> str:
-        """Changes when the same text gets other tokens."""
+        """A string that changes when a text gets other tokens."""
 
 
 @dataclass(frozen=True)
 class Bytes(Tokenizer):
-    """UTF-8 bytes, 0 to 255; text does not hold byte 0."""
+    """UTF-8 bytes, 0 to 255; text does not hold byte 0. Bytes that are no UTF-8 decode to U+FFFD."""
 
     @property
     def vocab(self) -> int:
-        """256."""
         return 256
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """u8[bytes]."""
         return [np.frombuffer(text.encode(), np.uint8) for text in texts]
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """What is no UTF-8 is shown as U+FFFD."""
         return bytes(np.asarray(tokens, np.uint8)).decode(errors="replace")
 
     def identity(self) -> str:
-        """Always the same."""
         return "bytes"
 
 
@@ -69,70 +66,58 @@ class HuggingFace(Tokenizer):
 
     @property
     def vocab(self) -> int:
-        """Added tokens included."""
         return _tokenizer(self.path).get_vocab_size()
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """u32[tokens]."""
         return [np.array(one.ids, np.uint32) for one in _tokenizer(self.path).encode_batch_fast(list(texts))]
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """As the file says."""
         return _tokenizer(self.path).decode([int(token) for token in tokens])
 
     def identity(self) -> str:
-        """A sha256 of the file."""
-        return f"tokenizers:{hashlib.sha256(require_file(Path(self.path)).read_bytes()).hexdigest()[:32]}"
+        return f"tokenizers:{digest(require_file(self.path, 'tokenizer file').read_bytes())}"
 
 
 def _library() -> Any:
-    try:
+    with needs("HuggingFace", "tokenizers", "datasets"):
         return importlib.import_module("tokenizers")
-    except ImportError as error:
-        raise ConfigError("tokenizers are missing: pip install 'jaxtrain[datasets]'") from error
 
 
 @lru_cache(maxsize=8)
 def _tokenizer(path: str) -> Any:
+    library, file = _library(), require_file(path, "tokenizer file")
     try:
-        return _library().Tokenizer.from_file(str(require_file(Path(path))))
+        return library.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"{path} is no tokenizer file: {error}") from error
 
 
-def require_file(path: Path) -> Path:
-    """The path. Raises ConfigError, with the nearest name beside it, where there is no such file."""
-    if not path.is_file():
-        others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ConfigError(f"there is no file {path}{nearest(path.name, others)}")
-    return path
-
-
 def train_bpe(texts: Iterable[str], vocab: int, path: Path) -> HuggingFace:
-    """Learn a byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; on bytes as in GPT-2) and write it to `path`.
+    """Train a byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; on bytes as in GPT-2) and write it to `path`.
 
-    Token 0 stands between documents. Any text can be encoded, since all bytes are tokens. Raises ConfigError for a
-    `vocab` that has no room for them.
+    Token 0 separates documents. Any text can be encoded, since all bytes are tokens. Raises ConfigError for a `vocab`
+    that has no room for them.
     """
     library = _library()
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
     if vocab <= len(alphabet):
         raise ConfigError(f"train_bpe: vocab {vocab} must be more than the {len(alphabet)} bytes and a separator")
-    made = library.Tokenizer(library.models.BPE())
-    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = library.decoders.ByteLevel()
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocab, special_tokens=["<|separator|>"], initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator(texts, trainer)
-    made.save(str(path))
+    tokenizer.train_from_iterator(texts, trainer)
+    with atomic_write(path) as temporary:
+        tokenizer.save(str(temporary))
     _tokenizer.cache_clear()
     return HuggingFace(str(path))
 
 
 @dataclass(frozen=True)
 class Tokenize(Transform):
-    """Text in `field` to its tokens in `to`: i32[length], cut or filled up with token 0. The text itself is dropped."""
+    """Replace the text in `field` by its tokens in `to`: i32[length], cut or padded with token 0."""
 
     tokenizer: Tokenizer
     length: int
@@ -140,7 +125,6 @@ class Tokenize(Transform):
     to: str = "tokens"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with `to` in place of `field`."""
         tokens = self.tokenizer.encode([self.field_of(example, self.field)])[0][: self.length]
         rest = {name: value for name, value in example.items() if name != self.field}
         return {**rest, self.to: np.pad(tokens.astype(np.int32), (0, self.length - len(tokens)))}

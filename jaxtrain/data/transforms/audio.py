@@ -12,10 +12,11 @@ from jaxtrain.data.transforms.base import Transform
 
 @dataclass(frozen=True)
 class LogMel(Transform):
-    """Sound in `field`, float32[samples] at `rate` Hz, to float32[frames, mels]: the log of its energies by pitch.
+    """Log-mel spectrogram of the sound in `field`: float32[samples] at `rate` Hz to float32[frames, mels].
 
-    Frames are Hann windows of `window` samples, `hop` apart, none of them padded. Filters are triangles whose corners
-    are even on the mel scale 2595·log10(1 + f/700) (O'Shaughnessy 1987) from 0 Hz to half the rate.
+    Frames are Hann windows of `window` samples, `hop` apart, without padding. Filters are triangles whose corners are
+    evenly spaced on the mel scale 2595·log10(1 + f/700) (O'Shaughnessy 1987) from 0 Hz to half the rate. Raises
+    ConfigError for another rank and for sounds shorter than a window.
     """
 
     rate: int
@@ -25,7 +26,6 @@ class LogMel(Transform):
     field: str = "audio"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with its sound as an image of frames by mels."""
         samples = np.asarray(self.field_of(example, self.field), np.float32)
         if samples.ndim != 1 or len(samples) < self.window:
             raise ConfigError(f"LogMel: {self.field!r} must be [samples], {self.window} or more; got {samples.shape}")
@@ -35,10 +35,11 @@ class LogMel(Transform):
 
 
 @lru_cache(maxsize=16)
-def _mel_filters(of: LogMel) -> np.ndarray:
-    top = 2595 * np.log10(1 + of.rate / 2 / 700)
-    corners = 700 * (10 ** (np.linspace(0, top, of.mels + 2) / 2595) - 1)
-    hertz = np.fft.rfftfreq(of.window, 1 / of.rate)[:, None]
+def _mel_filters(spec: LogMel) -> np.ndarray:
+    """Weights float64[window // 2 + 1, mels] of the frequencies in each band."""
+    top = 2595 * np.log10(1 + spec.rate / 2 / 700)
+    corners = 700 * (10 ** (np.linspace(0, top, spec.mels + 2) / 2595) - 1)
+    hertz = np.fft.rfftfreq(spec.window, 1 / spec.rate)[:, None]
     rising = (hertz - corners[:-2]) / (corners[1:-1] - corners[:-2])
     falling = (corners[2:] - hertz) / (corners[2:] - corners[1:-1])
     return np.maximum(0, np.minimum(rising, falling))

@@ -8,34 +8,34 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.data.sources.base import Batch, Example
+from jaxtrain.data.sources.base import Example, HostBatch
 
 
 @dataclass(frozen=True)
 class Transform(ABC):
-    """One example in, a new one out; the same for the same example and generator state. Picklable."""
+    """A function from an example to a new one, deterministic given the generator's state. Picklable."""
 
     @abstractmethod
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The changed example. `example` and its arrays are not written into."""
+        """The new example. `example` and its arrays are not written into."""
 
     @property
     def training_only(self) -> bool:
-        """True for augmentation: evaluation and prediction leave it out."""
+        """Whether evaluation and prediction leave it out, as for augmentation."""
         return False
 
     def evaluating(self) -> "Transform":
-        """What takes its place in evaluation and prediction, where it is not left out."""
+        """The transform to use instead in evaluation and prediction."""
         return self
 
     def field_of(self, example: Mapping[str, Any], name: str) -> Any:
-        """Field `name` of `example`; ConfigError with the nearest right name when there is none."""
+        """Field `name` of an example. Raises ConfigError with the nearest right name when there is none."""
         if name not in example:
             raise ConfigError(f"{type(self).__name__}: no field {name!r} in the example{nearest(name, example)}")
         return example[name]
 
     def image_of(self, example: Mapping[str, Any], name: str) -> np.ndarray:
-        """Field `name` as an array [height, width, channels]; ConfigError for another rank."""
+        """Field `name` as an array [height, width, channels]. Raises ConfigError for another rank."""
         image = np.asarray(self.field_of(example, name))
         if image.ndim != 3:
             raise ConfigError(
@@ -46,8 +46,8 @@ class Transform(ABC):
 
 @dataclass(frozen=True)
 class BatchTransform(ABC):
-    """A whole global batch in, a new one out; the same for the same batch and generator state. Training only."""
+    """A function from a global batch to a new one, deterministic given the generator's state. Training only."""
 
     @abstractmethod
-    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
-        """The changed batch, of the same rows. `batch` and its arrays are not written into."""
+    def __call__(self, batch: HostBatch, rng: np.random.Generator) -> HostBatch:
+        """The new batch, with as many rows. `batch` and its arrays are not written into."""

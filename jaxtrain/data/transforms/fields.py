@@ -11,9 +11,7 @@ from jaxtrain.data.transforms.base import Transform
 
 @dataclass(frozen=True)
 class Normalize(Transform):
-    """(value - mean) / std as float32. `mean` and `std` are one number, or one per channel (last
-    dimension).
-    """
+    """(value - mean) / std as float32. `mean` and `std` are one number, or one per channel (last dimension)."""
 
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
@@ -24,7 +22,6 @@ class Normalize(Transform):
             raise ConfigError(f"Normalize std must be positive, got {self.std}")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with `field` normalised; same shape."""
         value = np.asarray(self.field_of(example, self.field), np.float32)
         for name, given in (("mean", self.mean), ("std", self.std)):
             if isinstance(given, tuple) and value.shape[-1:] != (len(given),):
@@ -39,12 +36,14 @@ class Normalize(Transform):
 
 @dataclass(frozen=True)
 class Select(Transform):
-    """Only the named fields. One that is absent is skipped: inputs for prediction have no label."""
+    """Only the named fields. A missing one is skipped, since inputs for prediction have no label.
+
+    Raises ConfigError where none of them is there.
+    """
 
     fields: tuple[str, ...]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with only these fields; ConfigError when it has none of them."""
         kept = {name: example[name] for name in self.fields if name in example}
         if not kept:
             raise ConfigError(f"Select: none of {self.fields} in the example, which has {sorted(example)}")
@@ -53,13 +52,12 @@ class Select(Transform):
 
 @dataclass(frozen=True)
 class OneHot(Transform):
-    """A value of `vocabulary` in `field` to float32[len(vocabulary)]. Raises ConfigError for any other value."""
+    """One-hot encoding of a value of `vocabulary`: float32[len(vocabulary)]. Raises ConfigError for another value."""
 
     field: str
     vocabulary: tuple[str | int, ...]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with the value's place set to one."""
         value = self.field_of(example, self.field)
         if isinstance(value, bytes):
             value = value.decode(errors="replace")
@@ -71,13 +69,12 @@ class OneHot(Transform):
 
 @dataclass(frozen=True)
 class Columns(Transform):
-    """Numbers and vectors of several fields, in order, as one float32 vector in `to`; the fields are dropped."""
+    """Numbers and vectors of several fields joined into one float32 vector in `to`, which replaces the fields."""
 
     fields: tuple[str, ...]
     to: str = "features"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with one vector."""
         parts = [np.ravel(self.field_of(example, name)) for name in self.fields]
         rest = {name: value for name, value in example.items() if name not in self.fields}
         return {**rest, self.to: np.concatenate(parts).astype(np.float32)}

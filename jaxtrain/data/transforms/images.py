@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.data.sources.base import Batch, Example
+from jaxtrain.data.sources.base import Example, HostBatch
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 
 
 @dataclass(frozen=True)
 class Shift(Transform):
-    """Move an image [height, width, channels] by up to `pixels` each way; zeros come in. Training only."""
+    """Shift an image [height, width, channels] by up to `pixels` each way, filled with zeros. Training only."""
 
     pixels: int
     field: str = "image"
@@ -23,11 +23,9 @@ class Shift(Transform):
 
     @property
     def training_only(self) -> bool:
-        """True."""
         return True
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with its image moved; same shape and dtype."""
         image = self.image_of(example, self.field)
         height, width, channels = image.shape
         down, right = rng.integers(0, 2 * self.pixels + 1, size=2)
@@ -39,37 +37,33 @@ class Shift(Transform):
 
 @dataclass(frozen=True)
 class Flip(Transform):
-    """Mirror an image [height, width, channels] left to right, half of the time. Training only."""
+    """Flip an image [height, width, channels] left to right with probability 1/2. Training only."""
 
     field: str = "image"
 
     @property
     def training_only(self) -> bool:
-        """True."""
         return True
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with its image mirrored or not; same shape and dtype."""
         image = self.image_of(example, self.field)
         return {**example, self.field: image[:, ::-1] if rng.random() < 0.5 else image}
 
 
 @dataclass(frozen=True)
 class RandomCrop(Transform):
-    """A window of `size` (height, width) of an image [height, width, channels], anywhere in it.
+    """A random window of `size` (height, width) of an image [height, width, channels].
 
-    While evaluating it is the central one, as `CentralCrop` takes it: a crop decides the shape, so it is not left out.
+    Evaluation takes the central window (`CentralCrop`) instead, since models need the same shape there.
     """
 
     size: tuple[int, int]
     field: str = "image"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with its image cut."""
-        return _cropped(self, example, lambda room: int(rng.integers(0, room + 1)))
+        return _crop(self, example, lambda room: int(rng.integers(0, room + 1)))
 
     def evaluating(self) -> Transform:
-        """The central window."""
         return CentralCrop(self.size, self.field)
 
 
@@ -81,11 +75,10 @@ class CentralCrop(Transform):
     field: str = "image"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with its image cut."""
-        return _cropped(self, example, lambda room: room // 2)
+        return _crop(self, example, lambda room: room // 2)
 
 
-def _cropped(crop: RandomCrop | CentralCrop, example: Example, place: Callable[[int], int]) -> Example:
+def _crop(crop: RandomCrop | CentralCrop, example: Example, place: Callable[[int], int]) -> Example:
     image = crop.image_of(example, crop.field)
     tall, wide = image.shape[0] - crop.size[0], image.shape[1] - crop.size[1]
     if min(tall, wide) < 0:
@@ -96,9 +89,9 @@ def _cropped(crop: RandomCrop | CentralCrop, example: Example, place: Callable[[
 
 @dataclass(frozen=True)
 class CutMix(BatchTransform):
-    """Pastes a box of another image of the same label into each image (Yun et al. 2019, arXiv:1905.04899).
+    """Paste a box of another image of the same label into each image (Yun et al. 2019, arXiv:1905.04899).
 
-    The box covers `share` of the image's area. An image whose label no other in the batch has stays as it is.
+    The box covers `share` of the image's area. An image whose label no other in the batch has is not changed.
     """
 
     share: float = 0.25
@@ -109,8 +102,7 @@ class CutMix(BatchTransform):
         if not 0 < self.share < 1:
             raise ConfigError(f"CutMix share must be between 0 and 1, got {self.share}")
 
-    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
-        """The batch with its images mixed."""
+    def __call__(self, batch: HostBatch, rng: np.random.Generator) -> HostBatch:
         for name in (self.field, self.label):
             if name not in batch:
                 raise ConfigError(f"CutMix: no field {name!r} in the batch{nearest(name, batch)}")

@@ -12,9 +12,9 @@ from jaxtrain.data.transforms.base import Transform
 
 @dataclass(frozen=True)
 class Utf8(Transform):
-    """Text in `field` (str or bytes) to its UTF-8 bytes in `to`: uint8[length], cut or filled up with zeros.
+    """Replace the text in `field` (str or bytes) by its UTF-8 bytes in `to`: uint8[length], cut or padded with 0.
 
-    The text itself is dropped. Padding is byte 0, which text does not hold.
+    Text does not hold byte 0.
     """
 
     length: int
@@ -26,7 +26,6 @@ class Utf8(Transform):
             raise ConfigError(f"Utf8 length must be at least 1 byte, got {self.length}")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with `to` in place of `field`."""
         text = self.field_of(example, self.field)
         if not isinstance(text, str | bytes):
             raise ConfigError(f"Utf8: {self.field!r} must be str or bytes, got {type(text).__name__}")
@@ -37,7 +36,7 @@ class Utf8(Transform):
 
 @dataclass(frozen=True)
 class Hash(Transform):
-    """A text or integer in `field` to int32 below `buckets`, the same on every machine (Weinberger et al. 2009)."""
+    """The hashing trick (Weinberger et al. 2009): a text or integer to int32 below `buckets`, equal on all machines."""
 
     field: str
     buckets: int
@@ -47,7 +46,6 @@ class Hash(Transform):
             raise ConfigError(f"Hash buckets must be 1 or more and fit int32, got {self.buckets}")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with the value's bucket."""
         value = self.field_of(example, self.field)
         raw = value if isinstance(value, bytes) else str(value).encode()
         place = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") % self.buckets

@@ -1,14 +1,14 @@
 """Handwritten digits, small enough for a first run: the images that scikit-learn carries."""
 
 import gzip
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from jaxtrain.base.cache import package_file
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.files import digest
+from jaxtrain.base.packages import package_file
 from jaxtrain.data.sources.base import Example, Source
 
 SPLITS = ("train", "test", "all")
@@ -18,7 +18,7 @@ SPLITS = ("train", "test", "all")
 class Digits(Source):
     """{"image": float32[8, 8, 1] in 0..1, "label": int32 0..9}: 1,797 digits (UCI, 1998).
 
-    Split 80/20 by a hash of the pixels into "train" and "test"; "all" is both, for building data sets.
+    Split 80/20 by a hash of the pixels into "train" and "test"; "all" is both, for building datasets.
     Raises ConfigError for an unknown split or when scikit-learn is not installed; scikit-learn is not imported.
     """
 
@@ -53,10 +53,10 @@ def _load() -> _Loaded:
     table = np.loadtxt(gzip.decompress(file.read_bytes()).decode().splitlines(), np.uint8, delimiter=",")
     pixels, labels = table[:, :-1], table[:, -1].astype(np.int32)
     images = pixels.reshape(-1, 8, 8, 1).astype(np.float32) / 16
-    test = np.array([hashlib.sha256(row.tobytes()).digest()[0] % 5 == 0 for row in pixels])
+    test = np.array([int(digest(row.tobytes(), length=2), 16) % 5 == 0 for row in pixels])
     chosen = {"train": ~test, "test": test, "all": np.ones_like(test)}
     return _Loaded(
         images={name: images[rows] for name, rows in chosen.items()},
         labels={name: labels[rows] for name, rows in chosen.items()},
-        content=hashlib.sha256(table.tobytes()).hexdigest()[:16],
+        content=digest(table.tobytes(), length=16),
     )

@@ -1,12 +1,12 @@
-"""Breast tumours in 30 numbers each, a small table: the Wisconsin diagnostic set that scikit-learn carries."""
+"""A small table, breast tumours in 30 numbers each: the Wisconsin diagnostic dataset that scikit-learn carries."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from jaxtrain.base.cache import package_file
+from jaxtrain.base.files import digest
+from jaxtrain.base.packages import package_file
 from jaxtrain.data.sources.base import Example, Source
 
 MEASURES = (
@@ -41,7 +41,7 @@ class Tumours(Source):
 
     def identity(self) -> str:
         """A sha256 of all numbers."""
-        return f"tumours:{hashlib.sha256(_load().tobytes()).hexdigest()[:16]}"
+        return f"tumours:{digest(_load().tobytes(), length=16)}"
 
 
 @lru_cache(maxsize=1)

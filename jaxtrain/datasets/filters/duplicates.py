@@ -4,14 +4,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.datasets.card import digest
+from jaxtrain.datasets.card import record_hash
 from jaxtrain.datasets.filters.base import Filter, Finding, Record, check_threshold, text_of, value_of
 from jaxtrain.datasets.filters.near import near
 
 
 @dataclass(frozen=True)
 class ExactDuplicates(Filter):
-    """Finds records whose `fields` are those of an earlier one."""
+    """Finds records with the same values in `fields` as an earlier record."""
 
     fields: tuple[str, ...]
 
@@ -20,11 +20,10 @@ class ExactDuplicates(Filter):
             raise ConfigError("ExactDuplicates: name one or more fields to compare")
 
     def findings(self, records: Collection[Record]) -> dict[int, Finding]:
-        """All but the first of those that are the same."""
         firsts: dict[int, int] = {}
         found = {}
         for record in records:
-            key = digest({name: value_of(record, name) for name in self.fields})
+            key = record_hash({name: value_of(record, name) for name in self.fields})
             first = firsts.setdefault(key, record.index)
             if first != record.index:
                 found[record.index] = Finding(f"same as record {first}", first)
@@ -33,17 +32,16 @@ class ExactDuplicates(Filter):
 
 @dataclass(frozen=True)
 class LabelConflicts(Filter):
-    """Finds records with the same text, but for case and white space, and different labels: all of them."""
+    """Finds all records with the same text, up to case and white space, and different labels."""
 
     field: str
     label: str
 
     def findings(self, records: Collection[Record]) -> dict[int, Finding]:
-        """The records that contradict another."""
         labels: dict[int, dict[str, int]] = {}
         keys: list[tuple[int, int, str]] = []
         for record in records:
-            key = digest({"": " ".join(text_of(value_of(record, self.field), self.field).casefold().split())})
+            key = record_hash({"": " ".join(text_of(value_of(record, self.field), self.field).casefold().split())})
             label = str(value_of(record, self.label))
             labels.setdefault(key, {}).setdefault(label, record.index)
             keys.append((record.index, key, label))
@@ -59,7 +57,7 @@ class LabelConflicts(Filter):
 
 @dataclass(frozen=True)
 class NearDuplicates(Filter):
-    """Finds texts that nearly repeat an earlier one that is kept: see `near_pairs`."""
+    """Finds texts that nearly repeat an earlier one that is kept; `near_pairs` says what nearly means."""
 
     field: str
     threshold: float = 0.7
@@ -68,19 +66,19 @@ class NearDuplicates(Filter):
         check_threshold("NearDuplicates", self.threshold)
 
     def findings(self, records: Collection[Record]) -> dict[int, Finding]:
-        """The later ones of those that are nearly the same."""
         groups, pairs = near(records, self.field, self.threshold)
         found = {copy: Finding(f"same words as record {group[0]}", group[0]) for group in groups for copy in group[1:]}
         for one, other, jaccard in pairs:
             first, second = groups[one], groups[other]
             if first[0] not in found and second[0] not in found:
-                found |= {index: Finding(f"likeness {jaccard:.2f} to record {first[0]}", first[0]) for index in second}
+                why = Finding(f"similarity {jaccard:.2f} to record {first[0]}", first[0])
+                found |= dict.fromkeys(second, why)
         return found
 
 
 @dataclass(frozen=True)
 class Leaks(Filter):
-    """Finds texts that nearly repeat one of the splits `keep`, in all other splits: see `near_pairs`."""
+    """Finds texts outside of the splits `keep` that nearly repeat one inside of them (`near_pairs`)."""
 
     field: str
     threshold: float = 0.7
@@ -92,7 +90,6 @@ class Leaks(Filter):
             raise ConfigError("Leaks: name one or more splits to keep, as in ('test',)")
 
     def findings(self, records: Collection[Record]) -> dict[int, Finding]:
-        """The records of other splits that leak."""
         splits = {record.index: record.split for record in records}
         groups, pairs = near(records, self.field, self.threshold)
         everyone = ((place, place, 1.0) for place in range(len(groups)))
@@ -101,7 +98,7 @@ class Leaks(Filter):
             for here, there in ((one, other), (other, one)):
                 kept = next((index for index in groups[there] if splits[index] in self.keep), None)
                 if kept is not None:
-                    why = Finding(f"likeness {jaccard:.2f} to record {kept} of {splits[kept]}", kept)
+                    why = Finding(f"similarity {jaccard:.2f} to record {kept} of {splits[kept]}", kept)
                     found |= {
                         index: why for index in groups[here] if splits[index] not in self.keep and index not in found
                     }

@@ -8,17 +8,29 @@ from itertools import combinations
 
 import numpy as np
 
-from jaxtrain.datasets.card import digest
-from jaxtrain.datasets.filters.base import Record, check_threshold, missing_package, text_of, value_of
+from jaxtrain.base.packages import needs
+from jaxtrain.datasets.card import record_hash
+from jaxtrain.datasets.filters.base import Record, check_threshold, text_of, value_of
+
+_PERMUTATIONS, _RECALL, _SHINGLE = 64, 0.98, 3
+
+_APART = re.compile(r"\W+")
+
+_LETTERS = np.zeros(256, bool)
+_LETTERS[[ord(letter) for letter in "0123456789_abcdefghijklmnopqrstuvwxyz"]] = True
+_LETTERS[128:] = True  # the bytes of other letters
+
+_BASE = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
+_MIX = np.uint64(_BASE)
 
 
 def near_pairs(records: Collection[Record], field: str, threshold: float = 0.7) -> list[tuple[int, int, float]]:
-    """The pairs of texts that nearly repeat each other: two indices, in the order of records, and their likeness.
+    """Near-duplicate pairs of texts: two indices in the order of records, and their similarity.
 
-    Likeness is the Jaccard index of their sets of three words in a row, whatever their case and punctuation, and
-    is 0…1; pairs have `threshold` or more of it. Candidates come from MinHash (Broder 1997) with 64 permutations
-    in bands (datasketch), and are then compared exactly: no pair is found falsely, and one at the threshold is missed
-    in 2 % of cases at most, less above it. Texts without any word are near to none.
+    Similarity is the Jaccard index, 0…1, of the sets of shingles (three words in a row, without case and punctuation);
+    pairs have `threshold` or more. Candidates come from MinHash (Broder 1997) with 64 permutations in bands
+    (datasketch) and are then compared exactly: no pair is a false positive, and a pair at the threshold is missed in
+    2 % of cases at most, above it in fewer. Texts without any word are in no pair.
     """
     check_threshold("near_pairs", threshold)
     groups, pairs = near(records, field, threshold)
@@ -29,23 +41,18 @@ def near_pairs(records: Collection[Record], field: str, threshold: float = 0.7) 
     return sorted(ordered, key=lambda pair: (place[pair[0]], place[pair[1]]))
 
 
-_PERMUTATIONS, _RECALL, _SHINGLE = 64, 0.98, 3
-
-
 def near(
     records: Collection[Record], field: str, threshold: float
 ) -> tuple[list[list[int]], list[tuple[int, int, float]]]:
-    """The indices of texts with the same shingles, in groups by their first; pairs of groups that are near."""
-    try:
+    """Groups of the indices of texts with equal shingles, and near pairs of groups with their similarity."""
+    with needs("finding near-duplicates", "datasketch", "datasets"):
         from datasketch import MinHash
-    except ImportError as error:
-        raise missing_package("near-duplicates", "datasketch") from error
     empty = MinHash(_PERMUTATIONS, hashfunc=int)
     groups: list[list[int]] = []
     known: dict[int, int] = {}
     signatures: list[np.ndarray] = []
     for index, shingles in _all_shingles(records, field):
-        place = known.setdefault(digest({"": shingles}), len(groups))
+        place = known.setdefault(record_hash({"": shingles}), len(groups))
         if place < len(groups):
             groups[place].append(index)
             continue
@@ -67,7 +74,7 @@ def near(
 
 
 def _candidates(signatures: np.ndarray, threshold: float) -> list[tuple[int, int]]:
-    """Pairs of rows that agree in all of one of the bands, as wide as the recall at the threshold allows."""
+    """Pairs of rows that are equal in one of the bands, which are as wide as the recall at the threshold allows."""
     rows = max(
         (r for r in range(1, _PERMUTATIONS) if 1 - (1 - threshold**r) ** (_PERMUTATIONS // r) >= _RECALL), default=1
     )
@@ -82,28 +89,14 @@ def _candidates(signatures: np.ndarray, threshold: float) -> list[tuple[int, int
     return sorted(found)
 
 
-_APART = re.compile(r"\W+")
-
-
-_LETTERS = np.zeros(256, bool)
-_LETTERS[[ord(letter) for letter in "0123456789_abcdefghijklmnopqrstuvwxyz"]] = True
-_LETTERS[128:] = True  # the bytes of other letters
-
-
-_BASE = 0x9E3779B97F4A7C15
-
-
-_MIX = np.uint64(_BASE)
-
-
 def _all_shingles(
     records: Iterable[Record], field: str, wanted: Collection[int] | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """uint32[n], sorted hashes of the runs of words of every text that has words; of the `wanted` records."""
+    """Index and sorted shingle hashes, uint32[n], of the `wanted` records (default: all) whose text has words."""
     for record in records:
         if wanted is not None and record.index not in wanted:
             continue
-        words = _words(text_of(value_of(record, field), field))
+        words = _word_hashes(text_of(value_of(record, field), field))
         if not words.size:
             continue
         if words.size < _SHINGLE:
@@ -116,15 +109,15 @@ def _all_shingles(
         yield record.index, hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]
 
 
-def _words(text: str) -> np.ndarray:
-    """uint64[n]: a hash of each word, whatever its case."""
+def _word_hashes(text: str) -> np.ndarray:
+    """A hash of each word, without case: uint64[n]."""
     text = text.casefold()
     if not text.isascii():
         text = _APART.sub(" ", unicodedata.normalize("NFKC", text))
     letters = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
     edges = np.flatnonzero(np.diff(_LETTERS[letters], prepend=False, append=False))
     starts, ends = edges[::2], edges[1::2]
-    # A word is the polynomial of its bytes: a difference of running sums, moved to where the word starts.
+    # The hash of a word is the polynomial of its bytes: a difference of running sums, shifted to the word's start.
     up, down = _powers(1 << (letters.size + 1).bit_length())
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((letters + np.uint64(1)) * up[: letters.size])])
     return (sums[ends] - sums[starts]) * down[starts]
@@ -132,7 +125,7 @@ def _words(text: str) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint64[size] twice: the powers of the base and of its inverse, modulo 2^64."""
+    """Powers of the base and of its inverse modulo 2^64: uint64[size] each."""
     bases = np.array([_BASE, pow(_BASE, -1, 1 << 64)], np.uint64)[:, None]
     up, down = np.cumprod(np.broadcast_to(bases, (2, size)), axis=1, dtype=np.uint64)
     return up, down

@@ -1,4 +1,4 @@
-"""Filters of text: language, encoding."""
+"""Filters of text, by language and encoding, and a transform that repairs encodings."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -8,18 +8,24 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.packages import needs
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.transforms.base import Transform
-from jaxtrain.datasets.filters.base import Finding, OneByOne, Record, missing_package, text_of
+from jaxtrain.datasets.filters.base import Finding, OneByOne, Record, text_of
+
+_START = 200  # characters that are tried first
+
+_DOUBT = 0.05  # the least probability of the wanted languages
 
 
 @dataclass(frozen=True)
 class Language(OneByOne):
     """Finds text in none of `languages` (ISO 639 codes), by py3langid (Lui & Baldwin 2012).
 
-    Texts shorter than `shortest` are not judged. If the first 200 characters are in one of the languages, so is the
-    text; else the whole is judged, and found where they have a probability below 0.05 together: near relatives such as
-    Portuguese and Galician are easily confused. Raises ConfigError for an unknown language.
+    Texts of fewer than `shortest` characters pass. A text passes if its first 200 characters are classified as one of
+    the languages; else the whole text is classified, and passes if the languages have a probability of 0.05 or more
+    together, since close relatives such as Portuguese and Galician are easily confused. Raises ConfigError for an
+    unknown language.
     """
 
     languages: tuple[str, ...]
@@ -30,7 +36,6 @@ class Language(OneByOne):
             raise ConfigError("Language: name one or more languages, as in ('en', 'pt')")
 
     def findings(self, records: Collection[Record]) -> dict[int, Finding]:
-        """The records in other languages."""
         known = _identifier().labels
         for language in self.languages:
             if language not in known:
@@ -47,23 +52,18 @@ class Language(OneByOne):
         return f"language {ranked[0][0]}, not {' or '.join(self.languages)}"
 
 
-_START, _DOUBT = 200, 0.05
-
-
 @lru_cache(maxsize=1)
 def _identifier() -> Any:
-    try:
+    with needs("Language", "py3langid", "datasets"):
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise missing_package("Language", "py3langid") from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 @dataclass(frozen=True)
 class BrokenEncoding(OneByOne):
-    """Finds text that was decoded wrongly: characters that were lost (U+FFFD), and what ftfy can repair (Speer 2019).
+    """Finds text that was decoded wrongly: with lost characters (U+FFFD), or that ftfy can repair (Speer 2019).
 
-    That includes the control characters that dashes and quotes of Windows-1252 become when read as Latin-1.
+    For example, dashes and quotes of Windows-1252 become control characters when they are decoded as Latin-1.
     """
 
     def _fault(self, value: Any) -> str | None:
@@ -82,12 +82,11 @@ class BrokenEncoding(OneByOne):
 
 @dataclass(frozen=True)
 class MendEncoding(Transform):
-    """Text in `field` that was decoded wrongly, as it was meant: what `BrokenEncoding` finds, if it can be mended."""
+    """Repair text in `field` that was decoded wrongly: what `BrokenEncoding` finds, where ftfy can repair it."""
 
     field: str
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example with its text mended."""
         text = self.field_of(example, self.field)
         return {**example, self.field: text if text.isascii() else _fix(text)}
 
@@ -97,8 +96,6 @@ def _around(text: str, at: int) -> str:
 
 
 def _fix(text: str) -> str:
-    try:
+    with needs("BrokenEncoding", "ftfy", "datasets"):
         from ftfy import fix_encoding
-    except ImportError as error:
-        raise missing_package("BrokenEncoding", "ftfy") from error
     return fix_encoding(text)

@@ -1,4 +1,4 @@
-"""Filters that look at one record at a time."""
+"""Filters of values: empty, length, range."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from jaxtrain.datasets.filters.base import OneByOne, text_of
 
 @dataclass(frozen=True)
 class NotEmpty(OneByOne):
-    """Finds None, NaN, arrays without entries, and text or bytes of nothing but white space."""
+    """Finds None, NaN, arrays without entries, and text or bytes that are empty or only white space."""
 
     def _fault(self, value: Any) -> str | None:
         if isinstance(value, str | bytes):
@@ -26,7 +26,7 @@ class NotEmpty(OneByOne):
 
 @dataclass(frozen=True)
 class Length(OneByOne):
-    """Finds text of fewer than `least` or more than `most` characters; of bytes, it counts bytes."""
+    """Finds text of fewer than `least` or more than `most` characters, and bytes of fewer or more bytes."""
 
     least: int
     most: int
@@ -45,7 +45,7 @@ class Length(OneByOne):
 
 @dataclass(frozen=True)
 class InRange(OneByOne):
-    """Finds numbers, and arrays with entries, below `low` or above `high`; None is no bound. NaN is outside."""
+    """Finds numbers, and arrays with entries, below `low` or above `high`, and NaN. None is no bound."""
 
     low: float | None
     high: float | None
