@@ -227,7 +227,8 @@ def run(
             outcome, out = tested(folder, tests, limit)
             free.put(folder)
             if outcome != "survived":
-                raise Stale(f"pytest {tests} fails without any change:\n{out}")
+                wrong = "fails" if outcome == "killed" else f"takes longer than {limit:.0f} s"
+                raise Stale(f"pytest {tests} {wrong} without any change:\n{out}")
 
         def one(mutant: Mutant) -> tuple[Mutant, Outcome, float]:
             folder, began = free.get(), time.monotonic()
@@ -254,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--delete", metavar="FILE", help="delete single statements of this file instead")
     parser.add_argument("--tests", help="with --delete: arguments of pytest; by default those listed for the file")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at once")
-    parser.add_argument("--limit", type=float, default=300, help="seconds for a mutant")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for a mutant")
     parser.add_argument("--no-baseline", action="store_true", help="do not first run the tests unchanged")
     given = parser.parse_args(arguments)
     try:

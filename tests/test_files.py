@@ -131,3 +131,12 @@ def test_the_edges_of_files_are_their_sizes_first_and_last_mib(tmp_path: Path) -
     assert edges(small, large) == hashlib.sha256(expected).hexdigest()[:32], "the middle is not read"
     with pytest.raises(ConfigError, match="there is no file"):
         edges(tmp_path / "missing")
+
+
+def test_who_reads_a_file_while_it_is_written_anew_goes_on_reading_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    replace_text(path, "old, and long")
+    with path.open() as reader:
+        replace_text(path, "new")
+        assert reader.read() == "old, and long"
+    assert path.read_text() == "new"
