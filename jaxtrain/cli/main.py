@@ -17,7 +17,7 @@ from jaxtrain.base.errors import ConfigError, Damaged, ExitCode
 from jaxtrain.cli.data import VERBS as DATA
 from jaxtrain.cli.flags import HELP, Fields, chosen, registry
 from jaxtrain.cli.launch import VERBS as LAUNCH
-from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams
+from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams, use_utf8
 from jaxtrain.cli.verbs import Verbs
 from jaxtrain.experiment.experiment import config_facts
 
@@ -160,6 +160,7 @@ def completion(shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positi
 
 def main() -> None:
     """Run the verb that the command line names; ends with an `ExitCode` if that is not 0."""
+    use_utf8()
     own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]  # of `launch`, not of its job
     words = [word for word in own if word != "--debug"] + sys.argv[len(own) + 1 :]
     show_tracebacks("--debug" in own)
@@ -177,12 +178,12 @@ def run(words: Sequence[str]) -> int:
     """Read the flags, whose defaults are those of the experiment that is named, and call the verb."""
     path, verb = VERBS.find(words)
     rest = words[len(path) :]
-    if isinstance(verb, Verbs) and not rest:
-        words = [*words, HELP[-1]]
     takes_experiment = Fields in getattr(verb, "__annotations__", {}).values()
-    default = chosen(rest, " ".join(path)) if takes_experiment else None
+    rules = registry(chosen(rest, " ".join(path)) if takes_experiment else None)
+    if (isinstance(verb, Verbs) and not rest) or not {*HELP}.isdisjoint(rest):
+        words = [*path, *HELP[:1]]  # tyro's help leaves out the words that come before it
     app, config = VERBS.app(path), (tyro.conf.PositionalMetavarFromFieldName,)
-    return app.cli(prog="jaxtrain", description=VERBS.help, args=words, registry=registry(default), config=config) or 0
+    return app.cli(prog="jaxtrain", description=VERBS.help, args=words, registry=rules, config=config) or 0
 
 
 def _cache_programs() -> None:

@@ -80,6 +80,16 @@ class Output:
             sys.exit(ExitCode.FAILED)
 
 
+def use_utf8() -> None:
+    """Starts the command again in Python's UTF-8 mode where the locale has another encoding.
+
+    Else a text or a path among its arguments could not be read. For LC_ALL=C Python does so by itself, unless it is
+    told not to by PYTHONUTF8=0; for pt_BR.ISO-8859-1 it does not.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 @contextlib.contextmanager
 def standard_streams() -> Generator[None]:
     """Standard output and error that fail in no other way than `Output` says, and write any text in any encoding."""

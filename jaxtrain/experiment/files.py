@@ -67,6 +67,9 @@ def _without_annotation(module: ModuleType, kind: type) -> str:
 
 
 def _needed_arguments(function: Callable[..., Any]) -> list[str]:
+    """The parameters without a default; [] for a decorated function, whose decorator may give them."""
+    if hasattr(function, "__wrapped__"):
+        return []
     named = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()
     return [each.name for each in parameters if each.default is each.empty and each.kind not in named]
@@ -119,7 +122,7 @@ def _returns(function: FunctionType, kind: type) -> bool:
     try:
         return get_type_hints(only, function.__globals__)["return"] is kind
     except (NameError, AttributeError, SyntaxError, TypeError):  # it may be imported for type checkers only
-        return isinstance(annotation, str) and annotation.rpartition(".")[2] == kind.__name__
+        return isinstance(annotation, str) and annotation.strip("'\"").rpartition(".")[2] == kind.__name__
 
 
 def _call(function: Callable[[], Any], name: str) -> Any:

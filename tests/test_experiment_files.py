@@ -1,0 +1,103 @@
+"""Experiment files: which of their functions are found, and what is said of the others."""
+
+import pytest
+
+from jaxtrain import ConfigError, Experiment
+from jaxtrain.experiment.files import functions, load, load_code
+
+HEAD = """
+import functools
+from typing import TYPE_CHECKING
+
+import jaxtrain
+import numpy as np
+from jaxtrain import ConfigError, Experiment as E
+from jaxtrain.data import Arrays, Pipeline
+from jaxtrain.models import Blocks, Transformer
+from jaxtrain.optimizers import AdamW
+from jaxtrain.tasks import LanguageModel
+
+
+def make(seed=0):
+    data = Pipeline(Arrays({"tokens": np.ones((16, 9), np.int32)}), batch_size=4)
+    model = Transformer(vocab=32, blocks=Blocks(width=16, layers=1, heads=2))
+    return E(task=LanguageModel(model=model), data=data, optimizer=AdamW(), steps=2, seed=seed)
+
+
+def seeded(function):
+    @functools.wraps(function)
+    def call():
+        return function(seed=7)
+
+    return call
+
+
+"""
+
+FOUND = {
+    "by its full name": ("def main() -> jaxtrain.Experiment:\n    return make()", 0),
+    "by another name": ("def main() -> E:\n    return make()", 0),
+    "as text": ("def main() -> 'jaxtrain.Experiment':\n    return make()", 0),
+    "as text that only a type checker knows": ("def main() -> 'Experiment':\n    return make()", 0),
+    "decorated": ("@functools.cache\ndef main() -> E:\n    return make()", 0),
+    "decorated by a function of the file": ("@seeded\ndef main(seed: int) -> E:\n    return make(seed)", 7),
+    "with a default": ("def main(seed: int = 3) -> E:\n    return make(seed)", 3),
+    "with any arguments": ("def main(*seeds: int, **more: int) -> E:\n    return make(len(seeds) + len(more))", 0),
+    "beside an argument of an unknown type": ("def main(x: 'Nowhere' = None) -> E:\n    return make()", 0),
+}
+
+
+@pytest.mark.parametrize("future", [False, True], ids=["values", "texts"])
+@pytest.mark.parametrize("name", FOUND)
+def test_a_function_is_found_by_what_it_is_annotated_to_return(tmp_path, name, future):
+    text, seed = FOUND[name]
+    file = tmp_path / "written.py"
+    file.write_text(f"{'from __future__ import annotations' * future}\n{HEAD}{text}\n")
+    experiment, origin = load(str(file))
+    assert (experiment.seed, origin.function) == (seed, "main")
+
+
+REFUSED = {
+    "without an annotation": (
+        "def main():\n    return make()",
+        "",
+        "has no function annotated `-> Experiment`: write `def main() -> Experiment:`",
+    ),
+    "without an annotation, named": (
+        "def main() -> E:\n    return make()\ndef other():\n    return make()",
+        ":other",
+        "has no Experiment named 'other': other is a function that is not annotated `-> Experiment`",
+    ),
+    "of another kind": ("def main() -> int:\n    return 3", "", "has no function annotated `-> Experiment`"),
+    "that needs an argument": (
+        "def main(lr, *, seed: int) -> E:\n    return make(seed)",
+        "",
+        "main needs the arguments lr, seed, but is called without any: give each a default",
+    ),
+    "imported by a relative import": ("from . import plain\ndef main() -> E:\n    return make()", "", "ImportError"),
+    "that returns something else": ("def main() -> E:\n    return 3", "", "main returned a int, not Experiment"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_function_that_cannot_be_used_is_refused_with_the_reason(tmp_path, name):
+    text, function, says = REFUSED[name]
+    file = tmp_path / "written.py"
+    file.write_text(f"{HEAD}{text}\n")
+    with pytest.raises(ConfigError) as refused:
+        load(f"{file}{function}")
+    assert says in str(refused.value)
+
+
+def test_functions_come_in_the_order_of_the_file_and_without_those_that_it_imports(tmp_path):
+    file = tmp_path / "several.py"
+    file.write_text(
+        f"{HEAD}from functools import wraps\nfrom test_files import imported\n\n\n@functools.cache\ndef zebra() -> E:\n"
+        "    return make(1)\n\n\ndef apple() -> E:\n    return make(2)\n\n\nconfig = E\nerror = ConfigError\n"
+    )
+    assert list(functions(load_code(file), Experiment)) == ["zebra", "apple"]
+    assert load(str(file))[0].seed == 1
+
+
+def imported() -> Experiment:
+    raise AssertionError("not a function of the file above")
