@@ -1,8 +1,30 @@
-"""What goes wrong, said to a person. Not for bugs: those raise whatever they raise, with a traceback."""
+"""User errors, damaged data and exit codes. Not for bugs: those raise whatever they raise, with a traceback."""
 
 import difflib
 from collections.abc import Iterable
+from enum import IntEnum
 from typing import Any
+
+
+class ExitCode(IntEnum):
+    """How a command ends. A launcher runs the same command again only after RETRY."""
+
+    FINISHED = 0
+    """All was done; a run that stopped early on its own rule too."""
+    FAILED = 1
+    """Damaged data, a check that found faults, or an error of ours."""
+    USER_ERROR = 2
+    """A mistake of the user's; nothing was written."""
+    DOES_NOT_FIT = 3
+    """A plan that does not fit into memory."""
+    DIVERGED = 4
+    """A loss or a gradient that is not finite."""
+    ALARM = 5
+    """A monitored quantity left its bounds."""
+    RETRY = 75
+    """Stopped early by a signal, or by the loss of a process: run the same command again (EX_TEMPFAIL)."""
+    INTERRUPTED = 130
+    """Ctrl-C: 128 and the number of SIGINT."""
 
 
 class ConfigError(ValueError):
