@@ -9,9 +9,9 @@ import tyro
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.experiment.experiment import Experiment
-from jaxtrain.launch.job import Job, Written, check, submit
+from jaxtrain.launch.job import ClusterJob, Job, check_devices, submit
 from jaxtrain.launch.kubernetes import Kubernetes
-from jaxtrain.launch.local import Local, run
+from jaxtrain.launch.local import Local, run_job
 from jaxtrain.launch.slurm import Slurm
 from jaxtrain.launch.tpu import TpuVm
 
@@ -40,15 +40,15 @@ def launch(arguments: Sequence[str], parse: Callable[[Sequence[str]], Experiment
         raise ConfigError("give --run before `--`: all processes and restarts share it")
     job = tyro.cli(PLATFORMS[platform], args=own[:cut], prog=f"jaxtrain launch {platform}")
     job = replace(job, flags=flags)
-    plan = check(job, parse([job.experiment, *flags]))
+    plan = check_devices(job, parse([job.experiment, *flags]))
     print(f"{job.title}: {plan}", file=sys.stderr)
     if isinstance(job, Local):
-        sys.exit(run(job))
-    if isinstance(job, Written):
+        sys.exit(run_job(job))
+    if isinstance(job, ClusterJob):
         _write(job, arguments)
 
 
-def _write(job: Written, arguments: Sequence[str]) -> None:
+def _write(job: ClusterJob, arguments: Sequence[str]) -> None:
     again = [word for word in arguments if word != "--submit"]
     text = job.render(f"# Written by: {shlex.join(['jaxtrain', 'launch', *again])}")
     if job.out is not None:

@@ -97,11 +97,11 @@ Verb = TypeVar("Verb", Train, Explain, Verify)
 
 def train(arguments: Sequence[str]) -> None:
     """`jaxtrain train`."""
-    from jaxtrain.cluster.processes import together
+    from jaxtrain.cluster.processes import join_processes
     from jaxtrain.train import train
 
     given, origin = _given(Train, arguments, "train")
-    with together(
+    with join_processes(
         lambda: config_facts(given.experiment, origin.file), given.experiment.runtime.deadline, _told
     ) as stop:
         run, state = train(given.experiment, given.run, origin, stop)
