@@ -65,6 +65,7 @@ def train(
                     found = {split: evaluate(program, state, data) for split, data in experiment.evals.items()}
                     scores = journal.evaluated(done, found)
             if done % runtime.save_every == 0 or ending:
+                journal.flush()  # a run resumed from this checkpoint will not write these metrics again
                 with clock("checkpoint"):
                     checkpoints.save(done, state, {"step": done}, scores)
             if ending:

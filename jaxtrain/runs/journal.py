@@ -37,7 +37,8 @@ class _Period:
 class Journal:
     """Collects every step's metrics on the device, and writes their means over each `runtime.log_every` steps.
 
-    One line of metrics for each period and each evaluation.
+    One line of metrics for each period and each evaluation. Lines up to a step are on disk after `flush`, so a
+    checkpoint of this step that is saved next never stands without them.
     """
 
     def __init__(self, folder: Path, experiment: Experiment, start: int, clock: Clock) -> None:
@@ -101,7 +102,8 @@ class Journal:
         if self._ended is None:
             return
         period, self._ended = self._ended, None
-        means = merge(jax.device_get(period.metrics))
+        with self._clock("step"):
+            means = merge(jax.device_get(period.metrics))
         examples, tokens = self._experiment.data.batch_size * len(period.metrics), float(means["loss"].weight)
         rates = {"examples_per_second": examples / period.seconds}
         rates |= {"tokens_per_second": tokens / period.seconds} if tokens > examples else {}
