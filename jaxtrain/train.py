@@ -1,6 +1,6 @@
-"""Training: build the program, restore or begin, and for each step train, then log, evaluate and save what is due.
+"""The training loop: compile, initialise or restore, and for each step train, then log, evaluate and save when due.
 
-Not here: the step itself, what a run folder looks like, and how anything is written.
+Not here: the step itself, the layout of a run folder, and file formats.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from jaxtrain.cluster.processes import Stop
+from jaxtrain.cluster.processes import StopSignal
 from jaxtrain.evaluate import evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import Origin
@@ -21,12 +21,12 @@ from jaxtrain.step import TrainState
 
 
 def train(
-    experiment: Experiment, folder: Path | None = None, origin: Origin | None = None, stop: Stop | None = None
+    experiment: Experiment, folder: Path | None = None, origin: Origin | None = None, stop: StopSignal | None = None
 ) -> tuple[Run, TrainState]:
-    """Train to `experiment.steps` updates in `folder` (a new one by default), going on where its run was left.
+    """Train to `experiment.steps` updates in `folder` (a new one by default), resuming its run if it holds one.
 
-    Returns the run and its last state; where there was a wish to stop, `stop` knows it. Raises ConfigError, before
-    anything is written, where something does not fit.
+    Returns the run and its last state. Stops early, with a checkpoint, on a signal; `stop.code` then is not 0. Raises
+    ConfigError, before anything is written, where experiment, devices and folder do not fit together.
     """
     clock, runtime = Clock(), experiment.runtime
     with clock("compile"):
@@ -37,16 +37,17 @@ def train(
         checkpoints = stack.enter_context(run.checkpoints())
         start = done = checkpoints.latest() or 0
         journal = stack.enter_context(contextlib.closing(Journal(run.folder, experiment, start, clock)))
-        journal.say("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=dict(program.mesh.shape))
+        sizes = dict(program.mesh.shape)
+        journal.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=sizes)
         if replicated := replicated_leaves(experiment, program.state):
-            journal.say("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
+            journal.log_event("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
-        journal.say("compiled", seconds=round(clock.account()["compile"], 2), **program.notes(lowered))
+        journal.log_event("compiled", seconds=round(clock.account()["compile"], 2), **program.notes(lowered))
         with clock("checkpoint"):
             state = checkpoints.restore(program.state)[0] if start else program.init()
         batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, start)))
-        stop = stack.enter_context(stop or Stop())
+        stop = stack.enter_context(stop or StopSignal())
         stop.progress = lambda: (done, clock.phase)
 
         for done in range(start + 1, experiment.steps + 1):
@@ -56,7 +57,7 @@ def train(
                 state, metrics = step(state, batch)
             with clock("step"):
                 journal.trained(done, metrics)
-            ending = done == experiment.steps or stop.wanted(done, runtime.log_every)
+            ending = done == experiment.steps or stop.requested(done, runtime.log_every)
             scores = None
             if done % runtime.eval_every == 0 or done == experiment.steps:
                 journal.flush()
@@ -64,6 +65,7 @@ def train(
                     found = {split: evaluate(program, state, data) for split, data in experiment.evals.items()}
                     scores = journal.evaluated(done, found)
             if done % runtime.save_every == 0 or ending:
+                journal.flush()  # a run resumed from this checkpoint will not write these metrics again
                 with clock("checkpoint"):
                     checkpoints.save(done, state, {"step": done}, scores)
             if ending:

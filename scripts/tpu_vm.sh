@@ -7,8 +7,8 @@ worker=$(
     cat <<'WORKER'
 cd jaxtrain && mkdir -p /mnt/runs/several-hosts/logs
 loop='
-# A training that still ends keeps the lock, and a restart waits for it.
-exec 9>>/tmp/jaxtrain-char-lm-several-hosts.pid && flock -n 9 || { echo "it runs here already" && exit 1; }
+# The training inherits the lock, so that a second loop cannot start before it has exited.
+exec 9>>/tmp/jaxtrain-char-lm-several-hosts.pid && flock -n 9 || { echo "already running on this worker" && exit 1; }
 echo $$ >/tmp/jaxtrain-char-lm-several-hosts.pid
 meta=http://metadata.google.internal/computeMetadata/v1/instance/attributes
 about() { curl -sf -H "Metadata-Flavor: Google" "$meta/$1"; }

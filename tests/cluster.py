@@ -46,7 +46,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def until(true: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
-    """Wait until it is so, at most so long; `what` says what is there instead."""
+    """Poll until `true()`; after `seconds` fail with the message `what()`."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, what()
@@ -54,7 +54,7 @@ def until(true: Callable[[], bool], seconds: float, what: Callable[[], str]) -> 
 
 
 class Slurm:
-    """Its daemons run while this context is open."""
+    """The daemons of a SLURM cluster, which run while this context is open."""
 
     def __init__(self, folder: Path) -> None:
         missing = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -124,6 +124,6 @@ class Slurm:
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What `scontrol show job` says of a job."""
+        """The fields of `scontrol show job`."""
         words = self("scontrol", "-o", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)

@@ -13,7 +13,7 @@ from conftest import QUICK
 
 from jaxtrain.program import Program
 from jaxtrain.runs.checkpoints import Checkpoints
-from jaxtrain.runs.metrics_log import read_metrics
+from jaxtrain.runs.json_lines import read_lines
 
 HERE = Path(__file__).parent
 KILLED = """
@@ -42,20 +42,20 @@ main()
 STUCK = """
 import sys, time
 from pathlib import Path
-from jaxtrain.step import Program
+from jaxtrain.data import reading
 
-original = Program.placed
+original = reading.to_device
 
 
-def stuck(self, *rest):
-    for number, batch in enumerate(original(self, *rest), 1):
+def stuck(*arguments):
+    for number, batch in enumerate(original(*arguments), 1):
         if number == {step}:
             Path(sys.argv[sys.argv.index("--run") + 1]).with_name("gone").touch()
             time.sleep(1000)
         yield batch
 
 
-Program.placed = stuck
+reading.to_device = stuck
 from jaxtrain.cli.main import main
 
 main()
@@ -77,7 +77,7 @@ from jaxtrain.cli.main import main
 
 main()
 """
-OTHER = """
+OTHER_VERSION = """
 import importlib.metadata
 
 original = importlib.metadata.version
@@ -89,21 +89,21 @@ main()
 
 
 def killed(step: int, during: str = "step", by: str = "SIGKILL") -> str:
-    """A program that sends itself a signal after `step` was trained, or while its save goes on."""
+    """A program that sends itself a signal after `step` was trained, or while it is being saved."""
     kind, method = {"step": ("Journal", "trained"), "save": ("Checkpoints", "save")}[during]
     module = {"step": "journal", "save": "checkpoints"}[during]
     return KILLED.format(kind=kind, method=method, module=module, step=step).replace("SIGKILL", by)
 
 
 def free_port() -> int:
-    """A port that nobody has."""
+    """A port on which nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def environment(devices: int = 1, process: int | None = None, processes: int = 1, port: int = 0) -> dict[str, str]:
-    """The environment of one of several processes with so many simulated devices each."""
+    """The environment of one of several processes, each with `devices` simulated devices."""
     own = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}"}
     if process is None:
         return own
@@ -115,12 +115,15 @@ def environment(devices: int = 1, process: int | None = None, processes: int = 1
     }
 
 
-def start(function: str, run: Path, *flags: str, program: str | None = None, **place: int) -> subprocess.Popen[str]:
-    """`jaxtrain train tests/tiny.py:function --run run` in a process, or another program with these arguments."""
+def start(function: str, run: Path, *flags: str, program: str | None = None, **process: int) -> subprocess.Popen[str]:
+    """`jaxtrain train tests/tiny.py:function --run run` in a process, or another program with these arguments.
+
+    process: arguments of `environment`.
+    """
     how = ["-m", "jaxtrain"] if program is None else ["-c", program]
     return subprocess.Popen(
         [sys.executable, *how, "train", f"{HERE / 'tiny.py'}:{function}", "--run", str(run), *flags],
-        env=environment(**place),
+        env=environment(**process),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -130,23 +133,23 @@ def start(function: str, run: Path, *flags: str, program: str | None = None, **p
 def train(function: str, run: Path, *flags: str, devices: int = 1, processes: int = 1) -> str:
     """The same in real processes, to the end; what the first one printed."""
     port = free_port()
-    places = [{}] if processes == 1 else [dict(process=i, processes=processes, port=port) for i in range(processes)]
-    started = [start(function, run, *flags, devices=devices, **place) for place in places]
+    ids = [{}] if processes == 1 else [dict(process=i, processes=processes, port=port) for i in range(processes)]
+    started = [start(function, run, *flags, devices=devices, **own) for own in ids]
     printed = [process.communicate(timeout=240)[0] for process in started]
     assert [process.returncode for process in started] == [0] * processes, "\n".join(printed)
     return printed[0]
 
 
 def train_killed(function: str, run: Path, step: int, during: str, devices: int = 1) -> None:
-    """The same command, killed with -9 after `step` was trained, or while its save goes on."""
+    """The same command, killed with -9 after `step` was trained, or while it is being saved."""
     process = start(function, run, program=killed(step, during), devices=devices)
     printed = process.communicate(timeout=240)[0]
     assert process.returncode == -9, printed
 
 
 def losses(run: Path) -> dict[int, float]:
-    """The training loss by step, from the run's folder; no step may be there twice, or before an earlier one."""
-    lines = [line for line in read_metrics(run / "metrics.jsonl") if line["split"] == "train"]
+    """The training loss by step, from the run folder; no step may be there twice, or before an earlier one."""
+    lines = [line for line in read_lines(run / "metrics.jsonl") if line["split"] == "train"]
     steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps))
     return {line["step"]: line["loss"] for line in lines}
@@ -154,10 +157,10 @@ def losses(run: Path) -> dict[int, float]:
 
 def relative_difference(run: Path, other: Path) -> float:
     """The largest relative difference of two runs' losses; they must have the same steps."""
-    mine, theirs = losses(run), losses(other)
-    assert mine.keys() == theirs.keys()
-    assert len(mine) > 0
-    return max(abs(mine[step] - theirs[step]) / abs(theirs[step]) for step in mine)
+    own, others = losses(run), losses(other)
+    assert own.keys() == others.keys()
+    assert len(own) > 0
+    return max(abs(own[step] - others[step]) / abs(others[step]) for step in own)
 
 
 def final_leaves(run: Path, step: int, function: str, devices: int) -> list[np.ndarray]:

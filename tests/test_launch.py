@@ -1,4 +1,4 @@
-"""What `jaxtrain launch` writes for each platform, and how it keeps processes on this machine."""
+"""What `jaxtrain launch` writes for each platform, and how it runs processes on this machine."""
 
 import contextlib
 import os
@@ -20,6 +20,7 @@ from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.cli.main import main
+from jaxtrain.launch.job import SHOULD_RESTART, should_restart
 from jaxtrain.launch.kubernetes import Kubernetes
 from jaxtrain.launch.local import Local
 from jaxtrain.launch.tpu import Slice
@@ -47,7 +48,7 @@ while f"WAIT_{me}_{start}" in os.environ and not stopped:
     time.sleep(0.02)
 sys.exit(stopped[0] if stopped else CODE)
 """
-"""Stands for a training: notes that it was started, and ends or waits as its environment says."""
+"""In place of a training: records that it was started, then exits or waits as environment variables tell it."""
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_are_what_the_command_in_their_head_writes(
+def test_the_jobs_in_scripts_are_what_the_command_in_their_first_lines_writes(
     here: Path, cli: Callable[..., None], name: str
 ) -> None:
     text = (ROOT / "scripts" / name).read_text()
@@ -95,7 +96,7 @@ def test_the_scripts_satisfy_shellcheck(name: str) -> None:
     subprocess.run([checker, "--severity=warning", ROOT / "scripts" / name], check=True)
 
 
-def test_a_script_quotes_what_a_shell_would_read_otherwise(
+def test_words_with_spaces_quotes_and_dollars_pass_through_the_shell(
     here: Path, cli: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["slurm", f"{TINY}:main", "--run", "a run", "--env", "WORDS", "it's $HOME", "--", "--steps", "7"]
@@ -106,9 +107,9 @@ def test_a_script_quotes_what_a_shell_would_read_otherwise(
     )
     (here / "srun").chmod(0o755)
     done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
-    told = done.stdout.splitlines()
-    assert "--output=a run/logs/process-%t.log" in told
-    assert told[-8:] == ["it's $HOME", "jaxtrain", "train", f"{TINY}:main", "--run", "a run", "--steps", "7"]
+    printed = done.stdout.splitlines()
+    assert "--output=a run/logs/process-%t.log" in printed
+    assert printed[-8:] == ["it's $HOME", "jaxtrain", "train", f"{TINY}:main", "--run", "a run", "--steps", "7"]
 
 
 JOBS = {
@@ -122,7 +123,7 @@ JOBS = {
 def test_a_manifest_is_valid_by_the_schemas_of_jobset_and_kubernetes(name: str) -> None:
     job = Kubernetes(experiment="a.py:main", image="i", claim="c", **JOBS[name])
     manifest = yaml.safe_load(job.render("# head"))
-    assert JobsetV1alpha2JobSet.from_dict(manifest).to_dict() == manifest  # it would leave out what it does not know
+    assert JobsetV1alpha2JobSet.from_dict(manifest).to_dict() == manifest  # unknown keys would be dropped
     template = manifest["spec"]["replicatedJobs"][0]["template"]
     inner = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}, **template}
     kubernetes_validate.validate(inner, "1.33", strict=True)
@@ -131,7 +132,7 @@ def test_a_manifest_is_valid_by_the_schemas_of_jobset_and_kubernetes(name: str) 
         kubernetes_validate.validate(inner, "1.33", strict=True)
 
 
-def test_the_pods_of_a_slice_find_its_hosts_and_each_other() -> None:
+def test_pods_request_the_chips_of_their_slice_and_get_the_address_of_process_0() -> None:
     job = Kubernetes(experiment="a.py:main", image="i", claim="c", tpu="v5p:2x2x4")
     spec = job.manifest()["spec"]
     assert spec["network"] == {"enableDNSHostnames": True, "subdomain": "a-main"}
@@ -164,13 +165,13 @@ SLICES = {
 
 
 @pytest.mark.parametrize("name", SLICES)
-def test_a_slice_has_so_many_hosts_chips_and_devices(name: str) -> None:
-    slice = Slice.of(name)
+def test_the_hosts_chips_and_devices_of_a_slice(name: str) -> None:
+    slice = Slice.parse(name)
     assert (slice.hosts, slice.chips, slice.devices) == SLICES[name]
 
 
 K8S = f"k8s {TINY}:fsdp --image i --claim c"
-MISTAKES = {
+USER_ERRORS = {
     "an unknown platform": (f"slrum {TINY}", "there is no verb 'slrum'; did you mean 'slurm'?"),
     "an unknown function": (f"slurm {TINY}:fdsp", "no Experiment named 'fdsp'; did you mean 'fsdp'?"),
     "a layout that does not fit": (f"slurm {TINY}:fsdp --nodes 3", "which the mesh axes fsdp=3 do not divide"),
@@ -178,39 +179,61 @@ MISTAKES = {
         f"slurm {TINY}:fsdp --nodes 2 --gpus 4 -- --layout.mesh fsdp 4",
         "{'fsdp': 4} needs 4 devices, but there are 8",
     ),
-    "one device where more are asked for": (f"local {TINY}:main --processes 2", "the job asks for 2"),
+    "one device where more are asked for": (f"local {TINY}:main --processes 2", "the job has 2"),
     "no processes": (f"local {TINY}:main --processes 0", "must be at least 1"),
     "a run that is not shared": (f"slurm {TINY}:fsdp -- --run=x", "give --run before `--`"),
-    "a name that is none": (f"slurm {TINY}:fsdp --name 8", "a letter first"),
-    "a variable that is none": (f"slurm {TINY}:fsdp --env A-B c", "--env A-B"),
+    "a name without letters": (f"slurm {TINY}:fsdp --name 8", "a letter first"),
+    "a variable with a dash": (f"slurm {TINY}:fsdp --env A-B c", "--env A-B"),
     "an unknown TPU": (f"{K8S} --tpu v5:2x2", "there is no TPU 'v5'; did you mean 'v5p'?"),
-    "a slice that is not sold": (f"{K8S} --tpu v5e:4x5", "the shapes of v5e are 1x1, 2x2"),
-    "a slice of too few sides": (f"{K8S} --tpu v5p:4x4", "multiples of 4"),
-    "hosts that a slice does not have": (f"{K8S} --tpu v5e:4x4 --hosts 2", "has 4 hosts and no GPUs"),
+    "a slice that does not exist": (f"{K8S} --tpu v5e:4x5", "the shapes of v5e are 1x1, 2x2"),
+    "a slice of two dimensions instead of three": (f"{K8S} --tpu v5p:4x4", "multiples of 4"),
+    "another number of hosts than the slice has": (f"{K8S} --tpu v5e:4x4 --hosts 2", "has 4 hosts and no GPUs"),
     "a file that cannot be written": (f"slurm {TINY}:fsdp --out no/x", "--out no/x cannot be written"),
-    "a run outside of what is mounted": (f"{K8S} --run /data/x", "--run /data/x is not below --mount /runs"),
-    "a platform that refuses": (f"{K8S} --submit", "kubectl apply -f - refused: no cluster"),
+    "a run outside of the mounted claim": (f"{K8S} --run /data/x", "--run /data/x is not below --mount /runs"),
+    "a platform that refuses": (f"{K8S} --submit", "kubectl apply -f - failed: no cluster"),
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_before_anything_is_submitted(
+@pytest.mark.parametrize("name", USER_ERRORS)
+def test_a_user_error_is_named_before_anything_is_submitted(
     here: Path, cli: Callable[..., None], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    words, says = MISTAKES[name]
+    words, message = USER_ERRORS[name]
     with pytest.raises(SystemExit) as ended:
         cli(words.split())
     assert ended.value.code == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_platform_that_is_not_here_is_told(
+def test_a_platform_s_program_that_is_not_installed_is_named(
     here: Path, cli: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(here / "scripts"))
     with pytest.raises(SystemExit):
         cli(f"{K8S} --submit".split())
-    assert "there is no kubectl on this machine: write a file with --out" in capsys.readouterr().err
+    assert "kubectl is not installed here: write the job with --out FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts"),
+    [(0, False), (1, False), (2, False), (4, False), (75, True), (128, False), (130, False), (137, True), (143, True)],
+)
+def test_only_a_preempted_or_killed_training_is_restarted_by_python_and_by_bash_alike(
+    code: int, restarts: bool
+) -> None:
+    assert should_restart(code) == restarts
+    done = subprocess.run(["bash", "-c", f"code={code}; (({SHOULD_RESTART}))"], check=False)
+    assert (done.returncode == 0) == restarts
+
+
+def test_no_exit_code_of_ours_but_75_and_130_may_be_restarted_by_kubernetes() -> None:
+    job = Kubernetes(experiment="a.py:main", image="i", claim="c").manifest()["spec"]
+    template = job["replicatedJobs"][0]["template"]["spec"]
+    (rule,) = template["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["values"] == [1, 2, 3, 4, 5]
+    (rule,) = job["failurePolicy"]["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
 
 
 def test_each_process_has_its_own_gpus_or_its_own_simulated_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +267,7 @@ def starts(here: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_processes_here_are_kept_together_and_the_first_code_that_is_not_0_is_returned(here: Path) -> None:
+def test_processes_end_and_restart_together_and_the_first_exit_code_that_is_not_0_is_returned(here: Path) -> None:
     both = local(here)
     out, _ = both.communicate(timeout=60)
     assert both.returncode == 0
@@ -260,12 +283,12 @@ def test_processes_here_are_kept_together_and_the_first_code_that_is_not_0_is_re
     again = local(here, "--restarts", "3", CODE_0_2="75", CODE_1_2="75", CODE_1_3="2")
     _, err = again.communicate(timeout=60)
     assert again.returncode == 2
-    assert "exit code 75, so it is started again" in err
+    assert "jaxtrain: exit code 75: restart 1 of 3\n" in err
     assert starts(here) == sorted(f"start-{process}-{start}" for process in (0, 1) for start in range(4))
 
 
 @pytest.mark.slow
-def test_a_signal_goes_on_to_all_processes_and_ends_restarts(here: Path) -> None:
+def test_a_signal_is_forwarded_to_all_processes_and_ends_restarts(here: Path) -> None:
     for start, (number, code) in enumerate(((signal.SIGTERM, 75), (signal.SIGINT, 130))):
         names = [f"start-{process}-{start}" for process in (0, 1)]
         waiting = local(here, "--restarts", "3", **{f"WAIT_{process}_{start}": "" for process in (0, 1)})
@@ -286,7 +309,7 @@ done
 """
 
 
-def test_workers_of_a_tpu_vm_start_again_on_75_and_stop_when_told(
+def test_workers_of_a_tpu_vm_restart_after_75_or_a_kill_and_end_on_stop(
     here: Path, cli: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "gcloud").write_text(GCLOUD)
@@ -317,9 +340,9 @@ def test_workers_of_a_tpu_vm_start_again_on_75_and_stop_when_told(
     assert "exit code 75 of start 0" in log(0)
     assert "exit code 137 of start 0" in log(1)
     script("start")
-    cluster.until(lambda: "it runs here already" in log(0) and "it runs here already" in log(1), 30, lambda: log(0))
-    ids = [int((here / "run" / f"start-{worker}-1").read_text()) for worker in (0, 1)]
+    cluster.until(lambda: all("already running on this worker" in log(worker) for worker in (0, 1)), 30, lambda: log(0))
+    loops = [int(path.read_text()) for path in here.glob("w-*-jaxtrain-tiny-data.pid")]
     script("stop")
-    cluster.until(lambda: not any(Path(f"/proc/{number}").exists() for number in ids), 30, lambda: log(0))
-    time.sleep(0.3)
+    cluster.until(lambda: not any(Path(f"/proc/{number}").exists() for number in loops), 30, lambda: log(0))
+    assert len(loops) == 2
     assert len(starts(here)) == 4

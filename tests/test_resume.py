@@ -1,11 +1,14 @@
-"""Interrupted and resumed is the same as uninterrupted, whatever killed the run and whenever."""
+"""An interrupted and resumed run equals an uninterrupted one, whatever stopped it and whenever."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import launch
@@ -18,7 +21,10 @@ from jaxtrain import program as program_module
 from jaxtrain.base.files import read_json
 from jaxtrain.data import Arrays, Pipeline, Take, Windows
 from jaxtrain.evaluate import evaluate_run, predict_run
-from jaxtrain.runs.folder import Run
+from jaxtrain.program import Program
+from jaxtrain.runs.checkpoints import Checkpoints
+from jaxtrain.runs.clock import Clock
+from jaxtrain.runs.folder import Run, begin
 from jaxtrain.runs.journal import Journal, Metrics
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.train import train
@@ -39,7 +45,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [(2, "step"), (7, "step"), (8, "save")],
     ids=["before anything was saved", "between two saves", "during a save"],
 )
-def test_a_run_killed_and_resumed_ends_bitwise_as_one_left_alone(
+def test_a_killed_and_resumed_run_ends_bitwise_as_an_undisturbed_one(
     undisturbed: Path, tmp_path: Path, step: int, during: str
 ) -> None:
     run = tmp_path / "run"
@@ -53,7 +59,7 @@ def test_a_run_killed_and_resumed_ends_bitwise_as_one_left_alone(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("function", "devices", "processes"), [("fsdp", 4, 1), ("tensor", 1, 2), ("main", 1, 1)])
-def test_a_killed_run_goes_on_with_the_same_batches_on_another_mesh_and_number_of_processes(
+def test_a_killed_run_resumes_with_the_same_batches_on_another_mesh_and_number_of_processes(
     undisturbed: Path, tmp_path: Path, function: str, devices: int, processes: int
 ) -> None:
     run = tmp_path / "run"
@@ -64,7 +70,7 @@ def test_a_killed_run_goes_on_with_the_same_batches_on_another_mesh_and_number_o
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_the_command_that_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_prints_the_command_that_resumes(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "jaxtrain", "train", f"{launch.HERE / 'tiny.py'}:data", "--run", str(run)]
     program = launch.killed(5, by="SIGINT")
@@ -85,7 +91,7 @@ def test_ctrl_c_saves_and_says_the_command_that_goes_on(undisturbed: Path, tmp_p
     assert launch.losses(run) == launch.losses(undisturbed)
 
 
-def test_a_run_in_this_process_stops_at_a_signal_and_goes_on_to_the_same_losses(
+def test_a_run_in_this_process_stops_at_a_signal_and_resumes_to_the_same_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, whole = train(tiny.main(), tmp_path / "whole")
@@ -107,7 +113,7 @@ def test_a_run_in_this_process_stops_at_a_signal_and_goes_on_to_the_same_losses(
     assert all(same)
 
 
-def test_a_finished_run_is_left_as_it_is_and_a_longer_one_goes_on(tmp_path: Path) -> None:
+def test_a_finished_run_stays_as_it_is_and_one_with_more_steps_resumes(tmp_path: Path) -> None:
     experiment = replace(tiny.main(), steps=4)
     train(experiment, tmp_path / "run")
     _, state = train(experiment, tmp_path / "run")
@@ -142,39 +148,97 @@ def test_a_run_folder_explains_itself_and_gives_back_experiment_state_and_data(t
     assert all(same)
 
 
-def test_the_time_account_of_a_run_sums_to_its_total(tmp_path: Path) -> None:
+def test_every_second_of_a_run_is_in_its_account_and_speeds_count_reading_and_training_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+
+    def takes(duration: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, during which time passes by a clock that nothing else moves."""
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            nonlocal seconds
+            seconds += duration
+            return function(*arguments, **named)
+
+        return timed
+
+    def slowly(batches: Iterator[Any], put: Callable[..., Any]) -> Iterator[Any]:
+        read = takes(1, next)
+        with contextlib.suppress(StopIteration):
+            while True:
+                yield put(read(batches))
+
+    monkeypatch.setattr("jaxtrain.train.Clock", lambda: Clock(lambda: seconds))
+    monkeypatch.setattr(Program, "lower", takes(1000, Program.lower))
+    monkeypatch.setattr("jaxtrain.data.reading.to_device", slowly)
+    monkeypatch.setattr(Journal, "trained", takes(3, Journal.trained))
+    monkeypatch.setattr(jax, "device_get", takes(4, jax.device_get))
+    monkeypatch.setattr("jaxtrain.train.evaluate", takes(20, lambda *_: {"loss": 1.0}))
+    monkeypatch.setattr(Checkpoints, "save", takes(100, Checkpoints.save))
+    monkeypatch.setattr("jaxtrain.train.begin", takes(7, begin))
     run, _ = train(tiny.main(), tmp_path / "run")
     lines = [line for line in run.metrics() if line["split"] == "train"]
-    line = lines[-1]
-    parts = {name: value for name, value in line.items() if name.startswith("seconds_")}
-    total = parts.pop("seconds_total")
-    assert {"seconds_compile", "seconds_data", "seconds_step", "seconds_eval", "seconds_checkpoint"} < parts.keys()
-    assert sum(parts.values()) == pytest.approx(total, rel=1e-6)
-    # Speeds count what training took: neither compiling, which the first period follows, nor evaluating and saving.
-    trained = sum(16 / line["examples_per_second"] for line in lines)
-    assert trained == pytest.approx(parts["seconds_data"] + parts["seconds_step"], rel=0.05)
-    assert trained < parts["seconds_compile"]
-    assert line["tokens_per_second"] == pytest.approx(16 * line["examples_per_second"])
+    # 12 steps; evaluated after 6 and 12; saved after 4, 8 and 12, the last time after the last line.
+    assert {name: lines[-1][name] for name in lines[-1] if name.startswith("seconds_")} == {
+        "seconds_compile": 1000,
+        "seconds_data": 12,
+        "seconds_step": 12 * (3 + 4),
+        "seconds_eval": 20,
+        "seconds_checkpoint": 200,
+        "seconds_other": 7,
+        "seconds_total": 1323,
+    }
+    # 16 rows of 16 tokens, in 1 second of reading, 3 of training, and 4 of waiting for the metrics of the period before.
+    assert [line["examples_per_second"] for line in lines] == [4, *[2] * 11]
+    assert [line["tokens_per_second"] for line in lines] == [64, *[32] * 11]
 
 
-def test_no_step_moves_anything_between_host_and_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    fetch = jax.device_get
-    at = [0]
-    original = Journal.trained
+def test_metrics_are_fetched_from_the_device_once_a_period_when_the_next_one_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched_after: list[int] = []
+    fetch, trained, last_step = jax.device_get, Journal.trained, [0]
 
-    def counted(self: Journal, step: int, metrics: Metrics) -> None:
-        at[0] = step
-        original(self, step, metrics)
+    def count_step(self: Journal, step: int, metrics: Metrics) -> None:
+        last_step[0] = step
+        trained(self, step, metrics)
 
-    monkeypatch.setattr(Journal, "trained", counted)
-    monkeypatch.setattr(jax, "device_get", lambda tree: (read.append(at[0]), fetch(tree))[1])
+    def count_fetch(tree: Any) -> Any:
+        fetched_after.append(last_step[0])
+        return fetch(tree)
 
-    train(
-        replace(tiny.main(), evals={}, runtime=Runtime(log_every=4, eval_every=100, save_every=100)), tmp_path / "run"
-    )
-    # Periods end at 4, 8 and 12; each is read when the next one ends, the last when the run does.
-    assert read == [8, 12, 12]
+    monkeypatch.setattr(Journal, "trained", count_step)
+    monkeypatch.setattr(jax, "device_get", count_fetch)
+    runtime = Runtime(log_every=4, eval_every=100, save_every=100)
+    train(replace(tiny.main(), evals={}, runtime=runtime), tmp_path / "run")
+    # Periods end at 4, 8 and 12; each is fetched when the next one ends, the last when the run does.
+    assert fetched_after == [8, 12, 12]
+
+
+@pytest.mark.parametrize("saved", [4, 8, 12])
+def test_a_run_killed_as_soon_as_a_checkpoint_is_durable_has_every_line_of_metrics_once(
+    saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Checkpoints.save
+
+    class Killed(BaseException):
+        """Nothing catches it."""
+
+    def save(self: Checkpoints, step: int, *rest: Any) -> None:
+        original(self, step, *rest)
+        if step == saved:
+            self.wait()
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", save)
+        with pytest.raises(Killed):
+            train(tiny.main(), tmp_path / "run")
+    run, _ = train(tiny.main(), tmp_path / "run")
+    steps = {split: [line["step"] for line in run.metrics() if line["split"] == split] for split in tiny.main().evals}
+    assert steps == {"validation": [6, 12]}
+    assert list(launch.losses(tmp_path / "run")) == list(range(1, 13))
 
 
 def test_a_batch_that_was_left_on_the_host_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Where something was made: git revision, packages, hardware."""
+"""What a result was made with: git revision, command, packages, environment variables, hardware."""
 
 import importlib.metadata
 import os
@@ -11,14 +11,15 @@ from typing import Any
 
 import jax
 
-VARIABLES = ("XLA_", "JAX_", "LIBTPU_", "NCCL_", "CUDA_VISIBLE_DEVICES")
+RECORDED_VARIABLES = ("XLA_", "JAX_", "LIBTPU_", "NCCL_", "CUDA_VISIBLE_DEVICES")
+"""How the names of the environment variables begin that change what is computed, or how fast."""
 
 
 def environment() -> dict[str, Any]:
-    """What somebody needs to run the same again: code, command, packages, variables and hardware; JSON.
+    """What is needed to run the same again: code, command, packages, environment variables and hardware. JSON.
 
-    `git` holds revision, diff (`git diff HEAD`) and the untracked files of the repository around the working
-    directory, and is None outside of one. Starts JAX's backend.
+    "git" holds the revision, the diff (`git diff HEAD`) and the names of untracked files of the repository around the
+    working directory; None outside of one. Initialises JAX's backend.
     """
     packages = {d.name: d.version for d in importlib.metadata.distributions()}
     return {
@@ -29,7 +30,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "hostname": socket.gethostname(),
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
-        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(RECORDED_VARIABLES)},
         "hardware": {
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
@@ -42,7 +43,7 @@ def environment() -> dict[str, Any]:
 
 
 def revision() -> str | None:
-    """The git revision of the repository around the working directory, marked where it has changes."""
+    """The git revision of the repository around the working directory, marked if it has uncommitted changes."""
     git = _git()
     if git is None or git["revision"] is None:
         return None

@@ -12,9 +12,9 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.cli.flags import parse
 from jaxtrain.cli.terminal import output_not_needed
 from jaxtrain.cli.verbs import Verbs
-from jaxtrain.launch.job import Job, Written, check, submit
+from jaxtrain.launch.job import ClusterJob, Job, check_devices, submit
 from jaxtrain.launch.kubernetes import Kubernetes
-from jaxtrain.launch.local import Local, run
+from jaxtrain.launch.local import Local, run_job
 from jaxtrain.launch.slurm import Slurm
 from jaxtrain.launch.tpu import TpuVm
 
@@ -59,7 +59,7 @@ def tpu(job: Annotated[TpuVm, Flat], rest: Rest) -> None:
 def local(job: Annotated[Local, Flat], rest: Rest) -> int:
     """Run an experiment in processes on this machine."""
     output_not_needed()
-    return run(_checked(job, rest.train_flags))
+    return run_job(_checked(job, rest.train_flags))
 
 
 def _checked(job: AnyJob, train_flags: Sequence[str]) -> AnyJob:
@@ -67,11 +67,11 @@ def _checked(job: AnyJob, train_flags: Sequence[str]) -> AnyJob:
     if any(flag.split("=")[0] == "--run" for flag in train_flags):
         raise ConfigError("give --run before `--`: all processes and restarts share it")
     job = replace(job, flags=tuple(train_flags))
-    print(f"{job.title}: {check(job, parse(job.experiment, train_flags).experiment)}", file=sys.stderr)
+    print(f"{job.title}: {check_devices(job, parse(job.experiment, train_flags).experiment)}", file=sys.stderr)
     return job
 
 
-def _write(job: Written) -> None:
+def _write(job: ClusterJob) -> None:
     command = ["jaxtrain", *(word for word in sys.argv[1:] if word != "--submit")]
     text = job.render(f"# Written by: {shlex.join(command)}")
     if job.out is not None:

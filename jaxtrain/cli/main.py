@@ -46,11 +46,11 @@ def train(experiment: Fields, run: Path | None = None) -> int:
     Args:
         run: The run's folder; a new one under runs/ by default.
     """
-    from jaxtrain.cluster.processes import together
+    from jaxtrain.cluster.processes import join_processes
     from jaxtrain.train import train as train_to_the_end
 
     config, origin = experiment.experiment, experiment.origin
-    with together(lambda: config_facts(config, origin.file), config.runtime.deadline, report_error) as stop:
+    with join_processes(lambda: config_facts(config, origin.file), config.runtime.deadline, report_error) as stop:
         made, state = train_to_the_end(config, run, origin, stop)
     done = int(state.step)
     if done == config.steps:

@@ -1,1 +1,1 @@
-"""The processes of a run: which there are, how they meet, and how one stops all."""
+"""The processes of a multi-host run: which there are, how they join, and how a failure of one stops all of them."""

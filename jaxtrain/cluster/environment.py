@@ -1,106 +1,123 @@
-"""Which processes a launcher started, read off the environment that it gave them. Not here: how they find each other.
+"""Detects the processes that a launcher started, from environment variables: SLURM, Open MPI, Kubernetes, TPU pods.
 
-Nothing is asked of a network, so that what is found depends on the variables alone.
+The result depends on the variables alone, not on the network. Not here: how the processes connect.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from jaxtrain.base.errors import ConfigError
 
-ADDRESS, COUNT, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-"""host:port of process 0, how many processes there are, and which one this is; a launcher has the last word on none."""
+ADDRESS, COUNT, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+"""host:port of process 0, the number of processes, and the id of this one. They override what a launcher sets."""
 
-PORTS = 61440
-"""Where the ports that belong to a job begin: above those that Linux gives to connections."""
+FIRST_PORT, PORTS = 61440, 4096
+"""The ports for coordinators, which a job chooses by its number: above the range that Linux gives to connections."""
 
-MISSING = -1
+UNKNOWN = -1
 
 Environment = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among those of a run."""
+class ProcessInfo:
+    """This process among all processes of its run, in the terms of `jax.distributed.initialize`."""
 
-    found: str
-    """What started them, for people."""
-    address: str | None
-    """host:port where process 0 is to be found; None alone."""
-    count: int
-    process: int
-    devices: tuple[int, ...] | None = None
-    """Which of the GPUs that it sees are its own; None for all. Without several processes on a host it takes all."""
+    launcher: str
+    """What started the processes, for messages."""
+    coordinator_address: str | None
+    """host:port of process 0; None for a run of one process."""
+    num_processes: int
+    process_id: int
+    local_device_ids: tuple[int, ...] | None = None
+    """Which of the visible GPUs belong to this process, where several processes share a host; None for all."""
     hint: str = ""
-    """What somebody who expected to find more should know."""
+    """A warning for a user who may have expected more processes."""
 
 
-def detect(environment: Environment) -> Place:
-    """Where this process stands. Alone, unless the JAX_ variables or a launcher name several processes.
+def detect(environment: Environment) -> ProcessInfo:
+    """This process by the JAX_ variables or those of a launcher; a run of one process if there are none.
 
-    Raises ConfigError for variables that are missing or cannot be.
+    Raises ConfigError for variables that are missing or contradict each other.
     """
-    given = [name for name in (ADDRESS, COUNT, PROCESS) if environment.get(name)]
+    given = [name for name in (ADDRESS, COUNT, PROCESS_ID) if environment.get(name)]
     launchers = () if len(given) == 3 else (_openmpi, _slurm, _kubernetes, _tpu)
-    place = next((place for launcher in launchers if (place := launcher(environment)) is not None), None)
-    if place is None and not given:
-        return Place("alone", None, 1, 0, hint=_hint(environment))
-    place = place or Place("the JAX_ variables", None, MISSING, MISSING)
-    place = replace(
-        place,
-        address=environment.get(ADDRESS) or place.address,
-        count=number_of(environment, COUNT, place.count),
-        process=number_of(environment, PROCESS, place.process),
+    info = next((info for launcher in launchers if (info := launcher(environment)) is not None), None)
+    if info is None and not given:
+        return ProcessInfo("no launcher", None, 1, 0, hint=_hint(environment))
+    info = info or ProcessInfo("the JAX_ variables", None, UNKNOWN, UNKNOWN)
+    info = replace(
+        info,
+        coordinator_address=environment.get(ADDRESS) or info.coordinator_address,
+        num_processes=read_int(environment, COUNT, info.num_processes),
+        process_id=read_int(environment, PROCESS_ID, info.process_id),
     )
-    if (place.count, place.process) == (1, 0):
-        return replace(place, address=None)
-    found = {ADDRESS: place.address is None, COUNT: place.count == MISSING, PROCESS: place.process == MISSING}
-    missing = [name for name in found if found[name]]
+    if (info.num_processes, info.process_id) == (1, 0):
+        return replace(info, coordinator_address=None)
+    _check(info, given)
+    return info
+
+
+def _check(info: ProcessInfo, given: list[str]) -> None:
+    unknown = {
+        ADDRESS: info.coordinator_address is None,
+        COUNT: info.num_processes == UNKNOWN,
+        PROCESS_ID: info.process_id == UNKNOWN,
+    }
+    missing = [name for name in unknown if unknown[name]]
     if missing:
-        known = f"the environment has {', '.join(given) or place.found} but not {', '.join(missing)}"
-        raise ConfigError(f"{known}: set all three of {ADDRESS} (host:port), {COUNT} and {PROCESS}, or none")
-    if place.process >= place.count:
-        raise ConfigError(f"{PROCESS}={place.process} must be a number below {COUNT}={place.count} ({place.found})")
-    if not re.fullmatch(r".+:\d+", place.address or ""):
-        raise ConfigError(f"{ADDRESS}={place.address} must be host:port")
-    return place
+        known = f"the environment has {', '.join(given) or info.launcher} but not {', '.join(missing)}"
+        raise ConfigError(f"{known}: set all three of {ADDRESS} (host:port), {COUNT} and {PROCESS_ID}, or none")
+    if info.process_id >= info.num_processes:
+        below = f"{COUNT}={info.num_processes} ({info.launcher})"
+        raise ConfigError(f"{PROCESS_ID}={info.process_id} must be a number below {below}")
+    if not re.fullmatch(r".+:\d+", info.coordinator_address or ""):
+        raise ConfigError(f"{ADDRESS}={info.coordinator_address} must be host:port")
 
 
-def _openmpi(environment: Environment) -> Place | None:
-    """Ranks of mpirun, version 4 or 5, before SLURM, whose variables they inherit from mpirun's own helpers."""
+def _openmpi(environment: Environment) -> ProcessInfo | None:
+    """Ranks of mpirun, Open MPI 4 or 5. Before SLURM, whose variables they inherit from mpirun's own helpers."""
     if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) < 2:
         return None
-    count, local = (number_of(environment, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "LOCAL_SIZE"))
-    # 4 leaves "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911", 5 "prterun-tux1-4711@1": mpirun's host and a number.
-    old = re.match(r"(\d+)\.\d+;tcp6?://(\[[^,\]]+|[^,:]+)", environment.get("OMPI_MCA_orte_hnp_uri", ""))
-    new = re.match(r"\w+-(.+)-(\d+)@\d+$", environment.get("PMIX_NAMESPACE", ""))
-    host, job = None, 0
-    if old:
-        host, job = old[2] + "]" * old[2].startswith("["), int(old[1]) // 4096
-    elif new:
-        host, job = new[1], int(new[2])
-    host = "127.0.0.1" if local == count else host
-    address = host and f"{host}:{_port(environment, job)}"
-    rank, own = (number_of(environment, f"OMPI_COMM_WORLD_{name}") for name in ("RANK", "LOCAL_RANK"))
-    return Place("Open MPI", address, count, rank, _share(environment, own, local))
+    size, local_size, rank, local_rank = (
+        read_int(environment, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "LOCAL_SIZE", "RANK", "LOCAL_RANK")
+    )
+    host, job = _mpirun(environment)
+    if local_size == size:
+        host = "127.0.0.1"
+    address = f"{host}:{_port(environment, job)}" if host else None
+    return ProcessInfo("Open MPI", address, size, rank, _own_gpus(environment, local_rank, local_size))
 
 
-def _slurm(environment: Environment) -> Place | None:
-    """Tasks of one srun. SLURM_NTASKS is no sign of them: a shell within an allocation has it too."""
+def _mpirun(environment: Environment) -> tuple[str | None, int]:
+    """The host of mpirun, and the number of its job."""
+    uri = environment.get("OMPI_MCA_orte_hnp_uri", "")  # version 4: 1531576320.0;tcp://10.96.0.1,10.148.0.1:34911
+    if match := re.match(r"(\d+)\.\d+;tcp6?://\[([^,\]]+)", uri):  # or tcp6://[fe80::1,2620:10d::2]:43370
+        return f"[{match[2]}]", int(match[1]) // 4096
+    if match := re.match(r"(\d+)\.\d+;tcp6?://([^,:]+)", uri):
+        return match[2], int(match[1]) // 4096
+    namespace = environment.get("PMIX_NAMESPACE", "")  # version 5: prterun-tux1-4711@1
+    if match := re.match(r"\w+-(.+)-(\d+)@\d+$", namespace):
+        return match[1], int(match[2])
+    return None, 0
+
+
+def _slurm(environment: Environment) -> ProcessInfo | None:
+    """Tasks of one srun. SLURM_NTASKS does not tell: a shell within an allocation has it too."""
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return None
-    count, process, own, node, job, step = (
-        number_of(environment, f"SLURM_{name}")
+    count, process_id, local_id, node, job, step = (
+        read_int(environment, f"SLURM_{name}")
         for name in ("STEP_NUM_TASKS", "PROCID", "LOCALID", "NODEID", "JOB_ID", "STEP_ID")
     )
     host = first_host(environment.get("SLURM_STEP_NODELIST", ""))
     # "2(x3),1": two tasks on each of three nodes, then one.
     tasks = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    by_node = [int(number) for number, times in tasks for _ in range(int(times or 1))]
-    local = by_node[node] if node < len(by_node) else 1
+    tasks_by_node = [int(number) for number, times in tasks for _ in range(int(times or 1))]
+    local_count = tasks_by_node[node] if node < len(tasks_by_node) else 1
     address = f"{host}:{_port(environment, job + 61 * step)}"
-    return Place(f"SLURM job {job}", address, count, process, _share(environment, own, local))
+    return ProcessInfo(f"SLURM job {job}", address, count, process_id, _own_gpus(environment, local_id, local_count))
 
 
 def first_host(nodes: str) -> str:
@@ -111,45 +128,45 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
 
 
-def _kubernetes(environment: Environment) -> Place | None:
-    """Pods of an Indexed Job, whose manifest says how many there are, and the address or the names of its JobSet."""
+def _kubernetes(environment: Environment) -> ProcessInfo | None:
+    """Pods of an Indexed Job whose manifest sets COUNT, and ADDRESS or the names that a JobSet gives to its pods."""
     if "JOB_COMPLETION_INDEX" not in environment or not {COUNT, ADDRESS} & environment.keys():
         return None
-    jobs, job = environment.get("JOBSET_NAME"), environment.get("REPLICATED_JOB_NAME")
-    address = f"{jobs}-{job}-0-0.{jobs}:{_port(environment, 0)}" if jobs and job else None
-    return Place("Kubernetes Job", address, MISSING, number_of(environment, "JOB_COMPLETION_INDEX"))
+    jobset, job = environment.get("JOBSET_NAME"), environment.get("REPLICATED_JOB_NAME")
+    address = f"{jobset}-{job}-0-0.{jobset}:{_port(environment, 0)}" if jobset and job else None
+    return ProcessInfo("Kubernetes Job", address, UNKNOWN, read_int(environment, "JOB_COMPLETION_INDEX"))
 
 
-def _tpu(environment: Environment) -> Place | None:
-    """Hosts of a TPU pod on Google's Kubernetes, and of several of them (slices)."""
+def _tpu(environment: Environment) -> ProcessInfo | None:
+    """Hosts of a TPU pod on GKE, or of several slices (multislice)."""
     hosts = (environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or "").split(",")
     slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
     if len(hosts) * slices < 2:
         return None
     first = (environment.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]).split(":")[0]
-    before = len(hosts) * int(environment.get("MEGASCALE_SLICE_ID") or 0)
+    first_of_slice = len(hosts) * int(environment.get("MEGASCALE_SLICE_ID") or 0)
     address = f"{first}:{environment.get('JAX_COORDINATOR_PORT') or 8482}"
-    return Place("TPU pod", address, len(hosts) * slices, before + number_of(environment, "TPU_WORKER_ID"))
+    return ProcessInfo("TPU pod", address, len(hosts) * slices, first_of_slice + read_int(environment, "TPU_WORKER_ID"))
 
 
-def _share(environment: Environment, own: int, local: int) -> tuple[int, ...] | None:
-    """The GPUs of one of `local` processes on a host that all see the same ones; None where it may take all it sees."""
-    seen = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES")
+def _own_gpus(environment: Environment, local_id: int, local_count: int) -> tuple[int, ...] | None:
+    """An equal share of the GPUs that all `local_count` processes of a host see; None for all visible ones."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES")
     bound = any(f"SLURM_{name}" in environment for name in ("GPUS_PER_TASK", "TRES_PER_TASK", "STEP_GPUS_PER_TASK"))
-    gpus = len(seen.split(",")) if seen else int(environment.get("SLURM_GPUS_ON_NODE") or local)
-    if local == 1 or bound or gpus < local:  # fewer than processes: the launcher gave each its own
+    gpus = len(visible.split(",")) if visible else int(environment.get("SLURM_GPUS_ON_NODE") or local_count)
+    if local_count == 1 or bound or gpus < local_count:  # fewer than processes: the launcher gave each its own
         return None
-    each = gpus // local
-    return tuple(range(own * each, (own + 1) * each))
+    share = gpus // local_count
+    return tuple(range(local_id * share, (local_id + 1) * share))
 
 
 def _port(environment: Environment, job: int) -> int:
-    """A port that all processes of a job come to without asking, and another job's hardly ever."""
-    return number_of(environment, "JAX_COORDINATOR_PORT", PORTS + job % 4096)
+    """A port that all processes of a job agree on without communication, and that two jobs rarely share."""
+    return read_int(environment, "JAX_COORDINATOR_PORT", FIRST_PORT + job % PORTS)
 
 
-def number_of(environment: Environment, name: str, default: int | None = None) -> int:
-    """A variable that holds a number."""
+def read_int(environment: Environment, name: str, default: int | None = None) -> int:
+    """A variable as a whole number. Raises ConfigError for any other text, and without `default` for a missing one."""
     value = environment.get(name, "")
     if value == "" and default is not None:
         return default
@@ -159,15 +176,12 @@ def number_of(environment: Environment, name: str, default: int | None = None) -
 
 
 def _hint(environment: Environment) -> str:
-    return next(_hints(environment), "")
-
-
-def _hints(environment: Environment) -> Iterator[str]:
     tasks = environment.get("SLURM_NTASKS", "1")
     if tasks != "1" and environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":
-        yield (
+        return (
             f"SLURM job {environment.get('SLURM_JOB_ID')} has {tasks} tasks, but srun did not start this process: "
             "it trains alone. `srun jaxtrain train …` starts all of them"
         )
     if "JOB_COMPLETION_INDEX" in environment:
-        yield f"a pod of an Indexed Job without {ADDRESS} and {COUNT} in its manifest: it trains alone"
+        return f"a pod of an Indexed Job without {ADDRESS} and {COUNT} in its manifest: it trains alone"
+    return ""

@@ -1,4 +1,7 @@
-"""Which processes take part in a run, and what they agree on. Not here: where arrays live."""
+"""Starts the distributed runtime: joins the processes, checks that they run the same, and handles stop signals.
+
+Not here: where arrays live.
+"""
 
 import contextlib
 import importlib.metadata
@@ -15,110 +18,117 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxtrain.base.errors import ExitCode
 from jaxtrain.base.files import digest
-from jaxtrain.cluster.environment import detect, number_of
-from jaxtrain.cluster.rendezvous import EARLY, meet
-
-INTERRUPTED = 130
-"""The exit code of a run that stopped because of Ctrl-C."""
-
-Tell = Callable[[BaseException], int]
-"""Says an error to a person, and gives the exit code."""
+from jaxtrain.cluster.environment import detect, read_int
+from jaxtrain.cluster.rendezvous import ReportError, join
 
 
 @contextlib.contextmanager
-def together(facts: Callable[[], Mapping[str, Any]], watch: float, tell: Tell) -> Generator["Stop"]:
-    """Join the other processes if a launcher started several, all with the same `facts`; call before touching a device.
+def join_processes(
+    facts: Callable[[], Mapping[str, Any]], deadline: float, report_error: ReportError
+) -> Generator["StopSignal"]:
+    """Join the other processes if a launcher started several, and initialise jax.distributed. Call before any use of a
+    device.
 
-    With `watch`, all end within so many seconds when one is lost, with a message that names it, and when one fails;
-    0 leaves this to jax. JAXTRAIN_JOIN_SECONDS is how long the first waits for the last.
+    facts: what must be equal in every process, besides versions and sources.
+    deadline: all processes end within this many seconds of the loss or failure of one, and name it; 0 leaves this to
+        jax. JAXTRAIN_JOIN_SECONDS (300) is how long to wait for the last process at the start.
+
+    Raises ConfigError where the processes do not run the same, SystemExit where one does not join.
     """
-    place = detect(os.environ)
-    if place.hint:
-        print(f"jaxtrain: {place.hint}", file=sys.stderr)
-    if place.address is None:
-        yield Stop()
+    info = detect(os.environ)
+    if info.hint:
+        print(f"jaxtrain: {info.hint}", file=sys.stderr)
+    if info.coordinator_address is None:
+        yield StopSignal()
         return
-    whom = f"{place.count - 1} others at" if place.process == 0 else "the coordinator"
-    which = f"process {place.process} of {place.count}"
-    print(f"{place.found}: {which}, waiting for {whom} {place.address}", file=sys.stderr)
-    seconds = number_of(os.environ, "JAXTRAIN_JOIN_SECONDS", 300)
-    members = meet(place, {**_versions(), **facts()}, seconds, watch)
+    others = f"{info.num_processes - 1} others at" if info.process_id == 0 else "the coordinator"
+    own = f"process {info.process_id} of {info.num_processes}"
+    print(f"{info.launcher}: {own}, waiting for {others} {info.coordinator_address}", file=sys.stderr)
+    join_seconds = read_int(os.environ, "JAXTRAIN_JOIN_SECONDS", 300)
+    client = join(info, {**_versions(), **facts()}, join_seconds, deadline)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
-        place.address,
-        place.count,
-        place.process,
-        place.devices,
+        info.coordinator_address,
+        info.num_processes,
+        info.process_id,
+        info.local_device_ids,
         cluster_detection_method="deactivate",  # it would take one GPU a process where we take all
-        initialization_timeout=seconds,
-        heartbeat_timeout_seconds=max(100, 3 * int(watch)),  # jax ends a process from C++: it comes second
+        initialization_timeout=join_seconds,
+        heartbeat_timeout_seconds=max(100, 3 * int(deadline)),  # later than ours: jax exits from C++ without a name
     )
-    stop = Stop(lambda error: members.failed(error, tell))
-    members.progress = lambda: stop.progress()
+    stop = StopSignal(lambda error: client.report_failure(error, report_error))
+    client.progress = lambda: stop.progress()
     try:
         yield stop
     except BaseException as error:
-        members.failed(error, tell)
+        client.report_failure(error, report_error)
         raise
-    members.finished()
+    client.finish()
 
 
 def _versions() -> dict[str, str]:
-    """What must be the same in every process besides the experiment."""
+    """What must be equal in every process besides the experiment: Python, packages, and a hash of our sources."""
     code = [file.read_bytes() for file in sorted(Path(__file__).parent.parent.rglob("*.py"))]
     names = ("jaxtrain", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "grain")
     versions = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), **versions, "jaxtrain's files": digest(*code, length=16)}
 
 
-def first() -> bool:
-    """Whether this process is the one that writes the run folder and speaks."""
+def is_first_process() -> bool:
+    """Whether this is process 0, which alone writes the run folder and prints."""
     return jax.process_index() == 0
 
 
-def same_everywhere(number: int) -> int:
-    """Process 0's number, in every process."""
+def broadcast_from_first(number: int) -> int:
+    """Process 0's number, in every process; also a barrier."""
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int64(number)))
 
 
-class Stop:
-    """A wish to stop, noticed between steps: Ctrl-C, SIGTERM or SIGUSR1. A second Ctrl-C stops at once."""
+class StopSignal:
+    """A request to stop between two steps: Ctrl-C, SIGTERM or SIGUSR1. A second Ctrl-C stops at once."""
 
-    SIGNALS: ClassVar = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: EARLY, signal.SIGUSR1: EARLY}
+    CODES: ClassVar = {
+        signal.SIGINT: ExitCode.INTERRUPTED,
+        signal.SIGTERM: ExitCode.RETRY,
+        signal.SIGUSR1: ExitCode.RETRY,
+    }
 
-    def __init__(self, failed: Callable[[BaseException], None] | None = None) -> None:
-        """`failed` hears of an error before anything is closed, which might wait for the other processes."""
-        self._failed = failed
-        self.code = 0
-        """The exit code of a run that stopped by this wish; 0 before there is one."""
+    def __init__(self, on_error: Callable[[BaseException], None] | None = None) -> None:
+        """`on_error` is called with an error first of all, since closing anything may wait for the other processes."""
+        self._on_error = on_error
+        self.code = ExitCode.FINISHED
+        """The exit code of a run that stops on a signal; FINISHED while none has come."""
         self.progress: Callable[[], tuple[int, str]] = lambda: (0, "start")
         """The step and the phase that the run is in."""
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._hear) for number in self.SIGNALS}
+        self._previous = {number: signal.signal(number, self._receive) for number in self.CODES}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self._failed is not None:
-            self._failed(error)
-        for number, handler in self._before.items():
+        if error is not None and self._on_error is not None:
+            self._on_error(error)
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.code and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.code = self.code or self.SIGNALS[signal.Signals(number)]
+        self.code = self.code or self.CODES[signal.Signals(number)]
 
-    def wanted(self, step: int, every: int) -> bool:
+    def requested(self, step: int, every: int) -> bool:
         """Whether to stop after this step: the same answer in every process.
 
-        Where there are several they agree after each `every`-th step, since each hears its own signal.
+        Each process receives its own signals, so several agree by a collective, after each `every`-th step.
         """
-        if jax.process_count() > 1 and step % every == 0:
-            agreed = int(multihost_utils.process_allgather(np.array(self.code)).max())
-            self.code = agreed or self.code  # a signal may have come while they agreed
-            return agreed > 0
-        return self.code > 0 and jax.process_count() == 1
+        if jax.process_count() == 1:
+            return bool(self.code)
+        if step % every:
+            return False
+        agreed = int(multihost_utils.process_allgather(np.array(int(self.code))).max())
+        self.code = ExitCode(agreed) or self.code  # a signal may have arrived during the collective
+        return agreed > 0

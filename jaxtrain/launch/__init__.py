@@ -1,1 +1,1 @@
-"""One training on many machines: a `Job`, written down for SLURM, Kubernetes or a TPU VM, or run on this machine."""
+"""Launching a training on many hosts: as a job for SLURM, Kubernetes or a TPU VM, or as processes on this machine."""

@@ -1,7 +1,9 @@
-"""What a training asks of any platform, and whether it can be had. Not here: how a platform is asked.
+"""What every platform needs to know of a training, and the check that its devices fit the experiment.
 
-`jaxtrain train` finds the other processes by itself and says by its exit code what to do: 0 it is finished, 75 run the
-same command again, 1 or 2 running it again would not help. So a platform only starts processes, and starts them again.
+`jaxtrain train` finds the other processes by itself (`cluster.environment`), and its exit code says whether running the
+same command again would help (`ExitCode`). So a platform only has to start processes, and to restart them. All hosts
+must see the same run folder, and have jaxtrain and the experiment's file at the same path.
+Not here: the formats of the platforms.
 """
 
 import re
@@ -16,98 +18,107 @@ from typing import Annotated, ClassVar
 import tyro
 
 from jaxtrain.analysis.explain import explain
-from jaxtrain.base.errors import ConfigError
-from jaxtrain.cluster.rendezvous import EARLY
+from jaxtrain.base.errors import ConfigError, ExitCode
 from jaxtrain.experiment.experiment import Experiment
 
-AGAIN = f"code == {EARLY} || code > 128 && code != 130"
-"""When a training is started again, in the words of a shell: it stopped early or was killed, but not by Ctrl-C."""
+FATAL = tuple(int(code) for code in ExitCode if ExitCode.FINISHED < code < ExitCode.RETRY)
+"""Exit codes after which a restart would only fail again."""
+
+SHOULD_RESTART = f"code == {ExitCode.RETRY:d} || code > 128 && code != {ExitCode.INTERRUPTED:d}"
+"""`should_restart` as an arithmetic expression of bash."""
+
+
+def should_restart(code: int) -> bool:
+    """Whether to restart a training that ended with `code`: if it asks for that, or was killed, but not by Ctrl-C."""
+    return code == ExitCode.RETRY or (code > 128 and code != ExitCode.INTERRUPTED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A training as it is asked for; each platform adds what only it knows."""
+    """A training on some platform. Subclasses add what only their platform needs; every field is a flag."""
 
     experiment: Annotated[str, tyro.conf.Positional]
-    """file.py[:function], as the processes see it; flags of `jaxtrain train` come after `--`."""
+    """file.py[:function], at its path on the hosts; flags of `jaxtrain train` come after `--`."""
     run: Path | None = None
-    """The run's folder, which all hosts must see and every restart goes on with; runs/NAME by default."""
+    """The run folder, shared by all hosts and all restarts; runs/NAME by default."""
     name: str | None = None
-    """What the platform calls the job; that of the experiment by default."""
+    """The job's name on the platform; that of the experiment by default."""
     restarts: int = 20
-    """How often it is started again after it was interrupted, or a process died."""
+    """How often to restart after a preemption, or when a process dies."""
     program: str = "jaxtrain"
-    """How jaxtrain is called there, such as `uv run jaxtrain`."""
+    """The command that runs jaxtrain on the hosts, such as `uv run jaxtrain`."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Variables for every process: --env NAME VALUE …"""
+    """Environment variables of every process: --env NAME VALUE …"""
     flags: tyro.conf.Suppress[tuple[str, ...]] = ()
-    """Those of `jaxtrain train`."""
+    """Flags of `jaxtrain train`."""
 
     def size(self) -> tuple[int, int]:
-        """How many processes there are, and how many devices all of them have."""
+        """The numbers of processes, and of the devices of all of them together."""
         raise NotImplementedError
 
     @property
     def title(self) -> str:
-        """The name in small letters, digits and dashes, which every platform takes."""
+        """The job's name in lower-case letters, digits and dashes, which every platform accepts."""
         file, _, function = self.experiment.partition(":")
         given = self.name or "-".join([Path(file).stem, *([function] if function else [])])
         title = re.sub(r"[^a-z0-9]+", "-", given.lower()).strip("-")
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", title):
-            raise ConfigError(f"--name {given!r}: give a name of at most 40 letters, digits and dashes, a letter first")
+            raise ConfigError(f"--name {given!r}: give at most 40 letters, digits and dashes, a letter first")
         return title
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """The run folder on the hosts."""
         return self.run or Path("runs") / self.title
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What every process runs."""
+        """The command line of every process."""
         return (*shlex.split(self.program), "train", self.experiment, "--run", str(self.folder), *self.flags)
 
 
-def check(job: Job, experiment: Experiment) -> str:
-    """The mesh that the job would have, in words. Raises ConfigError where the experiment does not fit its devices."""
+def check_devices(job: Job, experiment: Experiment) -> str:
+    """The job's processes and mesh as text. Raises ConfigError where the experiment does not fit its devices."""
     processes, devices = job.size()
     if processes < 1 or devices < 1 or job.restarts < 0:
         raise ConfigError("hosts, processes and devices must be at least 1, and --restarts at least 0")
     for name in job.env:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise ConfigError(f"--env {name}: that is no name of a variable")
+            raise ConfigError(f"--env {name}: not a valid name of an environment variable")
     if devices > 1 and not experiment.layout.mesh:
-        raise ConfigError(f'layout.mesh: {{}} is one device, but the job asks for {devices}: say {{"data": -1}}')
+        raise ConfigError(
+            f'layout.mesh: {{}} is one device, but the job has {devices}: set {{"data": -1}} to use all of them'
+        )
     mesh = explain(experiment, devices).splitlines()[0]
     return f"{processes} process{'es' if processes > 1 else ''}, {mesh}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written(Job):
-    """A job that is written down for a platform, and given to a program of it."""
+class ClusterJob(Job):
+    """A job that is written as a text for a platform, and submitted by one of its programs."""
 
     submission: ClassVar[tuple[str, ...]]
-    """The program that takes the text."""
+    """The command that takes the text on its standard input."""
 
     out: Path | None = None
-    """The file to write it to; it is printed by default."""
+    """The file to write the job to; standard output by default."""
     submit: bool = False
-    """Also submit it."""
+    """Submit the job."""
 
     def render(self, head: str) -> str:
-        """The text; `head` is a comment."""
+        """The text; `head` is a comment for its first lines."""
         raise NotImplementedError
 
     def exports(self) -> list[str]:
-        """The job's variables as lines of a shell script."""
+        """The job's environment variables as lines of a shell script."""
         return [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()]
 
 
 def submit(command: Sequence[str], text: str) -> str:
-    """What a platform's own program answers to `text`. Raises ConfigError where it is not here, or refuses."""
+    """Pass a job to a platform's program; returns its output. Raises ConfigError where it is missing or refuses."""
     if shutil.which(command[0]) is None:
-        raise ConfigError(f"there is no {command[0]} on this machine: write a file with --out, and submit it elsewhere")
+        raise ConfigError(f"{command[0]} is not installed here: write the job with --out FILE and submit it elsewhere")
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ConfigError(f"{shlex.join(command)} refused: {done.stderr.strip() or done.stdout.strip()}")
+        raise ConfigError(f"{shlex.join(command)} failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()

@@ -1,4 +1,10 @@
-"""A job as a JobSet for Kubernetes, on GPUs, CPUs or a slice of TPUs."""
+"""Writes a JobSet manifest (YAML) for Kubernetes: one pod a host, with GPUs, CPUs or a slice of TPUs on GKE.
+
+The cluster must have the JobSet controller (jobset.sigs.k8s.io), a ReadWriteMany PersistentVolumeClaim for run folders,
+nodes with the accelerators, and an image with jaxtrain, the experiment's file and its data. `--submit` needs kubectl.
+Pods find process 0 by the host names that a JobSet gives them. If a pod fails, the JobSet restarts all pods, unless its
+exit code says that a restart would not help; a preempted pod has `--notice` seconds to save.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,56 +13,53 @@ from typing import Any
 import yaml
 
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.launch.job import Written
-from jaxtrain.launch.tpu import KINDS, PORT, Slice
-
-NEVER_AGAIN = [1, 2]
-"""The exit codes of damaged data and of mistakes, after which the same would only happen again."""
+from jaxtrain.launch.job import FATAL, ClusterJob
+from jaxtrain.launch.tpu import GKE_ACCELERATORS, PORT, Slice
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kubernetes(Written):
-    """A JobSet for Kubernetes (jobset.sigs.k8s.io must be installed there), one pod a host."""
+class Kubernetes(ClusterJob):
+    """A JobSet for Kubernetes, one pod a host. The cluster needs the JobSet controller (jobset.sigs.k8s.io)."""
 
     submission = ("kubectl", "apply", "-f", "-")
 
     image: str
-    """With jaxtrain, the experiment's file and what it reads in it."""
+    """A container image with jaxtrain, the experiment's file and its data."""
     claim: str
-    """The PersistentVolumeClaim that holds the run folders, which all pods can write (ReadWriteMany)."""
+    """The PersistentVolumeClaim for run folders; all pods write to it (ReadWriteMany)."""
     mount: Path = Path("/runs")
-    """Where the claim is in the pods; --run is a folder below it."""
+    """The path at which pods mount the claim; --run is a folder below it."""
     hosts: int | None = None
-    """How many pods; those of the slice for TPUs, else 1."""
+    """Number of hosts, each with one pod; by default those of the TPU slice, else 1."""
     gpus: int = 0
-    """Of each host; without them and --tpu each process is one CPU device."""
+    """GPUs of each host; without these and --tpu each process is one CPU device."""
     gpu_type: str | None = None
-    """GKE's name of them, to choose nodes by: nvidia-h100-80gb."""
+    """GKE's name of the GPU, to select nodes: nvidia-h100-80gb."""
     tpu: str | None = None
-    """A slice of TPUs on GKE: v5e:4x4, v5p:2x2x4."""
+    """A TPU slice on GKE: v5e:4x4, v5p:2x2x4."""
     cpus: str | None = None
-    """Of each host."""
+    """CPUs of each host."""
     memory: str | None = None
-    """Of each host: 64Gi."""
+    """Memory of each host: 64Gi."""
     namespace: str | None = None
-    """kubectl's own by default."""
+    """The namespace; by default that of kubectl's current context."""
     notice: int = 120
-    """So many seconds the training has to save when its pod is to go."""
+    """Seconds that the training has to save a checkpoint when its pod is evicted."""
 
     @property
     def folder(self) -> Path:
-        """The run's folder in the claim."""
+        """The run folder in the pods."""
         folder = self.mount / (self.run or self.title)
         if not folder.is_relative_to(self.mount):
-            raise ConfigError(f"--run {folder} is not below --mount {self.mount}, where the claim is")
+            raise ConfigError(f"--run {folder} is not below --mount {self.mount}, where the claim is mounted")
         return folder
 
     def size(self) -> tuple[int, int]:
         """One process a host."""
         if self.tpu is not None:
-            slice = Slice.of(self.tpu)
+            slice = Slice.parse(self.tpu)
             if self.gpus or self.hosts not in (None, slice.hosts):
-                raise ConfigError(f"--tpu {self.tpu} has {slice.hosts} hosts and no GPUs: leave --hosts and --gpus out")
+                raise ConfigError(f"--tpu {self.tpu} has {slice.hosts} hosts and no GPUs: omit --hosts and --gpus")
             return slice.hosts, slice.devices
         hosts = 1 if self.hosts is None else self.hosts
         return hosts, hosts * (self.gpus or 1)
@@ -64,20 +67,20 @@ class Kubernetes(Written):
     def manifest(self) -> dict[str, Any]:
         """The JobSet."""
         name, (hosts, _) = self.title, self.size()
-        slice = Slice.of(self.tpu) if self.tpu else None
+        slice = Slice.parse(self.tpu) if self.tpu else None
         select = {"cloud.google.com/gke-accelerator": self.gpu_type} if self.gpu_type else {}
         limits = {"nvidia.com/gpu": str(self.gpus)} if self.gpus else {}
         if slice:
             limits = {"google.com/tpu": str(slice.chips)}
             select = {
-                "cloud.google.com/gke-tpu-accelerator": KINDS[slice.kind],
+                "cloud.google.com/gke-tpu-accelerator": GKE_ACCELERATORS[slice.kind],
                 "cloud.google.com/gke-tpu-topology": slice.shape,
             }
         requests = {"cpu": self.cpus, "memory": self.memory}
         variables = {
             "JAX_COORDINATOR_ADDRESS": f"{name}-hosts-0-0.{name}:{PORT}",
             "JAX_NUM_PROCESSES": str(hosts),
-            "JAXTRAIN_JOIN_SECONDS": "1800",  # nodes may still have to be made, and images fetched
+            "JAXTRAIN_JOIN_SECONDS": "1800",  # nodes may have to be provisioned first, and images pulled
             **self.env,
         }
         container = {
@@ -98,7 +101,7 @@ class Kubernetes(Written):
             "containers": [container],
             "volumes": [
                 {"name": "runs", "persistentVolumeClaim": {"claimName": self.claim}},
-                # The usual 64 MB are too little for NCCL and for worker processes that read data.
+                # The default of 64 MB is too little for NCCL and for data loading in worker processes.
                 {"name": "memory", "emptyDir": {"medium": "Memory"}},
             ],
             **({"nodeSelector": select} if select else {}),
@@ -107,31 +110,36 @@ class Kubernetes(Written):
             "completionMode": "Indexed",
             "completions": hosts,
             "parallelism": hosts,
-            "backoffLimit": 0,  # one pod cannot come back alone: the JobSet starts all of them again
+            "backoffLimit": 0,  # a single pod cannot rejoin a run: the JobSet restarts all of them
             "podFailurePolicy": {
                 "rules": [
                     {
                         "action": "FailJob",
-                        "onExitCodes": {"containerName": "train", "operator": "In", "values": NEVER_AGAIN},
+                        "onExitCodes": {"containerName": "train", "operator": "In", "values": [*FATAL]},
                     }
                 ]
             },
             "template": {"spec": pod},
         }
-        apart = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+        do_not_restart = {
+            "name": "doNotRestart",
+            "action": "FailJobSet",
+            "onJobFailureReasons": ["PodFailurePolicy"],
+        }
+        one_slice_a_node_pool = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
         return {
             "apiVersion": "jobset.x-k8s.io/v1alpha2",
             "kind": "JobSet",
             "metadata": {
                 "name": name,
                 **({"namespace": self.namespace} if self.namespace else {}),
-                **({"annotations": apart} if slice else {}),
+                **({"annotations": one_slice_a_node_pool} if slice else {}),
             },
             "spec": {
                 "network": {"enableDNSHostnames": True, "subdomain": name},
                 "failurePolicy": {
                     "maxRestarts": self.restarts,
-                    "rules": [{"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+                    "rules": [do_not_restart],
                 },
                 "replicatedJobs": [{"name": "hosts", "replicas": 1, "template": {"spec": job}}],
             },

@@ -1,4 +1,7 @@
-"""A job as processes on this machine, on simulated devices or shares of its GPUs. Not here: other machines."""
+"""Runs a job as processes on this machine, each with a log file, on simulated CPU devices or shares of the GPUs.
+
+The machine must have the GPUs for `--platform gpu`, nothing else for `cpu`. Not here: other machines.
+"""
 
 import math
 import os
@@ -15,134 +18,150 @@ from types import FrameType, TracebackType
 from typing import Literal, Self
 
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.cluster.rendezvous import EARLY
-from jaxtrain.launch.job import Job
+from jaxtrain.launch.job import Job, should_restart
 
-GRACE = 10.0
-"""Seconds that the other processes have to end once one has failed."""
+GRACE_SECONDS = 10.0
+"""How long the other processes may run on once one has failed; then they are killed."""
 
-LAST = 15
-"""So many lines of the log of a process that failed are shown."""
+LOG_LINES = 15
+"""How many of the last lines of a failed process's log are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Local(Job):
-    """Processes on this machine, each with a log; what the first one prints is shown."""
+    """Processes on this machine, each with a log file; the output of the first is printed too."""
 
     processes: int = 1
-    """How many."""
+    """Number of processes."""
     devices: int = 1
-    """Of each process."""
+    """Devices of each process."""
     platform: Literal["cpu", "gpu"] = "cpu"
-    """Simulated devices, or GPUs that are here."""
+    """Simulated CPU devices, or this machine's GPUs."""
     restarts: int = 0
-    """How often it is started again after it was interrupted, or a process died."""
+    """How often to restart after a preemption, or when a process dies."""
     program: str = f"{sys.executable} -m jaxtrain"
-    """How jaxtrain is called."""
+    """The command that runs jaxtrain."""
 
     def size(self) -> tuple[int, int]:
-        """As it says."""
+        """The numbers of processes, and of the devices of all of them together."""
         return self.processes, self.processes * self.devices
 
     def environment(self, process: int, port: int) -> dict[str, str]:
-        """The variables of one process."""
-        own = {**os.environ, **self.env}
+        """The environment variables of one process, if process 0 listens on `port`."""
+        variables = {**os.environ, **self.env}
         if self.processes > 1:
-            own["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
-            own["JAX_NUM_PROCESSES"], own["JAX_PROCESS_ID"] = str(self.processes), str(process)
+            variables["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+            variables["JAX_NUM_PROCESSES"], variables["JAX_PROCESS_ID"] = str(self.processes), str(process)
         if self.platform == "cpu":
-            others = re.sub(r"--xla_force_host_platform_device_count=\d+", "", own.get("XLA_FLAGS", ""))
-            own["XLA_FLAGS"] = f"{others} --xla_force_host_platform_device_count={self.devices}".strip()
-            return {**own, "JAX_PLATFORMS": "cpu"}
-        given = own.get("CUDA_VISIBLE_DEVICES")
-        here = given.split(",") if given else [str(number) for number in range(self.processes * self.devices)]
-        if len(here) < self.processes * self.devices:
-            raise ConfigError(f"CUDA_VISIBLE_DEVICES={given} has {len(here)} GPUs, not {self.processes * self.devices}")
-        mine = here[process * self.devices : (process + 1) * self.devices]
-        return {**own, "CUDA_VISIBLE_DEVICES": ",".join(mine)}
+            flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", variables.get("XLA_FLAGS", ""))
+            variables["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={self.devices}".strip()
+            return {**variables, "JAX_PLATFORMS": "cpu"}
+        needed, visible = self.processes * self.devices, variables.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(number) for number in range(needed)]
+        if len(gpus) < needed:
+            raise ConfigError(f"CUDA_VISIBLE_DEVICES={visible} has {len(gpus)} GPUs, not {needed}")
+        own = gpus[process * self.devices : (process + 1) * self.devices]
+        return {**variables, "CUDA_VISIBLE_DEVICES": ",".join(own)}
 
 
-def run(job: Local) -> int:
-    """Run the job to its end: 0, or the code of the first process that failed, 128 and its number for a signal."""
-    logs = job.folder / "logs"
+def run_job(job: Local) -> int:
+    """Run a job to its end, restarts included. Returns 0, or the exit code of the first process that failed.
+
+    A process that was killed by a signal counts as exit code 128 + its number, as in a shell.
+    """
+    folder = job.folder / "logs"
     try:
-        logs.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"the run folder {job.folder} cannot be written: {error.strerror or error}") from error
-    with _Signals() as signals:
-        for start in range(job.restarts + 1):
-            code = _once(job, [logs / f"process-{number}.log" for number in range(job.processes)], signals)
-            if signals.heard or not (code == EARLY or code > 128) or start == job.restarts:
-                return code
-            print(f"jaxtrain: exit code {code}, so it is started again", file=sys.stderr)
+    logs = [folder / f"process-{process}.log" for process in range(job.processes)]
+    with _Processes() as processes:
+        code = _run_once(job, logs, processes)
+        for restart in range(1, job.restarts + 1):
+            if processes.signalled or not should_restart(code):
+                break
+            print(f"jaxtrain: exit code {code}: restart {restart} of {job.restarts}", file=sys.stderr)
+            code = _run_once(job, logs, processes)
     return code
 
 
-class _Signals:
-    """Ctrl-C and signals of a scheduler go on to the processes, which the terminal does not reach, once each."""
+class _Processes:
+    """The running processes. Signals to this process go on to them; at the end all that are left are killed.
+
+    They are in sessions of their own, so that Ctrl-C in the terminal reaches them only once.
+    """
 
     def __init__(self) -> None:
-        self.processes: list[subprocess.Popen] = []
-        self.heard = False
+        self.running: list[subprocess.Popen] = []
+        self.signalled = False
+        """Whether a signal has asked for the end, so that nothing is restarted."""
 
     def __enter__(self) -> Self:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        self._before = {number: signal.signal(number, self._hear) for number in numbers}
+        self._previous = {number: signal.signal(number, self._forward) for number in numbers}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.send(signal.SIGKILL)  # nothing is left where this fails
-        for number, handler in self._before.items():
+        self.send(signal.SIGKILL)
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.heard = True
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.signalled = True
         self.send(number)
 
     def send(self, number: int) -> None:
-        """To every process that still runs."""
-        for process in self.processes:
+        """Send a signal to every process that has not ended."""
+        for process in self.running:
             process.send_signal(number)
 
 
-def _once(job: Local, logs: Sequence[Path], signals: _Signals) -> int:
-    """Start all processes and show what the first one prints until all have ended; once one fails the others must."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    signals.processes.clear()
-    code, deadline = 0, math.inf
-    with logs[0].open("a+", errors="replace") as shown:
+def _run_once(job: Local, logs: Sequence[Path], processes: _Processes) -> int:
+    """Start all processes and wait for them, printing the log of the first. Once one fails, the others must end."""
+    port = _free_port()
+    processes.running.clear()
+    exit_code, deadline = 0, math.inf
+    with logs[0].open("a+", errors="replace") as first_log:
         for number, path in enumerate(logs):
-            with path.open("ab") as log:
-                started = subprocess.Popen(
-                    job.command,
-                    env=job.environment(number, port),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            signals.processes.append(started)
+            processes.running.append(_start(job, number, port, path))
         while True:
-            running = any([process.poll() is None for process in signals.processes])
-            print(shown.read(), end="", flush=True)
-            codes = [process.returncode or 0 for process in signals.processes]
-            if not code and any(codes):
-                number, failed = next((number, code) for number, code in enumerate(codes) if code)
-                code = failed if failed > 0 else 128 - failed
-                deadline = time.monotonic() + GRACE
-                _tell(number, failed, logs[number])
-            if not running:
-                return code
+            codes = [process.poll() for process in processes.running]  # None for those that run
+            print(first_log.read(), end="", flush=True)
+            failed = [(number, code) for number, code in enumerate(codes) if code]
+            if failed and not exit_code:
+                number, code = failed[0]
+                exit_code = code if code > 0 else 128 - code
+                deadline = time.monotonic() + GRACE_SECONDS
+                _print_failure(number, code, logs[number])
+            if None not in codes:
+                return exit_code
             if time.monotonic() > deadline:
-                signals.send(signal.SIGKILL)
+                processes.send(signal.SIGKILL)
             time.sleep(0.05)
 
 
-def _tell(number: int, code: int, log: Path) -> None:
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _start(job: Local, number: int, port: int, path: Path) -> subprocess.Popen:
+    with path.open("ab") as log:
+        return subprocess.Popen(
+            job.command,
+            env=job.environment(number, port),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def _print_failure(number: int, code: int, log: Path) -> None:
     how = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
-    lines = [] if number == 0 else log.read_text(errors="replace").splitlines()[-LAST:]
+    # The log of process 0 was printed already.
+    lines = [] if number == 0 else log.read_text(errors="replace").splitlines()[-LOG_LINES:]
     print(f"jaxtrain: process {number}: {how}; its log is {log}", *lines, sep="\n", file=sys.stderr)

@@ -1,4 +1,9 @@
-"""A job as a batch script for SLURM."""
+"""Writes a batch script for sbatch, which runs one srun and requeues its job until the training has finished.
+
+The cluster must have a file system that all nodes share, for the run folder and the code, and must allow users to
+requeue their jobs. Processes find each other by the variables of srun. Before the time limit SLURM sends SIGUSR1: the
+training saves a checkpoint and exits with 75, and the job goes back into the queue.
+"""
 
 import shlex
 from dataclasses import dataclass
@@ -6,25 +11,31 @@ from typing import Annotated
 
 import tyro
 
-from jaxtrain.launch.job import AGAIN, Written
+from jaxtrain.base.errors import ExitCode
+from jaxtrain.launch.job import FATAL, SHOULD_RESTART, ClusterJob
 
-TASK = 'trap : USR1 TERM; "$@"; code=$?; case $code in 1 | 2) code=$((code + 200)) ;; 75) sleep 5 ;; esac; exit $code'
+TASK = (
+    'trap : USR1 TERM; "$@"; code=$?; '
+    f"case $code in {' | '.join(map(str, FATAL))}) code=$((code + 200)) ;; {ExitCode.RETRY:d}) sleep 5 ;; esac; "
+    "exit $code"
+)
+"""The shell around each process. It receives the signals too, and must wait for the exit code of the training."""
 
-SCRIPT = """\
+BATCH_SCRIPT = """\
 mkdir -p {folder}/logs
-# srun ends all tasks when one fails, and gives the highest of their codes: a mistake (1, 2) must outrank the deaths
-# that follow it, and where all stop early (75) each leaves the others time to end. The shell in each task hears the
-# signals too, and waits for what the training makes of them.
+# srun kills all tasks when one fails, and returns the highest of their exit codes. So an exit code that forbids a
+# restart gets 200 added, to be higher than those of the tasks that are killed next, and a task that stops early (75)
+# waits, so that the others can save too. The shell of each task ignores the signals, which the training handles.
 task={task}
 srun {options} bash -c "$task" task \\
     {command}
 code=$?
 ((code > 200)) && exit $((code - 200))
-if (({again})); then
+if (({should_restart})); then
     if ((${{SLURM_RESTART_COUNT:-0}} >= {restarts})); then
-        echo "exit code $code; restarted {restarts} times already, so not again"
+        echo "exit code $code: not requeued, since it was restarted {restarts} times already"
     else
-        echo "exit code $code: to be run again"
+        echo "exit code $code: requeued"
         scontrol requeue "$SLURM_JOB_ID"
     fi
 fi
@@ -33,37 +44,37 @@ exit $code
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slurm(Written):
-    """A batch script for SLURM, which puts itself back into the queue until the training is finished."""
+class Slurm(ClusterJob):
+    """A batch script for SLURM, which requeues its job until the training has finished."""
 
     submission = ("sbatch",)
 
     nodes: int = 1
-    """How many."""
+    """Number of nodes."""
     processes: int = 1
-    """Of each node; one can have all the GPUs of its node."""
+    """Processes of each node; one can use all GPUs of its node."""
     gpus: int = 0
-    """Of each node; without them each process is one CPU device."""
+    """GPUs of each node; without these each process is one CPU device."""
     cpus: int | None = None
-    """Of each process."""
+    """CPUs of each process."""
     memory: str | None = None
-    """Of each node: 64G."""
+    """Memory of each node: 64G."""
     time: str | None = None
-    """The time limit of one start: 12:00:00."""
+    """Time limit of each start: 12:00:00."""
     notice: int = 120
-    """So many seconds before the time limit the training saves and stops, to go on in its next start."""
+    """Seconds before the time limit at which the training saves a checkpoint and stops, to resume in the next start."""
     setup: tuple[str, ...] = ()
-    """Lines of shell before it: "module load cuda" "source .venv/bin/activate"."""
+    """Shell commands to run first: "module load cuda" "source .venv/bin/activate"."""
     options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE …")] = ()
-    """Other options of sbatch: partition=gpu account=lab exclusive."""
+    """Further options of sbatch: partition=gpu account=lab exclusive."""
 
     def size(self) -> tuple[int, int]:
-        """Every process has its share of the GPUs, or one CPU device."""
+        """Every process has a share of its node's GPUs, or one CPU device."""
         return self.nodes * self.processes, self.nodes * (self.gpus or self.processes)
 
     def render(self, head: str) -> str:
-        """The script."""
-        asked = {
+        """The batch script."""
+        values = {
             "job-name": self.title,
             "nodes": self.nodes,
             "ntasks-per-node": self.processes,
@@ -75,19 +86,19 @@ class Slurm(Written):
             "output": "slurm-%x-%j.log",
             "open-mode": "append",
         }
-        options = [f"{name}={value}" for name, value in asked.items() if value is not None]
+        options = [f"{name}={value}" for name, value in values.items() if value is not None]
         lines = [f"#SBATCH --{option}" for option in (*options, "requeue", *self.options)]
         folder = shlex.quote(str(self.folder))
         steps = ["--kill-on-bad-exit", "--open-mode=append", f"--output={folder}/logs/process-%t.log"]
         if self.cpus:
-            steps.append(f"--cpus-per-task={self.cpus}")  # a step no longer takes it from its job
-        script = SCRIPT.format(
+            steps.append(f"--cpus-per-task={self.cpus}")  # srun no longer inherits it from sbatch
+        script = BATCH_SCRIPT.format(
             folder=folder,
             task=shlex.quote(TASK),
             options=" ".join(steps),
             command=shlex.join(self.command),
             restarts=self.restarts,
-            again=AGAIN,
+            should_restart=SHOULD_RESTART,
         )
         return (
             "\n".join(["#!/usr/bin/env bash", head, *lines, "", *self.exports(), *self.setup]).rstrip() + "\n" + script

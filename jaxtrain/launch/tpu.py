@@ -1,4 +1,10 @@
-"""Slices of TPUs, and a job as a script that runs it on all workers of a TPU VM that is there already."""
+"""TPU slices; writes a shell script that runs a training on all workers of an existing TPU VM by ssh.
+
+The machine that runs the script must have gcloud, authorised for the TPU VM's project. The workers must have the code
+in the same directory, and a shared file system for the run folder, such as a mounted bucket. Workers find each other by
+the VM's metadata server. Each restarts its own process in a loop that outlives the ssh connection; a restarted process
+waits until all the others have restarted too.
+"""
 
 import math
 import re
@@ -8,50 +14,53 @@ from pathlib import Path
 from typing import Self
 
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.launch.job import AGAIN, Written
+from jaxtrain.launch.job import SHOULD_RESTART, ClusterJob
 
-KINDS = {
+GKE_ACCELERATORS = {
     "v4": "tpu-v4-podslice",
     "v5e": "tpu-v5-lite-podslice",
     "v5p": "tpu-v5p-slice",
     "v6e": "tpu-v6e-slice",
     "tpu7x": "tpu7x",
 }
-"""What GKE calls each generation."""
+"""GKE's name of each TPU generation."""
 
-FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-"""The slices of v5e and v6e."""
+SHAPES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+"""Topologies of v5e and v6e."""
 
-SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-"""The slices of the others: small ones, and those whose sides are multiples of 4."""
+SHAPES_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+"""Topologies of the others; those of which all sides are multiples of 4 exist too."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A slice of TPUs."""
+    """A TPU slice: chips of one generation in one topology."""
 
     kind: str
     shape: str
     hosts: int
-    """Each has one process."""
+    """Each runs one process."""
     chips: int
-    """Of each host."""
+    """Chips of each host."""
     devices: int
-    """What jax counts in all: two a chip in the seventh generation."""
+    """jax devices of all hosts: two a chip in the seventh generation, else one."""
 
     @classmethod
-    def of(cls, text: str) -> Self:
-        """The slice that `v5e:4x4` names. Raises ConfigError for one that there is not."""
+    def parse(cls, text: str) -> Self:
+        """The slice of a text such as `v5e:4x4`. Raises ConfigError for one that does not exist."""
         kind, _, shape = text.partition(":")
-        if kind not in KINDS:
-            raise ConfigError(f"--tpu {text}: there is no TPU {kind!r}{nearest(kind, KINDS)}, such as v5e:4x4")
+        if kind not in GKE_ACCELERATORS:
+            close = nearest(kind, GKE_ACCELERATORS)
+            raise ConfigError(f"--tpu {text}: there is no TPU {kind!r}{close}. Give a generation and shape: v5e:4x4")
         if kind in ("v5e", "v6e"):
-            if shape not in FLAT:
-                raise ConfigError(f"--tpu {text}: the shapes of {kind} are {', '.join(FLAT)}")
-        elif shape not in SMALL and not _multiples_of_4(shape):
-            raise ConfigError(f"--tpu {text}: the shapes of {kind} are {', '.join(SMALL)} and multiples of 4 as 4x4x8")
+            if shape not in SHAPES_2D:
+                raise ConfigError(f"--tpu {text}: the shapes of {kind} are {', '.join(SHAPES_2D)}")
+        elif shape not in SHAPES_3D and not _multiples_of_4(shape):
+            raise ConfigError(
+                f"--tpu {text}: the shapes of {kind} are {', '.join(SHAPES_3D)} and multiples of 4 such as 4x4x8"
+            )
         total = math.prod(map(int, shape.split("x")))
-        chips = {"1x1": 1, "2x4": 8}.get(shape, 4)  # four, but for those that one host holds whole
+        chips = {"1x1": 1, "2x4": 8}.get(shape, 4)  # these two are on a single host, all others on hosts of 4
         return cls(kind, shape, total // chips, chips, total * (2 if kind == "tpu7x" else 1))
 
 
@@ -59,7 +68,7 @@ def _multiples_of_4(shape: str) -> bool:
     return bool(re.fullmatch(r"\d+x\d+x\d+", shape)) and all(int(x) and int(x) % 4 == 0 for x in shape.split("x"))
 
 
-SCRIPT = """
+SSH_SCRIPT = """
 set -euo pipefail
 on() {{ {ssh} --worker="$1" --command="$2"; }}
 worker=$(
@@ -77,67 +86,68 @@ stop) on all {stop} ;;
 esac
 """
 
-METADATA = """\
+WORKER_METADATA = """\
 meta=http://metadata.google.internal/computeMetadata/v1/instance/attributes
 about() {{ curl -sf -H "Metadata-Flavor: Google" "$meta/$1"; }}
 first=$(about worker-network-endpoints | cut -d, -f1)
 export JAX_COORDINATOR_ADDRESS=${{first##*:}}:{port} JAX_NUM_PROCESSES={hosts}
 export JAX_PROCESS_ID=$(about agent-worker-number)
 """
-"""How a worker of a TPU VM learns of the others: the first endpoint is an address, or `name:id:address`."""
+"""Shell commands for the JAX_ variables of a worker. The first endpoint is an address, or `name:id:address`."""
 
 PORT = 8476
 
-LOOP = """
-# A training that still ends keeps the lock, and a restart waits for it.
-exec 9>>{lock} && flock -n 9 || {{ echo "it runs here already" && exit 1; }}
+WORKER_LOOP = """
+# The training inherits the lock, so that a second loop cannot start before it has exited.
+exec 9>>{lock} && flock -n 9 || {{ echo "already running on this worker" && exit 1; }}
 echo $$ >{lock}
 {setup}for ((start = 0; start <= {restarts}; start++)); do
     {command}
     code=$?
     echo "exit code $code of start $start"
-    (({again})) || exit $code
+    (({should_restart})) || exit $code
 done
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class TpuVm(Written):
-    """A script that runs the training on all workers of a TPU VM by ssh; `bash FILE log` and `bash FILE stop` too."""
+class TpuVm(ClusterJob):
+    """A script that runs the training on all workers of a TPU VM by ssh: `bash FILE [start|log|stop]`."""
 
     submission = ("bash", "-s", "start")
 
     vm: str
-    """The name of a TPU VM that is there already."""
+    """The name of an existing TPU VM."""
     zone: str
-    """Where it is: us-west4-a."""
+    """Its zone: us-west4-a."""
     tpu: str
     """Its slice: v5e:4x4."""
     project: str | None = None
-    """gcloud's own by default."""
+    """Its project; by default that of gcloud's configuration."""
     directory: Path = Path("jaxtrain")
-    """Where the code is on each worker; --run is below it, if it is not an absolute path, so mount a bucket there."""
+    """The directory of the code on each worker. A relative --run is below it: mount a bucket there."""
     setup: tuple[str, ...] = ()
-    """Lines of shell before it: "source .venv/bin/activate"."""
+    """Shell commands to run first: "source .venv/bin/activate"."""
 
     def size(self) -> tuple[int, int]:
         """One process a host."""
-        return Slice.of(self.tpu).hosts, Slice.of(self.tpu).devices
+        slice = Slice.parse(self.tpu)
+        return slice.hosts, slice.devices
 
     def render(self, head: str) -> str:
-        """The script."""
+        """The shell script."""
         folder, lock = shlex.quote(str(self.folder)), f"/tmp/jaxtrain-{self.title}.pid"
-        hosts = Slice.of(self.tpu).hosts
-        metadata = METADATA.format(port=PORT, hosts=hosts) if hosts > 1 else ""
+        hosts, _ = self.size()
+        metadata = WORKER_METADATA.format(port=PORT, hosts=hosts) if hosts > 1 else ""
         project = [f"--project={self.project}"] if self.project else []
-        loop = LOOP.format(
+        loop = WORKER_LOOP.format(
             lock=lock,
             setup="".join([metadata, *(f"{line}\n" for line in (*self.exports(), *self.setup))]),
             restarts=self.restarts,
-            again=AGAIN,
+            should_restart=SHOULD_RESTART,
             command=shlex.join(self.command),
         )
-        script = SCRIPT.format(
+        script = SSH_SCRIPT.format(
             ssh=shlex.join(["gcloud", "compute", "tpus", "tpu-vm", "ssh", self.vm, f"--zone={self.zone}", *project]),
             directory=shlex.quote(str(self.directory)),
             folder=folder,

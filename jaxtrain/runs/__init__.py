@@ -1,1 +1,1 @@
-"""What is kept of a run: its folder, checkpoints, metrics and events."""
+"""What a run keeps: its folder, checkpoints, metrics and events; and what it prints while it trains."""

@@ -1,4 +1,4 @@
-"""Saves and restores the state of a run, sharded and asynchronously, by orbax. Not what decides when."""
+"""Saves and restores the state of a run, sharded and asynchronously, by orbax. Not here: when that is due."""
 
 import logging
 import math
@@ -23,15 +23,15 @@ logging.getLogger("absl").addFilter(lambda line: "orbax" not in line.pathname)
 
 
 class Checkpoints:
-    """The checkpoints in one folder, one subfolder per step; every process of a run calls every method.
+    """The checkpoints in one folder, a subfolder per step. Every process of a run calls every method.
 
-    A save that was cut off is invisible, and the next writer that opens the folder removes it. What reads
-    (`restore`, `record`, `steps`, `latest`, `best`) first waits for the save in flight, so it only ever sees
-    durable checkpoints. The error of a save is raised by the next call.
+    A save that was cut off is invisible, and the next writer that opens the folder removes it. What reads (`restore`,
+    `steps`, `latest`, `best`) first waits for the save in progress, so that it only sees durable checkpoints. The error
+    of a save is raised by the next call.
 
-    folder: made when missing, shared by all processes.
+    folder: created if missing, shared by all processes.
     keep: which checkpoints stay; None is `Retention()`.
-    read_only: for looking into a run that another job may be writing: creates, deletes and saves nothing.
+    read_only: for a run that another job may be writing: creates, deletes and saves nothing.
     """
 
     def __init__(self, folder: Path, keep: Retention | None = None, read_only: bool = False) -> None:
@@ -57,7 +57,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             # orbax then neither cleans nor creates, but a forced save would still be written.
             read_only=read_only,
-            # Else a folder that cannot be made leaves threads behind that hold the process for five minutes.
+            # Otherwise a folder that cannot be created leaves threads that keep the process for five minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -69,45 +69,42 @@ class Checkpoints:
         record: Mapping[str, object],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Begins to save, once the save before is durable; returns as soon as `state` may be donated.
+        """Start to save, once the save before is durable; returns as soon as `state` may be donated.
 
-        step: not below the latest one (see `rewind`); one that is there already is left as it is.
+        step: later than every saved one.
         state: a tree of `jax.Array` of any dtype, typed PRNG keys too; each process writes its own shards.
         record: what to know beside the arrays; JSON.
         metrics: scores for `Retention.best`, by name; None or {} when there are none for this step.
 
-        Raises `ConfigError` for a lower step, for metrics that lack `Retention.best`, and when read only.
+        Raises ConfigError for metrics that lack `Retention.best`, ValueError for an earlier step and when read only.
         """
         if self._read_only:
-            raise ConfigError(f"the checkpoints in {self.folder} were opened for reading only")
+            raise ValueError(f"the checkpoints in {self.folder} were opened for reading only")
         latest = self._manager.latest_step()
-        if step in self._manager.all_steps():
-            self.wait()
-            return
-        if latest is not None and step < latest:
-            raise ConfigError(f"step {step} comes before saved step {latest} in {self.folder}: rewind first")
-        arrays = _named(state)
+        if latest is not None and step <= latest:
+            raise ValueError(f"step {step} is not later than step {latest}, which is saved in {self.folder} already")
+        arrays = _by_path(state)
         items = ocp.args.Composite(
-            # A flat dictionary, so what is on disk does not depend on the containers the arrays sit in.
+            # A flat dictionary, so that what is on disk does not depend on the containers of the arrays.
             # orbax refuses arrays without elements; the list of leaves is enough to restore those.
             state=ocp.args.StandardSave({name: leaf for name, leaf in arrays.items() if leaf.size}),
-            record=ocp.args.JsonSave({"record": dict(record), "leaves": _forms(arrays)}),
+            record=ocp.args.JsonSave({"record": dict(record), "leaves": _types(arrays)}),
         )
         self._manager.save(step, args=items, metrics=self._scored(metrics), force=True)
 
     def restore(self, abstract: Tree, step: int | None = None) -> tuple[Tree, dict[str, Any]]:
-        """The state and the record of `step` (None: the latest), the state laid out as `abstract` says.
+        """The state and the record of `step` (None: the latest), the state with the shardings of `abstract`.
 
-        abstract: a tree of `jax.ShapeDtypeStruct`; the result has its structure. The shardings may name
-            another mesh than the one that saved; no sharding means the first device.
+        abstract: a tree of `jax.ShapeDtypeStruct`; the result has its structure. Its mesh may be another than the one
+            that saved; a leaf without sharding goes to the first device.
 
-        Raises `ConfigError` when there is no such step, and when a leaf is missing, extra or of another shape
-        or dtype, naming each.
+        Raises ConfigError where there is no such step, and where a leaf is missing, extra or of another shape or
+        dtype, naming each.
         """
-        step = self._known(step)
-        saved = self._read(step)
-        wanted = _named(abstract)
-        self._same(step, saved["leaves"], _forms(wanted))
+        step = self._existing(step)
+        saved = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        wanted = _by_path(abstract)
+        self._check_leaves(step, saved["leaves"], _types(wanted))
         placed = {name: _placed(leaf) for name, leaf in wanted.items()}
         full = {name: leaf for name, leaf in placed.items() if leaf.size}
         empty = {
@@ -120,23 +117,19 @@ class Checkpoints:
         leaves = [arrays[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), saved["record"]
 
-    def record(self, step: int | None = None) -> dict[str, Any]:
-        """The record of `step` (None: the latest); reads no arrays. Raises as `restore` does."""
-        return self._read(self._known(step))["record"]
-
     def steps(self) -> list[int]:
-        """The steps that are durable, ascending."""
+        """The steps of the durable checkpoints, ascending."""
         self.wait()
         if self._read_only:
             self._manager.reload()
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
-        """The newest durable step."""
+        """The step of the last durable checkpoint; None without any."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the best `Retention.best`, the later of equals; None without any."""
+        """The step with the best value of the metric `Retention.best`, the later of equals; None without any."""
         if self.keep.best is None or not self.steps():
             return None
         step = self._manager.best_step()
@@ -144,18 +137,12 @@ class Checkpoints:
         known = step is not None and self.keep.best in (self._manager.metrics(step) or {})
         return step if known else None
 
-    def rewind(self, step: int) -> None:
-        """Deletes the checkpoints after `step`, for a run that goes on from an earlier one."""
-        for later in self.steps():
-            if later > step:
-                self._manager.delete(later)
-
     def wait(self) -> None:
-        """Blocks until everything saved is durable; raises what went wrong with it."""
+        """Block until every save is durable. Raises the error of a save that failed."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, raises what went wrong, and gives back the threads."""
+        """`wait`, and stop the threads."""
         self._manager.close()
 
     def __enter__(self) -> Self:
@@ -178,7 +165,7 @@ class Checkpoints:
         # NaN compares with nothing, so it would be kept as the best by accident.
         return {best: float(metrics[best])} if math.isfinite(metrics[best]) else None
 
-    def _known(self, step: int | None) -> int:
+    def _existing(self, step: int | None) -> int:
         steps = self.steps()
         if not steps:
             raise ConfigError(f"there are no checkpoints in {self.folder}")
@@ -188,11 +175,7 @@ class Checkpoints:
             raise ConfigError(f"no checkpoint of step {step} in {self.folder}; there are {steps}")
         return step
 
-    def _read(self, step: int) -> dict[str, Any]:
-        items = ocp.args.Composite(record=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=items)["record"]
-
-    def _same(self, step: int, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    def _check_leaves(self, step: int, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
         lines = []
         for name in sorted(saved.keys() | wanted.keys()):
             if name not in saved:
@@ -204,12 +187,12 @@ class Checkpoints:
                 lines.append(f"  {name}: saved {saved[name]}, wanted {wanted[name]}")
         if lines:
             more = [f"  and {len(lines) - 20} more"] if len(lines) > 20 else []
-            head = f"the checkpoint of step {step} in {self.folder} does not fit the state:"
+            head = f"the checkpoint of step {step} in {self.folder} does not match the state:"
             raise ConfigError("\n".join([head, *lines[:20], *more]))
 
 
-def _named(tree: object) -> dict[str, Any]:
-    """The leaves by their path, e.g. `params/blocks/mlp/up/kernel`."""
+def _by_path(tree: object) -> dict[str, Any]:
+    """The leaves by their path, such as `params/blocks/mlp/up/kernel`."""
     leaves = jax.tree.leaves_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if len(named) != len(leaves):
@@ -217,8 +200,8 @@ def _named(tree: object) -> dict[str, Any]:
     return named
 
 
-def _forms(named: Mapping[str, Any]) -> dict[str, str]:
-    """Dtype and shape of each leaf, e.g. `bfloat16[8,4]`."""
+def _types(named: Mapping[str, Any]) -> dict[str, str]:
+    """Dtype and shape of each leaf, such as `bfloat16[8,4]`."""
     return {name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in named.items()}
 
 

@@ -1,59 +1,62 @@
-"""The account of a run's wall-clock time."""
+"""Accounts for a run's wall-clock time: how many seconds compiling, reading, training, evaluating and saving took."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
-
-from jaxtrain.base.errors import ConfigError, nearest
 
 
 class Clock:
-    """Accounts for the wall clock: `with clock("compile"): ...`; what is in no context is "other".
+    """Accounts for wall-clock time by phase: `with clock("compile"): …`. Time outside of any phase is "other".
 
-    Of nested contexts the inner one is charged. For one thread.
+    Phases may be nested: only the innermost is charged, so that all of them sum to the total. For one thread.
+
+    now: the time in seconds, from any origin.
     """
 
-    NAMES = ("compile", "data", "step", "eval", "checkpoint", "other")
+    PHASES = ("compile", "data", "step", "eval", "checkpoint", "other")
 
-    def __init__(self) -> None:
-        self._seconds = dict.fromkeys(self.NAMES, 0.0)
-        self._spans = {name: _Span(self, name) for name in self.NAMES}
-        self._open = ["other"]
-        self._since = time.perf_counter()
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._seconds = dict.fromkeys(self.PHASES, 0.0)
+        self._contexts = {phase: _Phase(self, phase) for phase in self.PHASES}
+        self._stack = ["other"]
+        self._since = now()
 
-    def __call__(self, name: str) -> "_Span":
-        """The context that charges `name`. Raises `ConfigError` for a name that is not in `NAMES`."""
-        span = self._spans.get(name)
-        if span is None:
-            raise ConfigError(f"the clock has no account {name!r}{nearest(name, self.NAMES)}")
-        return span
+    def __call__(self, phase: str) -> "_Phase":
+        """The context that charges a phase. Raises ValueError for one that is not in `PHASES`."""
+        if phase not in self._contexts:
+            raise ValueError(f"the clock has no phase {phase!r}, only {', '.join(self.PHASES)}")
+        return self._contexts[phase]
 
     @property
     def phase(self) -> str:
-        """What is charged at the moment."""
-        return self._open[-1]
+        """The phase that is being charged."""
+        return self._stack[-1]
 
     def account(self) -> dict[str, float]:
-        """Seconds by name until now, and their sum as "total"."""
+        """Seconds by phase until now, and their sum as "total"."""
         self._charge()
         return {**self._seconds, "total": sum(self._seconds.values())}
 
     def _charge(self) -> None:
-        now = time.perf_counter()
-        self._seconds[self._open[-1]] += now - self._since
+        now = self._now()
+        self._seconds[self._stack[-1]] += now - self._since
         self._since = now
 
 
-class _Span:
-    def __init__(self, clock: Clock, name: str) -> None:
+class _Phase:
+    """A context that charges one phase. One object serves all steps, since it holds nothing of a single one."""
+
+    def __init__(self, clock: Clock, phase: str) -> None:
         self._clock = clock
-        self._name = name
+        self._phase = phase
 
     def __enter__(self) -> None:
         self._clock._charge()
-        self._clock._open.append(self._name)
+        self._clock._stack.append(self._phase)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._clock._charge()
-        self._clock._open.pop()
+        self._clock._stack.pop()

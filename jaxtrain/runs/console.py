@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar on a terminal, lines in a log file. Not what it keeps on disk."""
+"""Progress of a run for a person: a bar on a terminal, lines in a log file. Not here: what is kept on disk."""
 
 import sys
 import time
@@ -9,20 +9,30 @@ from jaxtrain.base.text import duration, number
 
 
 class Console:
-    """Progress on `stream` (None: stderr), a tqdm bar if that is a terminal, else one line per `metrics`.
+    """Progress on `stream` (None: stderr): a tqdm bar if that is a terminal, else one line per call of `metrics`.
 
     A stream that is closed, or can no longer be written, is no reason to stop a run: nothing more is shown then.
 
     steps: how many steps the run has. start: how many of them are done already.
-    active: False shows nothing, for all processes but the first.
+    active: False prints nothing, for all processes but the first.
+    now: the time in seconds, from any origin.
     """
 
-    def __init__(self, steps: int, start: int, active: bool, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        steps: int,
+        start: int,
+        active: bool,
+        stream: TextIO | None = None,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._steps = steps
         self._done = start
         self._stream = sys.stderr if stream is None else stream
         self._active = active and self._stream is not None  # Python has none where the shell closed it
-        self._mark: tuple[int, float] | None = None
+        self._now = now
+        self._speed_since: tuple[int, float] | None = None
+        """Step and time from which the next speed counts."""
         self._bar: Any = None
         if self._active:
             self._try(self._start_bar)
@@ -35,34 +45,33 @@ class Console:
                 total=self._steps, initial=self._done, file=self._stream, unit=" steps", dynamic_ncols=True
             )
 
-    def step(self, n: int) -> None:
-        """Says that n steps are done."""
-        if self._mark is None:
-            # Speed counts from the end of the first step, which compiles.
-            self._mark = (n, time.perf_counter())
+    def step(self, done: int) -> None:
+        """Show that `done` steps are done."""
+        if self._speed_since is None:
+            self._speed_since = (done, self._now())  # the first step takes longer than any other
         if self._bar is not None:
-            self._try(lambda: self._bar.update(n - self._done))
-        self._done = n
+            self._try(lambda: self._bar.update(done - self._done))
+        self._done = done
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Shows the metrics that belong to `step`, which may lie behind the steps done."""
+        """Print the metrics of `step`, which may be earlier than the last step done."""
         numbers = "  ".join(f"{name} {number(value)}" for name, value in values.items())
         line = f"step {step}/{self._steps}  {split} {numbers}"
         if self._bar is None:
             line += self._speed()
         elif "loss" in values:
             self._bar.set_postfix_str(f"{split} loss {number(values['loss'])}", refresh=False)
-        self.say(line)
+        self.print(line)
 
-    def say(self, text: str) -> None:
-        """Shows a line, above the bar if there is one."""
+    def print(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
         if self._bar is not None:
             self._try(lambda: self._bar.write(text, file=self._stream))
         elif self._active:
             self._try(lambda: print(text, file=self._stream, flush=True))
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Stop updating the bar, which stays on the terminal."""
         if self._bar is not None:
             self._try(self._bar.close)
 
@@ -75,10 +84,10 @@ class Console:
             self._active, self._bar = False, None
 
     def _speed(self) -> str:
-        """Steps per second since the last line that had it; nothing when no step was taken since."""
-        now = time.perf_counter()
-        if self._mark is None or self._done <= self._mark[0] or now <= self._mark[1]:
+        """Steps per second since the last line that showed it; "" if no step was done since."""
+        now = self._now()
+        if self._speed_since is None or self._done <= self._speed_since[0] or now <= self._speed_since[1]:
             return ""
-        speed = (self._done - self._mark[0]) / (now - self._mark[1])
-        self._mark = (self._done, now)
+        speed = (self._done - self._speed_since[0]) / (now - self._speed_since[1])
+        self._speed_since = (self._done, now)
         return f"  {speed:.3g} steps/s  eta {duration((self._steps - self._done) / speed)}"

@@ -1,6 +1,6 @@
-"""A run is a folder that explains itself: this makes it, opens it, and gives back what it holds.
+"""A run is a folder that explains itself: `begin` creates or resumes it, `Run` reads what it holds.
 
-Not here: training. Everything after training needs only the folder.
+Everything after training needs only the folder. Not here: training.
 """
 
 import functools
@@ -18,38 +18,38 @@ from jaxtrain.base.config import difference, find, flatten, from_json, to_json
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import read_json, write_json
 from jaxtrain.base.provenance import environment
-from jaxtrain.cluster.processes import first, same_everywhere
+from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
 from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin, load, load_code
 from jaxtrain.program import Program
-from jaxtrain.runs.metrics_log import read_metrics
+from jaxtrain.runs.json_lines import read_lines
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import TrainState
 
 
 @dataclass(frozen=True)
 class Restored:
-    """An experiment in the middle of its run."""
+    """An experiment at a saved step of its run."""
 
     experiment: Experiment
     program: Program
     state: TrainState
     batches: Generator[dict[str, jax.Array], None, None]
-    """The batches of the steps that come next."""
+    """The batches of the next steps, endless."""
 
 
 class Run:
     """An existing run folder."""
 
     def __init__(self, folder: Path | str, code: str | None = None, experiment: Experiment | None = None) -> None:
-        """A run's folder, of which no code is executed.
+        """Opens a run's folder. No code in it is executed.
 
         code: `file.py[:function]`, needed if the experiment holds classes that are not jaxtrain's, or data in memory.
             The file is imported; its function is called only for data in memory.
         experiment: the experiment itself, instead of the saved one.
 
-        Raises ConfigError if the folder holds no run, or that of another experiment.
+        Raises ConfigError if the folder holds no run, or a run of another experiment.
         """
         self.folder, self._code, self._experiment = Path(folder), code, experiment
         if not (self.folder / "experiment.json").is_file():
@@ -71,8 +71,8 @@ class Run:
         return from_json(saved, made)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line of metrics.jsonl."""
-        return read_metrics(self.folder / "metrics.jsonl")
+        """The lines of metrics.jsonl."""
+        return read_lines(self.folder / "metrics.jsonl")
 
     def restore(
         self,
@@ -80,9 +80,9 @@ class Run:
         layout: Layout | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> Restored:
-        """Experiment, state and data after `step` updates (the latest saved by default), on these devices.
+        """Experiment, state and batches after `step` updates (default: the latest checkpoint), on these devices.
 
-        `layout` replaces the run's own; any layout will do.
+        layout: instead of the run's own; any layout can restore any run.
         """
         experiment = self.experiment if layout is None else replace(self.experiment, layout=layout)
         program = Program(experiment, devices)
@@ -99,25 +99,25 @@ class Run:
 
 
 def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) -> Run:
-    """The run in `folder`, new or to be gone on with; without a folder, a new one under runs/.
+    """The run in `folder`, created or about to be resumed; without a folder, a new one under runs/.
 
-    Raises ConfigError where the folder holds a run of another experiment, with the differences, or cannot be written.
+    Raises ConfigError where the folder holds a run of another experiment, naming the differences, or cannot be written.
     """
     name = "run"
     if origin is not None:
         name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
-    now = time.strftime("%Y%m%d-%H%M%S", time.localtime(same_everywhere(int(time.time()))))
+    now = time.strftime("%Y%m%d-%H%M%S", time.localtime(broadcast_from_first(int(time.time()))))
     folder = folder or Path("runs") / name / now
     try:
         if (folder / "experiment.json").is_file():
             _check_same(folder, read_json(folder / "experiment.json")["config"], experiment)
         elif folder.exists() and not _unfinished(folder, origin):
             raise ConfigError(f"{folder} exists and is not a run: choose another --run folder")
-        if first():
-            _write(folder, experiment, origin)
+        if is_first_process():
+            _write_files(folder, experiment, origin)
     except OSError as error:
         raise ConfigError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
-    same_everywhere(0)  # no process reads the folder before it is there
+    broadcast_from_first(0)  # a barrier: no process reads the folder before process 0 has written it
     return Run(folder, experiment=experiment)
 
 
@@ -125,18 +125,18 @@ def _check_same(folder: Path, before: Mapping[str, Any], experiment: Experiment)
     now = to_json(flatten(experiment))
     if before != now:
         raise ConfigError(
-            f"{folder} is a run of another experiment; go on with the same one, or choose another --run folder. "
+            f"{folder} is a run of another experiment; resume with the same one, or choose another --run folder. "
             f"What differs (run → now):\n{difference(before, now)}"
         )
 
 
 def _unfinished(folder: Path, origin: Origin | None) -> bool:
-    """Whether a folder is empty, or holds no more than a launcher's logs and what `_write` leaves when it is killed."""
+    """Whether a folder holds at most a launcher's logs and what `_write_files` leaves when it is killed."""
     left = {"environment.json", "data", "logs", *([origin.file.name] if origin else [])}
     return folder.is_dir() and all(path.name in left or path.suffix == ".tmp" for path in folder.iterdir())
 
 
-def _write(folder: Path, experiment: Experiment, origin: Origin | None) -> None:
+def _write_files(folder: Path, experiment: Experiment, origin: Origin | None) -> None:
     saved = {
         "version": importlib.metadata.version("jaxtrain"),
         "fingerprint": fingerprint(experiment),
@@ -151,7 +151,7 @@ def _write(folder: Path, experiment: Experiment, origin: Origin | None) -> None:
         (folder / "data").mkdir(exist_ok=True)
         data.card.write(folder / "data", f"{data.name}-{data.version}.json")
     write_json(folder / "environment.json", environment())
-    write_json(folder / "experiment.json", saved)  # last: it is what makes the folder a run
+    write_json(folder / "experiment.json", saved)  # last, since it makes the folder a run
 
 
 def _runs_near(folder: Path) -> str:

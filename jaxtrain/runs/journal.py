@@ -1,97 +1,116 @@
-"""What a run says while it goes on: metrics to file and console, one period late, so that the device never waits.
+"""The running account of a run: metrics and events, to files and console, without making the device wait.
 
-Not here: when something is due, and how it is written.
+Metrics stay on the device until the period after theirs has ended. Not here: when something is due, and file formats.
 """
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from jaxtrain.cluster.processes import first
+from jaxtrain.cluster.processes import is_first_process
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.console import Console
-from jaxtrain.runs.metrics_log import Recorder
+from jaxtrain.runs.metrics_log import MetricsLog
 from jaxtrain.tasks.metrics import Mean, merge
 
 IN_FLIGHT = 2
-"""Steps given to the device and not finished: enough that it never idles, few enough that batches do not pile up."""
+"""Steps dispatched and not finished: enough that the device never idles, few enough that batches do not pile up."""
 
 Metrics = Mapping[str, Mean]
 
 
+@dataclass(frozen=True)
+class _Period:
+    """The steps since the period before, whose metrics are still on the device."""
+
+    last_step: int
+    seconds: float
+    metrics: list[Metrics]
+    """One for each step."""
+
+
 class Journal:
-    """Collects every step's metrics on the device and writes the means of each period of `runtime.log_every` steps."""
+    """Collects every step's metrics on the device, and writes their means over each `runtime.log_every` steps.
+
+    One line of metrics for each period and each evaluation. Lines up to a step are on disk after `flush`, so a
+    checkpoint of this step that is saved next never stands without them.
+    """
 
     def __init__(self, folder: Path, experiment: Experiment, start: int, clock: Clock) -> None:
-        """What an earlier process wrote after step `start` is dropped: those steps are taken again."""
-        self._recorder = Recorder(folder, first())
-        self._recorder.rewind(start)
-        self._console = Console(experiment.steps, start, first())
+        """`start`: the steps done. Metrics of later ones, written by a process that died since, are dropped."""
+        self._log = MetricsLog(folder, is_first_process())
+        self._log.rewind(start)
+        self._console = Console(experiment.steps, start, is_first_process())
         self._experiment, self._clock, self._done = experiment, clock, start
         rates, steps = experiment.optimizer.rates(experiment.steps), np.arange(experiment.steps)
         self._rates = {name: np.asarray(jax.vmap(rate)(steps)) for name, rate in rates.items()}
-        self._flight: deque[Metrics] = deque()
-        self._period: list[Metrics] = []
-        self._late: tuple[int, float, list[Metrics]] | None = None
-        self._spent = 0.0
+        self._in_flight: deque[Metrics] = deque()
+        self._current: list[Metrics] = []
+        self._ended: _Period | None = None
+        """The last period that has ended, until it is written."""
+        self._trained_before = 0.0
+        """Seconds of training before the current period."""
 
-    def say(self, event: str, **fields: object) -> None:
-        """Something happened: to events.jsonl and the console."""
-        self._recorder.event(event, **fields)
-        self._console.say("  ".join([event, *(f"{name} {value}" for name, value in fields.items())]))
+    def log_event(self, kind: str, **fields: object) -> None:
+        """Write an event to events.jsonl and the console."""
+        self._log.event(kind, **fields)
+        self._console.print("  ".join([kind, *(f"{name} {value}" for name, value in fields.items())]))
 
     def trained(self, step: int, metrics: Metrics) -> None:
-        """One more step is on its way. Waits only for the step `IN_FLIGHT` before it."""
-        self._period.append(metrics)
-        self._flight.append(metrics)
-        if len(self._flight) > IN_FLIGHT:
-            jax.block_until_ready(self._flight.popleft())
+        """Take the metrics of a step that was dispatched. Blocks only until the step `IN_FLIGHT` before it is done."""
+        self._current.append(metrics)
+        self._in_flight.append(metrics)
+        if len(self._in_flight) > IN_FLIGHT:
+            jax.block_until_ready(self._in_flight.popleft())
         self._done = step
         self._console.step(step)
         if step % self._experiment.runtime.log_every == 0:
-            self._turn()
+            self._end_period()
 
     def evaluated(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """The metrics of an evaluation by split, to files and console; returns them named split/metric."""
+        """Write the metrics of an evaluation by split; returns them named split/metric."""
         for split, values in scores.items():
             self._write(step, split, values, {})
         return {f"{split}/{name}": value for split, values in scores.items() for name, value in values.items()}
 
     def ended(self, step: int) -> None:
-        """No more steps follow: write all that is left."""
-        if self._period:
-            self._turn()
+        """Write all that is left: no more steps follow."""
+        if self._current:
+            self._end_period()
         self.flush()
-        self.say("ended", step=step, of=self._experiment.steps)
+        self.log_event("ended", step=step, of=self._experiment.steps)
 
     def close(self) -> None:
-        """Leave the console in order."""
+        """Close the console."""
         self._console.close()
 
-    def _turn(self) -> None:
+    def _end_period(self) -> None:
         self.flush()
-        # Only what training took: no compiling, evaluating or saving.
         account = self._clock.account()
-        spent = account["data"] + account["step"]
-        self._late, self._period, self._spent = (self._done, spent - self._spent, self._period), [], spent
+        trained = account["data"] + account["step"]  # speeds leave out compiling, evaluating and saving
+        self._ended = _Period(self._done, trained - self._trained_before, self._current)
+        self._current, self._trained_before = [], trained
 
     def flush(self) -> None:
-        """Write the metrics that are late."""
-        if self._late is None:
+        """Write the period that has ended, if any. Blocks until its last step is done."""
+        if self._ended is None:
             return
-        (step, seconds, period), self._late = self._late, None
-        means = merge(jax.device_get(period))
-        examples, tokens = self._experiment.data.batch_size * len(period), float(means["loss"].weight)
-        rates = {"examples_per_second": examples / seconds}
-        rates |= {"tokens_per_second": tokens / seconds} if tokens > examples else {}
-        rates |= {name: float(by_step[step - 1]) for name, by_step in self._rates.items()}
-        rates |= {f"seconds_{name}": spent for name, spent in self._clock.account().items()}
-        self._write(step, "train", {name: float(mean) for name, mean in means.items()}, rates)
+        period, self._ended = self._ended, None
+        with self._clock("step"):
+            means = merge(jax.device_get(period.metrics))
+        examples, tokens = self._experiment.data.batch_size * len(period.metrics), float(means["loss"].weight)
+        rates = {"examples_per_second": examples / period.seconds}
+        rates |= {"tokens_per_second": tokens / period.seconds} if tokens > examples else {}
+        rates |= {name: float(by_step[period.last_step - 1]) for name, by_step in self._rates.items()}
+        rates |= {f"seconds_{phase}": seconds for phase, seconds in self._clock.account().items()}
+        self._write(period.last_step, "train", {name: float(mean) for name, mean in means.items()}, rates)
 
     def _write(self, step: int, split: str, values: Mapping[str, float], more: Mapping[str, float]) -> None:
-        self._recorder.metrics(step, split, {**values, **more})
+        """`more` goes to the files only."""
+        self._log.metrics(step, split, {**values, **more})
         self._console.metrics(step, split, values)

@@ -1,9 +1,9 @@
-"""What is found in the environments that launchers give to processes."""
+"""Which processes are detected in the environment variables that launchers set."""
 
 import pytest
 
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.cluster.environment import Place, detect, first_host
+from jaxtrain.cluster.environment import ProcessInfo, detect, first_host
 
 EXPLICIT = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:6543", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 ALLOCATION = {"SLURM_JOB_ID": "42", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "tux[1-2]", "SLURM_NODEID": "0"}
@@ -41,7 +41,7 @@ SLICES = {
     "MEGASCALE_COORDINATOR_ADDRESS": "t-0:8080",
 }
 
-TOGETHER = {
+SEVERAL = {
     "explicit": (EXPLICIT, "10.0.0.1:6543", None),
     "explicit in a SLURM step": ({**SRUN, **EXPLICIT}, "10.0.0.1:6543", None),
     "a SLURM step, two on a node": (SRUN, "tux1:61482", (1,)),
@@ -79,47 +79,48 @@ ALONE = {
     "one rank": ({**MPI5, "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, ""),
     "one TPU host": ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, ""),
     "a TPU host without names": ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": ""}, ""),
-    "one process, said so": ({**EXPLICIT, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, ""),
-    "a pod of a job that knows nothing of jax": (POD, "without JAX_COORDINATOR_ADDRESS"),
+    "one process, explicitly": ({**EXPLICIT, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, ""),
+    "a pod of a job without variables for jax": (POD, "without JAX_COORDINATOR_ADDRESS"),
     "a job of one pod": ({**JOB, "JAX_NUM_PROCESSES": "1", "JOB_COMPLETION_INDEX": "0"}, ""),
 }
 
 WRONG = {
     "only an address": ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "has JAX_COORDINATOR_ADDRESS but not JAX_NUM_PROCESSES"),
-    "no process": ({**EXPLICIT, "JAX_PROCESS_ID": ""}, "but not JAX_PROCESS_ID"),
-    "a process too many": ({**EXPLICIT, "JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4 must be a number below"),
-    "a process that is none": ({**EXPLICIT, "JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID=-1 must be a number"),
+    "no id": ({**EXPLICIT, "JAX_PROCESS_ID": ""}, "but not JAX_PROCESS_ID"),
+    "an id that is too high": ({**EXPLICIT, "JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4 must be a number below"),
+    "a process with a negative id": ({**EXPLICIT, "JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID=-1 must be a number"),
     "no port": ({**EXPLICIT, "JAX_COORDINATOR_ADDRESS": "host"}, "must be host:port"),
     "a job without an address": ({**POD, "JAX_NUM_PROCESSES": "4"}, "but not JAX_COORDINATOR_ADDRESS"),
     "ranks without a host": (RANK, "has Open MPI but not JAX_COORDINATOR_ADDRESS"),
-    "a TPU host without number": ({"TPU_WORKER_HOSTNAMES": "a,b"}, "TPU_WORKER_ID= must be a number"),
+    "a TPU host without id": ({"TPU_WORKER_HOSTNAMES": "a,b"}, "TPU_WORKER_ID= must be a number"),
 }
 
 
-@pytest.mark.parametrize(("environment", "address", "devices"), TOGETHER.values(), ids=TOGETHER)
-def test_a_launcher_says_which_of_four_processes_this_is(
+@pytest.mark.parametrize(("environment", "address", "devices"), SEVERAL.values(), ids=SEVERAL)
+def test_each_launcher_s_variables_give_address_number_of_processes_id_and_gpus(
     environment: dict[str, str], address: str, devices: tuple[int, ...] | None
 ) -> None:
-    place = detect(environment)
-    assert (place.address, place.count, place.process, place.devices) == (address, 4, 3, devices)
+    info = detect(environment)
+    assert (info.coordinator_address, info.num_processes, info.process_id) == (address, 4, 3)
+    assert info.local_device_ids == devices
 
 
 @pytest.mark.parametrize(("environment", "hint"), ALONE.values(), ids=ALONE)
-def test_a_process_is_alone_where_nothing_started_several(environment: dict[str, str], hint: str) -> None:
-    place = detect(environment)
-    assert (place.address, place.count, place.process) == (None, 1, 0)
-    assert hint in place.hint
-    assert bool(hint) == bool(place.hint)
+def test_a_run_has_one_process_where_nothing_started_several(environment: dict[str, str], hint: str) -> None:
+    info = detect(environment)
+    assert (info.coordinator_address, info.num_processes, info.process_id) == (None, 1, 0)
+    assert hint in info.hint
+    assert bool(hint) == bool(info.hint)
 
 
 @pytest.mark.parametrize(("environment", "message"), WRONG.values(), ids=WRONG)
-def test_variables_that_cannot_be_are_refused_by_name(environment: dict[str, str], message: str) -> None:
+def test_missing_or_contradicting_variables_are_named(environment: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         detect(environment)
 
 
-def test_the_first_host_is_read_off_every_form_of_a_node_list() -> None:
-    forms = {
+def test_the_first_host_of_every_form_of_node_list() -> None:
+    hosts = {
         "tux1": "tux1",
         "tux1,fox2": "tux1",
         "tux[1-3,7],fox2": "tux1",
@@ -128,8 +129,8 @@ def test_the_first_host_is_read_off_every_form_of_a_node_list() -> None:
         "gpu-a-1,gpu-b-[1-2]": "gpu-a-1",
         "n[3].cluster": "n3.cluster",
     }
-    assert {nodes: first_host(nodes) for nodes in forms} == forms
+    assert {nodes: first_host(nodes) for nodes in hosts} == hosts
 
 
-def test_a_found_place_is_a_value() -> None:
-    assert detect(EXPLICIT) == Place("the JAX_ variables", "10.0.0.1:6543", 4, 3)
+def test_the_jax_variables_alone_are_enough() -> None:
+    assert detect(EXPLICIT) == ProcessInfo("the JAX_ variables", "10.0.0.1:6543", 4, 3)

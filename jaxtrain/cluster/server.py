@@ -1,0 +1,206 @@
+"""The server on process 0: every process connects to it, and it decides when the run must abort.
+
+jax's coordination service does this too, but on any failure it ends every process from C++ without naming the one that
+failed. The server listens on the coordinator's port until all processes have joined, then frees the port for jax and
+keeps its connections. Not here: the side of the other processes (`rendezvous`).
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtrain.base.config import difference
+from jaxtrain.base.errors import ExitCode
+from jaxtrain.cluster.connection import Connection, heartbeat_interval, readable
+
+LOOP_PHASES = ("data", "step", "other")
+"""The phases of a step in their order. Only in these may a process be stuck: compiling or saving may take long."""
+
+EXIT_SECONDS = 3
+"""How long process 0 waits for the others to exit before it does."""
+
+
+@dataclass
+class Status:
+    """A process by its last heartbeat."""
+
+    name: str
+    last_heard: float
+    """In the seconds of `time.monotonic`."""
+    step: int = 0
+    phase: str = "start"
+    unchanged: float = 0.0
+    """Seconds for which step and phase have not changed."""
+    done: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}, last heard from in step {self.step} ({self.phase})"
+
+
+class RunAborted(Exception):
+    """The reason why every process must exit, and its exit code.
+
+    unresponsive: ids of processes that will not exit by themselves, so that nobody should wait for them.
+    """
+
+    def __init__(self, reason: str, code: int, unresponsive: Collection[int] = ()) -> None:
+        super().__init__(reason)
+        self.code, self.unresponsive = code, unresponsive
+
+
+def compare_facts(facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """What differs from the first process, for at most three others; "" where all run the same.
+
+    facts: by the name of each process, what must be equal in all of them. Paths to plain values.
+    """
+    (first, expected), *others = facts.items()
+    differences = [
+        f"{name} does not run what {first} runs; what differs ({first} → {name}):\n{text}"
+        for name, found in others
+        if (text := difference(expected, found))
+    ]
+    return "\n".join(differences[:3])
+
+
+def find_silent(statuses: Sequence[Status], now: float, limit: float) -> list[int]:
+    """The processes without a heartbeat for more than `limit` seconds."""
+    return [process for process, status in enumerate(statuses) if now - status.last_heard > limit]
+
+
+def find_stuck(statuses: Sequence[Status], limit: float) -> list[int]:
+    """The processes that keep all others waiting, where nothing has changed for `limit` seconds.
+
+    They are those that are furthest behind. Within a step none of them is: there all wait for each other.
+    """
+    if any(status.unchanged < limit or status.phase not in LOOP_PHASES for status in statuses):
+        return []
+    positions = [(status.step, LOOP_PHASES.index(status.phase)) for status in statuses]
+    behind = [process for process, position in enumerate(positions) if position == min(positions)]
+    if len(behind) == len(statuses) or statuses[behind[0]].phase == "step":
+        return []
+    return behind
+
+
+class Server(threading.Thread):
+    """Waits until all processes have joined, compares their facts, then watches their heartbeats."""
+
+    def __init__(self, num_processes: int, port: int, join_seconds: float, limit: float) -> None:
+        """`limit`: seconds of silence or standstill after which the run aborts; 0 watches nothing.
+
+        Raises OSError where the port is taken.
+        """
+        super().__init__(daemon=True)
+        self._processes, self._join_seconds, self._limit = range(num_processes), join_seconds, limit
+        dual = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if dual else socket.AF_INET
+        self._listener = socket.create_server(("", port), family=family, backlog=num_processes + 8, dualstack_ipv6=dual)
+        self._unknown: list[Connection] = []
+        """Connections whose process is not known yet."""
+        self._connections: dict[int, Connection] = {}
+        self._statuses: dict[int, Status] = {}
+        self._facts: dict[int, Mapping[str, Any]] = {}
+
+    def run(self) -> None:
+        """From the first connection to the end of the run, or its abort."""
+        try:
+            with self._listener:
+                self._join()
+            self._broadcast(joined=self._statuses[0].name)
+            if self._limit:
+                self._watch()
+            self._broadcast(all_done=True)
+        except RunAborted as abort:
+            self._broadcast(abort=str(abort), code=abort.code)
+            # jax's coordination service ends with this process, and would kill the others before they print the reason.
+            self._wait_for_exit({*self._connections} - {0, *abort.unresponsive})
+        finally:
+            for connection in [*self._unknown, *self._connections.values()]:
+                connection.close()
+
+    def _broadcast(self, **message: object) -> None:
+        for connection in [*self._unknown, *self._connections.values()]:
+            connection.send(**message)
+
+    def _join(self) -> None:
+        end = time.monotonic() + self._join_seconds
+        while len(self._connections) < len(self._processes):
+            ready = readable([self._listener, *self._unknown], end - time.monotonic())
+            if not ready:
+                raise RunAborted(self._absent(), ExitCode.FAILED)
+            for source in ready:
+                if source is self._listener:
+                    self._unknown.append(Connection(self._listener.accept()[0]))
+                    self._unknown[-1].send(welcome=True)
+                else:
+                    self._identify(source)
+        facts = {self._statuses[process].name: self._facts[process] for process in self._processes}
+        if text := compare_facts(facts):
+            raise RunAborted(text, ExitCode.USER_ERROR)
+
+    def _absent(self) -> str:
+        absent = ", ".join(str(process) for process in self._processes if process not in self._statuses)
+        joined = ", ".join(status.name for _, status in sorted(self._statuses.items()))
+        return f"after {self._join_seconds:g} s process {absent} has not joined; joined: {joined}"
+
+    def _identify(self, connection: Connection) -> None:
+        """Read which process a connection belongs to. Whatever does not speak the protocol is disconnected."""
+        try:
+            messages = connection.receive()
+            if messages == []:
+                return
+            message = messages[0] if messages else {}
+            process, count, name = message["process_id"], message["num_processes"], message["name"]
+            facts = message["facts"]
+        except (ValueError, KeyError, TypeError):
+            self._unknown.remove(connection)
+            connection.close()
+            return
+        if process in self._statuses:
+            twice = f"two processes have the id {process}: {self._statuses[process].name} and {name}"
+            raise RunAborted(twice, ExitCode.USER_ERROR)
+        if count != len(self._processes):
+            counts = f"{name} was started as one of {count} processes, process 0 as one of {len(self._processes)}"
+            raise RunAborted(counts, ExitCode.USER_ERROR)
+        self._statuses[process] = Status(name, time.monotonic())
+        self._facts[process] = facts
+        self._connections[process] = connection
+        self._unknown.remove(connection)
+
+    def _watch(self) -> None:
+        interval, last_sent = heartbeat_interval(self._limit), 0.0
+        while not all(status.done for status in self._statuses.values()):
+            ready = readable([*self._connections.values()], interval)
+            # All messages are read before silence is judged: it may be this process that was suspended.
+            for process, connection in self._connections.items():
+                if connection in ready:
+                    self._receive(process)
+            now, statuses = time.monotonic(), [self._statuses[process] for process in self._processes]
+            if silent := find_silent(statuses, now, self._limit):
+                names = "; ".join(str(statuses[process]) for process in silent)
+                raise RunAborted(f"no heartbeat for {self._limit:g} s from {names}", ExitCode.RETRY, silent)
+            if stuck := find_stuck(statuses, self._limit):
+                names = "; ".join(str(statuses[process]) for process in stuck)
+                raise RunAborted(f"all others have waited for {self._limit:g} s for {names}", ExitCode.RETRY, stuck)
+            if now - last_sent > interval:
+                last_sent = now
+                self._broadcast(heartbeat=str(statuses[0]))
+
+    def _receive(self, process: int) -> None:
+        status, messages = self._statuses[process], self._connections[process].receive()
+        if messages is None:
+            raise RunAborted(f"{status}, has died", ExitCode.RETRY, [process])
+        for message in messages:
+            if "failed" in message:
+                raise RunAborted(f"{status}, failed: {message['failed']}", message["code"])
+            status.step, status.phase, status.unchanged = message["step"], message["phase"], message["unchanged"]
+            status.last_heard, status.done = time.monotonic(), message["done"]
+
+    def _wait_for_exit(self, processes: Collection[int]) -> None:
+        end = time.monotonic() + EXIT_SECONDS
+        running = [self._connections[process] for process in processes]
+        while running and time.monotonic() < end:
+            closed = [connection for connection in readable(running, 0.1) if connection.receive() is None]
+            running = [connection for connection in running if connection not in closed]

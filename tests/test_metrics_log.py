@@ -1,0 +1,120 @@
+"""A run's metrics.jsonl, events.jsonl and TensorBoard files, read back without the code that wrote them."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.runs.json_lines import read_lines
+from jaxtrain.runs.metrics_log import MetricsLog
+
+
+def tensorboard_events(folder: Path) -> list[Event]:
+    """The events of all TensorBoard files of a run, with their checksums checked."""
+    events = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            length = data[at : at + 8]
+            size = int.from_bytes(length, "little")
+            event, end = data[at + 12 : at + 12 + size], data[at + 12 + size : at + 16 + size]
+            assert int.from_bytes(data[at + 8 : at + 12], "little") == masked_crc32c(length)
+            assert int.from_bytes(end, "little") == masked_crc32c(event)
+            events.append(Event.FromString(event))
+            at += size + 16
+    return events
+
+
+def scalars(folder: Path) -> list[tuple[int, str, float]]:
+    """Step, name and value of everything that TensorBoard shows."""
+    return [(e.step, v.tag, v.simple_value) for e in tensorboard_events(folder) for v in e.summary.value]
+
+
+def test_metrics_are_lines_that_any_json_reader_takes_and_tensorboard_shows(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.metrics(10, "train", {"loss": 0.5, "norm": math.inf})
+    log.metrics(10, "validation", {"loss": math.nan, "low": -math.inf})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=refuse) for line in lines] == [
+        {"step": 10, "split": "train", "loss": 0.5, "norm": "inf"},
+        {"step": 10, "split": "validation", "loss": "nan", "low": "-inf"},
+    ]
+    shown = scalars(tmp_path)
+    assert shown[:2] == [(10, "train/loss", 0.5), (10, "train/norm", math.inf)]
+    assert tensorboard_events(tmp_path)[0].file_version == "brain.Event:2"
+    assert [tag for _, tag, _ in shown[2:]] == ["validation/loss", "validation/low"]
+
+
+def test_a_metric_cannot_overwrite_the_step(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        MetricsLog(tmp_path).metrics(1, "train", {"step": 2})
+
+
+def test_events_have_a_time_a_kind_and_their_fields(tmp_path: Path) -> None:
+    MetricsLog(tmp_path).event("resumed", step=3)
+    (event,) = read_lines(tmp_path / "events.jsonl")
+    assert (event["kind"], event["step"]) == ("resumed", 3)
+    assert event["time"].startswith("20")
+    assert event["time"].endswith("+00:00")
+
+
+def test_processes_other_than_the_first_write_nothing(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "run", active=False)
+    log.metrics(1, "train", {"loss": 1.0})
+    log.event("started")
+    log.rewind(0)
+    assert not (tmp_path / "run").exists()
+    MetricsLog(tmp_path).metrics(1, "train", {})
+    MetricsLog(tmp_path, active=False).rewind(0)
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_a_line_cut_off_by_a_kill_is_neither_read_nor_appended_to(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "events.jsonl"):
+        (tmp_path / name).write_text('{"step": 1}\n{"step": 2')
+        assert read_lines(tmp_path / name) == [{"step": 1}]
+    log = MetricsLog(tmp_path)
+    log.metrics(2, "train", {})
+    log.event("resumed")
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert [line.get("kind") for line in read_lines(tmp_path / "events.jsonl")] == [None, "resumed"]
+    assert read_lines(tmp_path / "missing.jsonl") == []
+
+
+def test_a_damaged_line_before_the_last_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl has a line that is not JSON"):
+        read_lines(tmp_path / "metrics.jsonl")
+
+
+def test_a_resumed_run_drops_the_metrics_after_its_checkpoint(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    for step in (1, 2, 3):
+        log.metrics(step, "train", {"loss": step, "bad": math.nan})
+    log = MetricsLog(tmp_path)
+    log.rewind(2)
+    log.metrics(3, "train", {"loss": 30})
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 2), (3, 30)]
+    assert lines[0]["bad"] == "nan"
+    sessions = [e for e in tensorboard_events(tmp_path) if e.HasField("session_log")]
+    assert [(e.step, e.session_log.status) for e in sessions] == [(3, 1)]
+    assert (3, "train/loss", 30) in scalars(tmp_path)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+def test_a_tensorboard_that_cannot_be_written_is_reported_once_and_never_stops_the_run(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    log = MetricsLog(tmp_path)
+    log.metrics(1, "train", {"loss": 1.0})
+    log.metrics(2, "train", {"loss": 1.0})
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 2
+    assert [event["kind"] for event in read_lines(tmp_path / "events.jsonl")] == ["tensorboard_failed"]

@@ -1,0 +1,308 @@
+"""Joining a run and detecting failures: the decisions as pure functions, and the server by real sockets."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import launch
+import pytest
+
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval, silence_limit
+from jaxtrain.cluster.environment import ProcessInfo
+from jaxtrain.cluster.rendezvous import join
+from jaxtrain.cluster.server import Server, Status, compare_facts, find_silent, find_stuck
+
+
+def test_equal_facts_differ_in_nothing() -> None:
+    assert compare_facts({"process 0": {"seed": 3}, "process 1": {"seed": 3}}) == ""
+
+
+def test_every_fact_that_differs_from_process_0_is_named_with_both_values() -> None:
+    facts = {"process 0": {"jax": "1", "seed": 3}, "process 1": {"jax": "2", "seed": 3}, "process 2": {"seed": 3}}
+    assert compare_facts(facts).splitlines() == [
+        "process 1 does not run what process 0 runs; what differs (process 0 → process 1):",
+        "  jax: 1 → 2",
+        "process 2 does not run what process 0 runs; what differs (process 0 → process 2):",
+        "  jax: 1 → —",
+    ]
+
+
+def test_only_the_first_three_processes_that_differ_are_named() -> None:
+    text = compare_facts({f"process {number}": {"seed": number} for number in range(6)})
+    assert [line for line in text.splitlines() if line.startswith("  ")] == [
+        "  seed: 0 → 1",
+        "  seed: 0 → 2",
+        "  seed: 0 → 3",
+    ]
+
+
+def test_a_process_is_silent_when_its_last_heartbeat_is_older_than_the_limit() -> None:
+    statuses = [Status("a", last_heard=99.0), Status("b", last_heard=94.9), Status("c", last_heard=95.0)]
+    assert find_silent(statuses, now=100.0, limit=5.0) == [1]
+
+
+STUCK = {
+    "reads, while the others wait in the same step": ((5, "data"), (5, "step"), True),
+    "reads, while the others are a step further": ((5, "data"), (6, "step"), True),
+    "hangs between two phases": ((5, "other"), (6, "step"), True),
+    "reads, as all others do": ((5, "data"), (5, "data"), False),
+    "waits in a collective": ((5, "step"), (6, "step"), False),
+    "saves": ((5, "checkpoint"), (6, "step"), False),
+    "waits for another that saves": ((5, "data"), (4, "checkpoint"), False),
+    "has not started, while others compile": ((0, "start"), (0, "compile"), False),
+    "compiles": ((0, "compile"), (1, "step"), False),
+}
+
+
+@pytest.mark.parametrize(("own", "others", "stuck"), STUCK.values(), ids=STUCK)
+def test_a_process_is_stuck_if_others_wait_for_it_and_it_neither_compiles_nor_saves(
+    own: tuple[int, str], others: tuple[int, str], stuck: bool
+) -> None:
+    def statuses(unchanged: float) -> list[Status]:
+        return [Status("", 0.0, step, phase, unchanged) for step, phase in (others, own, others)]
+
+    assert find_stuck(statuses(9.0), limit=9.0) == ([1] if stuck else [])
+    assert find_stuck(statuses(8.9), limit=9.0) == []
+
+
+def test_no_process_is_stuck_while_any_makes_progress() -> None:
+    waiting = Status("", 0.0, 6, "step", unchanged=100.0)
+    reading = Status("", 0.0, 5, "data", unchanged=1.0)
+    assert find_stuck([waiting, reading, waiting], limit=9.0) == []
+
+
+@pytest.mark.parametrize("deadline", [1, 60, 600])
+def test_what_is_detected_late_can_still_be_reported_within_the_deadline(deadline: float) -> None:
+    limit = silence_limit(deadline)
+    # A heartbeat just before death, the limit, and up to one interval each until server and client look again.
+    assert limit + 3 * heartbeat_interval(limit) < deadline
+
+
+class Packets:
+    """A socket that receives these packets, and fails the test where more are waited for."""
+
+    def __init__(self, *packets: bytes) -> None:
+        self.packets = list(packets)
+
+    def settimeout(self, seconds: float) -> None:
+        pass
+
+    def recv(self, size: int) -> bytes:
+        assert self.packets, "it waits for more"
+        return self.packets.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("packets", "message"),
+    [
+        ([b'{"a": 1}\n{"b": 2}\n'], {"a": 1}),
+        ([b'{"a"', b": 1}", b"\n"], {"a": 1}),
+        ([b'{"a": 1}', b""], {}),
+        ([b"\0\0\4\0"], {}),
+        ([b"HTTP/1.1 200 OK\r\n"], {}),
+        ([b"[5]\n"], {}),
+    ],
+    ids=["two in a packet", "one in three packets", "cut off", "gRPC", "HTTP", "no object"],
+)
+def test_a_message_is_a_line_of_json_and_other_protocols_are_recognised_at_once(
+    packets: list[bytes], message: Message
+) -> None:
+    connected: Any = Packets(*packets)
+    assert Connection(connected).receive_one() == message
+
+
+class Harness:
+    """A server for two processes, and connections to it."""
+
+    def __init__(self, join_seconds: float = 20, limit: float = 10) -> None:
+        self.port = launch.free_port()
+        self.server = Server(2, self.port, join_seconds, limit)
+        self.server.start()
+        self.connections: list[Connection] = []
+
+    def connect(self) -> Connection:
+        """A connection that the server has welcomed."""
+        connection = Connection(socket.create_connection(("127.0.0.1", self.port)))
+        self.connections.append(connection)
+        assert connection.receive_one() == {"welcome": True}
+        return connection
+
+    def join(self, process: int, num_processes: int = 2, **facts: object) -> Connection:
+        """A connection that has said which process it belongs to."""
+        connection = self.connect()
+        name = f"process {process} (host h)"
+        connection.send(process_id=process, num_processes=num_processes, name=name, facts=facts)
+        return connection
+
+    def join_both(self) -> tuple[Connection, Connection]:
+        """Two processes that have joined."""
+        both = self.join(0), self.join(1)
+        assert [connection.receive_one() for connection in both] == [{"joined": "process 0 (host h)"}] * 2
+        return both
+
+
+@pytest.fixture
+def harness() -> Iterator[Callable[..., Harness]]:
+    """Makes harnesses, which are closed after the test."""
+    made: list[Harness] = []
+
+    def make(**limits: float) -> Harness:
+        made.append(Harness(**limits))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for connection in one.connections:
+            connection.close()
+        one.server.join(10)
+        assert not one.server.is_alive()
+
+
+def heartbeat(connection: Connection, step: int, phase: str, unchanged: float = 0, done: bool = False) -> None:
+    connection.send(step=step, phase=phase, unchanged=unchanged, done=done)
+
+
+def receive(connection: Connection, kind: str) -> Message:
+    """The next message of a kind; waits as long as the socket does."""
+    while (messages := connection.receive()) is not None:
+        for message in messages:
+            if kind in message:
+                return message
+    raise AssertionError(f"the connection was closed without a message {kind!r}")
+
+
+def test_two_processes_with_the_same_id_are_named(harness: Callable[..., Harness]) -> None:
+    made = harness()
+    for connection in [made.join(1), made.join(1)]:
+        assert connection.receive_one() == {
+            "abort": "two processes have the id 1: process 1 (host h) and process 1 (host h)",
+            "code": 2,
+        }
+
+
+def test_processes_with_different_numbers_of_processes_are_named(harness: Callable[..., Harness]) -> None:
+    assert harness().join(1, num_processes=3).receive_one() == {
+        "abort": "process 1 (host h) was started as one of 3 processes, process 0 as one of 2",
+        "code": 2,
+    }
+
+
+def test_different_facts_abort_the_run_as_a_user_error(harness: Callable[..., Harness]) -> None:
+    made = harness()
+    for connection in [made.join(0, jax="1", seed=3), made.join(1, jax="2", seed=3)]:
+        message = connection.receive_one()
+        assert message["code"] == 2
+        assert message["abort"].startswith("process 1 (host h) does not run what process 0 (host h) runs")
+        assert message["abort"].endswith("\n  jax: 1 → 2")
+
+
+def test_a_process_that_does_not_join_in_time_is_named(harness: Callable[..., Harness]) -> None:
+    assert harness(join_seconds=0.5).join(0).receive_one() == {
+        "abort": "after 0.5 s process 1 has not joined; joined: process 0 (host h)",
+        "code": 1,
+    }
+
+
+def test_connections_that_do_not_speak_the_protocol_do_no_harm(harness: Callable[..., Harness]) -> None:
+    made = harness()
+    made.connect().socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    made.connect().socket.sendall(b"{}\n")
+    made.connect().socket.sendall(b"5\n")
+    made.connect().close()
+    made.join_both()
+
+
+def test_a_message_longer_than_a_packet_is_put_together(harness: Callable[..., Harness]) -> None:
+    made = harness()
+    connections = made.join(0, text="x" * 300_000), made.join(1, text="x" * 300_000)
+    assert all("joined" in connection.receive_one() for connection in connections)
+
+
+def test_the_port_is_free_for_jax_once_all_have_joined(harness: Callable[..., Harness]) -> None:
+    made = harness()
+    made.join_both()
+    socket.create_server(("127.0.0.1", made.port)).close()
+
+
+def test_the_server_stops_when_all_processes_are_done(harness: Callable[..., Harness]) -> None:
+    made = harness()
+    first, second = made.join_both()
+    heartbeat(first, 3, "other", done=True)
+    heartbeat(second, 3, "other", done=True)
+    assert receive(second, "all_done") == {"all_done": True}
+    made.server.join(5)
+    assert not made.server.is_alive()
+
+
+def test_a_process_whose_connection_closes_has_died(harness: Callable[..., Harness]) -> None:
+    first, second = harness().join_both()
+    heartbeat(second, 7, "step")
+    second.close()
+    assert receive(first, "abort") == {
+        "abort": "process 1 (host h), last heard from in step 7 (step), has died",
+        "code": 75,
+    }
+
+
+def test_a_process_that_fails_gives_its_error_and_exit_code_to_all(harness: Callable[..., Harness]) -> None:
+    first, second = harness().join_both()
+    second.send(failed="ConfigError: no", code=2)
+    assert receive(first, "abort") == {
+        "abort": "process 1 (host h), last heard from in step 0 (start), failed: ConfigError: no",
+        "code": 2,
+    }
+
+
+def test_a_process_without_heartbeats_aborts_the_run(harness: Callable[..., Harness]) -> None:
+    first, _ = harness(limit=0.4).join_both()
+    assert receive(first, "abort")["abort"].startswith("no heartbeat for 0.4 s from process 0 (host h), last heard")
+
+
+def test_a_process_that_keeps_the_others_waiting_aborts_the_run(harness: Callable[..., Harness]) -> None:
+    first, second = harness(limit=10).join_both()
+    heartbeat(first, 6, "step", unchanged=10)
+    heartbeat(second, 5, "data", unchanged=10)
+    assert receive(first, "abort") == {
+        "abort": "all others have waited for 10 s for process 1 (host h), last heard from in step 5 (data)",
+        "code": 75,
+    }
+
+
+def test_a_process_in_a_collective_is_not_stuck(harness: Callable[..., Harness]) -> None:
+    first, second = harness(limit=10).join_both()
+    heartbeat(first, 6, "step", unchanged=10)
+    heartbeat(second, 5, "step", unchanged=10)
+    heartbeat(first, 6, "step", unchanged=10, done=True)
+    heartbeat(second, 5, "step", unchanged=10, done=True)
+    receive(first, "all_done")
+
+
+def test_a_coordinator_that_does_not_answer_is_named_with_its_address() -> None:
+    info = ProcessInfo("here", f"127.0.0.1:{launch.free_port()}", 2, 1)
+    message = f"no coordinator at {info.coordinator_address} in 0.5 s: Connection refused. Check"
+    with pytest.raises(SystemExit, match=message):
+        join(info, {}, join_seconds=0.5, deadline=0)
+
+
+def test_a_process_0_whose_port_is_taken_by_another_program_reports_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            with other.accept()[0] as visitor:
+                visitor.sendall(b"\0\0\4")  # as jax's own service does
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        info = ProcessInfo("here", f"127.0.0.1:{other.getsockname()[1]}", 2, 0)
+        with pytest.raises(SystemExit, match="another program answers there, or a run that has already started"):
+            join(info, {}, join_seconds=0.2, deadline=0)
+        thread.join()
+
+
+def test_a_user_error_that_the_server_finds_is_a_config_error(harness: Callable[..., Harness]) -> None:
+    made = harness()
+    made.join(1)
+    with pytest.raises(ConfigError, match="two processes have the id 1"):
+        join(ProcessInfo("here", f"127.0.0.1:{made.port}", 2, 1), {}, join_seconds=5, deadline=0)
