@@ -470,7 +470,7 @@ def test_help_comes_from_docstrings_for_the_program_every_group_and_every_verb(c
     assert "{train,explain,verify,evaluate,predict,data,launch,completion}" in top
     assert "Train an experiment, or resume its run." in top
     assert call("data").out == call("data", "--help").out
-    assert "Build a data set: a folder of files with a card." in call("data").out
+    assert "Build a dataset: a folder of files with a card." in call("data").out
     for words, shown in (
         ("train --help", "FILE[:FUNCTION]"),
         ("evaluate --help", "The saved step; the latest by default."),

@@ -92,7 +92,7 @@ def test_a_function_that_cannot_be_used_is_refused_with_the_reason(tmp_path, nam
 def test_functions_come_in_the_order_of_the_file_and_without_those_that_it_imports(tmp_path):
     file = tmp_path / "several.py"
     file.write_text(
-        f"{HEAD}from functools import wraps\nfrom test_files import imported\n\n\n@functools.cache\ndef zebra() -> E:\n"
+        f"{HEAD}from functools import wraps\nfrom test_experiment_files import imported\n\n\n@functools.cache\ndef zebra() -> E:\n"
         "    return make(1)\n\n\ndef apple() -> E:\n    return make(2)\n\n\nconfig = E\nerror = ConfigError\n"
     )
     assert list(functions(load_code(file), Experiment)) == ["zebra", "apple"]

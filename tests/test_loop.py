@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import test_record
+import test_metrics_log
 import tiny
 
 from jaxtrain import Mean, Program
@@ -141,7 +141,7 @@ def test_after_a_kill_and_a_resume_every_step_of_every_split_is_written_once_and
 def shown(folder: Path) -> dict[str, list[int]]:
     """The steps by split that TensorBoard shows of the loss: the start of a session hides all later ones before it."""
     steps: dict[str, list[int]] = {}
-    for event in test_record.board(folder):
+    for event in test_metrics_log.tensorboard_events(folder):
         if event.HasField("session_log"):
             steps = {split: [step for step in before if step < event.step] for split, before in steps.items()}
         for value in event.summary.value:

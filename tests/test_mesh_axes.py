@@ -131,9 +131,9 @@ def test_microbatches_that_do_not_divide_the_rows_of_a_device_name_its_axes():
 
 OTHER_MEANINGS = {
     # A folder, a room or a command by this name, and what the clock accounts for.
-    "data": {"registry", "main", "combine", "stored", "clock", "folder", "journal", "train", "rendezvous"},
+    "data": {"registry", "main", "combine", "stored", "clock", "folder", "journal", "train", "rendezvous", "server"},
     # A column of a table.
-    "stage": {"databench", "measure"},
+    "stage": {"report", "measure", "stopwatch"},
 }
 """String constants of these modules that mean something else than the mesh axis of this name."""
 

@@ -20,7 +20,7 @@ from jaxtrain import ZERO1, Experiment, Layout, Program, eval_step, init_state, 
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.experiment.validate import replicated_leaves
 from jaxtrain.models import Model
-from jaxtrain.optimizers import SGD, AdamW, ConstantRate, Muon, Optimizer, averaged
+from jaxtrain.optimizers import SGD, AdamW, ConstantRate, Muon, Optimizer, Standard, averaged
 from jaxtrain.tasks import Regression
 from jaxtrain.train import train
 
@@ -52,7 +52,7 @@ def test_evaluating_and_predicting_leave_the_state_and_the_batch_as_they_are(ver
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built(Optimizer):
+class Built(Standard):
     """An optimizer around any transformation."""
 
     make: Callable[[], optax.GradientTransformation]
@@ -62,7 +62,7 @@ class Built(Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Factored(Optimizer):
+class Factored(Standard):
     """Adafactor's second moments: of a matrix only the means of its rows and of its columns."""
 
     def scale(self) -> optax.GradientTransformation:

@@ -58,7 +58,7 @@ def close(found: Any, expected: Any) -> None:
 def expected_rows(model: Transformer, params: Any, ids: np.ndarray, segments: Any = None, **more: Any) -> list[Any]:
     """The logits of every row, and the scores of its routers."""
     segments = [None] * len(ids) if segments is None else segments
-    heads, chosen = model.blocks.heads, model.blocks.experts.chosen
+    heads, chosen = model.blocks.heads, model.blocks.experts.top_k
     return [
         reference.transformer(wide(params), row, heads, model.causal, model.pooled, own, chosen, **more)
         for row, own in zip(ids, segments, strict=True)

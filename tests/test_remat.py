@@ -48,7 +48,7 @@ def kept(name: str, **changes: Any) -> list[jax.ShapeDtypeStruct]:
 def residuals(model: Model, inputs: jax.Array, within: Any = None) -> list[jax.ShapeDtypeStruct]:
     with within or contextlib.nullcontext():
         backward = jax.eval_shape(
-            lambda params: jax.vjp(lambda params: model.apply(params, inputs), params)[1], parameters(model, inputs)
+            lambda params: jax.vjp(lambda params: model.apply(params, inputs)[0], params)[1], parameters(model, inputs)
         )
     return jax.tree.leaves(backward)
 
@@ -72,7 +72,7 @@ def test_full_remat_keeps_of_every_block_its_parameters_and_its_input_and_nothin
 @pytest.mark.parametrize("name", ["decoder", "encoder", "vit"])
 def test_remat_of_all_but_dots_keeps_the_outputs_of_weight_matmuls_as_well(name: str) -> None:
     outputs = [(B, L, D), (B, L, KV), (B, L, KV), (B, L, D), (B, L, M), (B, L, M)]
-    # Query, key, value, attended, gate, up; what comes down is added to the residual stream, whose gradient needs it not.
+    # Query, key, value, attention output, gate, up; what comes down is added to the residual stream, whose gradient needs it not.
     more = of_blocks(kept(name, remat="dots"))
     more.subtract(of_blocks(kept(name, remat="full")))
     assert +more == Counter(outputs)
@@ -116,7 +116,7 @@ def test_a_deeper_model_is_traced_to_as_many_equations_as_a_flat_one(name: str) 
 
     def traced(layers: int) -> list[Any]:
         model = make(replace(SMALL, layers=layers))
-        return equations(jax.grad(lambda params: model.apply(params, inputs).sum()), parameters(model, inputs))
+        return equations(jax.grad(lambda params: model.apply(params, inputs)[0].sum()), parameters(model, inputs))
 
     flat, deep = (Counter(each.primitive.name for each in traced(layers)) for layers in (2, 9))
     assert flat == deep
@@ -126,5 +126,5 @@ def test_a_deeper_model_is_traced_to_as_many_equations_as_a_flat_one(name: str) 
 
 def test_recomputed_blocks_have_no_barriers_against_common_subexpressions_for_the_scan_is_one_already() -> None:
     model = Transformer(vocab=20, blocks=replace(SMALL, remat="full"))
-    found = equations(jax.grad(lambda params: model.apply(params, TOKENS).sum()), parameters(model, TOKENS))
+    found = equations(jax.grad(lambda params: model.apply(params, TOKENS)[0].sum()), parameters(model, TOKENS))
     assert {each.params["prevent_cse"] for each in found if "prevent_cse" in each.params} == {False}

@@ -15,7 +15,7 @@ from jaxtrain.base.errors import ConfigError, Damaged, ExitCode
 from jaxtrain.cli import main as cli
 from jaxtrain.cli.terminal import Output, report_error, show_tracebacks
 from jaxtrain.runs.console import Console
-from jaxtrain.runs.metrics_log import read_metrics
+from jaxtrain.runs.metrics_log import read_lines
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,7 +169,7 @@ def test_output_that_cannot_be_written_is_an_error_with_its_reason(done):
 )
 def test_a_run_whose_console_is_lost_goes_on_to_its_end(folder, done, name, run):
     assert done(name).code == 0
-    steps = [line["step"] for line in read_metrics(folder / run / "metrics.jsonl") if line["split"] == "train"]
+    steps = [line["step"] for line in read_lines(folder / run / "metrics.jsonl") if line["split"] == "train"]
     assert steps == list(range(1, 21))
     assert (folder / run / "checkpoints" / "20").is_dir()
 
@@ -256,7 +256,7 @@ def test_a_console_that_fails_once_is_not_tried_again(error, terminal):
         console.step(step)
         console.metrics(step, "train", {"loss": 1.0})
     tries = stream.tries  # tqdm tries a few times itself
-    console.say("more")
+    console.print("more")
     console.close()
     assert stream.tries == tries
 

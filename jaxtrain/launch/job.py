@@ -85,9 +85,10 @@ def check_devices(job: Job, experiment: Experiment) -> str:
     for name in job.env:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise ConfigError(f"--env {name}: not a valid name of an environment variable")
-    if devices > 1 and not experiment.layout.mesh:
+    if devices > 1 and experiment.layout.one_device:
         raise ConfigError(
-            f'layout.mesh: {{}} is one device, but the job has {devices}: set {{"data": -1}} to use all of them'
+            f"layout.mesh: {dict(experiment.layout.mesh)} is one device, but the job has {devices}: "
+            'set {"data": -1} to use all of them'
         )
     mesh = explain(experiment, devices).splitlines()[0]
     return f"{processes} process{'es' if processes > 1 else ''}, {mesh}"
