@@ -26,7 +26,7 @@ class Schedule(ABC):
     """Steps of warm-up."""
 
     def build(self, steps: int) -> optax.Schedule:
-        """Step to learning rate, for a run of so many steps. Raises ConfigError if the warm-up does not fit in."""
+        """Step to learning rate, for a run of `steps` updates. Raises ConfigError if the warm-up does not fit in."""
         if not 0 <= self.warmup <= steps:
             raise ConfigError(f"optimizer.schedule.warmup: {self.warmup} steps do not fit in a run of {steps}")
         rise = optax.linear_schedule(0.0, self.peak, self.warmup)

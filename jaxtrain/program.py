@@ -56,7 +56,7 @@ Batches = Generator[dict[str, jax.Array], None, None]
 
 
 class Program:
-    """An experiment compiled for a mesh: its steps as functions of global arrays, and the way rows get there."""
+    """An experiment compiled for a mesh: its steps as functions of global arrays, and the batches to give them."""
 
     def __init__(self, experiment: Experiment, devices: Sequence[jax.Device] | None = None):
         """Traces, but puts nothing on a device. Raises ConfigError where layout, model and batch do not fit."""
@@ -98,10 +98,10 @@ class Program:
         return lowered
 
     def notes(self, lowered: jax.stages.Lowered) -> dict[str, list[str]]:
-        """What the log says of a lowered step: what the model chose, such as its attention, and on several devices the
-        parameters that are replicated because their dims have no names.
+        """What the log records of a lowered step: the choices of the model, such as its attention; on several devices
+        also the parameters that are replicated because their dims have no names.
         """
-        leaves = unnamed(abstract_params(self.experiment.task, self.experiment.data.example()))
+        leaves = unnamed(abstract_params(self.experiment.task, self._example))
         return notes(lowered) | ({"unnamed_parameters": leaves} if leaves and self.mesh.size > 1 else {})
 
     @functools.cached_property
@@ -110,7 +110,7 @@ class Program:
         return self.lower().compile()
 
     def init(self) -> TrainState:
-        """The state before the first step, born on the devices where its parts belong."""
+        """The state before the first step, initialised in its shards."""
         with self.scope():
             return self._init()
 
@@ -142,5 +142,5 @@ class Program:
 
 
 def fetched(state: TrainState) -> TrainState:
-    """The same, with all that the optimizer keeps in the memory of the devices."""
+    """The state with the optimizer state copied from host to device memory."""
     return replace(state, opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device))

@@ -56,14 +56,14 @@ def full_batch(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> t
 
 
 def microbatched(count: int, axes: tuple[str, ...] = ()) -> Gradients:
-    """The same in `count` parts, one after another, for a batch whose activations do not fit.
+    """Gradient accumulation over `count` microbatches, for a batch whose activations do not fit.
 
-    Along the mesh `axes`, which split rows alone, every device adds up its own microbatches first, and devices are
-    summed once, at the end.
+    Along the mesh `axes`, which split rows alone, every device adds up its own microbatches first; devices are summed
+    once, at the end.
     """
 
     def local(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> Any:
-        # Strided, so that the rows of a part lie on every device as the rows of the batch do.
+        # Strided, so that the rows of a microbatch are sharded as the rows of the batch are.
         parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), (dict(batch), keys_B))
         add = functools.partial(jax.tree.map, jnp.add)
         shapes = jax.eval_shape(lambda: full_batch(task, params, *jax.tree.map(lambda x: x[0], parts)))
@@ -79,7 +79,7 @@ def microbatched(count: int, axes: tuple[str, ...] = ()) -> Gradients:
             in_specs=(P(), P(axes), P(axes)),
             out_specs=P(),
             axis_names=set(axes),
-            check_vma=False,  # else the sum over devices would be put inside the loop, once a part
+            check_vma=False,  # else the sum over devices would be put inside the loop, once a microbatch
         )
         return split(params, dict(batch), keys_B)
 

@@ -28,7 +28,7 @@ LIMIT = 2e-5
 BYTES, SLACK = 1.05, 2048
 """A device may send this factor times the bytes of the textbook, and this many more, for metrics and softmax sums."""
 
-IGNORED = 64
+SMALLEST = 64
 """Arrays of fewer bytes are not counted."""
 
 QUICKLY: dict[str, str | bool] = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True}
@@ -107,7 +107,7 @@ def judge(
     loss = float(np.max(differences))  # unlike Python's, it does not pass over a NaN
     off = {path: float(np.linalg.norm(gradient[path] - leaf)) for path, leaf in reference[1].items()}
     norm = math.hypot(*(float(np.linalg.norm(leaf)) for leaf in reference[1].values())) or 1.0
-    found = collectives(compiled.as_text() or "", mesh, IGNORED)
+    found = collectives(compiled.as_text() or "", mesh, SMALLEST)
     expected = textbook(program.experiment, program.mesh)
     # If a model does not describe its activations, only the mesh axes that split rows are judged: over these only
     # parameters and gradients are sent.
@@ -138,7 +138,7 @@ def _culprits(expected: Counter[Any], program: Program) -> Iterator[str]:
     mesh, sizes = program.mesh.shape, _sizes(program)
     with _own_source_lines():
         text = program.lower().compile().as_text() or ""
-    found = collectives(text, mesh, IGNORED)
+    found = collectives(text, mesh, SMALLEST)
     times = counted(found) - expected
     extra = {key: moved(key, mesh) * count for key, count in times.items()}
     for key, bytes in sorted(extra.items(), key=lambda item: -item[1])[:5]:

@@ -34,7 +34,7 @@ def report_error(error: BaseException) -> int:
     if isinstance(error, Damaged):
         print(
             "`jaxtrain data check` names all damage of a built dataset; the source Tolerant(source, limit) goes on "
-            "without up to so many records",
+            "without up to `limit` records",
             file=sys.stderr,
         )
     if isinstance(error, ConfigError):

@@ -15,7 +15,6 @@ from jaxtrain.base.errors import ConfigError, nearest
 
 Rule = str | tuple[str, ...] | None
 
-
 RULES: Mapping[str, Rule] = {
     # dims of a batch and of activations
     "batch": ("data", "fsdp", "expert", "stage"),
@@ -35,12 +34,10 @@ RULES: Mapping[str, Rule] = {
 }
 """The standard table. A mesh axis that is absent splits nothing, so one table serves every mesh."""
 
-
 MEGATRON: Mapping[str, Rule] = {**RULES, "residual_length": ("context", "tensor")}
 """Sequence parallelism (Korthikanti et al. 2022, arXiv:2205.05198): between blocks, activations are split by
 length over the `tensor` axis, which splits heads and mlp within them.
 """
-
 
 ZERO1: Mapping[str, Rule] = {"embed": ("fsdp", "data")}
 """For `Layout.optimizer_rules`: the optimizer state is sharded over `data`, the parameters are replicated
@@ -241,5 +238,5 @@ class Layout:
         return tuple(axis for axis in rows if axis not in others and (sizes is None or sizes.get(axis, 1) > 1))
 
     def batch_sharding(self, mesh: Mesh | AbstractMesh, batch_size: int) -> NamedSharding:
-        """Where the rows of a batch of so many live."""
+        """The sharding of a batch of `batch_size` rows."""
         return NamedSharding(mesh, self.spec(("batch",), mesh.shape, (batch_size,), f"a batch of {batch_size}"))

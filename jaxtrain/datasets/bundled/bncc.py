@@ -9,7 +9,7 @@ import numpy as np
 from jaxtrain.base.packages import pinned_content
 from jaxtrain.data.sources.base import Example, Source
 
-SHA256 = "892f7131657ed8706877b066c391b24cc5906c1359ec57ce68603e1b49851dfc"
+SKILLS_SHA256 = "892f7131657ed8706877b066c391b24cc5906c1359ec57ce68603e1b49851dfc"
 """The hash of ensino-fundamental.json in bncc 0.5.1."""
 
 SUBJECTS = {
@@ -42,12 +42,12 @@ class Skills(Source):
 
     def identity(self) -> str:
         """The file's sha256, which is checked when it is read."""
-        return f"bncc:{SHA256[:16]}"
+        return f"bncc:{SKILLS_SHA256[:16]}"
 
 
 @lru_cache(maxsize=1)
 def _load() -> list[tuple[str, int]]:
-    content = pinned_content("bncc==0.5.1", "bncc/dados/ensino-fundamental.json", SHA256)
+    content = pinned_content("bncc==0.5.1", "bncc/dados/ensino-fundamental.json", SKILLS_SHA256)
     subjects = list(SUBJECTS)
     skills = json.loads(content)["habilidades"]
     return [(skill["texto"], subjects.index(skill["componente"].removeprefix("ef-comp-"))) for skill in skills]

