@@ -184,7 +184,7 @@ def same(name: str, layout: Layout, microbatches: int = 1) -> None:
 @pytest.mark.parametrize(
     ("name", "layout", "microbatches"),
     [
-        ("deep", Layout({"stage": 4}), 4),
+        slow("deep", Layout({"stage": 4}), 4),
         slow("rounds", Layout({"stage": 2}), 4),
         slow("deep", Layout({"expert": 2, "stage": 2}, {**RULES, "layers": ("expert", "stage")}), 4),
         slow("rounds", Layout({"data": 4, "stage": 2}), 2),
@@ -289,7 +289,7 @@ ALL = {"data": 2, "fsdp": 2, "tensor": 2}
 @pytest.mark.parametrize(
     ("mesh", "rules"),
     [
-        (ALL, "RULES"),
+        slow(ALL, "RULES"),
         slow({"fsdp": 2, "tensor": 4}, "RULES"),
         slow({"fsdp": 4, "tensor": 2}, "MEGATRON"),
         slow(ALL, "MEGATRON"),

@@ -109,7 +109,9 @@ def test_an_evaluation_gives_the_sums_of_all_batches_in_their_order_and_their_la
     assert evaluate(program, state, data)["loss"] == float(total) / float(weight)
 
 
-@pytest.mark.parametrize(("log_every", "trained"), [(1, list(range(1, 13))), (5, [5, 10, 12])])
+@pytest.mark.parametrize(
+    ("log_every", "trained"), [(1, list(range(1, 13))), pytest.param(5, [5, 10, 12], marks=pytest.mark.slow)]
+)
 def test_after_a_kill_and_a_resume_every_step_of_every_split_is_written_once_and_in_order(
     log_every: int, trained: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,8 +68,8 @@ def trained(experiment: Experiment) -> tuple[list[float], Counter]:
     ("layout", "microbatches", "blocks"),
     [
         (Layout({"data": 4}), 2, {}),
-        (Layout({"data": 2, "fsdp": 2, "tensor": 2}), 2, {}),
-        (Layout({"data": 2, "stage": 2}), 2, {}),
+        slow(Layout({"data": 2, "fsdp": 2, "tensor": 2}), 2, {}),
+        slow(Layout({"data": 2, "stage": 2}), 2, {}),
         slow(Layout({"data": 2, "fsdp": 2}, optimizer_rules=ZERO1), 1, {}),
         slow(Layout({"context": 2}), 1, {}),
         slow(Layout({"data": 2, "expert": 2}), 2, {"experts": Experts(count=4)}),

@@ -131,6 +131,7 @@ def test_a_noticed_mutant_is_killed_another_survives_and_the_repository_is_as_be
     assert sorted(path.name for path in repository.iterdir()) == [".git", "code_under_test.py", "test_code.py"]
 
 
+@pytest.mark.slow
 def test_a_mutant_that_never_ends_times_out(repository: Path) -> None:
     [(_, outcome, _)] = mutate.run(repository, [of("n -= 1", "n += 0")], limit=5, jobs=1, baseline=False)
     assert outcome == "timed out"

@@ -216,7 +216,7 @@ def test_metrics_are_fetched_from_the_device_once_a_period_when_the_next_one_has
     assert fetched_after == [8, 12, 12]
 
 
-@pytest.mark.parametrize("saved", [4, 8, 12])
+@pytest.mark.parametrize("saved", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (8, 12))])
 def test_a_run_killed_as_soon_as_a_checkpoint_is_durable_has_every_line_of_metrics_once(
     saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +247,7 @@ def test_a_batch_that_was_left_on_the_host_stops_the_run(tmp_path: Path, monkeyp
         train(replace(tiny.main(), runtime=Runtime(log_every=20)), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_language_model_on_windows_of_text_predicts_from_texts_of_any_length(tmp_path: Path) -> None:
     source = Take(Windows(Arrays({"text": ["abcabcabc" * 20] * 4}), 16), 40)
     experiment = replace(
@@ -262,6 +263,7 @@ def _leaves(tree: object) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 def test_a_run_of_many_devices_is_evaluated_to_the_same_scores_on_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
