@@ -67,7 +67,7 @@ def trained(experiment: Experiment) -> tuple[list[float], Counter]:
 @pytest.mark.parametrize(
     ("layout", "microbatches", "blocks"),
     [
-        (Layout({"data": 4}), 2, {}),
+        slow(Layout({"data": 4}), 2, {}),
         slow(Layout({"data": 2, "fsdp": 2, "tensor": 2}), 2, {}),
         slow(Layout({"data": 2, "stage": 2}), 2, {}),
         slow(Layout({"data": 2, "fsdp": 2}, optimizer_rules=ZERO1), 1, {}),

@@ -184,7 +184,7 @@ def test_parameters_in_bf16_have_gradients_and_moments_in_bf16_and_an_average_in
     ("optimizer", "layout", "microbatches"),
     [
         (AdamW(schedule=ConstantRate(peak=1e-2), ema=0.9), Layout(), 1),
-        (Muon(schedule=ConstantRate(peak=1e-2), ema=0.9), Layout({"fsdp": 2}), 1),
+        pytest.param(Muon(schedule=ConstantRate(peak=1e-2), ema=0.9), Layout({"fsdp": 2}), 1, marks=pytest.mark.slow),
         (Lion(schedule=ConstantRate(peak=3e-3)), Layout({"data": 2}), 2),
     ],
     ids=["AdamW", "Muon", "Lion"],

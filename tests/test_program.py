@@ -151,6 +151,7 @@ def test_what_is_replicated_although_its_parameter_is_split_is_named_with_its_by
     assert replicated_leaves(experiment, Program(experiment, jax.devices()[:2]).state) == found
 
 
+@pytest.mark.slow
 def test_a_run_and_its_explanation_say_what_is_replicated_although_its_parameter_is_split(tmp_path: Path):
     experiment = replace(with_optimizer(Factored(), Layout({"fsdp": 8})), steps=1)
     train(experiment, tmp_path / "run")

@@ -81,6 +81,7 @@ def test_best_fit_wastes_little(tmp_path):
     assert len(Packed(paths, 511)) <= 1.02 * least
 
 
+@pytest.mark.slow
 def test_a_packed_document_is_scored_as_if_it_were_alone(paths):
     plan_packing(paths, 255)
     row = Packed(paths, 255)[1]

@@ -127,6 +127,7 @@ def test_a_users_model_is_shrunk_and_described_by_itself(capsys):
     assert 0.9 < float(row.split()[-2]) <= 1.05  # its bytes over those of the formulas
 
 
+@pytest.mark.slow
 def test_of_a_model_that_does_not_describe_itself_only_parameters_and_gradients_are_judged(capsys):
     assert verify(series(Unknown()), jax.devices(), [{"data": 2, "tensor": 4}])
     said = capsys.readouterr().out
