@@ -21,6 +21,7 @@ from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.experiment.validate import replicated_leaves
 from jaxtrain.models import Model
 from jaxtrain.optimizers import SGD, AdamW, ConstantRate, Muon, Optimizer, Standard, averaged
+from jaxtrain.sharding.layout import plain
 from jaxtrain.tasks import Regression
 from jaxtrain.train import train
 
@@ -262,3 +263,14 @@ def test_a_foreign_state_with_a_field_named_average_is_not_evaluated():
         used = kernel(state) if ema is None else np.asarray(averaged(state.params, state.opt_state)["kernel"])[:, 0]
         np.testing.assert_allclose(values, X @ used, rtol=1e-5)
         assert np.abs(values).max() > 0.1
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_seed_of_an_experiment_is_split_into_a_key_for_parameters_and_one_for_steps(seed):
+    experiment = replace(tiny.main(), seed=seed)
+    state, example = Program(experiment, jax.devices()[:1]).init(), experiment.data.example()
+    for_params, for_steps = jax.random.split(jax.random.key(seed))
+    assert jnp.array_equal(jax.random.key_data(state.key), jax.random.key_data(for_steps))
+    expected = jax.tree.leaves(plain(experiment.task.init(for_params, example)))
+    for found, one in zip(jax.tree.leaves(state.params), expected, strict=True):
+        np.testing.assert_allclose(found, one, rtol=1e-6)
