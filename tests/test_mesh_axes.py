@@ -121,6 +121,11 @@ def test_gradients_of_microbatches_are_summed_over_two_row_axes_once_at_the_end(
     assert kernels <= sent.keys()
 
 
+def test_cutting_a_batch_into_microbatches_moves_no_row_between_devices():
+    _, sent = trained(on(Layout({"fsdp": 2}), 2))
+    assert {kind for kind, _, _ in sent} == {"all-gather", "all-reduce"}  # no all-to-all, no permute
+
+
 def test_microbatches_that_do_not_divide_the_rows_of_a_device_name_its_axes():
     rules = {**RULES, "batch": ("pod", "data", "fsdp")}
     with pytest.raises(ConfigError, match=r"^microbatches: 8 do not divide a batch of 16 on pod=2 × data=2$"):
