@@ -65,7 +65,7 @@ def explain(experiment: Fields, devices: int | None = None) -> None:
     """Show where every array of an experiment would live.
 
     Args:
-        devices: How many devices to think of; those that are here by default.
+        devices: Number of devices; those of this machine by default.
     """
     from jaxtrain.analysis.explain import explain as describe
 

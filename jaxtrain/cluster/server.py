@@ -73,7 +73,7 @@ def find_silent(statuses: Sequence[Status], now: float, limit: float) -> list[in
 def find_stuck(statuses: Sequence[Status], limit: float) -> list[int]:
     """The processes that keep all others waiting, where nothing has changed for `limit` seconds.
 
-    They are those that are furthest behind. Within a step none of them is: there all wait for each other.
+    These are the processes furthest behind. Within a step there are none, since all wait for each other there.
     """
     if any(status.unchanged < limit or status.phase not in LOOP_PHASES for status in statuses):
         return []

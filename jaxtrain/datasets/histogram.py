@@ -26,7 +26,7 @@ class Histogram:
         self._counts: Counter[int] = Counter()
 
     def add(self, values: np.ndarray) -> None:
-        """Count float64 values; those that are NaN or infinite are left out."""
+        """Count float64 values; NaN and infinities are left out."""
         values = values[np.isfinite(values)]
         if not values.size:
             return

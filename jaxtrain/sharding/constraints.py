@@ -50,7 +50,7 @@ def scope(
 
 
 def _sizes() -> dict[str, int]:
-    """The mesh axes that may still split arrays: those that a shard_map around has made manual have done so already."""
+    """The mesh axes with automatic sharding, by size; axes that an enclosing shard_map made manual are left out."""
     mesh = jax.sharding.get_abstract_mesh()
     if _SCOPE.get() is None or mesh.empty:
         return {}
