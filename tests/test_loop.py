@@ -16,6 +16,7 @@ import tiny
 from jaxtrain import Mean, Program
 from jaxtrain.data import Pipeline
 from jaxtrain.evaluate import evaluate
+from jaxtrain.experiment import Retention
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.journal import Journal, Metrics
 from jaxtrain.train import train
@@ -138,6 +139,23 @@ def test_after_a_kill_and_a_resume_every_step_of_every_split_is_written_once_and
     assert shown(run.folder) == {
         split: [step for step, of in found if of == split] for split in ("train", "validation")
     }
+
+
+def test_the_best_checkpoint_by_the_scores_of_its_own_step_stays_and_the_last_step_is_saved(tmp_path: Path) -> None:
+    # The loss falls, so the highest one is the first: it stays only if it was saved with its score.
+    keep = Retention(last=1, best="validation/loss", mode="max")
+    runtime = replace(tiny.main().runtime, eval_every=2, save_every=2, keep=keep)
+    run, _ = train(replace(tiny.main(), steps=5, runtime=runtime), tmp_path / "run")
+    losses = {line["step"]: line["loss"] for line in run.metrics() if line["split"] == "validation"}
+    assert max(losses, key=losses.__getitem__) == 2
+    with run.checkpoints(read_only=True) as checkpoints:
+        assert (checkpoints.best(), checkpoints.steps()) == (2, [2, 5])
+
+
+def test_compiler_options_reach_the_compiler_of_the_step(tmp_path: Path) -> None:
+    runtime = replace(tiny.main().runtime, compiler_options={"xla_no_such_option": "1"})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        train(replace(tiny.main(), runtime=runtime), tmp_path / "run")
 
 
 def shown(folder: Path) -> dict[str, list[int]]:

@@ -8,7 +8,7 @@ import pytest
 import test_layouts
 
 from jaxtrain import ConfigError, Layout, Program
-from jaxtrain.models import Blocks, NGrams, Precision, Transformer, ViT
+from jaxtrain.models import Blocks, NGrams, Precision, Transformer, ViT, transformer
 from jaxtrain.models.attention import BLOCK, attention
 from jaxtrain.models.layers import dot, dropout, rotate
 from jaxtrain.models.ngrams import word_hashes
@@ -206,6 +206,23 @@ def test_what_is_dropped_in_a_row_does_not_depend_on_the_other_rows(name):
     close(applied(model, inputs[order], keys[order], params), together[order])
     assert np.abs(applied(model, inputs, None, params) - together).max() > 1e-3
     assert np.abs(applied(model, inputs, keys[order[[0, 1, 1]]], params) - together).max() > 1e-3
+
+
+def test_every_dropout_of_every_layer_draws_from_keys_of_its_own(monkeypatch):
+    used = []
+
+    def noted(x, rate, keys_B, order_L=None):
+        used.extend(map(bytes, np.asarray(jax.random.key_data(keys_B))))
+        return dropout(x, rate, keys_B, order_L)
+
+    monkeypatch.setattr(transformer, "dropout", noted)
+    model, inputs, _ = MODELS["decoder"]
+    params = parameters(model, inputs.shape, inputs.dtype)
+    with jax.disable_jit():  # so that the scan over layers runs with keys that have values
+        model.apply(params, inputs, jax.random.split(jax.random.key(3), 3))
+    # One after the embedding, and two a layer, each with a key for each of the three rows.
+    assert len(used) == 3 * (1 + 2 * model.blocks.layers)
+    assert len(set(used)) == len(used)
 
 
 def test_remat_and_unroll_change_no_gradient():

@@ -99,6 +99,20 @@ def test_a_language_model_loses_the_log_probability_of_every_next_token_of_real_
     np.testing.assert_allclose(said["log_probabilities"], log_softmax(logits)[:, -1], rtol=1e-4, atol=1e-5)
 
 
+def test_packed_documents_neither_predict_each_other_nor_padding():
+    """Two documents and padding in a row: what counts is written down by hand."""
+    tokens = np.array([[1, 2, 3, 4, 5, 0, 0], [6, 7, 1, 2, 3, 4, 5]], np.int32)
+    segments = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 2, 2, 2, 2, 2, 2]], np.int32)
+    counts = np.array([[1, 1, 0, 1, 0, 0], [0, 1, 1, 1, 1, 1]])  # 4 is the first token of a document, 0 is padding
+    batch = {"tokens": tokens, "segments": segments, "mask": np.array([True, True])}
+    params = state_of(SPEAK, batch).params
+    loss, metrics = jax.jit(lambda params: SPEAK.loss(params, batch, None))(params)
+    logits = SPEAK.model.apply(params, tokens[:, :-1], segments_BL=segments[:, :-1])[0]
+    losses = -np.take_along_axis(log_softmax(logits), tokens[:, 1:, None], -1)[..., 0]
+    assert float(loss.weight) == float(metrics["accuracy"].weight) == counts.sum() == 8
+    assert float(loss) == pytest.approx((losses * counts).sum() / 8, rel=1e-5)
+
+
 def test_next_tokens_are_described_as_bytes():
     said = np.log(np.array([0.1, 0.6, 0.05, 0.2, 0.03, 0.02]))
     assert SPEAK.describe({"log_probabilities": said}).startswith("next: b'\\x01' 0.60  b'\\x03' 0.20")
