@@ -7,20 +7,22 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.experiment.experiment import Experiment
-from jaxtrain.experiment.validate import check_sizes, check_used
+from jaxtrain.experiment.validate import check_sizes, check_used, check_whole_batch
 from jaxtrain.models.notes import notes
-from jaxtrain.models.params import unnamed
-from jaxtrain.optimizers import map_state
+from jaxtrain.models.params import parted, unnamed
+from jaxtrain.optimizers.state import has_narrow, map_state, master_weights
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.sharding.feed import local_rows, put_rows
+from jaxtrain.sharding.layout import named_leaves, path_name
 from jaxtrain.step import TrainState, eval_step, full_batch, init_state, microbatched, predict_step, train_step
 from jaxtrain.tasks.base import Batch
-from jaxtrain.tasks.checks import abstract_params
+from jaxtrain.tasks.checks import abstract_variables
 from jaxtrain.tasks.metrics import Mean
 
 
@@ -33,9 +35,10 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: B
     """
     task, layout, sizes = experiment.task, experiment.layout, mesh.shape
     batch = experiment.data.example() if example is None else example
-    optimizer = experiment.optimizer.build(experiment.steps)
-    named = abstract_params(task, batch)
-    shapes = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0), batch))
+    named = abstract_variables(task, batch)
+    frozen = experiment.optimizer.frozen([path_name(path) for path, _ in named_leaves(named.params)])
+    optimizer = transformation(experiment, named.params)
+    shapes = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0), batch, frozen))
     kept_in = "pinned_host" if layout.offload else None
 
     def place(leaf: jax.ShapeDtypeStruct, spec: P | None = None, memory: str | None = None) -> jax.ShapeDtypeStruct:
@@ -46,9 +49,24 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: B
         return place(leaf, spec, kept_in) if leaf.shape == param.shape else place(leaf)
 
     check_sizes(experiment, sizes)
-    specs, kept = layout.specs(named, sizes), layout.specs(named, sizes, kept=True)
-    opt_state = map_state(optimizer, keep, shapes.opt_state, shapes.params, kept, others=place)
-    return replace(jax.tree.map(place, shapes), params=jax.tree.map(place, shapes.params, specs), opt_state=opt_state)
+    check_whole_batch(experiment, sizes)
+    specs, kept = layout.specs(named.params, sizes), layout.specs(named.params, sizes, kept=True)
+    (params, fixed), (kept, _) = (parted(tree, frozen, "frozen") for tree in (specs, kept))
+    state_specs = layout.specs(named.state, sizes, "model_state")
+    return TrainState(
+        params=jax.tree.map(place, shapes.params, params),
+        opt_state=map_state(optimizer, keep, shapes.opt_state, shapes.params, kept, others=place),
+        step=place(shapes.step),
+        key=place(shapes.key),
+        frozen=jax.tree.map(place, shapes.frozen, fixed),
+        model_state=jax.tree.map(place, shapes.model_state, state_specs),
+    )
+
+
+def transformation(experiment: Experiment, params: Any) -> optax.GradientTransformation:
+    """The optimizer of an experiment whose parameters have these dtypes."""
+    built = experiment.optimizer.build(experiment.steps)
+    return master_weights(built) if has_narrow(params) else built
 
 
 Batches = Generator[dict[str, jax.Array], None, None]
@@ -64,7 +82,8 @@ class Program:
         self.mesh = experiment.layout.make_mesh(devices)
         self._example = example = experiment.data.example()
         self.state = abstract_state(experiment, self.mesh, example)
-        task, optimizer = experiment.task, experiment.optimizer.build(experiment.steps)
+        task, optimizer = experiment.task, transformation(experiment, self.state.params)
+        frozen = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.state.frozen)]
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         everywhere = NamedSharding(self.mesh, P())
         count, staged = experiment.microbatches, experiment.layout.stages(self.mesh.shape)[0] > 1
@@ -72,7 +91,7 @@ class Program:
         gradients = microbatched(count, replicas) if count > 1 and not staged else full_batch
         self._used: set[str] = set()
         self._init = jax.jit(
-            lambda: init_state(task, optimizer, jax.random.key(experiment.seed), example),
+            lambda: init_state(task, optimizer, jax.random.key(experiment.seed), example, frozen),
             out_shardings=shardings,
         )
         fetch = fetched if experiment.layout.offload else lambda state: state
@@ -101,7 +120,7 @@ class Program:
         """What the log records of a lowered step: the choices of the model, such as its attention; on several devices
         also the parameters that are replicated because their dims have no names.
         """
-        leaves = unnamed(abstract_params(self.experiment.task, self._example))
+        leaves = unnamed(abstract_variables(self.experiment.task, self._example).params)
         return notes(lowered) | ({"unnamed_parameters": leaves} if leaves and self.mesh.size > 1 else {})
 
     @functools.cached_property

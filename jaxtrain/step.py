@@ -4,8 +4,8 @@ Not here: jit, mesh, loop, file or clock. A notebook calls `init_state` and `tra
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -13,15 +13,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from jaxtrain.models.base import Params
-from jaxtrain.optimizers import averaged
+from jaxtrain.models.params import Params, merged, parted
+from jaxtrain.models.variables import Context, Variables
+from jaxtrain.optimizers.state import averaged, widened
 from jaxtrain.sharding.layout import plain
-from jaxtrain.tasks.base import Batch, Task
+from jaxtrain.tasks.base import Batch, Loss, Task
 from jaxtrain.tasks.checks import loss_of, prediction_of
 from jaxtrain.tasks.metrics import Mean
 
-Gradients = Callable[[Task, Params, Batch, jax.Array], tuple[Params, Mean, dict[str, Mean]]]
-"""From a task, parameters, a batch and one key a row to the gradient of the *summed* loss, the loss and the metrics."""
+Gradients = Callable[[Task, Params, Variables, Batch, Context], tuple[Params, Loss]]
+"""From a task, the parameters to differentiate by, all other variables, a batch and its context to the gradient of the
+*summed* loss, in f32 at least, and the loss.
+"""
 
 
 @jax.tree_util.register_dataclass
@@ -30,29 +33,59 @@ class TrainState:
     """All that training changes: plain arrays in plain nested dicts, and what optax keeps."""
 
     params: Params
+    """The parameters that are trained."""
     opt_state: Any
     step: jax.Array
     """Updates done, i32[]."""
     key: jax.Array
     """The key that every step's randomness is folded from; it never changes."""
+    frozen: Params = field(default_factory=dict)
+    """The parameters that are not trained: they have neither gradients nor optimizer state."""
+    model_state: Any = field(default_factory=dict)
+    """`Variables.state`."""
+
+    @property
+    def fixed(self) -> Variables:
+        """What gradients are not taken of."""
+        return Variables(self.frozen, self.model_state)
+
+    @property
+    def evaluated(self) -> Variables:
+        """What is evaluated: with the averaged parameters where the optimizer keeps them."""
+        return with_params(averaged(self.params, self.opt_state), self.fixed)
 
 
-def init_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Array, batch: Batch) -> TrainState:
-    """The state before the first step; of `batch` only the shapes matter."""
+def with_params(params: Params, fixed: Variables) -> Variables:
+    """All variables of a task: these parameters and the fixed ones."""
+    return Variables(merged(params, fixed.params), fixed.state)
+
+
+def init_state(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    batch: Batch,
+    frozen: Sequence[str] = (),
+) -> TrainState:
+    """The state before the first step; of `batch` only the shapes matter.
+
+    frozen: path patterns of the parameters that are not trained. Raises ConfigError where one matches nothing.
+    """
     init_key, step_key = jax.random.split(key)
-    params = plain(task.init(init_key, batch))
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), step_key)
+    variables = plain(task.init(init_key, batch))
+    params, fixed = parted(variables.params, frozen, "frozen")
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), step_key, fixed, variables.state)
 
 
-def full_batch(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> tuple[Params, Mean, dict[str, Mean]]:
+def full_batch(task: Task, params: Params, fixed: Variables, batch: Batch, context: Context) -> tuple[Params, Loss]:
     """The gradient of the summed loss over a whole batch at once."""
 
-    def summed(params: Params) -> tuple[jax.Array, tuple[Mean, dict[str, Mean]]]:
-        loss, metrics = loss_of(task, params, batch, keys_B)
-        return loss.total, (loss, metrics)
+    def summed(params: Params) -> tuple[jax.Array, Loss]:
+        loss = loss_of(task, with_params(params, fixed), batch, context)
+        return loss.mean.total, loss
 
-    grads, (loss, metrics) = jax.grad(summed, has_aux=True)(params)
-    return grads, loss, metrics
+    grads, loss = jax.grad(summed, has_aux=True)(params)
+    return jax.tree.map(widened, grads), loss
 
 
 def microbatched(count: int, axes: tuple[str, ...] = ()) -> Gradients:
@@ -62,28 +95,33 @@ def microbatched(count: int, axes: tuple[str, ...] = ()) -> Gradients:
     once, at the end.
     """
 
-    def local(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> Any:
+    def local(task: Task, params: Params, fixed: Variables, batch: Batch, context: Context) -> tuple[Params, Loss]:
+        def gradients(part: tuple[Batch, jax.Array]) -> tuple[Params, Loss]:
+            rows, keys_B = part
+            return full_batch(task, params, fixed, rows, Context(context.step, keys_B, rows["mask"]))
+
         # Strided, so that the rows of a microbatch are sharded as the rows of the batch are.
-        parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), (dict(batch), keys_B))
+        parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), (dict(batch), context.keys_B))
         add = functools.partial(jax.tree.map, jnp.add)
-        shapes = jax.eval_shape(lambda: full_batch(task, params, *jax.tree.map(lambda x: x[0], parts)))
+        shapes = jax.eval_shape(lambda: gradients(jax.tree.map(lambda x: x[0], parts)))
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        sums, _ = jax.lax.scan(lambda sums, part: (add(sums, full_batch(task, params, *part)), None), zeros, parts)
+        sums, _ = jax.lax.scan(lambda sums, part: (add(sums, gradients(part)), None), zeros, parts)
         return jax.lax.psum(sums, axes) if axes else sums
 
-    def gradients(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> Any:
-        if not axes:
-            return local(task, params, batch, keys_B)
+    if not axes:
+        return local
+
+    def over_devices(task: Task, params: Params, fixed: Variables, batch: Batch, context: Context) -> Any:
         split = jax.shard_map(
             functools.partial(local, task),
-            in_specs=(P(), P(axes), P(axes)),
+            in_specs=(P(), P(), P(axes), Context(P(), P(axes), P(axes))),
             out_specs=P(),
             axis_names=set(axes),
             check_vma=False,  # else the sum over devices would be put inside the loop, once a microbatch
         )
-        return split(params, dict(batch), keys_B)
+        return split(params, fixed, dict(batch), context)
 
-    return gradients
+    return over_devices
 
 
 def train_step(
@@ -95,24 +133,26 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Mean]]:
     """One update, and the metrics of the batch before it. Pure: all randomness comes from the state's key and step."""
     keys_B = jax.random.split(jax.random.fold_in(state.key, state.step), batch["mask"].shape[0])
-    summed, loss, metrics = gradients(task, state.params, batch, keys_B)
-    grads = jax.tree.map(lambda grad: (grad / loss.weight).astype(grad.dtype), summed)
+    context = Context(state.step, keys_B, batch["mask"])
+    summed, loss = gradients(task, state.params, state.fixed, batch, context)
+    counts = loss.mean.weight != 0
+    grads = jax.tree.map(lambda grad: grad / loss.mean.weight, summed)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    norm = Mean.of(optax.tree.norm(grads))
-    return TrainState(params, opt_state, state.step + 1, state.key), {
-        "loss": loss,
-        **metrics,
-        "gradient_norm": norm,
-    }
+    model_state = task.advance(with_params(params, state.fixed), loss.statistics)
+    after = replace(state, params=params, opt_state=opt_state, model_state=model_state)
+    state = jax.tree.map(functools.partial(jnp.where, counts), after, state)  # a batch of weight 0 changes nothing
+    norm = Mean.of(optax.tree.norm(grads), counts)
+    metrics = {"loss": loss.mean, **loss.metrics, "gradient_norm": norm}
+    return replace(state, step=state.step + 1), metrics
 
 
 def eval_step(task: Task, state: TrainState, batch: Batch) -> dict[str, Mean]:
     """The metrics of a batch, without dropout, under the averaged parameters where the optimizer keeps them."""
-    loss, metrics = loss_of(task, averaged(state.params, state.opt_state), batch, None)
-    return {"loss": loss, **metrics}
+    loss = loss_of(task, state.evaluated, batch, Context(state.step, None, batch["mask"]))
+    return {"loss": loss.mean, **loss.metrics}
 
 
 def predict_step(task: Task, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
     """The task's predictions under the same parameters as `eval_step`."""
-    return prediction_of(task, averaged(state.params, state.opt_state), batch)
+    return prediction_of(task, state.evaluated, batch)

@@ -13,7 +13,7 @@ from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.models.params import STACKED
 from jaxtrain.models.sizes import Activations
 from jaxtrain.sharding.layout import AxisNamed, Layout, Rule, mesh_axes, named_leaves, path_name
-from jaxtrain.tasks.checks import abstract_params
+from jaxtrain.tasks.checks import abstract_variables
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def describe(experiment: Experiment, mesh: Mesh | AbstractMesh, accelerator: boo
     def split(*names: str) -> tuple[str, ...]:
         return tuple(axis for axis in sizes if any(axis in mesh_axes(layout.rules.get(name)) for name in names))
 
-    leaves = {path_name(path): leaf for path, leaf in named_leaves(abstract_params(task, batch))}
+    leaves = {path_name(path): leaf for path, leaf in named_leaves(abstract_variables(task, batch).params)}
     step = Step(
         mesh=sizes,
         rows=split("batch"),

@@ -3,6 +3,7 @@
 Not here: the time and the peak memory of a step.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +13,13 @@ import jax
 from jaxtrain.base.text import size, table
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.validate import check_used, replicated_leaves
-from jaxtrain.models.params import unnamed
+from jaxtrain.models.params import merged, unnamed
 from jaxtrain.program import abstract_state
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.sharding.layout import Layout, mesh_axes, named_leaves, path_name
 from jaxtrain.sharding.stages import bubble
-from jaxtrain.tasks.checks import abstract_params, loss_of
+from jaxtrain.step import eval_step
+from jaxtrain.tasks.checks import abstract_variables
 
 
 def explain(experiment: Experiment, devices: int) -> str:
@@ -27,12 +29,12 @@ def explain(experiment: Experiment, devices: int) -> str:
     state = abstract_state(experiment, mesh)
     batch, used = experiment.data.example(), set()
     with scope(layout, mesh, experiment.microbatches, used):  # the mesh has to divide activations too
-        jax.eval_shape(lambda params: loss_of(experiment.task, params, batch, None), state.params)
+        jax.eval_shape(functools.partial(eval_step, experiment.task), state, batch)
     check_used(layout, state, used)
-    named = abstract_params(experiment.task, batch)
+    named = abstract_variables(experiment.task, batch).params
     axes = {path_name(path): leaf.axes for path, leaf in named_leaves(named)}
     rows = [("parameter", "shape", "dtype", "axes", "partition spec", "bytes/device", "")]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(merged(state.params, state.frozen)):
         name = path_name(path)
         spec = leaf.sharding.spec
         why = "" if any(spec) or mesh.size == 1 else f"replicated: {_why(axes[name], layout, mesh.shape)}"
@@ -53,9 +55,13 @@ def explain(experiment: Experiment, devices: int) -> str:
     totals = [("", "entries", "bytes", "bytes/device")]
     for name, leaves in (
         ("parameters", jax.tree.leaves(state.params)),
+        ("frozen parameters", jax.tree.leaves(state.frozen)),
+        ("model state", jax.tree.leaves(state.model_state)),
         ("optimizer state", jax.tree.leaves(state.opt_state)),
         (f"batch of {experiment.data.batch_size}", fields),
     ):
+        if not leaves:
+            continue
         entries, total = sum(math.prod(leaf.shape) for leaf in leaves), sum(_global(leaf) for leaf in leaves)
         totals.append((name, f"{entries:,}", size(total), size(sum(map(_local, leaves)))))
     shown = " × ".join(f"{axis} {count}" for axis, count in mesh.shape.items())

@@ -4,7 +4,7 @@ Not here: how a model is made small, which is `Model.shrunk`.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,10 @@ class Recorded(Optimizer):
     def build(self, steps: int) -> optax.GradientTransformation:
         """The inner transformation after a trace without memory."""
         return optax.chain(optax.trace(decay=0.0), self.inner.build(steps))
+
+    def frozen(self, paths: Collection[str]) -> list[str]:
+        """Those of the inner one."""
+        return self.inner.frozen(paths)
 
 
 def shrink(experiment: Experiment, devices: int) -> Experiment:

@@ -44,6 +44,17 @@ def check_sizes(experiment: Experiment, sizes: Mapping[str, int]) -> None:
         raise ConfigError(f"microbatches: {count} do not divide a batch of {data.batch_size}{on and f' on {on}'}")
 
 
+def check_whole_batch(experiment: Experiment, sizes: Mapping[str, int]) -> None:
+    """Raises ConfigError for microbatches and pipeline stages where the loss of a row depends on other rows."""
+    count, (stages, _) = experiment.microbatches, experiment.layout.stages(sizes)
+    if experiment.task.whole_batch and (count > 1 or stages > 1):
+        what = f"microbatches: {count} microbatches" if count > 1 else f"layout.mesh: a pipeline of {stages} stages"
+        raise ConfigError(
+            f"{what} would change the loss of {type(experiment.task).__name__}, which compares all rows of a batch: use "
+            "more devices or remat to save memory"
+        )
+
+
 def check_used(layout: Layout, state: Any, used: Set[str]) -> None:
     """Raises ConfigError for a mesh axis that is for more than rows but splits nothing else: neither a leaf of the
     abstract `state` nor, as those `used`, an activation.

@@ -1,10 +1,11 @@
 """Architectures: frozen configs that build Flax NNX modules whose array dims have names."""
 
 from jaxtrain.models.base import Model
+from jaxtrain.models.batch_norm import BatchNorm
 from jaxtrain.models.experts import Experts
 from jaxtrain.models.layers import Precision
 from jaxtrain.models.ngrams import NGrams
 from jaxtrain.models.transformer import Blocks, Transformer
 from jaxtrain.models.vit import ViT
 
-__all__ = ["Blocks", "Experts", "Model", "NGrams", "Precision", "Transformer", "ViT"]
+__all__ = ["BatchNorm", "Blocks", "Experts", "Model", "NGrams", "Precision", "Transformer", "ViT"]

@@ -12,10 +12,14 @@ import jax
 from flax import nnx
 
 from jaxtrain.models.checks import call_module, check_module
-from jaxtrain.models.params import Axes, Params, graph_of, name_axes, named_params, with_params
+from jaxtrain.models.params import Axes, Graph, at, by_path, graph_of, name_axes, named_variables, with_variables
 from jaxtrain.models.sizes import Activations
+from jaxtrain.models.variables import Context, Extras, Statistics, Sums, Variables
 
 Shaped = jax.Array | jax.ShapeDtypeStruct
+
+PREDICTION = Context()
+"""No step, no dropout, no statistics."""
 
 
 @dataclass(frozen=True)
@@ -31,37 +35,52 @@ class Model(ABC):
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module, with parameters drawn from `rngs`. Of `inputs` only shape and dtype matter.
 
-        It is called as `module(inputs, keys_B)`, where `keys_B` are PRNG keys for dropout, one a row, or None for no
+        It is called as `module(inputs, context)`; `context.keys_B` are PRNG keys for dropout, one a row, or None for no
         dropout. A model of sequences may also take `segments_BL` i[B, L], the document of each position. It returns
         its outputs, or `(outputs, aux_losses)` with a dict of auxiliary losses f32[B] that are added to the loss of
         each row. A layer of Flax's, `nnx.Sequential` for one, is called with `inputs` alone.
 
-        All its variables are `nnx.Param`; a list of layers is an `nnx.List`. Where parameters are split, constrain
+        Its variables are `nnx.Param`, and `nnx.BatchStat` in layers that have `advance(sums)`, as `BatchNorm` has; a
+        list of layers is an `nnx.List`. Where parameters are split, constrain
         activations too, with `jaxtrain.sharding.shard`: what XLA chooses without may be slow or even wrong (a gradient
         of a convolution, in jaxlib 0.10.2). `jaxtrain verify` finds both.
         """
 
-    def init(self, key: jax.Array, inputs: jax.Array) -> Params:
-        """New parameters, `AxisNamed` by the names of their dims. Raises ConfigError for other variables than these."""
-        return named_params(self._build(nnx.Rngs(key), inputs), self.param_axes, type(self).__name__)
+    def init(self, key: jax.Array, inputs: Any) -> Variables:
+        """New arrays, `AxisNamed` by the names of their dims. Raises ConfigError for other variables than these."""
+        return named_variables(self._build(nnx.Rngs(key), inputs), self.param_axes, type(self).__name__)
 
-    def module(self, params: Params, inputs: Shaped) -> nnx.Module:
-        """The module with these parameters (plain arrays), for inputs with these dims after the first."""
-        leaves, structure = jax.tree.flatten(inputs)
-        shapes = tuple(jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for x in leaves)
-        return with_params(graph_of(self._build, structure, shapes), params)
+    def module(self, variables: Variables, inputs: Any) -> nnx.Module:
+        """The module with these (plain) arrays, for inputs with these dims after the first."""
+        return with_variables(self._graph(inputs), variables)
 
     def apply(
-        self, params: Params, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array
-    ) -> tuple[Any, dict[str, jax.Array]]:
-        """The outputs for these parameters (plain arrays), and the auxiliary losses by name, f32[B] each.
+        self, variables: Variables, inputs: Any, context: Context = PREDICTION, **more: jax.Array
+    ) -> tuple[Any, Extras]:
+        """The outputs for these (plain) arrays, and what else comes with them.
 
         more: further arguments of the module, by name. Raises ConfigError where the module does not take them, and
         where it returns something else.
         """
-        module, rows = self.module(params, inputs), jax.tree.leaves(inputs)[0].shape[0]
-        given = (inputs,) if type(module).__module__.startswith("flax.") else (inputs, keys_B)
-        return call_module(module, given, more, rows, type(self).__name__)
+        graph, rows = self._graph(inputs), jax.tree.leaves(inputs)[0].shape[0]
+        module = with_variables(graph, variables)
+        given = (inputs,) if type(module).__module__.startswith("flax.") else (inputs, context)
+        outputs, aux_losses = call_module(module, given, more, rows, type(self).__name__)
+        sums = by_path(nnx.state(module, Sums))
+        return outputs, Extras(aux_losses, Statistics(sums, graph) if sums else {})
+
+    def advance(self, variables: Variables, statistics: Any) -> Any:
+        """The state after a step, from the `Extras.statistics` of its whole batch: each layer's `advance` is called.
+
+        variables: the parameters after the step, the state before it.
+        """
+        if not isinstance(statistics, Statistics):
+            return variables.state
+        module = with_variables(statistics.graph, variables)
+        for path, layer in nnx.iter_graph(module):
+            if hasattr(layer, "advance"):
+                layer.advance(at(statistics.sums, path)["sums"])
+        return by_path(nnx.state(module, nnx.BatchStat))
 
     def shrunk(self, devices: int) -> Self:
         """A small version of this model for `jaxtrain verify`, in f32; itself by default.
@@ -75,6 +94,10 @@ class Model(ABC):
         is sent for parameters and gradients alone.
         """
         return None
+
+    def _graph(self, inputs: Any) -> Graph:
+        leaves, structure = jax.tree.flatten(inputs)
+        return graph_of(self._build, structure, tuple(jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for x in leaves))
 
     def _build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         with nnx.use_eager_sharding(False):  # else Flax takes the names of dims for mesh axes

@@ -42,7 +42,7 @@ def call_module(
     try:
         inspect.signature(type(module).__call__).bind(module, *given, **more)
     except TypeError as error:
-        wanted = ", ".join([*["inputs", "keys_B"][: len(given)], *more])
+        wanted = ", ".join([*["inputs", "context"][: len(given)], *more])
         raise ConfigError(f"{who} is called as module({wanted}): {error}") from error
     result = module(*given, **more)
     if not isinstance(result, tuple):

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Embedding, Linear, Precision, dropout
 from jaxtrain.models.sizes import smaller
+from jaxtrain.models.variables import Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class NGramsModule(nnx.Module):
         self.head = Linear(rngs, (config.width, config.outputs), ("embed", "outputs"), config.precision)
         self.config = config
 
-    def __call__(self, bytes_BL: jax.Array, keys_B: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, bytes_BL: jax.Array, context: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The logits f32[B, O], and no auxiliary losses."""
         words_BW, valid_BW = word_hashes(bytes_BL, self.config.words)
         grams, present = [words_BW], [valid_BW]
@@ -61,7 +62,7 @@ class NGramsModule(nnx.Module):
         weight = jnp.concatenate(present, 1)[..., None].astype(jnp.float32)
         rows = self.table(ids.astype(jnp.int32)) * weight
         mean_BD = rows.sum(1) / jnp.maximum(weight.sum(1), 1) ** 0.5
-        return self.head(dropout(mean_BD, self.config.dropout, keys_B)).astype(jnp.float32), {}
+        return self.head(dropout(mean_BD, self.config.dropout, context.keys_B)).astype(jnp.float32), {}
 
 
 def word_hashes(bytes_BL: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:

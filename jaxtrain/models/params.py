@@ -5,7 +5,7 @@ model computes.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.models.variables import Variables
 from jaxtrain.sharding.layout import AxisNamed, named_leaves, path_name
 
 Params = Any
@@ -26,42 +27,50 @@ STACKED = ("rounds", "layers")
 """The names of the leading dims of parameters that are stacked, one entry a block."""
 
 INSTEAD: tuple[tuple[type, str], ...] = (
-    (nnx.BatchStat, "statistics that training updates are not supported: use nnx.GroupNorm or nnx.LayerNorm"),
-    (nnx.RngState, "draw dropout from the keys of the rows, with jaxtrain.models.layers.dropout(x, rate, keys_B)"),
+    (
+        nnx.RngState,
+        "draw dropout from the keys of the rows, with jaxtrain.models.layers.dropout(x, rate, context.keys_B)",
+    ),
     (object, "make it an nnx.Param if it is trained, else compute it in __call__"),
 )
-"""What to use in place of an array that is no parameter."""
+"""What to use in place of an array that is neither parameter nor state."""
 
 
-def named_params(module: nnx.Module, patterns: Mapping[str, Axes], model: str) -> Params:
-    """The parameters of a module, each with the names of its dims.
+def named_variables(module: nnx.Module, patterns: Mapping[str, Axes], model: str) -> Variables:
+    """The parameters (`nnx.Param`) and the state (`nnx.BatchStat`) of a module, with the names of their dims.
 
     patterns: names by path, such as `{"conv/kernel": (None, None, None, "mlp")}` or `"*/kernel"`; they take precedence
         over the names that a module gives.
     model: the class that error messages name.
 
-    Raises ConfigError for an array that is no `nnx.Param`, and for a pattern that matches no parameter.
+    Raises ConfigError for any other variable, for `nnx.BatchNorm`, and for a pattern that matches no parameter.
     """
-    tree: dict[str, Any] = {}
+    variables = Variables({}, {})
+    for path, layer in nnx.iter_graph(module):
+        if isinstance(layer, nnx.BatchNorm):
+            name = "/".join(map(str, path))
+            raise ConfigError(
+                f"{model}: {name} is an nnx.BatchNorm, whose statistics microbatches would overwrite: use "
+                "jaxtrain.models.BatchNorm(width), called as norm(x, context), or nnx.GroupNorm"
+            )
     found = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(nnx.state(module))}
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in found):
-            raise ConfigError(f"{model}.param_axes: no parameter matches {pattern!r}{nearest(pattern, found)}")
+    check_patterns(patterns, found, f"{model}.param_axes")
     for name, (path, variable) in found.items():
-        if not isinstance(variable, nnx.Param):
+        if not isinstance(variable, nnx.Param | nnx.BatchStat):
             instead = next(words for kind, words in INSTEAD if isinstance(variable, kind))
             raise ConfigError(f"{model}: {name} is {_described(variable)}, not an nnx.Param: {instead}")
         own = [axes for pattern, axes in patterns.items() if fnmatchcase(name, pattern)]
         leaf = AxisNamed(variable.get_value(), own[0] if own else tuple(variable.get_metadata("axes")))
-        _insert(tree, [str(part) for part in path], leaf)
-    return tree
+        kind = variables.params if isinstance(variable, nnx.Param) else variables.state
+        _insert(kind, [str(part) for part in path], leaf)
+    return variables
 
 
 def name_axes(module: nnx.Module) -> nnx.Module:
-    """The module, with `axes` in the metadata of every parameter: the names of its dims that were put there, else those
+    """The module, with `axes` in the metadata of every variable: the names of its dims that were put there, else those
     of Flax's own metadata (`nnx.with_partitioning`), else None for each.
     """
-    for _, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+    for _, variable in nnx.to_flat_state(nnx.state(module, (nnx.Param, nnx.BatchStat))):
         metadata, dims = variable.get_metadata(), variable.get_value().ndim
         flax = tuple(metadata.pop("out_sharding", None) or ())  # left there, Flax would take the names for mesh axes
         variable.set_metadata({"axes": flax + (None,) * (dims - len(flax)), **metadata})
@@ -76,18 +85,60 @@ def unnamed(named: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Graph:
-    """A module without its arrays: the graph definition, and the paths of the arrays."""
+    """A module without its arrays: the graph definition, and the paths of its parameters and of its state."""
 
     definition: Any
-    paths: tuple[tuple[Any, ...], ...]
+    params: tuple[tuple[Any, ...], ...]
+    state: tuple[tuple[Any, ...], ...]
 
 
-def with_params(graph: Graph, params: Params) -> nnx.Module:
-    """The module of this graph with these parameters."""
+def with_variables(graph: Graph, variables: Variables) -> nnx.Module:
+    """The module of this graph with these arrays."""
     tree: dict[Any, Any] = {}
-    for path in graph.paths:  # whose parts are numbers in a list of layers, but strings in `params`
-        _insert(tree, path, functools.reduce(lambda node, part: node[str(part)], path, params))
+    for paths, arrays in ((graph.params, variables.params), (graph.state, variables.state)):
+        for path in paths:  # whose parts are numbers in a list of layers, but strings in `arrays`
+            _insert(tree, path, at(arrays, path))
     return nnx.merge(graph.definition, tree)
+
+
+def at(tree: Mapping[str, Any], path: Iterable[Any]) -> Any:
+    """The node of nested dicts at a path."""
+    return functools.reduce(lambda node, part: node[str(part)], path, tree)
+
+
+def by_path(state: nnx.State) -> dict[str, Any]:
+    """The arrays of a state as nested dicts with strings as keys."""
+    tree: dict[str, Any] = {}
+    for path, variable in nnx.to_flat_state(state):
+        _insert(tree, [str(part) for part in path], variable.get_value())
+    return tree
+
+
+def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of two nested dicts that have none in common, in one."""
+    both = {key: merged(one[key], other[key]) for key in one.keys() & other.keys()}
+    return {**one, **other, **both}
+
+
+def parted(params: Mapping[str, Any], patterns: Sequence[str], setting: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Nested dicts of the leaves whose path matches none of the patterns, and of those whose path matches one.
+
+    Raises ConfigError, naming the setting that holds the patterns, for a pattern that matches nothing.
+    """
+    parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    paths = {path_name(path): (path, leaf) for path, leaf in named_leaves(params)}
+    check_patterns(patterns, paths, setting)
+    for name, (path, leaf) in paths.items():
+        chosen = parts[any(fnmatchcase(name, pattern) for pattern in patterns)]
+        _insert(chosen, [part.key for part in path], leaf)
+    return parts
+
+
+def check_patterns(patterns: Iterable[str], names: Collection[str], setting: str) -> None:
+    """Raises ConfigError, naming the setting that holds the patterns, for a pattern that matches no name."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"{setting}: no parameter matches {pattern!r}{nearest(pattern, names)}")
 
 
 def _described(variable: Any) -> str:
@@ -105,5 +156,6 @@ def graph_of(build: Callable[[nnx.Rngs, Any], nnx.Module], structure: Any, shape
     leaves, which are hashable.
     """
     inputs = jax.tree.unflatten(structure, shapes)
-    definition, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0), inputs)))
-    return Graph(definition, tuple(path for path, _ in nnx.to_flat_state(state)))
+    definition, *states = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0), inputs)), nnx.Param, ...)
+    params, others = (tuple(path for path, _ in nnx.to_flat_state(state)) for state in states)
+    return Graph(definition, params, others)

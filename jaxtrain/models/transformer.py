@@ -24,6 +24,7 @@ from jaxtrain.models.experts import Experts, ExpertsModule
 from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, rotate
 from jaxtrain.models.ring import unzigzag, zigzag
 from jaxtrain.models.sizes import Activations, divide_alike, smaller
+from jaxtrain.models.variables import Context
 from jaxtrain.sharding.constraints import shard, split
 
 
@@ -226,13 +227,13 @@ class TransformerModule(nnx.Module):
         self.config = config
 
     def __call__(
-        self, ids_BL: jax.Array, keys_B: jax.Array | None, segments_BL: jax.Array | None = None
+        self, ids_BL: jax.Array, context: Context, segments_BL: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The logits f32, and the auxiliary losses.
 
         Positions attend only to their own segment. Of a pooled model, padding is one segment and all else another.
         """
-        blocks, valid_BL = self.config.blocks, ids_BL != 0
+        blocks, valid_BL, keys_B = self.config.blocks, ids_BL != 0, context.keys_B
         if self.config.pooled:
             segments_BL = valid_BL.astype(jnp.int32)
         order_L = blocks.order(self.config.causal, ids_BL.shape[1])

@@ -17,6 +17,7 @@ from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Linear, RMSNorm, dropout, fold
 from jaxtrain.models.sizes import Activations
 from jaxtrain.models.transformer import Blocks
+from jaxtrain.models.variables import Context
 from jaxtrain.sharding.constraints import shard
 
 
@@ -58,13 +59,13 @@ class ViTModule(nnx.Module):
         self.head = Linear(rngs, (blocks.width, config.outputs), ("embed", "outputs"), blocks.precision)
         self.config = config
 
-    def __call__(self, image_BYXC: jax.Array, keys_B: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, image_BYXC: jax.Array, context: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The logits f32[B, O], and the auxiliary losses of experts."""
         B, Y, X, C = image_BYXC.shape
         P = self.config.patch
         patches = image_BYXC.reshape(B, Y // P, P, X // P, P, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * P * C)
         x_BLD = self.patches(patches) + shard(self.positions[...], None, None)
         x_BLD = shard(x_BLD.astype(self.config.blocks.precision.activations), "batch", "residual_length", None)
-        x_BLD = dropout(x_BLD, self.config.blocks.dropout, fold(keys_B, self.config.blocks.layers))
-        x_BLD, aux_losses = self.blocks(x_BLD, keys_B, None)
+        x_BLD = dropout(x_BLD, self.config.blocks.dropout, fold(context.keys_B, self.config.blocks.layers))
+        x_BLD, aux_losses = self.blocks(x_BLD, context.keys_B, None)
         return self.head(self.norm(x_BLD).mean(1)).astype(jnp.float32), aux_losses

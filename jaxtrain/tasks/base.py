@@ -1,22 +1,49 @@
-"""The base class of tasks: how parameters are initialised, what their loss on a batch is, and what they predict.
+"""The base class of tasks: how variables are initialised, what their loss on a batch is, and what they predict.
 
 Not here: the update, the mesh, or where batches come from.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.models.base import Model, Params
+from jaxtrain.models.base import Model
+from jaxtrain.models.variables import Context, Extras, Variables
 from jaxtrain.tasks.metrics import Mean
 
 Batch = Mapping[str, Any]
 """Arrays by name, rows on dim 0; `mask` bool[B] is False at rows that only fill up the batch."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Loss:
+    """What a batch comes to. All of it are sums over rows, so that two of them merge by adding their arrays."""
+
+    mean: Mean
+    """What is minimised."""
+    metrics: Mapping[str, Mean] = field(default_factory=dict)
+    """What is logged beside it, by name."""
+    statistics: Any = field(default_factory=dict)
+    """What `Task.advance` gets, once a step, for the whole batch."""
+
+    @classmethod
+    def of(cls, mean: Mean, metrics: Mapping[str, Mean], extras: Extras, weight_B: jax.Array) -> "Loss":
+        """With a model's extras: its auxiliary losses are added to the mean, and each is a metric as is the mean
+        without them, `main_loss`.
+
+        weight_B: the weight of each row in the mean.
+        """
+        if extras.aux_losses:
+            added = {name: Mean.of(losses_B, weight_B) for name, losses_B in extras.aux_losses.items()}
+            metrics = {"main_loss": mean, **metrics, **added}
+            mean = Mean(mean.total + sum(each.total for each in added.values()), mean.weight)
+        return cls(mean, dict(metrics), extras.statistics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,34 +51,45 @@ class Task(ABC):
     """A model and what it is trained for."""
 
     model: Model
-    inputs: str
-    """The field of a batch that the model reads."""
+    inputs: str | tuple[str, ...]
+    """The field of a batch that the model reads, or several, which it then gets as a dict."""
+    whole_batch: ClassVar[bool] = False
+    """Whether the loss of a row depends on other rows, as in contrastive learning: then microbatches and pipeline stages
+    are refused, since they would change it.
+    """
 
-    def init(self, key: jax.Array, batch: Batch) -> Params:
-        """New parameters as nested dicts of `AxisNamed` arrays; only the shapes in `batch` matter."""
+    def init(self, key: jax.Array, batch: Batch) -> Variables:
+        """New variables, `AxisNamed` arrays in nested dicts; only the shapes in `batch` matter."""
         return self.model.init(key, self.read(batch))
 
     @abstractmethod
-    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
-        """The loss of a batch and its metrics by name, each a `Mean` over the rows that `mask` marks; a pure function.
+    def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
+        """The loss of a batch, its metrics and statistics, over the rows that `mask` marks; a pure function."""
 
-        keys_B: one PRNG key a row for dropout; None is evaluation, without dropout.
+    def advance(self, variables: Variables, statistics: Any) -> Any:
+        """The state after a step, from the `Loss.statistics` of its whole batch; by default that of the model.
+
+        variables: the parameters after the step, so that a teacher can follow them, and the state before it.
         """
+        return self.model.advance(variables, statistics)
 
     @abstractmethod
-    def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
         """The predictions by name, rows on dim 0, for a batch without labels and mask."""
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """One row of a prediction (numpy values) as a line of text."""
         return "  ".join(f"{name} {value}" for name, value in prediction.items())
 
-    def read(self, batch: Batch) -> jax.Array:
-        """The model's input. Raises ConfigError if the batch has no such field."""
-        return field(batch, self.inputs, f"{type(self).__name__}.inputs")
+    def read(self, batch: Batch) -> Any:
+        """The model's input, an array or a dict of arrays. Raises ConfigError if the batch has no such field."""
+        setting = f"{type(self).__name__}.inputs"
+        if isinstance(self.inputs, str):
+            return batch_field(batch, self.inputs, setting)
+        return {name: batch_field(batch, name, setting) for name in self.inputs}
 
 
-def field(batch: Batch, name: str, setting: str) -> jax.Array:
+def batch_field(batch: Batch, name: str, setting: str) -> jax.Array:
     """`batch[name]`. Raises ConfigError, naming the setting that holds `name`, if the batch has no such field."""
     if name not in batch:
         raise ConfigError(f"{setting}: the batch has no field {name!r}{nearest(name, batch)}")
@@ -63,17 +101,3 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     # Not by indexing: XLA aborts where a dim split over devices is indexed inside a shard_map over another mesh axis.
     right = jnp.arange(logits.shape[-1]) == labels[..., None]
     return jax.nn.logsumexp(logits, axis=-1) - jnp.where(right, logits, 0).sum(-1)
-
-
-def add_aux_losses(
-    loss: Mean, metrics: dict[str, Mean], aux_losses: Mapping[str, jax.Array], weight_B: jax.Array
-) -> tuple[Mean, dict[str, Mean]]:
-    """The loss plus the model's auxiliary losses f32[B], and the metrics plus each of them and the loss without them.
-
-    weight_B: the weight of each row in the loss.
-    """
-    if not aux_losses:
-        return loss, metrics
-    added = {name: Mean.of(losses_B, weight_B) for name, losses_B in aux_losses.items()}
-    whole = Mean(loss.total + sum(mean.total for mean in added.values()), loss.weight)
-    return whole, {"main_loss": loss, **metrics, **added}

@@ -12,21 +12,21 @@ import jax.numpy as jnp
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.models.checks import kind_of
-from jaxtrain.models.params import Params
+from jaxtrain.models.variables import Context, Variables
 from jaxtrain.sharding.layout import AxisNamed, named_leaves, path_name
-from jaxtrain.tasks.base import Batch, Task
+from jaxtrain.tasks.base import Batch, Loss, Task
 from jaxtrain.tasks.metrics import Mean
 
-WANTED = "return (Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of Means"
+WANTED = "return Loss(Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of Means"
 
 
-def abstract_params(task: Task, batch: Batch) -> Params:
-    """`AxisNamed` shapes of the parameters that `task.init` returns. Raises ConfigError for arrays without names."""
+def abstract_variables(task: Task, batch: Batch) -> Variables:
+    """`AxisNamed` shapes of the variables that `task.init` returns. Raises ConfigError for arrays without names."""
     named = jax.eval_shape(lambda: call(task, "init", batch, jax.random.key(0), batch))
     who = f"{type(task).__name__}.init"
-    if not isinstance(named, Mapping):
-        raise ConfigError(f"{who} returned {kind_of(named)}: return nested dicts of AxisNamed arrays")
-    for path, leaf in named_leaves(named):
+    if not (isinstance(named, Variables) and isinstance(named.params, Mapping) and isinstance(named.state, Mapping)):
+        raise ConfigError(f"{who} returned {kind_of(named)}: return Variables(nested dicts of AxisNamed arrays)")
+    for path, leaf in named_leaves({**named.params, **named.state}):
         if not isinstance(leaf, AxisNamed):
             raise ConfigError(
                 f"{who}: {path_name(path)} is a plain {kind_of(leaf)}: return AxisNamed(array, names of its dims); the "
@@ -35,29 +35,29 @@ def abstract_params(task: Task, batch: Batch) -> Params:
     return named
 
 
-def loss_of(task: Task, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
-    """`task.loss`. Raises ConfigError where it returns anything but a `Mean` and a dict of them."""
-    returned, who = call(task, "loss", batch, params, batch, keys_B), f"{type(task).__name__}.loss"
-    if not (isinstance(returned, tuple) and len(returned) == 2):
-        raise ConfigError(f"{who} returned {kind_of(returned)}: {WANTED}")
-    loss, metrics = returned
-    if not isinstance(metrics, Mapping):
-        raise ConfigError(f"{who}: the metrics are {kind_of(metrics)}: {WANTED}")
-    for name, value in {"the loss": loss, **{f"the metric {name!r}": value for name, value in metrics.items()}}.items():
+def loss_of(task: Task, variables: Variables, batch: Batch, context: Context) -> Loss:
+    """`task.loss`. Raises ConfigError where it returns anything but a `Loss` of a `Mean` and a dict of them."""
+    loss, who = call(task, "loss", batch, variables, batch, context), f"{type(task).__name__}.loss"
+    if not isinstance(loss, Loss):
+        raise ConfigError(f"{who} returned {kind_of(loss)}: {WANTED}")
+    if not isinstance(loss.metrics, Mapping):
+        raise ConfigError(f"{who}: the metrics are {kind_of(loss.metrics)}: {WANTED}")
+    named = {f"the metric {name!r}": value for name, value in loss.metrics.items()}
+    for name, value in {"the loss": loss.mean, **named}.items():
         if not isinstance(value, Mean):
             raise ConfigError(f"{who}: {name} is {kind_of(value)}, not a Mean: {WANTED}")
         for part in ("total", "weight"):
             if jnp.shape(getattr(value, part)) != ():
                 shape = kind_of(getattr(value, part))
                 raise ConfigError(f"{who}: the {part} of {name} is {shape}, not one number: build it with Mean.of")
-    if not jnp.issubdtype(jnp.result_type(loss.total), jnp.floating):
-        raise ConfigError(f"{who}: the loss is {kind_of(loss.total)}, which has no gradient: compute it in floats")
-    return loss, dict(metrics)
+    if not jnp.issubdtype(jnp.result_type(loss.mean.total), jnp.floating):
+        raise ConfigError(f"{who}: the loss is {kind_of(loss.mean.total)}, which has no gradient: compute it in floats")
+    return loss
 
 
-def prediction_of(task: Task, params: Params, batch: Batch) -> dict[str, jax.Array]:
+def prediction_of(task: Task, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
     """`task.predict`. Raises ConfigError where it returns anything but a dict of arrays."""
-    returned, who = call(task, "predict", batch, params, batch), f"{type(task).__name__}.predict"
+    returned, who = call(task, "predict", batch, variables, batch), f"{type(task).__name__}.predict"
     if not isinstance(returned, Mapping):
         raise ConfigError(f"{who} returned {kind_of(returned)}: return a dict of arrays by name")
     for name, value in returned.items():

@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.models.base import Params
-from jaxtrain.tasks.base import Batch, Task, add_aux_losses, cross_entropy, field
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.tasks.base import Batch, batch_field, cross_entropy
+from jaxtrain.tasks.supervised import Supervised
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification(Task):
+class Classification(Supervised):
     """Trains a model with one logit a class by cross-entropy in nats."""
 
     classes: tuple[str, ...]
@@ -22,20 +21,17 @@ class Classification(Task):
     label: str = "label"
     """The field of a batch with the class number, i[B]."""
 
-    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+    def rows(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The cross-entropy, and `accuracy` from 0 to 1."""
-        label_B = field(batch, self.label, "Classification.label")
-        logits_BC, aux_losses = self.model.apply(params, self.read(batch), keys_B)
+        label_B = batch_field(batch, self.label, "Classification.label")
+        logits_BC = outputs
         if logits_BC.shape[-1] != len(self.classes):
             raise ConfigError(f"task.classes: {len(self.classes)} names for a model of {logits_BC.shape[-1]} outputs")
-        losses_B = cross_entropy(logits_BC, label_B)
-        right_B = (logits_BC.argmax(-1) == label_B).astype(jnp.float32)
-        metrics = {"accuracy": Mean.of(right_B, batch["mask"])}
-        return add_aux_losses(Mean.of(losses_B, batch["mask"]), metrics, aux_losses, batch["mask"])
+        return cross_entropy(logits_BC, label_B), {"accuracy": (logits_BC.argmax(-1) == label_B).astype(jnp.float32)}
 
-    def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+    def prediction(self, outputs: jax.Array) -> dict[str, jax.Array]:
         """`probabilities` f32[B, C]."""
-        return {"probabilities": jax.nn.softmax(self.model.apply(params, self.read(batch))[0], axis=-1)}
+        return {"probabilities": jax.nn.softmax(outputs, axis=-1)}
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """The classes with their probabilities, largest first."""

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.models.base import Params
-from jaxtrain.tasks.base import Batch, Task, add_aux_losses, cross_entropy
+from jaxtrain.models.variables import Context, Variables
+from jaxtrain.tasks.base import Batch, Loss, Task, cross_entropy
 from jaxtrain.tasks.metrics import Mean
 
 
@@ -26,7 +26,7 @@ class LanguageModel(Task):
         """All tokens of a row but the last, i[B, L]."""
         return super().read(batch)[:, :-1]
 
-    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+    def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
         """The cross-entropy, and `accuracy` of the likeliest token."""
         targets_BL = batch[self.inputs][:, 1:]
         weight_BL = jnp.broadcast_to(batch["mask"][:, None], targets_BL.shape)
@@ -35,15 +35,15 @@ class LanguageModel(Task):
             segments = batch["segments"]
             more = {"segments_BL": segments[:, :-1]}
             weight_BL &= (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-        logits_BLV, aux_losses = self.model.apply(params, self.read(batch), keys_B, **more)
+        logits_BLV, extras = self.model.apply(variables, self.read(batch), context, **more)
         losses_BL = cross_entropy(logits_BLV, targets_BL)
         right_BL = (logits_BLV.argmax(-1) == targets_BL).astype(jnp.float32)
         loss, metrics = Mean.of(losses_BL, weight_BL), {"accuracy": Mean.of(right_BL, weight_BL)}
-        return add_aux_losses(loss, metrics, aux_losses, weight_BL.sum(1))
+        return Loss.of(loss, metrics, extras, weight_BL.sum(1))
 
-    def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
         """`log_probabilities` f32[B, V] of the token that follows each row; here a row is read to its last token."""
-        logits_BLV, _ = self.model.apply(params, batch[self.inputs])
+        logits_BLV, _ = self.model.apply(variables, batch[self.inputs])
         return {"log_probabilities": jax.nn.log_softmax(logits_BLV[:, -1], axis=-1)}
 
     def describe(self, prediction: Mapping[str, Any]) -> str:

@@ -5,27 +5,31 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxtrain.models.base import Params
-from jaxtrain.tasks.base import Batch, Task, add_aux_losses, field
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.models.checks import kind_of
+from jaxtrain.tasks.base import Batch, batch_field
+from jaxtrain.tasks.supervised import Supervised
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regression(Task):
+class Regression(Supervised):
     """Trains a model with O outputs by squared error."""
 
     target: str = "target"
-    """The field of a batch with the targets, f32[B] or f32[B, O]."""
+    """The field of a batch with the targets, f[B, O], or f[B] for one output."""
 
-    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+    def rows(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The squared error and `absolute_error`, both summed over the outputs of a row."""
-        target = field(batch, self.target, "Regression.target")
-        values_BO, aux_losses = self.model.apply(params, self.read(batch), keys_B)
-        error_BO = values_BO - target.reshape(target.shape[0], -1)
-        absolute_B = jnp.abs(error_BO).sum(-1)
-        loss, absolute = (Mean.of(x, batch["mask"]) for x in (jnp.square(error_BO).sum(-1), absolute_B))
-        return add_aux_losses(loss, {"absolute_error": absolute}, aux_losses, batch["mask"])
+        target = batch_field(batch, self.target, "Regression.target")
+        if target.shape not in (outputs.shape, outputs.shape[: -1 if outputs.shape[-1] == 1 else None]):
+            one = " or [B]" if outputs.shape[-1] == 1 else ""
+            raise ConfigError(
+                f"Regression.target: {self.target!r} is {kind_of(target)}, but the model's outputs are "
+                f"{kind_of(outputs)}: give targets [B, {outputs.shape[-1]}]{one}"
+            )
+        error_BO = outputs - target.reshape(outputs.shape)
+        return jnp.square(error_BO).sum(-1), {"absolute_error": jnp.abs(error_BO).sum(-1)}
 
-    def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+    def prediction(self, outputs: jax.Array) -> dict[str, jax.Array]:
         """`values` f32[B, O]."""
-        return {"values": self.model.apply(params, self.read(batch))[0]}
+        return {"values": outputs}

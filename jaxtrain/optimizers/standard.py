@@ -3,18 +3,17 @@
 Not here: the update itself. `train_step` takes any `optax.GradientTransformation`, also one written by hand.
 """
 
-import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from optax import contrib
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.optimizers.state import average_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +109,10 @@ class Optimizer(ABC):
     def rates(self, steps: int) -> Mapping[str, optax.Schedule]:
         """The learning rates to log, by name, as functions of the step; none by default."""
         return {}
+
+    def frozen(self, paths: Collection[str]) -> list[str]:
+        """Of the paths of all parameters those that are not trained; none by default."""
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,61 +229,3 @@ def _matrices(params: Any) -> Any:
 def _like_adam(updates: Any, params: Any) -> Any:
     # An orthogonal matrix has entries of size max(shape)^-½; Adam's are about 0.2.
     return jax.tree.map(lambda update: update * 0.2 * max(update.shape[-2:]) ** 0.5, updates)
-
-
-class AverageState(NamedTuple):
-    """An average of parameters, and how many updates it has seen."""
-
-    average: Any
-    count: jax.Array
-
-
-def average_parameters(decay: float) -> optax.GradientTransformation:
-    """Leaves updates as they are and keeps an exponential moving average of the parameters they lead to (Polyak &
-    Juditsky 1992). Early on the decay is (1 + n) / (10 + n), so that the start is forgotten. The average is kept in
-    f32 at least: in bf16 it would not move, since 1 - decay is less than its rounding.
-    """
-
-    def init(params: Any) -> AverageState:
-        wide = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), params)
-        return AverageState(wide, jnp.zeros((), jnp.int32))
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
-        weight = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
-        following = optax.apply_updates(params, updates)
-        average = jax.tree.map(lambda old, new: weight * old + (1 - weight) * new, state.average, following)
-        return updates, AverageState(average, state.count + 1)
-
-    return optax.GradientTransformation(init, update)
-
-
-def averaged(params: Any, opt_state: Any) -> Any:
-    """The average of the parameters if the optimizer keeps one, else the parameters."""
-    states = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, AverageState))
-    averages = [state.average for state in states if isinstance(state, AverageState)]
-    assert len(averages) <= 1, "an optimizer keeps one average of the parameters"
-    return averages[0] if averages else params
-
-
-def map_state(
-    optimizer: optax.GradientTransformation,
-    function: Callable[..., Any],
-    opt_state: Any,
-    *of_params: Any,
-    others: Callable[[Any], Any],
-) -> Any:
-    """`opt_state` with `function(leaf, *entries)` at every leaf that belongs to a parameter, whose entries in the trees
-    `of_params` are given too, and `others(leaf)` at the rest.
-    """
-
-    def masked(leaf: Any) -> bool:  # where `optax.masked` and `optax.partition` leave a parameter to another
-        return isinstance(leaf, optax.MaskedNode)
-
-    return optax.tree.map_params(
-        functools.partial(jax.eval_shape, optimizer.init),  # its own zeros need no device
-        lambda leaf, *entries: leaf if masked(leaf) else function(leaf, *entries),
-        opt_state,
-        *of_params,
-        transform_non_params=others,
-        is_leaf=masked,
-    )

@@ -1,0 +1,51 @@
+"""Optimizers, schedules and parameter groups as values that build optax transformations.
+
+Not here: the update itself. `train_step` takes any `optax.GradientTransformation`, also one written by hand.
+"""
+
+from jaxtrain.optimizers.groups import Frozen, Groups
+from jaxtrain.optimizers.standard import (
+    SGD,
+    WSD,
+    AdamW,
+    ConstantRate,
+    CosineDecay,
+    LinearDecay,
+    Lion,
+    Muon,
+    Optimizer,
+    Schedule,
+    Standard,
+)
+from jaxtrain.optimizers.state import (
+    AverageState,
+    average_parameters,
+    averaged,
+    has_narrow,
+    map_state,
+    master_weights,
+    widened,
+)
+
+__all__ = [
+    "SGD",
+    "WSD",
+    "AdamW",
+    "AverageState",
+    "ConstantRate",
+    "CosineDecay",
+    "Frozen",
+    "Groups",
+    "LinearDecay",
+    "Lion",
+    "Muon",
+    "Optimizer",
+    "Schedule",
+    "Standard",
+    "average_parameters",
+    "averaged",
+    "has_narrow",
+    "map_state",
+    "master_weights",
+    "widened",
+]

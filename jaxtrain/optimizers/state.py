@@ -1,0 +1,119 @@
+"""What optimizers keep besides the parameters: averages and wide copies of them. Not here: optimizers."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def widened(x: Any) -> Any:
+    """In f32 if its dtype is a narrower float."""
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+
+
+class MasterState(NamedTuple):
+    """The state of an optimizer of wide parameters, and those whose own dtype is narrower."""
+
+    inner: Any
+    master: Any
+
+
+def master_weights(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Trains f32 copies of the parameters of narrower dtypes, which then are these copies, rounded (Micikevicius et al.
+    2018, arXiv:1710.03740, section 3.1). Moments are in f32 too.
+
+    In bf16 an update of less than 1/256 of a parameter changes nothing, and a moment's decay of 0.999 is 1.
+    """
+
+    def init(params: Any) -> MasterState:
+        wide = jax.tree.map(widened, params)
+        narrow = jax.tree.map(lambda leaf, copy: optax.MaskedNode() if leaf.dtype == copy.dtype else copy, params, wide)
+        return MasterState(inner.init(wide), narrow)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MasterState]:
+        def wide(leaf: Any, copy: Any) -> Any:
+            return leaf if isinstance(copy, optax.MaskedNode) else copy
+
+        masters = jax.tree.map(wide, params, state.master)
+        updates, kept = inner.update(jax.tree.map(widened, updates), state.inner, masters)
+        after = optax.apply_updates(masters, updates)
+
+        def difference(new: Any, copy: Any, update: Any, leaf: Any) -> Any:
+            return update if isinstance(copy, optax.MaskedNode) else new - widened(leaf)
+
+        narrow = jax.tree.map(
+            lambda new, copy: copy if isinstance(copy, optax.MaskedNode) else new, after, state.master
+        )
+        return jax.tree.map(difference, after, state.master, updates, params), MasterState(kept, narrow)
+
+    return optax.GradientTransformation(init, update)
+
+
+def has_narrow(params: Any) -> bool:
+    """Whether a parameter has a narrower dtype than f32."""
+    return any(jnp.promote_types(leaf.dtype, jnp.float32) != leaf.dtype for leaf in jax.tree.leaves(params))
+
+
+class AverageState(NamedTuple):
+    """An average of parameters, and how many updates it has seen."""
+
+    average: Any
+    count: jax.Array
+
+
+def average_parameters(decay: float) -> optax.GradientTransformation:
+    """Leaves updates as they are and keeps an exponential moving average of the parameters they lead to (Polyak &
+    Juditsky 1992). Early on the decay is (1 + n) / (10 + n), so that the start is forgotten. The average is kept in
+    f32 at least: in bf16 it would not move, since 1 - decay is less than its rounding.
+    """
+
+    def init(params: Any) -> AverageState:
+        wide = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), params)
+        return AverageState(wide, jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
+        weight = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        following = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda old, new: weight * old + (1 - weight) * new, state.average, following)
+        return updates, AverageState(average, state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(params: Any, opt_state: Any) -> Any:
+    """The parameters, in place of each its average if the optimizer keeps one."""
+
+    def chosen(leaf: Any, average: Any) -> Any:
+        return leaf if isinstance(average, optax.MaskedNode) else average
+
+    for state in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, AverageState)):
+        if isinstance(state, AverageState):  # of all parameters, or of those of a group
+            params = jax.tree.map(chosen, params, state.average)
+    return params
+
+
+def map_state(
+    optimizer: optax.GradientTransformation,
+    function: Callable[..., Any],
+    opt_state: Any,
+    *of_params: Any,
+    others: Callable[[Any], Any],
+) -> Any:
+    """`opt_state` with `function(leaf, *entries)` at every leaf that belongs to a parameter, whose entries in the trees
+    `of_params` are given too, and `others(leaf)` at the rest.
+    """
+
+    def masked(leaf: Any) -> bool:  # where `optax.masked` and `optax.partition` leave a parameter to another
+        return isinstance(leaf, optax.MaskedNode)
+
+    return optax.tree.map_params(
+        functools.partial(jax.eval_shape, optimizer.init),  # its own zeros need no device
+        lambda leaf, *entries: leaf if masked(leaf) else function(leaf, *entries),
+        opt_state,
+        *of_params,
+        transform_non_params=others,
+        is_leaf=masked,
+    )

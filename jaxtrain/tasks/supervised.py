@@ -1,0 +1,59 @@
+"""Tasks whose loss is one number a row. Shapes: B batch."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxtrain.models.variables import Context, Variables
+from jaxtrain.tasks.base import Batch, Loss, Task, batch_field
+from jaxtrain.tasks.metrics import Mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised(Task):
+    """Trains a model by a loss of each row's outputs and targets. A subclass says what that is, and what a prediction
+    is made of outputs:
+
+        @dataclass(frozen=True, kw_only=True)
+        class Huber(Supervised):
+            def rows(self, outputs, batch):
+                error_B = outputs[:, 0] - batch["target"]
+                return optax.huber_loss(error_B), {"absolute_error": jnp.abs(error_B)}
+
+            def prediction(self, outputs):
+                return {"value": outputs[:, 0]}
+    """
+
+    weights: str | None = None
+    """The field of a batch with a weight of each row in loss and metrics, f32[B]; None weighs all alike."""
+
+    @abstractmethod
+    def rows(self, outputs: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of each row f32[B], and what metrics are the means of, f32[B] each by name."""
+
+    @abstractmethod
+    def prediction(self, outputs: Any) -> dict[str, jax.Array]:
+        """The predictions by name, rows on dim 0."""
+
+    def weigh(self, batch: Batch) -> jax.Array:
+        """The weight of each row, [B]; 0 where the mask is False."""
+        mask_B = batch["mask"]
+        return (
+            mask_B
+            if self.weights is None
+            else mask_B * batch_field(batch, self.weights, f"{type(self).__name__}.weights")
+        )
+
+    def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
+        """The weighted means over rows."""
+        outputs, extras = self.model.apply(variables, self.read(batch), context)
+        losses_B, values = self.rows(outputs, batch)
+        weight_B = self.weigh(batch)
+        metrics = {name: Mean.of(values_B, weight_B) for name, values_B in values.items()}
+        return Loss.of(Mean.of(losses_B, weight_B), metrics, extras, weight_B)
+
+    def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        """What `prediction` makes of the outputs."""
+        return self.prediction(self.model.apply(variables, self.read(batch))[0])
