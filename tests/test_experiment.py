@@ -233,6 +233,12 @@ def test_a_value_of_another_type_than_its_fields_is_refused(changes, says):
         digits(**changes)
 
 
+@pytest.mark.parametrize("name", ["log_every", "eval_every", "save_every"])
+def test_intervals_below_one_step_are_refused(name):
+    with pytest.raises(ConfigError, match=f"{name}.*0"):
+        Runtime(**{name: 0})
+
+
 def test_whole_numbers_and_unknown_annotations_are_accepted():
     check_types(AdamW(schedule=ConstantRate(peak=1), clip=1, ema=0))
     check_types(Arrays({"x": np.zeros(3)}))

@@ -424,3 +424,10 @@ def test_a_name_without_a_rule_is_refused_and_named():
     said = refused("lm", Layout({"tensor": 8}, rules))
     assert "no axis named 'mlp'" in said
     assert "params/blocks/block" in said
+
+
+def test_megatron_splits_the_residual_stream_by_length_over_the_axis_that_splits_heads():
+    names = ("batch", "residual_length", None)
+    sizes = {"data": 2, "tensor": 4}
+    assert Layout(sizes, MEGATRON).spec(names, sizes, (8, 16, 32), "x") == P("data", "tensor", None)
+    assert Layout(sizes).spec(names, sizes, (8, 16, 32), "x") == P("data", None, None)

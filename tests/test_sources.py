@@ -16,6 +16,7 @@ from jaxtrain import ConfigError
 from jaxtrain.data import (
     ArrayRecord,
     Arrays,
+    BatchTransform,
     CentralCrop,
     Columns,
     CutMix,
@@ -169,6 +170,20 @@ def test_a_batch_depends_on_its_step_alone_not_on_processes_or_where_reading_beg
     for start in (1, 4, 8):
         for batch, later in zip(whole[start:], read(pipe, 9 - start, start=start), strict=True):
             same(batch, later)
+
+
+@dataclass(frozen=True)
+class Drawn(BatchTransform):
+    """Adds the number that the whole batch draws."""
+
+    def __call__(self, batch, rng):
+        return {**batch, "drawn": np.full(BATCH, rng.random())}
+
+
+def test_a_transform_of_the_whole_batch_draws_anew_in_every_step(made):
+    source, transforms = made["arrays"]
+    batches = read(Pipeline(source, transforms, batch_size=BATCH, batch_transforms=(Drawn(), Drawn())), 5)
+    assert len({batch["drawn"][0] for batch in batches}) == 5
 
 
 @dataclass(frozen=True)
