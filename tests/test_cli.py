@@ -196,16 +196,16 @@ MISTAKES = {
     "too large a mesh": ("train texts.py --layout.mesh data 16", "{'data': 16} needs 16 devices, but there are 8"),
     "an indivisible dim": (
         "train texts.py --layout.mesh tensor 8 --task.model.buckets 20",
-        "params/table/table: axis 'vocab' has 20 entries, which the mesh axes tensor=8 do not divide",
+        "params/table/table: dim 'vocab' has 20 entries, which the mesh axes tensor=8 do not divide",
     ),
     "an unused mesh axis": ("train texts.py:unused", "axis 'tensor' = 8 splits heads, kv_heads, mlp, but no array"),
     "a batch that does not divide": (
         "train texts.py --layout.mesh data 8 --data.batch-size 12",
-        "a batch of 12: axis 'batch' has 12 entries, which the mesh axes data=8 do not divide",
+        "a batch of 12: dim 'batch' has 12 entries, which the mesh axes data=8 do not divide",
     ),
     "an evaluated batch that does not divide": (
         "train texts.py --layout.mesh data 8 --evals.test.batch-size 12",
-        "a batch of 12: axis 'batch' has 12 entries, which the mesh axes data=8 do not divide",
+        "a batch of 12: dim 'batch' has 12 entries, which the mesh axes data=8 do not divide",
     ),
     "microbatches that do not divide": (
         "train texts.py --microbatches 3",

@@ -401,7 +401,7 @@ def test_a_dim_that_the_mesh_does_not_divide_is_refused_and_named():
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused_and_named():
     layout = Layout({"data": 8})
-    with pytest.raises(ConfigError, match=r"a batch of 12: axis 'batch' has 12 entries, .*data=8"):
+    with pytest.raises(ConfigError, match=r"a batch of 12: dim 'batch' has 12 entries, .*data=8"):
         layout.batch_sharding(layout.make_mesh(), 12)
 
 
@@ -422,5 +422,5 @@ def test_a_mesh_axis_that_splits_nothing_is_refused_and_named():
 def test_a_name_without_a_rule_is_refused_and_named():
     rules = {name: rule for name, rule in RULES.items() if name != "mlp"}
     said = refused("lm", Layout({"tensor": 8}, rules))
-    assert "no axis named 'mlp'" in said
+    assert "no dim named 'mlp'" in said
     assert "params/blocks/block" in said

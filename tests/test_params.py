@@ -227,7 +227,7 @@ def test_a_pattern_that_matches_no_parameter_or_names_too_few_dims_is_refused():
     with pytest.raises(ConfigError) as error:
         Program(experiment(Mistyped(), Layout(ALL)))
     assert str(error.value) == said
-    with pytest.raises(ConfigError, match=r"params/conv/kernel: 1 axis names \('mlp',\) for 4 dims"):
+    with pytest.raises(ConfigError, match=r"params/conv/kernel: 1 dim names \('mlp',\) for 4 dims"):
         Program(experiment(Short(), Layout(ALL)))
 
 

@@ -218,7 +218,7 @@ def test_an_evaluation_batch_that_cannot_be_cut_into_microbatches_is_refused_bef
 
 def test_experts_rings_and_rounds_that_do_not_divide_are_refused_and_named():
     layout = Layout({"expert": 3})
-    with pytest.raises(ConfigError, match=r"experts/down/kernel: axis 'expert' has 8 entries, .*expert=3"):
+    with pytest.raises(ConfigError, match=r"experts/down/kernel: dim 'expert' has 8 entries, .*expert=3"):
         layout.specs(moe()[0].init(jax.random.key(0), moe()[2]), {"expert": 3})
     layout = Layout({"context": 5})
     with (
@@ -242,7 +242,7 @@ def test_zero1_shards_the_optimizer_state_and_replicates_the_parameters():
     assert len(kernels) == 2 * 8
     assert all("data" in spec for spec in kernels)
     with pytest.raises(
-        ConfigError, match=r"layout.optimizer_rules: layout.rules has no axis named 'embd'; did you mean 'embed'\?"
+        ConfigError, match=r"layout.optimizer_rules: layout.rules has no dim named 'embd'; did you mean 'embed'\?"
     ):
         Layout({"data": 8}, optimizer_rules={"embd": "data"})
 

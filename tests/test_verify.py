@@ -171,7 +171,7 @@ def test_a_gradient_that_differs_fails_and_is_named(capsys):
 
 def test_an_unknown_name_of_an_axis_is_a_mistake_on_one_device_already():
     with pytest.raises(
-        ConfigError, match=r"blocks/block/up/kernel: layout.rules has no axis named 'mpl'; did you mean"
+        ConfigError, match=r"blocks/block/up/kernel: layout.rules has no dim named 'mpl'; did you mean"
     ):
         verify(with_model(Misnamed, kernel="up", axes=("embed", "mpl")), jax.devices(), [ALL])
 
