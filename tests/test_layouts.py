@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import conftest
 import jax
@@ -29,8 +30,10 @@ FAST = {**conftest.FAST, "xla_llvm_disable_expensive_passes": True}
 """Compile in a third of the time: sharding is decided before any of this."""
 
 
-def blocks(dropout: float = 0.0, kv_heads: int = 8, **more) -> Blocks:
-    return Blocks(**{"width": 32, "layers": 2, "heads": 8, "kv_heads": kv_heads, "mlp": 64, "dropout": dropout, **more})
+def blocks(dropout: float = 0.0, kv_heads: int = 8, **more: Any) -> Blocks:
+    sizes = {"width": 32, "layers": 2, "heads": 8, "kv_heads": kv_heads, "mlp": 64}
+    fields: dict[str, Any] = {**sizes, "dropout": dropout, **more}
+    return Blocks(**fields)
 
 
 SIZES: dict[str, dict] = {
