@@ -1,5 +1,6 @@
 """Every source, mixture and packing: read by index alone, whoever reads; and damage in each kind of file, named."""
 
+import importlib
 import itertools
 import logging
 import os
@@ -362,11 +363,10 @@ def test_a_damaged_record_among_many_read_at_once_is_the_one_named(tmp_path):
 
 
 def test_a_record_that_does_not_decode_is_named(tmp_path):
-    from array_record.python import array_record_module
-
+    records = importlib.import_module("array_record.python.array_record_module")
     good, bad = tmp_path / "a.arrayrecord", tmp_path / "b.arrayrecord"
     write_array_record(good, [{"x": 1}] * 3)
-    writer = array_record_module.ArrayRecordWriter(str(bad), "group_size:1")
+    writer = records.ArrayRecordWriter(str(bad), "group_size:1")
     for record in (msgpack_serialize({"x": 1}), b"\xc1 no msgpack", msgpack_serialize([1])):
         writer.write(record)
     writer.close()
