@@ -115,15 +115,24 @@ def environment(devices: int = 1, process: int | None = None, processes: int = 1
     }
 
 
-def start(function: str, run: Path, *flags: str, program: str | None = None, **process: int) -> subprocess.Popen[str]:
+def start(
+    function: str,
+    run: Path,
+    *flags: str,
+    program: str | None = None,
+    devices: int = 1,
+    process: int | None = None,
+    processes: int = 1,
+    port: int = 0,
+) -> subprocess.Popen[str]:
     """`jaxtrain train tests/tiny.py:function --run run` in a process, or another program with these arguments.
 
-    process: arguments of `environment`.
+    devices, process, processes, port: arguments of `environment`.
     """
     how = ["-m", "jaxtrain"] if program is None else ["-c", program]
     return subprocess.Popen(
         [sys.executable, *how, "train", f"{HERE / 'tiny.py'}:{function}", "--run", str(run), *flags],
-        env=environment(**process),
+        env=environment(devices, process, processes, port),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -133,8 +142,11 @@ def start(function: str, run: Path, *flags: str, program: str | None = None, **p
 def train(function: str, run: Path, *flags: str, devices: int = 1, processes: int = 1) -> str:
     """The same in real processes, to the end; what the first one printed."""
     port = free_port()
-    ids = [{}] if processes == 1 else [dict(process=i, processes=processes, port=port) for i in range(processes)]
-    started = [start(function, run, *flags, devices=devices, **own) for own in ids]
+    ids = [None] if processes == 1 else range(processes)
+    started = [
+        start(function, run, *flags, devices=devices, process=process, processes=processes, port=port)
+        for process in ids
+    ]
     printed = [process.communicate(timeout=240)[0] for process in started]
     assert [process.returncode for process in started] == [0] * processes, "\n".join(printed)
     return printed[0]

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain import Layout
-from jaxtrain.models.attention import BLOCK, attention
+from jaxtrain.models.attention import BLOCK, Attention, attention
 from jaxtrain.models.ring import ring_attention, zigzag
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.tasks.base import cross_entropy
@@ -91,7 +91,7 @@ def close(found: Arrays, expected: Arrays, arrays: Arrays, of_weights: float = 0
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=size * 2e-6 + more * np.abs(other).max())
 
 
-CASES = {
+CASES: dict[str, tuple[Attention, bool, Arrays, bool]] = {
     "dense": ("dense", True, normal(7), False),
     "dense, not causal": ("dense", False, normal(7), False),
     "dense, documents": ("dense", True, normal(9), True),
@@ -113,7 +113,8 @@ CASES = {
 def test_attention_and_its_gradients_are_those_of_the_formula(name, platform):
     implementation, causal, arrays, split = CASES[name]
     segments = documents(arrays[0].shape[1]) if split else None
-    function = functools.partial(attention, causal=causal, segments_BL=segments, implementation=implementation)
+    given = None if segments is None else jnp.asarray(segments)
+    function = functools.partial(attention, causal=causal, segments_BL=given, implementation=implementation)
     layout = Layout()
     with scope(layout, layout.abstract_mesh(1), platform=platform):
         found = computed(function, arrays)
@@ -137,7 +138,7 @@ def test_a_ring_and_its_gradients_are_those_of_the_formula(mesh, arrays, split):
     segments = documents(arrays[0].shape[1]) if split else None
     with scope(layout, devices):
         order = zigzag(arrays[0].shape[1])
-        of_ring = None if segments is None else segments[:, order]
+        of_ring = None if segments is None else jnp.asarray(segments[:, order])
         placed = jax.device_put([x[:, order] for x in arrays], NamedSharding(devices, P()))
         found = computed(lambda q, k, v: ring_attention(q, k, v, of_ring), placed)
     found = tuple(np.asarray(x)[:, np.argsort(order)] for x in found)

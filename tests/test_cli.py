@@ -17,7 +17,10 @@ from jaxtrain.data import Damaged
 from jaxtrain.datasets.bundled import digits
 from jaxtrain.experiment import Retention, Runtime
 from jaxtrain.experiment.files import load
+from jaxtrain.models import ViT
+from jaxtrain.optimizers import Standard
 from jaxtrain.runs.folder import begin
+from jaxtrain.tasks import Classification
 
 ROOT = Path(__file__).parents[1]
 
@@ -196,16 +199,16 @@ MISTAKES = {
     "too large a mesh": ("train texts.py --layout.mesh data 16", "{'data': 16} needs 16 devices, but there are 8"),
     "an indivisible dim": (
         "train texts.py --layout.mesh tensor 8 --task.model.buckets 20",
-        "params/table/table: axis 'vocab' has 20 entries, which the mesh axes tensor=8 do not divide",
+        "params/table/table: dim 'vocab' has 20 entries, which the mesh axes tensor=8 do not divide",
     ),
     "an unused mesh axis": ("train texts.py:unused", "axis 'tensor' = 8 splits heads, kv_heads, mlp, but no array"),
     "a batch that does not divide": (
         "train texts.py --layout.mesh data 8 --data.batch-size 12",
-        "a batch of 12: axis 'batch' has 12 entries, which the mesh axes data=8 do not divide",
+        "a batch of 12: dim 'batch' has 12 entries, which the mesh axes data=8 do not divide",
     ),
     "an evaluated batch that does not divide": (
         "train texts.py --layout.mesh data 8 --evals.test.batch-size 12",
-        "a batch of 12: axis 'batch' has 12 entries, which the mesh axes data=8 do not divide",
+        "a batch of 12: dim 'batch' has 12 entries, which the mesh axes data=8 do not divide",
     ),
     "microbatches that do not divide": (
         "train texts.py --microbatches 3",
@@ -427,12 +430,15 @@ def test_every_kind_of_flag_reaches_its_field(folder):
         "b",
     ]
     experiment = parse("tiny_digits.py", flags).experiment
+    assert isinstance(experiment.task, Classification)
+    assert isinstance(experiment.task.model, ViT)
     blocks = experiment.task.model.blocks
     assert (blocks.width, blocks.attention, blocks.remat, blocks.kv_heads) == (128, "dense", "full", 1)
     assert blocks.precision.compute == "bfloat16"
     assert blocks.layers == 1  # what the file says stays
     assert experiment.layout.mesh == {"data": 2, "tensor": 4}
     optimizer = experiment.optimizer
+    assert isinstance(optimizer, Standard)
     assert (optimizer.schedule.peak, optimizer.clip, optimizer.ema) == (0.01, None, 0.9)
     assert (experiment.data.shuffle, experiment.data.batch_size) == (False, 32)
     assert experiment.task.classes == ("a", "b")

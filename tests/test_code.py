@@ -9,6 +9,7 @@ import pytest
 
 from jaxtrain import ConfigError, Run
 from jaxtrain.cli import main as cli
+from jaxtrain.models import NGrams
 
 ROOT = Path(__file__).parents[1]
 
@@ -183,6 +184,7 @@ def test_a_run_on_data_in_memory_is_evaluated_and_predicts_with_the_function_tha
     assert (code, [line.split()[-1] for line in out.splitlines()]) == (0, ["good", "bad"])
     assert (memory / "called").exists()
     experiment = Run(memory / "run", "arrays.py").experiment
+    assert isinstance(experiment.task.model, NGrams)
     assert (experiment.data.batch_size, experiment.data.seed, experiment.task.model.width) == (2, 3, 6)
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -200,24 +201,32 @@ def test_a_value_that_is_no_plain_value_cannot_be_saved():
         to_json({"x": {1, 2}})
 
 
+def wrong(value: Any) -> Any:
+    """A value that is not of its field's type, which a type checker would refuse before the test can."""
+    return value
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"steps": "3"}, "steps: '3' is a value of type str, not int"),
         ({"steps": np.int64(3)}, "steps: .* is a value of type int64, not int"),
         (
-            {"optimizer": AdamW(schedule=ConstantRate(peak="high"))},
+            {"optimizer": AdamW(schedule=ConstantRate(peak=wrong("high")))},
             "optimizer.schedule.peak: 'high' is .* str, not float",
         ),
         (
-            {"optimizer": AdamW(decayed=["kernel"])},
+            {"optimizer": AdamW(decayed=wrong(["kernel"]))},
             r"decayed: \['kernel'\] is .* list, not tuple\[str, ...\]",
         ),
-        ({"optimizer": AdamW(clip=None, ema="x")}, "optimizer.ema: 'x' is a value of type str, not float | None"),
+        (
+            {"optimizer": AdamW(clip=None, ema=wrong("x"))},
+            "optimizer.ema: 'x' is a value of type str, not float | None",
+        ),
         ({"task": "digits"}, "task: 'digits' is a value of type str, not jaxtrain.tasks.base.Task"),
         ({"evals": {"test": Digits("test")}}, "evals: .*Digits.* is a value of type dict"),
         (
-            {"task": Classification(model=NGrams(), inputs="image", classes=("a", 1))},
+            {"task": Classification(model=NGrams(), inputs="image", classes=wrong(("a", 1)))},
             "task.classes: .* is a value of type tuple",
         ),
         (
@@ -231,6 +240,12 @@ def test_a_value_that_is_no_plain_value_cannot_be_saved():
 def test_a_value_of_another_type_than_its_fields_is_refused(changes, says):
     with pytest.raises(ConfigError, match=says):
         digits(**changes)
+
+
+@pytest.mark.parametrize("name", ["log_every", "eval_every", "save_every"])
+def test_intervals_below_one_step_are_refused(name):
+    with pytest.raises(ConfigError, match=f"{name}.*0"):
+        replace(Runtime(), **{name: 0})
 
 
 def test_whole_numbers_and_unknown_annotations_are_accepted():

@@ -90,7 +90,7 @@ def test_an_optimizer_with_one_moment_needs_half_of_that():
         (Layout({"data": -1, "fsdp": 3}), "needs a multiple of 3 devices, but there are 512"),
         (Layout({"data": 256}), "needs 256 devices, but there are 512"),
         (Layout({"fsdp": 2048}), "needs 2048 devices"),
-        (Layout({"tensor": 512}), "axis 'heads' has 64 entries, which the mesh axes tensor=512 do not divide"),
+        (Layout({"tensor": 512}), "dim 'heads' has 64 entries, which the mesh axes tensor=512 do not divide"),
         (
             Layout({"data": 2, "fsdp": 256}, {**RULES, "mlp": "fsdp"}),
             "'mlp' and 'embed' are both on the mesh axis 'fsdp'",
@@ -119,7 +119,5 @@ def test_the_pipeline_bubble_and_an_offloaded_optimizer_are_shown():
         "optimizer state in host memory",
     ]
     assert rows["blocks/block/up/kernel"][3] == "P(stage, None, None)"
-    with pytest.raises(
-        ConfigError, match="'expert' = 2 splits expert, but no array of this experiment has such an axis"
-    ):
+    with pytest.raises(ConfigError, match="'expert' = 2 splits expert, but no array of this experiment has such a dim"):
         explain(replace(EXPERIMENT, layout=Layout({"data": -1, "expert": 2})), 16)

@@ -225,7 +225,8 @@ def test_exact_duplicates_keeps_the_first_and_compares_all_of_its_fields():
 
 def test_label_conflicts_finds_all_texts_that_have_two_labels():
     rows = records(
-        ["Bom  filme", "bom filme ", "BOM\nFILME", "mau", "mau", "bom filmes"], label=np.int32([1, 0, 1, 0, 0, 0])
+        ["Bom  filme", "bom filme ", "BOM\nFILME", "mau", "mau", "bom filmes"],
+        label=np.array([1, 0, 1, 0, 0, 0], np.int32),
     )
     got = LabelConflicts("text", "label").findings(rows)
     assert {index: finding.other for index, finding in got.items()} == {0: 1, 1: 0, 2: 1}

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,7 +54,7 @@ def machine() -> str:
     return f"{jax.__version__} {hashlib.sha256(described.encode()).hexdigest()[:12]}"
 
 
-def golden(name: str, found: object, request: pytest.FixtureRequest) -> object:
+def golden(name: str, found: object, request: pytest.FixtureRequest) -> Any:
     """What tests/goldens/NAME.json holds; `found` is written there first with --update-goldens."""
     file = GOLDENS.with_name(f"{name}.json")
     if request.config.getoption("--update-goldens"):

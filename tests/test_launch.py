@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cluster
 import kubernetes_validate
@@ -111,7 +112,7 @@ def test_words_with_spaces_quotes_and_dollars_pass_through_the_shell(
     assert printed[-8:] == ["it's $HOME", "jaxtrain", "train", f"{TINY}:main", "--run", "a run", "--steps", "7"]
 
 
-JOBS = {
+JOBS: dict[str, dict[str, Any]] = {
     "GPUs": {"hosts": 2, "gpus": 8, "gpu_type": "nvidia-h100-80gb", "memory": "64Gi", "cpus": "16"},
     "a slice of TPUs": {"tpu": "v5p:2x2x4", "namespace": "lab", "env": {"A": "b"}},
     "one host without accelerators": {},
@@ -122,9 +123,11 @@ JOBS = {
 def test_a_manifest_is_valid_by_the_schemas_of_jobset_and_kubernetes(name: str) -> None:
     job = Kubernetes(experiment="a.py:main", image="i", claim="c", **JOBS[name])
     manifest = yaml.safe_load(job.render("# head"))
-    assert JobsetV1alpha2JobSet.from_dict(manifest).to_dict() == manifest  # unknown keys would be dropped
+    parsed = JobsetV1alpha2JobSet.from_dict(manifest)
+    assert parsed is not None
+    assert parsed.to_dict() == manifest  # unknown keys would be dropped
     template = manifest["spec"]["replicatedJobs"][0]["template"]
-    inner = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}, **template}
+    inner: dict[str, Any] = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}, **template}
     kubernetes_validate.validate(inner, "1.33", strict=True)
     inner["spec"]["template"]["spec"]["nodeSelektor"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import conftest
 import jax
@@ -29,8 +30,10 @@ FAST = {**conftest.FAST, "xla_llvm_disable_expensive_passes": True}
 """Compile in a third of the time: sharding is decided before any of this."""
 
 
-def blocks(dropout: float = 0.0, kv_heads: int = 8, **more) -> Blocks:
-    return Blocks(**{"width": 32, "layers": 2, "heads": 8, "kv_heads": kv_heads, "mlp": 64, "dropout": dropout, **more})
+def blocks(dropout: float = 0.0, kv_heads: int = 8, **more: Any) -> Blocks:
+    sizes = {"width": 32, "layers": 2, "heads": 8, "kv_heads": kv_heads, "mlp": 64}
+    fields: dict[str, Any] = {**sizes, "dropout": dropout, **more}
+    return Blocks(**fields)
 
 
 SIZES: dict[str, dict] = {
@@ -401,7 +404,7 @@ def test_a_dim_that_the_mesh_does_not_divide_is_refused_and_named():
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused_and_named():
     layout = Layout({"data": 8})
-    with pytest.raises(ConfigError, match=r"a batch of 12: axis 'batch' has 12 entries, .*data=8"):
+    with pytest.raises(ConfigError, match=r"a batch of 12: dim 'batch' has 12 entries, .*data=8"):
         layout.batch_sharding(layout.make_mesh(), 12)
 
 
@@ -422,5 +425,12 @@ def test_a_mesh_axis_that_splits_nothing_is_refused_and_named():
 def test_a_name_without_a_rule_is_refused_and_named():
     rules = {name: rule for name, rule in RULES.items() if name != "mlp"}
     said = refused("lm", Layout({"tensor": 8}, rules))
-    assert "no axis named 'mlp'" in said
+    assert "no dim named 'mlp'" in said
     assert "params/blocks/block" in said
+
+
+def test_megatron_splits_the_residual_stream_by_length_over_the_axis_that_splits_heads():
+    names = ("batch", "residual_length", None)
+    sizes = {"data": 2, "tensor": 4}
+    assert Layout(sizes, MEGATRON).spec(names, sizes, (8, 16, 32), "x") == P("data", "tensor", None)
+    assert Layout(sizes).spec(names, sizes, (8, 16, 32), "x") == P("data", None, None)

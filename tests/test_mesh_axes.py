@@ -15,7 +15,7 @@ from test_collectives import collectives, counted, textbook
 
 import jaxtrain
 from jaxtrain import RULES, ZERO1, ConfigError, Experiment, Layout, Program
-from jaxtrain.models import Experts
+from jaxtrain.models import Experts, Transformer
 
 PACKAGE = Path(jaxtrain.__file__).parent
 STEPS = 3
@@ -48,7 +48,9 @@ def slow(*values):
 
 def on(layout: Layout, microbatches: int = 1, **blocks) -> Experiment:
     one = tiny.main()
-    model = replace(one.task.model, blocks=replace(one.task.model.blocks, **blocks))
+    model = one.task.model
+    assert isinstance(model, Transformer)
+    model = replace(model, blocks=replace(model.blocks, **blocks))
     return replace(one, task=replace(one.task, model=model), layout=layout, microbatches=microbatches)
 
 
@@ -61,7 +63,7 @@ def trained(experiment: Experiment) -> tuple[list[float], Counter]:
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     batches.close()
-    return losses, counted(collectives(step.as_text(), program.mesh.shape, ignored=0))
+    return losses, counted(collectives(step.as_text() or "", program.mesh.shape, ignored=0))
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,21 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from google.protobuf import message_factory
+from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.runs.json_lines import read_lines
 from jaxtrain.runs.metrics_log import MetricsLog
 
+Event = message_factory.GetMessageClass(event_pb2.DESCRIPTOR.message_types_by_name["Event"])
 
-def tensorboard_events(folder: Path) -> list[Event]:
+
+def tensorboard_events(folder: Path) -> list[Any]:
     """The events of all TensorBoard files of a run, with their checksums checked."""
     events = []
     for path in sorted((folder / "tensorboard").iterdir()):

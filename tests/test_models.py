@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_layouts
+from flax import nnx
 
 from jaxtrain import ConfigError, Layout, Program
-from jaxtrain.models import Blocks, NGrams, Precision, Transformer, ViT, transformer
+from jaxtrain.models import Blocks, Model, NGrams, Precision, Transformer, ViT, transformer
 from jaxtrain.models.attention import BLOCK, attention
 from jaxtrain.models.layers import dot, dropout, rotate
 from jaxtrain.models.ngrams import word_hashes
@@ -17,7 +18,7 @@ from jaxtrain.sharding.layout import AxisNamed, plain
 
 SMALL = Blocks(width=16, layers=2, heads=2, mlp=32)
 TOKENS = np.random.default_rng(0).integers(1, 20, (3, 8), np.int32)
-MODELS = {
+MODELS: dict[str, tuple[Model, np.ndarray, tuple[int, ...]]] = {
     "decoder": (Transformer(vocab=20, blocks=SMALL), TOKENS, (3, 8, 20)),
     "untied": (Transformer(vocab=20, outputs=5, tied=False, blocks=SMALL), TOKENS, (3, 8, 5)),
     "encoder": (
@@ -48,7 +49,7 @@ def close(one, two, tolerance=1e-5):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_builds_and_applies_with_no_mesh(name):
     model, inputs, shape = MODELS[name]
-    named = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))
+    named = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(inputs)))
     for leaf in jax.tree.leaves(named, is_leaf=lambda x: isinstance(x, AxisNamed)):
         assert len(leaf.axes) == len(leaf.value.shape)
     tree = parameters(model, inputs.shape, inputs.dtype)
@@ -217,9 +218,10 @@ def test_every_dropout_of_every_layer_draws_from_keys_of_its_own(monkeypatch):
 
     monkeypatch.setattr(transformer, "dropout", noted)
     model, inputs, _ = MODELS["decoder"]
+    assert isinstance(model, Transformer)
     params = parameters(model, inputs.shape, inputs.dtype)
     with jax.disable_jit():  # so that the scan over layers runs with keys that have values
-        model.apply(params, inputs, jax.random.split(jax.random.key(3), 3))
+        model.apply(params, jnp.asarray(inputs), jax.random.split(jax.random.key(3), 3))
     # One after the embedding, and two a layer, each with a key for each of the three rows.
     assert len(used) == 3 * (1 + 2 * model.blocks.layers)
     assert len(set(used)) == len(used)
@@ -228,11 +230,11 @@ def test_every_dropout_of_every_layer_draws_from_keys_of_its_own(monkeypatch):
 def test_remat_and_unroll_change_no_gradient():
     model, inputs, _ = MODELS["decoder"]
     params = parameters(model, inputs.shape, inputs.dtype)
-    keys = jax.random.split(jax.random.key(3), 3)
+    ids, keys = jnp.asarray(inputs), jax.random.split(jax.random.key(3), 3)
 
     def gradients(**changes):
         changed = replace(model, blocks=replace(SMALL, dropout=0.1, **changes))
-        return jax.jit(jax.grad(lambda params: jnp.square(changed.apply(params, inputs, keys)[0]).mean()))(params)
+        return jax.jit(jax.grad(lambda params: jnp.square(changed.apply(params, ids, keys)[0]).mean()))(params)
 
     plain_grads = gradients()
     for changes in ({"remat": "dots"}, {"remat": "full"}, {"unroll": 2}):
@@ -307,7 +309,10 @@ def test_the_same_words_say_the_same_whatever_stands_between_and_after_them():
             lambda: Transformer(vocab=20, outputs=2),
             "tied embeddings give logits of the 20 entries of vocab, not of 2 outputs",
         ),
-        (lambda: ViT(patch=4).build(None, jnp.zeros((1, 6, 8, 1))), "images of 6×8 cannot be cut into patches of 4×4"),
+        (
+            lambda: ViT(patch=4).build(nnx.Rngs(0), jnp.zeros((1, 6, 8, 1))),
+            "images of 6×8 cannot be cut into patches of 4×4",
+        ),
     ],
 )
 def test_numbers_that_do_not_fit_each_other_are_refused(make, says):

@@ -96,7 +96,7 @@ def test_every_platform_has_its_own_attention(name, causal, dtype, chosen):
         assert choose("auto", causal, jnp.dtype(dtype)) == ("ring" if causal else chosen)
 
 
-def product(compute: str) -> tuple[Callable[..., Any], list[np.ndarray], list[np.ndarray]]:
+def product(compute: Literal["float32", "bfloat16"]) -> tuple[Callable[..., Any], list[np.ndarray], list[np.ndarray]]:
     """A matmul and its gradients, what goes in, and what float64 gives."""
     rng = np.random.default_rng(0)
     x, kernel, g = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 5, 64), (64, 32), (2, 5, 32)))
@@ -150,7 +150,8 @@ def test_attention_in_bf16_is_that_of_float64(name, implementation, causal, spli
     arrays = tuple(np.asarray(jnp.asarray(x, jnp.bfloat16)) for x in normal(130))
     segments = documents(130) if split else None
 
-    attend = functools.partial(attention, causal=causal, segments_BL=segments, implementation=implementation)
+    given = None if segments is None else jnp.asarray(segments)
+    attend = functools.partial(attention, causal=causal, segments_BL=given, implementation=implementation)
     layout = Layout()
     with scope(layout, layout.abstract_mesh(1), platform=name):
         found = computed(attend, arrays)
@@ -169,7 +170,7 @@ def test_a_ring_in_bf16_is_that_of_float64(split):
     with scope(layout, mesh, platform="tpu"):
         order = zigzag(64)
         placed = jax.device_put([x[:, order] for x in arrays], NamedSharding(mesh, P()))
-        of_ring = None if segments is None else segments[:, order]
+        of_ring = None if segments is None else jnp.asarray(segments[:, order])
         found = computed(lambda q, k, v: attention(q, k, v, True, of_ring), placed)
     assert {x.dtype.name for x in found} == {"bfloat16"}
     found = [np.asarray(x, np.float32)[:, np.argsort(order)] for x in found]

@@ -191,7 +191,9 @@ def test_parameters_in_bf16_have_gradients_and_moments_in_bf16_and_an_average_in
 )
 def test_a_model_with_parameters_in_bf16_trains(optimizer: Optimizer, layout: Layout, microbatches: int):
     one = tiny.main()
-    model = replace(one.task.model, blocks=replace(one.task.model.blocks, precision=Precision(params="bfloat16")))
+    model = one.task.model
+    assert isinstance(model, Transformer)
+    model = replace(model, blocks=replace(model.blocks, precision=Precision(params="bfloat16")))
     experiment = replace(
         one, task=replace(one.task, model=model), optimizer=optimizer, layout=layout, microbatches=microbatches
     )

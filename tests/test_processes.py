@@ -62,9 +62,18 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lose_one(function: str, run: Path, programs: Sequence[str | None]) -> tuple[list[int], list[str]]:
     """Processes of a run, of which one has a program that makes it die or hang: exit codes, and what they printed."""
-    group = dict(processes=len(programs), port=launch.free_port())
+    port = launch.free_port()
     started = [
-        launch.start(function, run, "--deadline", str(DEADLINE), program=program, process=number, **group)
+        launch.start(
+            function,
+            run,
+            "--deadline",
+            str(DEADLINE),
+            program=program,
+            process=number,
+            processes=len(programs),
+            port=port,
+        )
         for number, program in enumerate(programs)
     ]
     try:
@@ -125,10 +134,10 @@ def test_a_process_that_hangs_is_named_after_seven_tenths_of_the_deadline(
 
 @pytest.mark.slow
 def test_an_error_in_one_process_ends_the_others_with_its_message_and_exit_code(tmp_path: Path) -> None:
-    group = dict(processes=2, port=launch.free_port())
+    port = launch.free_port()
     program = launch.FAILING.format(step=3, error="ValueError('a bug')")
-    other = launch.start("data", tmp_path / "run", process=0, **group)
-    failing = launch.start("data", tmp_path / "run", program=program, process=1, **group)
+    other = launch.start("data", tmp_path / "run", process=0, processes=2, port=port)
+    failing = launch.start("data", tmp_path / "run", program=program, process=1, processes=2, port=port)
     printed = [process.communicate(timeout=120)[0] for process in (other, failing)]
     assert (other.returncode, failing.returncode) == (1, 1), printed
     assert re.search(r"jaxtrain: process 1 \(.* failed: ValueError: a bug\. process 0 .*with exit code 1\n", printed[0])
@@ -138,11 +147,11 @@ def test_an_error_in_one_process_ends_the_others_with_its_message_and_exit_code(
 
 @pytest.mark.slow
 def test_processes_that_do_not_run_the_same_exit_before_anything_is_written(tmp_path: Path) -> None:
-    group = dict(processes=2, port=launch.free_port())
+    port = launch.free_port()
     flags = ("--seed", "1", "--log-every", "2")
     started = [
-        launch.start("data", tmp_path / "run", process=0, **group),
-        launch.start("data", tmp_path / "run", *flags, program=launch.OTHER_VERSION, process=1, **group),
+        launch.start("data", tmp_path / "run", process=0, processes=2, port=port),
+        launch.start("data", tmp_path / "run", *flags, program=launch.OTHER_VERSION, process=1, processes=2, port=port),
     ]
     printed = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [2, 2], printed
@@ -161,8 +170,8 @@ def test_an_id_given_twice_and_a_coordinator_that_does_not_answer_are_reported(
     monkeypatch.setenv("JAXTRAIN_JOIN_SECONDS", "5")
     unmet = launch.start("data", tmp_path / "run", process=1, processes=2, port=launch.free_port())
     monkeypatch.setenv("JAXTRAIN_JOIN_SECONDS", "100")
-    group = dict(process=0, processes=2, port=launch.free_port())
-    twice = [launch.start("data", tmp_path / "run", **group) for _ in range(2)]
+    port = launch.free_port()
+    twice = [launch.start("data", tmp_path / "run", process=0, processes=2, port=port) for _ in range(2)]
     for process in twice:
         text = process.communicate(timeout=60)[0]
         assert process.returncode == 2, text

@@ -42,12 +42,12 @@ def test_a_parameter_with_fewer_names_than_dims_is_refused_and_named():
     columns = {"x": np.ones((8, 3), np.float32), "target": np.ones(8, np.float32)}
     task = Regression(model=Misnamed(), inputs="x")
     experiment = Experiment(task=task, data=Pipeline(Arrays(columns), batch_size=8), optimizer=SGD(), steps=1)
-    assert refused(experiment) == "params/kernel: 1 axis names ('embed',) for 2 dims (3, 1)"
+    assert refused(experiment) == "params/kernel: 1 dim names ('embed',) for 2 dims (3, 1)"
 
 
 def test_an_activation_with_fewer_names_than_dims_is_refused_too():
     layout = Layout({"data": 2})
-    with pytest.raises(ConfigError, match=r"^here: 1 axis names \('batch',\) for 2 dims \(4, 5\)$"):
+    with pytest.raises(ConfigError, match=r"^here: 1 dim names \('batch',\) for 2 dims \(4, 5\)$"):
         layout.spec(("batch",), {"data": 2}, (4, 5), "here")
 
 
@@ -66,7 +66,7 @@ def test_an_evaluation_of_other_fields_or_dtypes_than_training_is_refused():
 def test_an_evaluation_whose_batch_the_mesh_does_not_divide_is_refused_before_training():
     data = Pipeline(tiny.Counting(20), batch_size=10)
     said = refused(on(Layout({"data": 4}), evals={"test": data}), 4)
-    assert said.startswith("evals.test: a batch of 10: axis 'batch' has 10 entries, which the mesh axes data=4 do not")
+    assert said.startswith("evals.test: a batch of 10: dim 'batch' has 10 entries, which the mesh axes data=4 do not")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_device_without_the_memory_to_offload_to_is_named():
 def test_rules_for_the_optimizers_state_are_held_against_the_mesh_as_those_of_parameters_are():
     said = refused(on(Layout({"tensor": 2}, optimizer_rules={"embed": "tensor"})), 2)
     assert said.startswith(
-        "params/blocks/block/attention_out/kernel: axes 'heads' and 'embed' are both on the mesh axis"
+        "params/blocks/block/attention_out/kernel: dims 'heads' and 'embed' are both on the mesh axis"
     )
     said = refused(
         on(
@@ -106,9 +106,9 @@ def test_rules_for_the_optimizers_state_are_held_against_the_mesh_as_those_of_pa
         ),
         3,
     )
-    assert "axis 'embed' has 32 entries, which the mesh axes data=3 do not divide" in said
+    assert "dim 'embed' has 32 entries, which the mesh axes data=3 do not divide" in said
     with pytest.raises(
-        ConfigError, match=r"layout\.optimizer_rules: layout\.rules has no axis named 'embd'; did you mean 'embed'"
+        ConfigError, match=r"layout\.optimizer_rules: layout\.rules has no dim named 'embd'; did you mean 'embed'"
     ):
         Layout({"data": 2}, optimizer_rules={"embd": "data"})
 
@@ -138,12 +138,12 @@ def test_the_devices_of_several_slices_are_laid_out_with_the_outermost_axis_acro
 def test_a_mesh_axis_that_splits_nothing_is_refused_with_what_to_say_instead():
     said = refused(on(Layout({"expert": 2})), 2)
     assert said == (
-        "layout.mesh: axis 'expert' = 2 splits expert, but no array of this experiment has such an axis: "
+        "layout.mesh: axis 'expert' = 2 splits expert, but no array of this experiment has such a dim: "
         "leave it out or say data"
     )
     rules = {**RULES, "extra": "pod"}
     said = refused(on(Layout({"pod": 2}, rules)), 2)
-    assert said.endswith("axis 'pod' = 2 splits extra, but no array of this experiment has such an axis: leave it out")
+    assert said.endswith("axis 'pod' = 2 splits extra, but no array of this experiment has such a dim: leave it out")
 
 
 def test_a_capacity_of_nothing_is_refused():

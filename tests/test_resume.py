@@ -259,6 +259,17 @@ def test_a_language_model_on_windows_of_text_predicts_from_texts_of_any_length(t
     assert [line.split()[1] for line in after] == ["b'c'", "b'b'"]
 
 
+@pytest.mark.slow
+def test_a_run_of_many_devices_predicts_one_row_at_a_time(tmp_path: Path) -> None:
+    source = Windows(Arrays({"text": ["abcabcabc" * 20] * 4}), 16)
+    task = replace(tiny.main().task, model=replace(tiny.main().task.model, vocab=256))
+    experiment = replace(
+        tiny.data(), task=task, data=Pipeline(source, batch_size=16), steps=2, evals={}, runtime=Runtime(save_every=2)
+    )
+    train(experiment, tmp_path / "run")
+    assert len(predict_run(Run(tmp_path / "run", experiment=experiment), ["abcab"])) == 1
+
+
 def _leaves(tree: object) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 

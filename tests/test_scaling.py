@@ -20,6 +20,7 @@ from jaxtrain import ZERO1, ConfigError, Layout, Program
 from jaxtrain.models import Blocks, Experts, Transformer
 from jaxtrain.models.attention import attention
 from jaxtrain.models.ring import ring_attention, unzigzag, zigzag
+from jaxtrain.models.transformer import Block, TransformerModule
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.sharding.layout import plain
 from jaxtrain.sharding.stages import bubble
@@ -46,18 +47,21 @@ def moe(**experts) -> tuple[Transformer, dict, jax.Array]:
 def layer(model: Transformer, params: dict, x_BLD: jax.Array):
     """The outputs and auxiliary losses of the first mixture-of-experts layer."""
     module = model.module(params, jax.ShapeDtypeStruct((1, L), jnp.int32))
+    assert isinstance(module, TransformerModule)
     structure, stacked = nnx.split(module.blocks.block)
-    return nnx.merge(structure, jax.tree.map(lambda leaf: leaf[0], stacked)).experts(x_BLD)
+    block = nnx.merge(structure, jax.tree.map(lambda leaf: leaf[0], stacked))
+    assert isinstance(block, Block)
+    return block.experts(x_BLD)
 
 
 def by_hand(params: dict, x_BLD: jax.Array, top_k: int, capacity: int | None = None):
     """The weighted outputs of each token's top experts, in float64 numpy, one token at a time."""
     own = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), params["blocks"]["block"]["experts"])
-    outputs, x_BLD = np.zeros(x_BLD.shape), np.asarray(x_BLD, np.float64)
-    logits = x_BLD @ own["router"]["kernel"]
-    for row in range(len(x_BLD)):
+    outputs, inputs = np.zeros(x_BLD.shape), np.asarray(x_BLD, np.float64)
+    logits = inputs @ own["router"]["kernel"]
+    for row in range(len(inputs)):
         routed = np.zeros(E, int)
-        for position, x in enumerate(x_BLD[row]):
+        for position, x in enumerate(inputs[row]):
             best = np.argsort(-logits[row, position])[:top_k]
             weights = np.exp(logits[row, position, best])
             for expert, weight in zip(best, weights / weights.sum(), strict=True):
@@ -218,7 +222,7 @@ def test_an_evaluation_batch_that_cannot_be_cut_into_microbatches_is_refused_bef
 
 def test_experts_rings_and_rounds_that_do_not_divide_are_refused_and_named():
     layout = Layout({"expert": 3})
-    with pytest.raises(ConfigError, match=r"experts/down/kernel: axis 'expert' has 8 entries, .*expert=3"):
+    with pytest.raises(ConfigError, match=r"experts/down/kernel: dim 'expert' has 8 entries, .*expert=3"):
         layout.specs(moe()[0].init(jax.random.key(0), moe()[2]), {"expert": 3})
     layout = Layout({"context": 5})
     with (
@@ -242,7 +246,7 @@ def test_zero1_shards_the_optimizer_state_and_replicates_the_parameters():
     assert len(kernels) == 2 * 8
     assert all("data" in spec for spec in kernels)
     with pytest.raises(
-        ConfigError, match=r"layout.optimizer_rules: layout.rules has no axis named 'embd'; did you mean 'embed'\?"
+        ConfigError, match=r"layout.optimizer_rules: layout.rules has no dim named 'embd'; did you mean 'embed'\?"
     ):
         Layout({"data": 8}, optimizer_rules={"embd": "data"})
 

@@ -1,5 +1,6 @@
 """Every source, mixture and packing: read by index alone, whoever reads; and damage in each kind of file, named."""
 
+import importlib
 import itertools
 import logging
 import os
@@ -16,6 +17,7 @@ from jaxtrain import ConfigError
 from jaxtrain.data import (
     ArrayRecord,
     Arrays,
+    BatchTransform,
     CentralCrop,
     Columns,
     CutMix,
@@ -169,6 +171,20 @@ def test_a_batch_depends_on_its_step_alone_not_on_processes_or_where_reading_beg
     for start in (1, 4, 8):
         for batch, later in zip(whole[start:], read(pipe, 9 - start, start=start), strict=True):
             same(batch, later)
+
+
+@dataclass(frozen=True)
+class Drawn(BatchTransform):
+    """Adds the number that the whole batch draws."""
+
+    def __call__(self, batch, rng):
+        return {**batch, "drawn": np.full(BATCH, rng.random())}
+
+
+def test_a_transform_of_the_whole_batch_draws_anew_in_every_step(made):
+    source, transforms = made["arrays"]
+    batches = read(Pipeline(source, transforms, batch_size=BATCH, batch_transforms=(Drawn(), Drawn())), 5)
+    assert len({batch["drawn"][0] for batch in batches}) == 5
 
 
 @dataclass(frozen=True)
@@ -347,11 +363,10 @@ def test_a_damaged_record_among_many_read_at_once_is_the_one_named(tmp_path):
 
 
 def test_a_record_that_does_not_decode_is_named(tmp_path):
-    from array_record.python import array_record_module
-
+    records = importlib.import_module("array_record.python.array_record_module")
     good, bad = tmp_path / "a.arrayrecord", tmp_path / "b.arrayrecord"
     write_array_record(good, [{"x": 1}] * 3)
-    writer = array_record_module.ArrayRecordWriter(str(bad), "group_size:1")
+    writer = records.ArrayRecordWriter(str(bad), "group_size:1")
     for record in (msgpack_serialize({"x": 1}), b"\xc1 no msgpack", msgpack_serialize([1])):
         writer.write(record)
     writer.close()

@@ -107,7 +107,8 @@ def test_packed_documents_neither_predict_each_other_nor_padding():
     batch = {"tokens": tokens, "segments": segments, "mask": np.array([True, True])}
     params = state_of(SPEAK, batch).params
     loss, metrics = jax.jit(lambda params: SPEAK.loss(params, batch, None))(params)
-    logits = SPEAK.model.apply(params, tokens[:, :-1], segments_BL=segments[:, :-1])[0]
+    ids_BL, segments_BL = jnp.asarray(tokens[:, :-1]), jnp.asarray(segments[:, :-1])
+    logits = SPEAK.model.apply(params, ids_BL, segments_BL=segments_BL)[0]
     losses = -np.take_along_axis(log_softmax(logits), tokens[:, 1:, None], -1)[..., 0]
     assert float(loss.weight) == float(metrics["accuracy"].weight) == counts.sum() == 8
     assert float(loss) == pytest.approx((losses * counts).sum() / 8, rel=1e-5)

@@ -1,6 +1,7 @@
 """Commands with lost pipes, closed streams, full disks, other encodings, and Ctrl-C: real pipes and processes."""
 
 import functools
+import io
 import os
 import signal
 import subprocess
@@ -225,12 +226,13 @@ def test_ctrl_c_ends_a_verb_with_130_and_no_traceback(folder, verb):
     assert (process.returncode, out, err) == (130, "", "jaxtrain: interrupted\n")
 
 
-class Lost:
+class Lost(io.StringIO):
     """A stream that fails after some lines."""
 
     encoding = "utf-8"
 
     def __init__(self, lines, error, terminal=False):
+        super().__init__()
         self.lines, self.error, self.terminal, self.tries = lines, error, terminal, 0
 
     def write(self, text):

@@ -18,7 +18,7 @@ import tiny
 from jaxtrain import Program
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.models import NGrams
-from jaxtrain.optimizers import SGD, WSD, AdamW, ConstantRate, CosineDecay, LinearDecay, Lion, Muon, Optimizer, averaged
+from jaxtrain.optimizers import SGD, WSD, AdamW, ConstantRate, CosineDecay, LinearDecay, Lion, Muon, Standard, averaged
 from jaxtrain.tasks import Regression
 from jaxtrain.train import train
 
@@ -83,7 +83,7 @@ def newton_schulz(x: np.ndarray) -> np.ndarray:
 
 WARM = ConstantRate(peak=PEAK, warmup=2)
 COMMON: dict[str, Any] = {"clip": CLIP, "weight_decay": DECAY}
-OPTIMIZERS: dict[str, tuple[Optimizer, Direction]] = {
+OPTIMIZERS: dict[str, tuple[Standard, Direction]] = {
     "adamw": (AdamW(schedule=ConstantRate(peak=PEAK), **COMMON), adamw),
     "adamw, warm-up": (AdamW(schedule=WARM, b2=0.95, **COMMON), functools.partial(adamw, b2=0.95)),
     "momentum": (SGD(schedule=WARM, **COMMON), momentum),
@@ -94,7 +94,7 @@ OPTIMIZERS: dict[str, tuple[Optimizer, Direction]] = {
 }
 
 
-def updates_by_hand(optimizer: Optimizer, direction: Direction, params: Iterator[Any]) -> Iterator[Any]:
+def updates_by_hand(optimizer: Standard, direction: Direction, params: Iterator[Any]) -> Iterator[Any]:
     """-rate · (direction of the clipped gradient + decay · parameter, if it is a kernel), three times."""
     kept = reference.mapped(lambda _: {}, SHAPES)
     rates = [PEAK * min(1, t / 2) if optimizer.schedule.warmup else PEAK for t in range(3)]
@@ -110,7 +110,7 @@ def updates_by_hand(optimizer: Optimizer, direction: Direction, params: Iterator
         yield one("", clipped, now, kept)
 
 
-def updates_of_ours(optimizer: Optimizer, dtype: str) -> Iterator[tuple[Any, Any]]:
+def updates_of_ours(optimizer: Standard, dtype: str) -> Iterator[tuple[Any, Any]]:
     """The parameters before, and each of three updates; of a run of three steps."""
     built = optimizer.build(3)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), PARAMS)
@@ -202,7 +202,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_rate_of_every_step_is_that_of_the_formula(name, warmup):
     schedule, formula = SCHEDULES[name]
-    rates = [float(replace(schedule, warmup=warmup).build(20)(k)) for k in range(20)]
+    rates = [np.asarray(replace(schedule, warmup=warmup).build(20)(k)) for k in range(20)]
     np.testing.assert_allclose(rates, [formula(k, 20, warmup) for k in range(20)], rtol=1e-6)
 
 

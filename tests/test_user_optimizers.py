@@ -70,4 +70,4 @@ def test_a_run_with_it_can_be_saved_and_logs_no_rate_that_it_does_not_know(tmp_p
 
 def test_a_standard_optimizer_logs_its_schedule():
     rate = tiny.main().optimizer.rates(12)["learning_rate"]
-    assert [float(rate(step)) for step in (0, 1, 2)] == pytest.approx([0.0, 0.005, 0.01])
+    assert [np.asarray(rate(step)).item() for step in (0, 1, 2)] == pytest.approx([0.0, 0.005, 0.01])

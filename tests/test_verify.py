@@ -22,9 +22,11 @@ from jaxtrain.datasets.build import build
 from jaxtrain.datasets.spec import Dataset
 from jaxtrain.experiment.files import load, load_kind
 from jaxtrain.models import Blocks, Experts, Model, NGrams, Precision, Transformer, ViT
+from jaxtrain.models.attention import Attention
 from jaxtrain.models.base import Shaped
 from jaxtrain.models.layers import Linear
 from jaxtrain.models.sizes import Activations
+from jaxtrain.models.transformer import TransformerModule
 from jaxtrain.optimizers import AdamW
 from jaxtrain.sharding.constraints import shard
 from jaxtrain.tasks import Regression
@@ -42,6 +44,7 @@ class Misnamed(Transformer):
 
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         module = super().build(rngs, inputs)
+        assert isinstance(module, TransformerModule)
         getattr(module.blocks.block, self.kernel).kernel.set_metadata("axes", ("layers", *self.axes))
         return module
 
@@ -170,9 +173,7 @@ def test_a_gradient_that_differs_fails_and_is_named(capsys):
 
 
 def test_an_unknown_name_of_an_axis_is_a_mistake_on_one_device_already():
-    with pytest.raises(
-        ConfigError, match=r"blocks/block/up/kernel: layout.rules has no axis named 'mpl'; did you mean"
-    ):
+    with pytest.raises(ConfigError, match=r"blocks/block/up/kernel: layout.rules has no dim named 'mpl'; did you mean"):
         verify(with_model(Misnamed, kernel="up", axes=("embed", "mpl")), jax.devices(), [ALL])
 
 
@@ -182,10 +183,12 @@ def test_a_mesh_that_is_asked_for_and_does_not_fit_is_refused_and_named():
 
 
 def test_attention_that_only_some_meshes_or_devices_support_becomes_auto():
-    for attention in ("ring", "cudnn"):
+    implementations: tuple[Attention, ...] = ("ring", "cudnn")
+    for attention in implementations:
         whole = with_model(Transformer)
         model = Transformer(vocab=64, blocks=Blocks(width=32, heads=4, attention=attention))
         small = shrink(replace(whole, task=replace(whole.task, model=model)), 8)
+        assert isinstance(small.task.model, Transformer)
         assert small.task.model.blocks.attention == "auto"
 
 

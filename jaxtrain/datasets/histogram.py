@@ -3,8 +3,11 @@
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
+
+Outcome = TypeVar("Outcome", bound=Hashable)
 
 BINS = 30
 """The most bins of a histogram."""
@@ -65,7 +68,7 @@ def rebin(edges: tuple[float, ...], counts: tuple[int, ...], width: float) -> Co
     return found
 
 
-def divergence(p: Mapping[Hashable, float], q: Mapping[Hashable, float]) -> float:
+def divergence(p: Mapping[Outcome, float], q: Mapping[Outcome, float]) -> float:
     """Jensen–Shannon divergence (Lin 1991) of two distributions, in bits: 0 where they are equal, 1 where disjoint.
 
     p, q: probability of each outcome, each summing to 1.

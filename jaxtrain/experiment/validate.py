@@ -68,7 +68,7 @@ def check_used(layout: Layout, state: Any, used: Set[str]) -> None:
             instead = layout.row_axes()[:1] if axis in mesh_axes(layout.rules["batch"]) else ()
             raise ConfigError(
                 f"layout.mesh: axis {axis!r} = {size} splits {', '.join(names)}, but no array of this experiment has "
-                f"such an axis: leave it out{''.join(f' or say {axis}' for axis in instead)}"
+                f"such a dim: leave it out{''.join(f' or say {axis}' for axis in instead)}"
             )
 
 

@@ -66,61 +66,7 @@ class Kubernetes(ClusterJob):
 
     def manifest(self) -> dict[str, Any]:
         """The JobSet."""
-        name, (hosts, _) = self.title, self.size()
-        slice = Slice.parse(self.tpu) if self.tpu else None
-        select = {"cloud.google.com/gke-accelerator": self.gpu_type} if self.gpu_type else {}
-        limits = {"nvidia.com/gpu": str(self.gpus)} if self.gpus else {}
-        if slice:
-            limits = {"google.com/tpu": str(slice.chips)}
-            select = {
-                "cloud.google.com/gke-tpu-accelerator": GKE_ACCELERATORS[slice.kind],
-                "cloud.google.com/gke-tpu-topology": slice.shape,
-            }
-        requests = {"cpu": self.cpus, "memory": self.memory}
-        variables = {
-            "JAX_COORDINATOR_ADDRESS": f"{name}-hosts-0-0.{name}:{PORT}",
-            "JAX_NUM_PROCESSES": str(hosts),
-            "JAXTRAIN_JOIN_SECONDS": "1800",  # nodes may have to be provisioned first, and images pulled
-            **self.env,
-        }
-        container = {
-            "name": "train",
-            "image": self.image,
-            "command": list(self.command),
-            "env": [{"name": key, "value": value} for key, value in variables.items()],
-            "ports": [{"containerPort": PORT, "protocol": "TCP"}],
-            "resources": {"limits": limits, "requests": {key: x for key, x in requests.items() if x is not None}},
-            "volumeMounts": [
-                {"name": "runs", "mountPath": str(self.mount)},
-                {"name": "memory", "mountPath": "/dev/shm"},
-            ],
-        }
-        pod = {
-            "restartPolicy": "Never",
-            "terminationGracePeriodSeconds": self.notice,
-            "containers": [container],
-            "volumes": [
-                {"name": "runs", "persistentVolumeClaim": {"claimName": self.claim}},
-                # The default of 64 MB is too little for NCCL and for data loading in worker processes.
-                {"name": "memory", "emptyDir": {"medium": "Memory"}},
-            ],
-            **({"nodeSelector": select} if select else {}),
-        }
-        job = {
-            "completionMode": "Indexed",
-            "completions": hosts,
-            "parallelism": hosts,
-            "backoffLimit": 0,  # a single pod cannot rejoin a run: the JobSet restarts all of them
-            "podFailurePolicy": {
-                "rules": [
-                    {
-                        "action": "FailJob",
-                        "onExitCodes": {"containerName": "train", "operator": "In", "values": [*FATAL]},
-                    }
-                ]
-            },
-            "template": {"spec": pod},
-        }
+        name = self.title
         do_not_restart = {
             "name": "doNotRestart",
             "action": "FailJobSet",
@@ -133,7 +79,7 @@ class Kubernetes(ClusterJob):
             "metadata": {
                 "name": name,
                 **({"namespace": self.namespace} if self.namespace else {}),
-                **({"annotations": one_slice_a_node_pool} if slice else {}),
+                **({"annotations": one_slice_a_node_pool} if self.tpu else {}),
             },
             "spec": {
                 "network": {"enableDNSHostnames": True, "subdomain": name},
@@ -141,8 +87,72 @@ class Kubernetes(ClusterJob):
                     "maxRestarts": self.restarts,
                     "rules": [do_not_restart],
                 },
-                "replicatedJobs": [{"name": "hosts", "replicas": 1, "template": {"spec": job}}],
+                "replicatedJobs": [{"name": "hosts", "replicas": 1, "template": {"spec": self._job()}}],
             },
+        }
+
+    def _job(self) -> dict[str, Any]:
+        """The Job with one pod a host, which fails for good on an exit code that a restart would not help."""
+        hosts, _ = self.size()
+        fatal = {"containerName": "train", "operator": "In", "values": [*FATAL]}
+        return {
+            "completionMode": "Indexed",
+            "completions": hosts,
+            "parallelism": hosts,
+            "backoffLimit": 0,  # a single pod cannot rejoin a run: the JobSet restarts all of them
+            "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": fatal}]},
+            "template": {"spec": self._pod()},
+        }
+
+    def _pod(self) -> dict[str, Any]:
+        """The pod of each host: its container, volumes and the nodes that it may run on."""
+        limits, select = self._accelerators()
+        return {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": self.notice,
+            "containers": [self._container(limits)],
+            "volumes": [
+                {"name": "runs", "persistentVolumeClaim": {"claimName": self.claim}},
+                # The default of 64 MB is too little for NCCL and for data loading in worker processes.
+                {"name": "memory", "emptyDir": {"medium": "Memory"}},
+            ],
+            **({"nodeSelector": select} if select else {}),
+        }
+
+    def _accelerators(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The accelerators of one pod, as resource limits, and the labels of the nodes that have them."""
+        if self.tpu is not None:
+            slice = Slice.parse(self.tpu)
+            return {"google.com/tpu": str(slice.chips)}, {
+                "cloud.google.com/gke-tpu-accelerator": GKE_ACCELERATORS[slice.kind],
+                "cloud.google.com/gke-tpu-topology": slice.shape,
+            }
+        limits = {"nvidia.com/gpu": str(self.gpus)} if self.gpus else {}
+        return limits, {"cloud.google.com/gke-accelerator": self.gpu_type} if self.gpu_type else {}
+
+    def _container(self, limits: dict[str, str]) -> dict[str, Any]:
+        """The container that trains, with the environment by which its process finds the others."""
+        requests = {"cpu": self.cpus, "memory": self.memory}
+        return {
+            "name": "train",
+            "image": self.image,
+            "command": list(self.command),
+            "env": [{"name": key, "value": value} for key, value in self._environment().items()],
+            "ports": [{"containerPort": PORT, "protocol": "TCP"}],
+            "resources": {"limits": limits, "requests": {key: x for key, x in requests.items() if x is not None}},
+            "volumeMounts": [
+                {"name": "runs", "mountPath": str(self.mount)},
+                {"name": "memory", "mountPath": "/dev/shm"},
+            ],
+        }
+
+    def _environment(self) -> dict[str, str]:
+        hosts, _ = self.size()
+        return {
+            "JAX_COORDINATOR_ADDRESS": f"{self.title}-hosts-0-0.{self.title}:{PORT}",
+            "JAX_NUM_PROCESSES": str(hosts),
+            "JAXTRAIN_JOIN_SECONDS": "1800",  # nodes may have to be provisioned first, and images pulled
+            **self.env,
         }
 
     def render(self, head: str) -> str:

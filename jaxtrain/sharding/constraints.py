@@ -67,7 +67,7 @@ def _spec(axes: Sequence[str | None], shape: Sequence[int]) -> P:
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x`, placed by the names of its axes; as it is where no layout is in scope (a notebook, one device)."""
+    """`x`, placed by the names of its dims; as it is where no layout is in scope (a notebook, one device)."""
     return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape)) if _sizes() else x
 
 

@@ -53,7 +53,7 @@ def mesh_axes(rule: Rule) -> tuple[str, ...]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AxisNamed:
-    """A parameter and the names of its axes, one a dim; what `Task.init` returns at its leaves."""
+    """A parameter and the names of its dims; what `Task.init` returns at its leaves."""
 
     value: Any
     axes: tuple[str | None, ...] = field(metadata={"static": True})
@@ -99,7 +99,7 @@ class Layout:
         for name in self.optimizer_rules:
             if name not in self.rules:
                 raise ConfigError(
-                    f"layout.optimizer_rules: layout.rules has no axis named {name!r}{nearest(name, self.rules)}"
+                    f"layout.optimizer_rules: layout.rules has no dim named {name!r}{nearest(name, self.rules)}"
                 )
         known = {axis for rule in (*self.rules.values(), *self.optimizer_rules.values()) for axis in mesh_axes(rule)}
         for axis, size in self.mesh.items():
@@ -194,19 +194,19 @@ class Layout:
         entries: list[Rule] = []
         rules = {**self.rules, **(rules or {})}
         if len(axes) != len(shape):
-            raise ConfigError(f"{what}: {len(axes)} axis names {tuple(axes)} for {len(shape)} dims {tuple(shape)}")
+            raise ConfigError(f"{what}: {len(axes)} dim names {tuple(axes)} for {len(shape)} dims {tuple(shape)}")
         for name, size in zip(axes, shape, strict=True):
             if name is not None and name not in rules:
-                raise ConfigError(f"{what}: layout.rules has no axis named {name!r}{nearest(name, rules)}")
+                raise ConfigError(f"{what}: layout.rules has no dim named {name!r}{nearest(name, rules)}")
             here = tuple(axis for axis in mesh_axes(rules[name] if name else None) if sizes.get(axis, 1) > 1)
             for axis in here:
                 if axis in taken:
-                    raise ConfigError(f"{what}: axes {taken[axis]!r} and {name!r} are both on the mesh axis {axis!r}")
+                    raise ConfigError(f"{what}: dims {taken[axis]!r} and {name!r} are both on the mesh axis {axis!r}")
                 taken[axis] = str(name)
             parts = math.prod(sizes[axis] for axis in here)
             if size % parts:
                 raise ConfigError(
-                    f"{what}: axis {name!r} has {size} entries, which the mesh axes "
+                    f"{what}: dim {name!r} has {size} entries, which the mesh axes "
                     f"{' × '.join(f'{axis}={sizes[axis]}' for axis in here)} do not divide: change the size of either"
                 )
             entries.append(here[0] if len(here) == 1 else here or None)
