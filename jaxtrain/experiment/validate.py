@@ -50,8 +50,8 @@ def check_whole_batch(experiment: Experiment, sizes: Mapping[str, int]) -> None:
     if experiment.task.whole_batch and (count > 1 or stages > 1):
         what = f"microbatches: {count} microbatches" if count > 1 else f"layout.mesh: a pipeline of {stages} stages"
         raise ConfigError(
-            f"{what} would change the loss of {type(experiment.task).__name__}, which compares all rows of a batch: use "
-            "more devices or remat to save memory"
+            f"{what} would change the loss of {type(experiment.task).__name__}, which compares all rows of a batch: "
+            "use more devices or remat to save memory"
         )
 
 

@@ -29,7 +29,7 @@ STACKED = ("rounds", "layers")
 INSTEAD: tuple[tuple[type, str], ...] = (
     (
         nnx.RngState,
-        "draw dropout from the keys of the rows, with jaxtrain.models.layers.dropout(x, rate, context.keys_B)",
+        "draw dropout from the keys of the rows: jaxtrain.models.layers.dropout(x, rate, context.keys_B)",
     ),
     (object, "make it an nnx.Param if it is trained, else compute it in __call__"),
 )

@@ -54,8 +54,8 @@ class Task(ABC):
     inputs: str | tuple[str, ...]
     """The field of a batch that the model reads, or several, which it then gets as a dict."""
     whole_batch: ClassVar[bool] = False
-    """Whether the loss of a row depends on other rows, as in contrastive learning: then microbatches and pipeline stages
-    are refused, since they would change it.
+    """Whether the loss of a row depends on other rows, as in contrastive learning. Microbatches and pipeline stages are
+    then refused, since they would change it.
     """
 
     def init(self, key: jax.Array, batch: Batch) -> Variables:
