@@ -34,22 +34,25 @@ def master_weights(inner: optax.GradientTransformation) -> optax.GradientTransfo
         return MasterState(inner.init(wide), narrow)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MasterState]:
-        def wide(leaf: Any, copy: Any) -> Any:
-            return leaf if isinstance(copy, optax.MaskedNode) else copy
+        def either(copy: Any, own: Any, of_copy: Any) -> Any:
+            return own if isinstance(copy, optax.MaskedNode) else of_copy
 
-        masters = jax.tree.map(wide, params, state.master)
-        updates, kept = inner.update(jax.tree.map(widened, updates), state.inner, masters)
-        after = optax.apply_updates(masters, updates)
+        wide = _map(lambda copy, leaf: either(copy, leaf, copy), state.master, params)
+        updates, kept = inner.update(jax.tree.map(widened, updates), state.inner, wide)
+        after = optax.apply_updates(wide, updates)
 
-        def difference(new: Any, copy: Any, update: Any, leaf: Any) -> Any:
-            return update if isinstance(copy, optax.MaskedNode) else new - widened(leaf)
+        def rounded(copy: Any, update: Any, new: Any, leaf: Any) -> Any:
+            return either(copy, update, new - widened(leaf))  # added to the parameter: the new copy, then rounded
 
-        narrow = jax.tree.map(
-            lambda new, copy: copy if isinstance(copy, optax.MaskedNode) else new, after, state.master
-        )
-        return jax.tree.map(difference, after, state.master, updates, params), MasterState(kept, narrow)
+        updates = _map(rounded, state.master, updates, after, params)
+        return updates, MasterState(kept, _map(lambda copy, new: either(copy, copy, new), state.master, after))
 
     return optax.GradientTransformation(init, update)
+
+
+def _map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """`function` of every leaf of `tree`, of which `optax.MaskedNode` is one, and those of the other trees."""
+    return jax.tree.map(function, tree, *others, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
 
 
 def has_narrow(params: Any) -> bool:
@@ -86,12 +89,12 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
 def averaged(params: Any, opt_state: Any) -> Any:
     """The parameters, in place of each its average if the optimizer keeps one."""
 
-    def chosen(leaf: Any, average: Any) -> Any:
+    def chosen(average: Any, leaf: Any) -> Any:
         return leaf if isinstance(average, optax.MaskedNode) else average
 
     for state in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, AverageState)):
         if isinstance(state, AverageState):  # of all parameters, or of those of a group
-            params = jax.tree.map(chosen, params, state.average)
+            params = _map(chosen, state.average, params)
     return params
 
 

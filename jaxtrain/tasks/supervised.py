@@ -39,12 +39,9 @@ class Supervised(Task):
 
     def weigh(self, batch: Batch) -> jax.Array:
         """The weight of each row, [B]; 0 where the mask is False."""
-        mask_B = batch["mask"]
-        return (
-            mask_B
-            if self.weights is None
-            else mask_B * batch_field(batch, self.weights, f"{type(self).__name__}.weights")
-        )
+        if self.weights is None:
+            return batch["mask"]
+        return batch["mask"] * batch_field(batch, self.weights, f"{type(self).__name__}.weights")
 
     def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
         """The weighted means over rows."""
