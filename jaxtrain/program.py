@@ -53,11 +53,10 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: B
     specs, kept = layout.specs(named.params, sizes), layout.specs(named.params, sizes, kept=True)
     (params, fixed), (kept, _) = (parted(tree, frozen, "frozen") for tree in (specs, kept))
     state_specs = layout.specs(named.state, sizes, "model_state")
-    return TrainState(
+    return replace(
+        jax.tree.map(place, shapes),
         params=jax.tree.map(place, shapes.params, params),
         opt_state=map_state(optimizer, keep, shapes.opt_state, shapes.params, kept, others=place),
-        step=place(shapes.step),
-        key=place(shapes.key),
         frozen=jax.tree.map(place, shapes.frozen, fixed),
         model_state=jax.tree.map(place, shapes.model_state, state_specs),
     )

@@ -43,7 +43,7 @@ def shrink(experiment: Experiment, devices: int) -> Experiment:
     columns = _columns(itertools.islice(data.batches(), STEPS))
     model, inputs = task.model.shrunk(devices), task.read(data.example())
     sizes = model.describe(inputs)
-    if sizes and sizes.vocab:
+    if sizes and sizes.vocab and isinstance(task.inputs, str):
         columns = _cropped(columns, task.inputs, inputs.shape[1], sizes.vocab, devices)
     return replace(
         experiment,

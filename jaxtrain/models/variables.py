@@ -25,11 +25,11 @@ class Variables:
 class Context:
     """What a loss may depend on besides variables and batch."""
 
-    step: jax.Array | None = None
+    step: Any = None
     """Updates done before this one, i32[]. None in predictions, which depend on no step."""
-    keys_B: jax.Array | None = None
+    keys_B: Any = None
     """One PRNG key a row in training. None in evaluation and prediction."""
-    mask_B: jax.Array | None = None
+    mask_B: Any = None
     """bool[B], False at rows that only fill up the batch; None is True for all."""
 
     @property
