@@ -37,6 +37,7 @@ ROOMS = {
         "transformer",
         "vit",
         "ngrams",
+        "resnet",
     ),
     "tasks": ("metrics", "base", "checks", "supervised", "classification", "regression", "language"),
     "optimizers": ("state", "standard", "groups"),

@@ -27,31 +27,32 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """The normalised array f[B, ..., F], of the same shape and dtype."""
-        wide = x.astype(jnp.float32)
-        mean_F, variance_F = self.mean[...], self.variance[...]
+        # Relative to the running mean: of values far from 0 neither mean nor variance could be computed in f32.
+        centred, variance_F = x.astype(jnp.float32) - self.mean[...], self.variance[...]
         if context.training:
-            sums = _sums(wide - mean_F, context.mask_B)
+            sums = _sums(centred, context.mask_B)
             self.sums = Sums(jax.lax.stop_gradient(sums))
-            mean_F, variance_F = self._moments(sum_over_rows(sums))
-        normed = (wide - mean_F) * jax.lax.rsqrt(variance_F + self.epsilon)
+            shift_F, variance_F = _moments(sum_over_rows(sums))
+            centred -= shift_F
+        normed = centred * jax.lax.rsqrt(variance_F + self.epsilon)
         return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
 
     def advance(self, sums: jax.Array) -> None:
         """Move the running averages towards the moments of a whole batch; one without rows leaves them as they are."""
         rate = jnp.where(sums[2] > 0, 1 - self.momentum, 0)
-        mean_F, variance_F = self._moments(sums)
-        self.mean[...] += rate * (mean_F - self.mean[...])
+        shift_F, variance_F = _moments(sums)
+        self.mean[...] += rate * shift_F
         self.variance[...] += rate * (variance_F - self.variance[...])
 
-    def _moments(self, sums: jax.Array) -> tuple[jax.Array, jax.Array]:
-        shift_F, square_F = sums[:2] / jnp.maximum(sums[2], 1)
-        return self.mean[...] + shift_F, square_F - jnp.square(shift_F)
+
+def _moments(sums: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance."""
+    mean_F, square_F = sums[:2] / jnp.maximum(sums[2], 1)
+    return mean_F, square_F - jnp.square(mean_F)
 
 
 def _sums(x: jax.Array, mask_B: jax.Array | None) -> jax.Array:
-    """The sums of values, squares and weights, f32[3, F]. The values are relative to the running mean: from values far
-    from 0 the variance could not be computed in f32.
-    """
+    """The sums of values, squares and weights over the rows that the mask marks, f32[3, F]."""
     others = tuple(range(x.ndim - 1))
     mask = jnp.ones(x.shape[0], bool) if mask_B is None else mask_B
     mask = mask.reshape(-1, *(1,) * (x.ndim - 1))
