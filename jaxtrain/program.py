@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -16,10 +15,10 @@ from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.validate import check_sizes, check_used, check_whole_batch
 from jaxtrain.models.notes import notes
 from jaxtrain.models.params import parted, unnamed
-from jaxtrain.optimizers.state import has_narrow, map_state, master_weights
+from jaxtrain.optimizers.state import map_state
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.sharding.feed import local_rows, put_rows
-from jaxtrain.sharding.layout import named_leaves, path_name
+from jaxtrain.sharding.layout import named_leaves, path_name, plain
 from jaxtrain.step import TrainState, eval_step, full_batch, init_state, microbatched, predict_step, train_step
 from jaxtrain.tasks.base import Batch
 from jaxtrain.tasks.checks import abstract_variables
@@ -37,7 +36,7 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: B
     batch = experiment.data.example() if example is None else example
     named = abstract_variables(task, batch)
     frozen = experiment.optimizer.frozen([path_name(path) for path, _ in named_leaves(named.params)])
-    optimizer = transformation(experiment, named.params)
+    optimizer = experiment.optimizer.transformation(experiment.steps, plain(named.params))
     shapes = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0), batch, frozen))
     kept_in = "pinned_host" if layout.offload else None
 
@@ -62,12 +61,6 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: B
     )
 
 
-def transformation(experiment: Experiment, params: Any) -> optax.GradientTransformation:
-    """The optimizer of an experiment whose parameters have these dtypes."""
-    built = experiment.optimizer.build(experiment.steps)
-    return master_weights(built) if has_narrow(params) else built
-
-
 Batches = Generator[dict[str, jax.Array], None, None]
 """Close it to stop its readers."""
 
@@ -81,7 +74,7 @@ class Program:
         self.mesh = experiment.layout.make_mesh(devices)
         self._example = example = experiment.data.example()
         self.state = abstract_state(experiment, self.mesh, example)
-        task, optimizer = experiment.task, transformation(experiment, self.state.params)
+        task, optimizer = experiment.task, experiment.optimizer.transformation(experiment.steps, self.state.params)
         frozen = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.state.frozen)]
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         everywhere = NamedSharding(self.mesh, P())

@@ -129,7 +129,7 @@ def trained_stem() -> jax.Array:
     """What the first norm is given in the first step."""
     kernel = jax.device_get(Program(experiment({}), jax.devices()[:1]).init().params)["stem"]["kernel"]
     dims = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(IMAGES[:16], kernel, (1, 1), "SAME", dimension_numbers=dims)
+    return jax.lax.conv_general_dilated(jnp.asarray(IMAGES[:16]), kernel, (1, 1), "SAME", dimension_numbers=dims)
 
 
 def test_evaluation_uses_running_statistics_so_that_a_row_does_not_depend_on_the_others() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.models.params import parted
 from jaxtrain.optimizers import map_state
 from jaxtrain.sharding.layout import Layout, mesh_axes, path_name
 from jaxtrain.sharding.stages import fits
@@ -78,9 +79,10 @@ def replicated_leaves(experiment: Experiment, state: Any) -> dict[str, int]:
     Such are the row and column means of factored optimizers, whose shapes are not those of their parameters. State of
     no single parameter counts where any parameter is sharded. Leaves below `FEW_BYTES` are left out.
     """
-    batch, optimizer = experiment.data.example(), experiment.optimizer.build(experiment.steps)
-    named = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0), batch))
-    kept = experiment.layout.specs(named, state.step.sharding.mesh.shape, kept=True)
+    batch, optimizer = experiment.data.example(), experiment.optimizer.transformation(experiment.steps, state.params)
+    named = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0), batch)).params
+    frozen = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.frozen)]
+    kept, _ = parted(experiment.layout.specs(named, state.step.sharding.mesh.shape, kept=True), frozen, "frozen")
     split = any(any(spec) for spec in jax.tree.leaves(kept))
     wanted = map_state(optimizer, lambda _, spec: any(spec), state.opt_state, kept, others=lambda _: split)
     found = {}

@@ -13,7 +13,7 @@ import optax
 from optax import contrib
 
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.optimizers.state import average_parameters
+from jaxtrain.optimizers.state import average_parameters, has_narrow, master_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,10 @@ class Optimizer(ABC):
     @abstractmethod
     def build(self, steps: int) -> optax.GradientTransformation:
         """The transformation for a run of `steps` steps."""
+
+    def transformation(self, steps: int, params: Any) -> optax.GradientTransformation:
+        """What a run uses: `build`, by `master_weights` where a parameter is narrower than f32."""
+        return master_weights(self.build(steps)) if has_narrow(params) else self.build(steps)
 
     def rates(self, steps: int) -> Mapping[str, optax.Schedule]:
         """The learning rates to log, by name, as functions of the step; none by default."""
