@@ -1,5 +1,6 @@
 """Parameter groups, frozen parameters, and parameters of narrow dtypes, by updates computed by hand."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,8 +39,7 @@ def experiment(optimizer: Optimizer, mesh: Mapping[str, int] | None = None) -> E
 
 
 def run(program: Program, steps: int = 3) -> tuple[Any, Any]:
-    start = Program(program.experiment, program.mesh.devices.ravel()[:1]).init() if program.mesh.size == 1 else None
-    state = program.init() if start is None else start
+    state = program.init()
     step, batches = program.lower().compile(compiler_options=FAST), program.batches(program.experiment.data)
     first = jax.device_get((state.params, state.frozen))
     for _ in range(steps):
@@ -77,8 +77,8 @@ def test_a_frozen_group_costs_neither_optimizer_memory_nor_a_gradient() -> None:
     assert held == 2 * 16 * 32
     shown = explain(program.experiment, 1)
     assert "frozen parameters" in shown
-    entries = {line.split("  ")[0]: line.split()[-3] for line in shown.splitlines() if "B" in line and "  " in line}
-    assert entries["parameters"] == str(16 * 32)
+    assert re.search(r"^parameters +512 +2\.0+ KiB|^parameters +512 +2 KiB", shown, re.M), shown
+    assert re.search(r"^optimizer state +1,025 ", shown, re.M), shown  # two moments, and the count of updates
     text = program.lower().as_text()
     without = Program(experiment(AdamW()), jax.devices()[:1]).lower().as_text()
     assert text.count("dot_general") < without.count("dot_general")
@@ -120,10 +120,10 @@ def test_the_rates_of_all_groups_are_logged_with_their_patterns() -> None:
         groups={
             "head/*": AdamW(schedule=ConstantRate(peak=0.5)),
             "embedding/*": Frozen(),
-            "*": sgd(0.25).__class__(schedule=LinearDecay(peak=1.0)),
+            "*": SGD(schedule=LinearDecay(peak=1.0)),
         }
     )
-    rates = {name: float(rate(2)) for name, rate in optimizer.rates(4).items()}
+    rates = {name: float(np.asarray(rate(2))) for name, rate in optimizer.rates(4).items()}
     assert rates == {"learning_rate/head/*": 0.5, "learning_rate/*": 0.5}
 
 
@@ -161,9 +161,10 @@ def test_bf16_parameters_move_by_updates_smaller_than_their_rounding(kind: str) 
     state = optimizer.init(params)
     grads = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, jnp.float32), params)
     update = jax.jit(optimizer.update)
+    apply: Any = optax.apply_updates
     for _ in range(200):
         updates, state = update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params = apply(params, updates)
     # 1 - 200 · 1e-4: of a gradient of 1 Adam makes steps of the learning rate too.
     assert isinstance(state, MasterState)
     np.testing.assert_allclose(state.master["kernel"], 0.98, rtol=1e-5)
