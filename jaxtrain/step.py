@@ -18,9 +18,9 @@ from jaxtrain.optimizers import averaged
 from jaxtrain.sharding.layout import plain
 from jaxtrain.tasks.base import Batch, Task
 from jaxtrain.tasks.checks import loss_of, prediction_of
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.tasks.metrics import Mean, Metric
 
-Gradients = Callable[[Task, Params, Batch, jax.Array], tuple[Params, Mean, dict[str, Mean]]]
+Gradients = Callable[[Task, Params, Batch, jax.Array], tuple[Params, Mean, dict[str, Metric]]]
 """From a task, parameters, a batch and one key a row to the gradient of the *summed* loss, the loss and the metrics."""
 
 
@@ -44,10 +44,10 @@ def init_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Arr
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), step_key)
 
 
-def full_batch(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> tuple[Params, Mean, dict[str, Mean]]:
+def full_batch(task: Task, params: Params, batch: Batch, keys_B: jax.Array) -> tuple[Params, Mean, dict[str, Metric]]:
     """The gradient of the summed loss over a whole batch at once."""
 
-    def summed(params: Params) -> tuple[jax.Array, tuple[Mean, dict[str, Mean]]]:
+    def summed(params: Params) -> tuple[jax.Array, tuple[Mean, dict[str, Metric]]]:
         loss, metrics = loss_of(task, params, batch, keys_B)
         return loss.total, (loss, metrics)
 
@@ -92,7 +92,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     gradients: Gradients = full_batch,
-) -> tuple[TrainState, dict[str, Mean]]:
+) -> tuple[TrainState, dict[str, Metric]]:
     """One update, and the metrics of the batch before it. Pure: all randomness comes from the state's key and step."""
     keys_B = jax.random.split(jax.random.fold_in(state.key, state.step), batch["mask"].shape[0])
     summed, loss, metrics = gradients(task, state.params, batch, keys_B)
@@ -107,7 +107,7 @@ def train_step(
     }
 
 
-def eval_step(task: Task, state: TrainState, batch: Batch) -> dict[str, Mean]:
+def eval_step(task: Task, state: TrainState, batch: Batch) -> dict[str, Metric]:
     """The metrics of a batch, without dropout, under the averaged parameters where the optimizer keeps them."""
     loss, metrics = loss_of(task, averaged(state.params, state.opt_state), batch, None)
     return {"loss": loss, **metrics}

@@ -113,7 +113,7 @@ class Given(Task):
         return self.predicted(self.model.apply(params, batch["x"])[0])
 
 
-WANTED = "return (Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of Means"
+WANTED = "return (Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of metrics such as Mean"
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ WANTED = "return (Mean.of(losses_B, batch['mask']), metrics), where metrics is a
         (lambda b, y: (Mean.of(y), [Mean.of(y)]), f"Given.loss: the metrics are (a Mean): {WANTED}"),
         (
             lambda b, y: (Mean.of(y), {"mae": y.mean()}),
-            f"Given.loss: the metric 'mae' is float32[], not a Mean: {WANTED}",
+            f"Given.loss: the metric 'mae' is float32[], not a metric: {WANTED}",
         ),
-        (lambda b, y: (Mean.of(y), {"mae": 0.5}), f"Given.loss: the metric 'mae' is 0.5, not a Mean: {WANTED}"),
+        (lambda b, y: (Mean.of(y), {"mae": 0.5}), f"Given.loss: the metric 'mae' is 0.5, not a metric: {WANTED}"),
         (
             lambda b, y: (Mean(y, b["mask"]), {}),
             "Given.loss: the total of the loss is float32[8], not one number: build it with Mean.of",

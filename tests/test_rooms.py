@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxtrain"
 
 ROOMS = {
-    "base": ("errors", "files", "registry", "config", "text", "cache", "packages", "provenance"),
+    "base": ("errors", "files", "registry", "config", "text", "cache", "packages", "provenance", "lazy"),
     "sharding": ("layout", "constraints", "feed", "stages"),
     "models": (
         "notes",
@@ -36,7 +36,16 @@ ROOMS = {
         "vit",
         "ngrams",
     ),
-    "tasks": ("metrics", "base", "checks", "classification", "regression", "language"),
+    "tasks": (
+        "metrics",
+        "classification_metrics",
+        "host_metrics",
+        "base",
+        "checks",
+        "classification",
+        "regression",
+        "language",
+    ),
     "optimizers": (),
     "data": (
         "sources/base",

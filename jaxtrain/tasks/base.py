@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.models.base import Model, Params
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.tasks.metrics import Mean, Metric
 
 Batch = Mapping[str, Any]
 """Arrays by name, rows on dim 0; `mask` bool[B] is False at rows that only fill up the batch."""
@@ -32,8 +32,8 @@ class Task(ABC):
         return self.model.init(key, self.read(batch))
 
     @abstractmethod
-    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
-        """The loss of a batch and its metrics by name, each a `Mean` over the rows that `mask` marks; a pure function.
+    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, Mapping[str, Metric]]:
+        """The loss of a batch and its metrics by name, over the rows that `mask` marks; a pure function.
 
         keys_B: one PRNG key a row for dropout; None is evaluation, without dropout.
         """
@@ -66,8 +66,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def add_aux_losses(
-    loss: Mean, metrics: dict[str, Mean], aux_losses: Mapping[str, jax.Array], weight_B: jax.Array
-) -> tuple[Mean, dict[str, Mean]]:
+    loss: Mean, metrics: Mapping[str, Metric], aux_losses: Mapping[str, jax.Array], weight_B: jax.Array
+) -> tuple[Mean, Mapping[str, Metric]]:
     """The loss plus the model's auxiliary losses f32[B], and the metrics plus each of them and the loss without them.
 
     weight_B: the weight of each row in the loss.

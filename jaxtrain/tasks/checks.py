@@ -5,19 +5,21 @@ method, what was returned and what is expected.
 import linecache
 import traceback
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.models.checks import kind_of
 from jaxtrain.models.params import Params
 from jaxtrain.sharding.layout import AxisNamed, named_leaves, path_name
 from jaxtrain.tasks.base import Batch, Task
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.tasks.metrics import Mean, Metric
 
-WANTED = "return (Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of Means"
+WANTED = "return (Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of metrics such as Mean"
 
 
 def abstract_params(task: Task, batch: Batch) -> Params:
@@ -35,24 +37,37 @@ def abstract_params(task: Task, batch: Batch) -> Params:
     return named
 
 
-def loss_of(task: Task, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
-    """`task.loss`. Raises ConfigError where it returns anything but a `Mean` and a dict of them."""
+def loss_of(task: Task, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Metric]]:
+    """`task.loss`. Raises ConfigError where it returns anything but a `Mean` and a dict of metrics."""
     returned, who = call(task, "loss", batch, params, batch, keys_B), f"{type(task).__name__}.loss"
     if not (isinstance(returned, tuple) and len(returned) == 2):
         raise ConfigError(f"{who} returned {kind_of(returned)}: {WANTED}")
     loss, metrics = returned
     if not isinstance(metrics, Mapping):
         raise ConfigError(f"{who}: the metrics are {kind_of(metrics)}: {WANTED}")
+    if not isinstance(loss, Mean):
+        raise ConfigError(f"{who}: the loss is {kind_of(loss)}, not a Mean: {WANTED}")
     for name, value in {"the loss": loss, **{f"the metric {name!r}": value for name, value in metrics.items()}}.items():
-        if not isinstance(value, Mean):
-            raise ConfigError(f"{who}: {name} is {kind_of(value)}, not a Mean: {WANTED}")
-        for part in ("total", "weight"):
-            if jnp.shape(getattr(value, part)) != ():
-                shape = kind_of(getattr(value, part))
-                raise ConfigError(f"{who}: the {part} of {name} is {shape}, not one number: build it with Mean.of")
+        _check_metric(value, name, who)
     if not jnp.issubdtype(jnp.result_type(loss.total), jnp.floating):
         raise ConfigError(f"{who}: the loss is {kind_of(loss.total)}, which has no gradient: compute it in floats")
     return loss, dict(metrics)
+
+
+def _check_metric(value: Any, name: str, who: str) -> None:
+    """Raises ConfigError for what is no `Metric` of arrays, and for a `Mean` of anything but two numbers."""
+    if not isinstance(value, Metric):
+        raise ConfigError(f"{who}: {name} is {kind_of(value)}, not a metric: {WANTED}")
+    kind, parts = type(value).__name__, {each.name: getattr(value, each.name) for each in fields(value)}
+    if not parts:
+        raise ConfigError(f"{who}: {name} has no fields: write @dataclass(frozen=True) above class {kind}")
+    for part, array in parts.items():
+        if not isinstance(array, jax.Array | np.ndarray | np.generic | int | float):
+            raise ConfigError(
+                f"{who}: the {part} of {name} is {kind_of(array)}, not an array: the fields of a metric are summed"
+            )
+        if isinstance(value, Mean) and jnp.shape(array) != ():
+            raise ConfigError(f"{who}: the {part} of {name} is {kind_of(array)}, not one number: build it with Mean.of")
 
 
 def prediction_of(task: Task, params: Params, batch: Batch) -> dict[str, jax.Array]:

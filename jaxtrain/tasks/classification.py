@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.base import Params
 from jaxtrain.tasks.base import Batch, Task, add_aux_losses, cross_entropy, field
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.tasks.metrics import Mean, Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Classification(Task):
     label: str = "label"
     """The field of a batch with the class number, i[B]."""
 
-    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, Mapping[str, Metric]]:
         """The cross-entropy, and `accuracy` from 0 to 1."""
         label_B = field(batch, self.label, "Classification.label")
         logits_BC, aux_losses = self.model.apply(params, self.read(batch), keys_B)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxtrain.models.base import Params
 from jaxtrain.tasks.base import Batch, Task, add_aux_losses, cross_entropy
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.tasks.metrics import Mean, Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class LanguageModel(Task):
         """All tokens of a row but the last, i[B, L]."""
         return super().read(batch)[:, :-1]
 
-    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, Mapping[str, Metric]]:
         """The cross-entropy, and `accuracy` of the likeliest token."""
         targets_BL = batch[self.inputs][:, 1:]
         weight_BL = jnp.broadcast_to(batch["mask"][:, None], targets_BL.shape)

@@ -1,5 +1,6 @@
 """Regression. Shapes: B batch, O outputs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxtrain.models.base import Params
 from jaxtrain.tasks.base import Batch, Task, add_aux_losses, field
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.tasks.metrics import Mean, Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class Regression(Task):
     target: str = "target"
     """The field of a batch with the targets, f32[B] or f32[B, O]."""
 
-    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, Mapping[str, Metric]]:
         """The squared error and `absolute_error`, both summed over the outputs of a row."""
         target = field(batch, self.target, "Regression.target")
         values_BO, aux_losses = self.model.apply(params, self.read(batch), keys_B)
