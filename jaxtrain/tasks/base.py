@@ -74,6 +74,6 @@ def add_aux_losses(
     """
     if not aux_losses:
         return loss, metrics
-    added = {name: Mean.of(losses_B, weight_B) for name, losses_B in aux_losses.items()}
+    added = {name: Mean.of_finite(losses_B, weight_B) for name, losses_B in aux_losses.items()}
     whole = Mean(loss.total + sum(mean.total for mean in added.values()), loss.weight)
     return whole, {"main_loss": loss, **metrics, **added}

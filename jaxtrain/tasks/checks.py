@@ -57,7 +57,8 @@ def loss_of(task: Task, params: Params, batch: Batch, keys_B: jax.Array | None) 
 def _check_metric(value: Any, name: str, who: str) -> None:
     """Raises ConfigError for what is no `Metric` of arrays, and for a `Mean` of anything but two numbers."""
     if not isinstance(value, Metric):
-        raise ConfigError(f"{who}: {name} is {kind_of(value)}, not a metric: {WANTED}")
+        found = f"the class {value.__name__}" if isinstance(value, type) else kind_of(value)
+        raise ConfigError(f"{who}: {name} is {found}, not a metric: {WANTED}")
     kind, parts = type(value).__name__, {each.name: getattr(value, each.name) for each in fields(value)}
     if not parts:
         raise ConfigError(f"{who}: {name} has no fields: write @dataclass(frozen=True) above class {kind}")

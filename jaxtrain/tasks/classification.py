@@ -30,8 +30,8 @@ class Classification(Task):
             raise ConfigError(f"task.classes: {len(self.classes)} names for a model of {logits_BC.shape[-1]} outputs")
         losses_B = cross_entropy(logits_BC, label_B)
         right_B = (logits_BC.argmax(-1) == label_B).astype(jnp.float32)
-        metrics = {"accuracy": Mean.of(right_B, batch["mask"])}
-        return add_aux_losses(Mean.of(losses_B, batch["mask"]), metrics, aux_losses, batch["mask"])
+        metrics = {"accuracy": Mean.of_finite(right_B, batch["mask"])}
+        return add_aux_losses(Mean.of_finite(losses_B, batch["mask"]), metrics, aux_losses, batch["mask"])
 
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """`probabilities` f32[B, C]."""

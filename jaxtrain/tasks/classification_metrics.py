@@ -101,8 +101,8 @@ class AUC(Metric):
 class Calibration(Metric):
     """Whether a classifier is right as often as it claims: the expected calibration error and the reliability table.
 
-    Confidences are put into bins of equal width, (lower, upper]. The error is the mean over rows of the distance between
-    the mean confidence and the accuracy of their bin (Guo et al. 2017, arXiv:1706.04599). Sums by bin, f32[N] each.
+    Confidences are put into bins of equal width, (lower, upper]. The error is the mean over rows of the distance
+    between mean confidence and accuracy of their bin (Guo et al. 2017, arXiv:1706.04599). Sums by bin, f32[N] each.
     """
 
     weight: Array

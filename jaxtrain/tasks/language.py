@@ -38,7 +38,7 @@ class LanguageModel(Task):
         logits_BLV, aux_losses = self.model.apply(params, self.read(batch), keys_B, **more)
         losses_BL = cross_entropy(logits_BLV, targets_BL)
         right_BL = (logits_BLV.argmax(-1) == targets_BL).astype(jnp.float32)
-        loss, metrics = Mean.of(losses_BL, weight_BL), {"accuracy": Mean.of(right_BL, weight_BL)}
+        loss, metrics = Mean.of_finite(losses_BL, weight_BL), {"accuracy": Mean.of_finite(right_BL, weight_BL)}
         return add_aux_losses(loss, metrics, aux_losses, weight_BL.sum(1))
 
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:

@@ -123,9 +123,22 @@ class Mean(Metric):
 
     @classmethod
     def of(cls, values: Array, weights: Array | None = None) -> Self:
-        """The mean of `values` (any shape), weighted by `weights` of the same shape or all equally."""
+        """The mean of `values` (any shape), weighted by `weights` of the same shape or all equally.
+
+        A value of weight 0 counts for nothing, even if it is NaN or infinite.
+        """
+        if weights is None:
+            return cls.of_finite(values)
         weights = as_weights(values, weights)
         return cls(weighted(values, weights).sum(), weights.sum())
+
+    @classmethod
+    def of_finite(cls, values: Array, weights: Array | None = None) -> Self:
+        """The same for values that are finite where their weight is 0: without a select, which changes how XLA fuses
+        the computation of the values, and so their last bits.
+        """
+        weights = as_weights(values, weights)
+        return cls((values * weights).sum(), weights.sum())
 
     def value(self) -> float:
         weight = float(self.weight)

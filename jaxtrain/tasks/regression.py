@@ -24,7 +24,7 @@ class Regression(Task):
         values_BO, aux_losses = self.model.apply(params, self.read(batch), keys_B)
         error_BO = values_BO - target.reshape(target.shape[0], -1)
         absolute_B = jnp.abs(error_BO).sum(-1)
-        loss, absolute = (Mean.of(x, batch["mask"]) for x in (jnp.square(error_BO).sum(-1), absolute_B))
+        loss, absolute = (Mean.of_finite(x, batch["mask"]) for x in (jnp.square(error_BO).sum(-1), absolute_B))
         return add_aux_losses(loss, {"absolute_error": absolute}, aux_losses, batch["mask"])
 
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
