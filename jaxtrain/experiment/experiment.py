@@ -26,7 +26,8 @@ class Retention:
 
     last: the newest this many, at least 1.
     every: also each step that this number divides, for ever.
-    best: also the best one by this metric, e.g. `"validation/accuracy"`, of those saved with a finite value.
+    best: also the best one by this metric, e.g. `"validation/accuracy"`, of those saved at a step that was evaluated,
+        with a finite value.
     mode: whether the best is the lowest or the highest.
 
     Raises `ConfigError` for numbers below 1 and another mode.
