@@ -17,11 +17,8 @@ from jaxtrain.runs.journal import IN_FLIGHT
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import TrainState
 from jaxtrain.tasks.base import Batch
-from jaxtrain.tasks.host_metrics import HostMetric
+from jaxtrain.tasks.host_metrics import HostMetric, Rows
 from jaxtrain.tasks.metrics import Metric, flat, merge, values_by_name
-
-Rows = dict[str, np.ndarray]
-"""Arrays by name, on the host."""
 
 
 def evaluate(program: Program, state: TrainState, pipeline: Pipeline) -> dict[str, float]:
@@ -70,9 +67,8 @@ def _real_rows(predictions: Batch, labels: Batch) -> tuple[Rows, Rows]:
     """The rows of a batch that do not only fill it up, of all processes."""
     whole = {name: multihost_utils.process_allgather(x, tiled=True) for name, x in labels.items()}
     mask = whole.pop("mask")
-    return {name: jax.device_get(x)[mask] for name, x in predictions.items()}, {
-        name: x[mask] for name, x in whole.items()
-    }
+    real = {name: jax.device_get(x)[mask] for name, x in predictions.items()}
+    return real, {name: x[mask] for name, x in whole.items()}
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
@@ -85,30 +81,33 @@ def check_metrics(program: Program) -> None:
     """
     experiment = program.experiment
     check_evals(experiment)
-    best = experiment.runtime.keep.best
+    best, host_metrics = experiment.runtime.keep.best or "", experiment.host_metrics
     for split, pipeline in experiment.evals.items():
-        if experiment.host_metrics or (best or "").startswith(f"{split}/"):
-            names = {f"{split}/{name}" for name in _names(program, pipeline)}
-            parts = tuple(f"{split}/{name}/" for name in experiment.host_metrics)  # known only when computed
-            if best and best.startswith(f"{split}/") and best not in names and not best.startswith(parts):
-                raise ConfigError(f"keep.best: no evaluation reports {best!r}{nearest(best, names)}")
+        wanted = best.removeprefix(f"{split}/") if best.startswith(f"{split}/") else None
+        if wanted is None and not host_metrics:
+            continue
+        batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in pipeline.example().items()}
+        known, unknown = _names(jax.eval_shape(program.evaluate, program.state, batch))
+        if host_metrics:
+            _label_fields(host_metrics, batch)
+            jax.eval_shape(program.predict, program.state, batch)
+        if twice := host_metrics.keys() & {name.partition("/")[0] for name in [*known, *unknown]}:
+            raise ConfigError(f"host_metrics: {min(twice)!r} is the name of a metric of the task: choose another")
+        unknown += host_metrics
+        if wanted is not None and wanted not in known and wanted.partition("/")[0] not in unknown:
+            names = [f"{split}/{name}" for name in [*known, *unknown]]
+            raise ConfigError(f"keep.best: no evaluation reports {best!r}{nearest(best, names)}")
 
 
-def _names(program: Program, pipeline: Pipeline) -> list[str]:
-    """The names of the metrics that `evaluate` reports, by tracing it. Raises ConfigError for host metrics that do not
-    fit, as they would be found not to after an epoch.
-    """
-    host_metrics = program.experiment.host_metrics
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in pipeline.example().items()}
-    shapes = jax.eval_shape(program.evaluate, program.state, batch)
-    # Of ones, since a value may be a quotient of sums.
-    names = list(values_by_name(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)))
-    if host_metrics:
-        _label_fields(host_metrics, batch)
-        jax.eval_shape(program.predict, program.state, batch)
-    if twice := host_metrics.keys() & {name.partition("/")[0] for name in names}:
-        raise ConfigError(f"host_metrics: {min(twice)!r} is the name of a metric of the task already: choose another")
-    return [*names, *host_metrics]
+def _names(shapes: Mapping[str, Metric]) -> tuple[list[str], list[str]]:
+    """The names of the values of abstract metrics, and the metrics of which these are known only once computed."""
+    known, unknown = [], []
+    for name, metric in shapes.items():
+        try:
+            known += values_by_name({name: jax.tree.map(lambda x: np.ones(x.shape, x.dtype), metric)})
+        except (ArithmeticError, ValueError):  # ones need not be possible sums: a log of their difference
+            unknown.append(name)
+    return known, unknown
 
 
 def evaluate_run(run: Run, step: int | None = None, split: str | None = None) -> dict[str, dict[str, float]]:

@@ -65,7 +65,7 @@ TARGETS = ROWS.normal(size=11).astype(np.float32)
 
 def regression(**changes: Any) -> Experiment:
     data = Pipeline(Arrays({"text": WORDS, "target": TARGETS}), batch_size=4)
-    fields = dict(
+    fields: dict[str, Any] = dict(
         task=Regression(model=NGrams(outputs=1, buckets=64, words=4, width=4), inputs="text"),
         data=data,
         optimizer=AdamW(),
@@ -102,7 +102,8 @@ def classification(**changes: Any) -> Experiment:
     labels = (WORDS[:, 0] > 109).astype(np.int32)
     data = Pipeline(Arrays({"text": WORDS, "label": labels}), batch_size=4)
     task = Counted(model=NGrams(outputs=2, buckets=64, words=4, width=4), inputs="text", classes=("a", "b"))
-    return Experiment(**(dict(task=task, data=data, optimizer=AdamW(), steps=4, evals={"test": data}) | changes))
+    fields: dict[str, Any] = dict(task=task, data=data, optimizer=AdamW(), steps=4, evals={"test": data})
+    return Experiment(**(fields | changes))
 
 
 def test_a_confusion_matrix_passes_through_microbatches_evaluation_files_and_keep_best(tmp_path: Path):
@@ -124,6 +125,26 @@ def test_a_confusion_matrix_passes_through_microbatches_evaluation_files_and_kee
         assert checkpoints.best() == max(scores, key=lambda step: (scores[step], step))
 
 
+@dataclass(frozen=True)
+class Odds(Metric):
+    """A metric that sums of ones do not fit."""
+
+    hits: Any
+    rows: Any
+
+    def value(self) -> float:
+        return math.log(self.rows - self.hits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithOdds(Regression):
+    """Regression that reports them."""
+
+    def loss(self, params: Any, batch: Any, keys_B: Any) -> tuple[Mean, Mapping[str, Metric]]:
+        loss, metrics = super().loss(params, batch, keys_B)
+        return loss, {**metrics, "odds": Odds(0 * loss.weight, loss.weight)}
+
+
 def kept(best: str, **intervals: int) -> Runtime:
     return Runtime(keep=Retention(best=best), **(dict(eval_every=2, save_every=2) | intervals))
 
@@ -137,6 +158,10 @@ def kept(best: str, **intervals: int) -> Runtime:
         ),
         (classification(runtime=kept("test/confusion")), "keep.best: no evaluation reports 'test/confusion'"),
         (classification(runtime=kept("test/gradient_norm")), "keep.best: no evaluation reports 'test/gradient_norm'"),
+        (
+            regression(runtime=kept("test/ods"), task=WithOdds(model=regression().task.model, inputs="text")),
+            "keep.best: no evaluation reports 'test/ods'; did you mean 'test/odds'?",
+        ),
         (regression(runtime=kept("test/spearmen")), "did you mean 'test/spearman'?"),
         (
             regression(host_metrics={"spearman": Spearman(label="targte")}),
@@ -144,7 +169,7 @@ def kept(best: str, **intervals: int) -> Runtime:
         ),
         (
             regression(host_metrics={"absolute_error": Spearman()}),
-            "host_metrics: 'absolute_error' is the name of a metric of the task already",
+            "host_metrics: 'absolute_error' is the name of a metric of the task",
         ),
         (
             classification(evals={"train": classification().data}),
@@ -176,6 +201,7 @@ def test_evaluations_that_would_disappoint_are_refused_before_anything_is_writte
         regression(runtime=kept("test/spearman")),
         regression(runtime=kept("test/order/row_3")),
         classification(runtime=Runtime(eval_every=2, save_every=3)),
+        regression(runtime=kept("test/odds"), task=WithOdds(model=regression().task.model, inputs="text")),
         tiny.main(),
     ],
     ids=str,

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
 
-Arrays = Mapping[str, np.ndarray]
+Rows = Mapping[str, np.ndarray]
 """Arrays by name, with all rows of a split on dim 0, in the order of its source."""
 
 
@@ -25,7 +25,7 @@ class HostMetric(ABC):
         return ()
 
     @abstractmethod
-    def value(self, predictions: Arrays, labels: Arrays) -> float | Mapping[str, float]:
+    def value(self, predictions: Rows, labels: Rows) -> float | Mapping[str, float]:
         """The value, or several by name, of what `Task.predict` returned and of the batch's `fields`.
 
         Rows that only fill up a batch are in neither.
@@ -48,7 +48,7 @@ class Spearman(HostMetric):
     def fields(self) -> tuple[str, ...]:
         return (self.label,)
 
-    def value(self, predictions: Arrays, labels: Arrays) -> float:
+    def value(self, predictions: Rows, labels: Rows) -> float:
         if self.prediction not in predictions:
             raise ConfigError(
                 f"Spearman.prediction: no prediction {self.prediction!r}{nearest(self.prediction, predictions)}"
