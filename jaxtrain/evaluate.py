@@ -2,35 +2,112 @@
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.experiment.validate import check_evals
 from jaxtrain.program import Program
 from jaxtrain.runs.folder import Run
 from jaxtrain.runs.journal import IN_FLIGHT
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import TrainState
-from jaxtrain.tasks.metrics import Mean, merge
+from jaxtrain.tasks.base import Batch
+from jaxtrain.tasks.host_metrics import HostMetric, Rows
+from jaxtrain.tasks.metrics import Metric, flat, merge, values_by_name
 
 
 def evaluate(program: Program, state: TrainState, pipeline: Pipeline) -> dict[str, float]:
-    """The metrics over one pass of a pipeline; exact whatever the mesh and the batch size.
+    """The metrics over one pass of a pipeline, host metrics too; exact whatever the mesh and the batch size.
 
     Waits for the batch `IN_FLIGHT` before the last, so that batches never pile up on the devices.
     """
+    host_metrics = program.experiment.host_metrics
+    rows: list[tuple[Rows, Rows]] = []
 
-    def finished() -> Iterator[dict[str, Mean]]:
-        flight: deque[dict[str, Mean]] = deque()
+    def start(batch: Batch) -> tuple[dict[str, Metric], Batch, Batch]:
+        labels = {name: batch[name] for name in _label_fields(host_metrics, batch)} if host_metrics else {}
+        return program.evaluate(state, batch), program.predict(state, batch) if host_metrics else {}, labels
+
+    def finish(metrics: dict[str, Metric], predictions: Batch, labels: Batch) -> dict[str, Metric]:
+        if host_metrics:
+            rows.append(_real_rows(predictions, labels))
+        return jax.device_get(metrics)
+
+    def finished() -> Iterator[dict[str, Metric]]:
+        flight: deque[tuple[dict[str, Metric], Batch, Batch]] = deque()
         for batch in program.epoch(pipeline):
-            flight.append(program.evaluate(state, batch))
+            flight.append(start(batch))
             if len(flight) > IN_FLIGHT:
-                yield jax.device_get(flight.popleft())
-        yield from jax.device_get(list(flight))
+                yield finish(*flight.popleft())
+        for one in flight:
+            yield finish(*one)
 
-    return {name: float(mean) for name, mean in merge(finished()).items()}
+    found = values_by_name(merge(finished()))
+    predictions, labels = (_joined([one[part] for one in rows]) for part in (0, 1))
+    for name, metric in host_metrics.items() if rows else ():
+        found |= flat(name, metric.value(predictions, labels))
+    return found
+
+
+def _label_fields(host_metrics: Mapping[str, HostMetric], batch: Batch) -> list[str]:
+    """The mask, and the fields that host metrics read. Raises ConfigError for a field that the batch lacks."""
+    for name, metric in host_metrics.items():
+        for needed in metric.fields:
+            if needed not in batch:
+                raise ConfigError(f"host_metrics.{name}: the batch has no field {needed!r}{nearest(needed, batch)}")
+    return sorted({"mask", *(needed for metric in host_metrics.values() for needed in metric.fields)})
+
+
+def _real_rows(predictions: Batch, labels: Batch) -> tuple[Rows, Rows]:
+    """The rows of a batch that do not only fill it up, of all processes."""
+    whole = {name: multihost_utils.process_allgather(x, tiled=True) for name, x in labels.items()}
+    mask = whole.pop("mask")
+    real = {name: jax.device_get(x)[mask] for name, x in predictions.items()}
+    return real, {name: x[mask] for name, x in whole.items()}
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+
+def check_metrics(program: Program) -> None:
+    """Raises ConfigError, before any step, for what evaluations would find out late: a `keep.best` that none of them
+    reports, and host metrics that read what there is not. Traces, but computes nothing.
+    """
+    experiment = program.experiment
+    check_evals(experiment)
+    best, host_metrics = experiment.runtime.keep.best or "", experiment.host_metrics
+    for split, pipeline in experiment.evals.items():
+        wanted = best.removeprefix(f"{split}/") if best.startswith(f"{split}/") else None
+        if wanted is None and not host_metrics:
+            continue
+        batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in pipeline.example().items()}
+        known, unknown = _names(jax.eval_shape(program.evaluate, program.state, batch))
+        if host_metrics:
+            _label_fields(host_metrics, batch)
+            jax.eval_shape(program.predict, program.state, batch)
+        if twice := host_metrics.keys() & {name.partition("/")[0] for name in [*known, *unknown]}:
+            raise ConfigError(f"host_metrics: {min(twice)!r} is the name of a metric of the task: choose another")
+        unknown += host_metrics
+        if wanted is not None and wanted not in known and wanted.partition("/")[0] not in unknown:
+            names = [f"{split}/{name}" for name in [*known, *unknown]]
+            raise ConfigError(f"keep.best: no evaluation reports {best!r}{nearest(best, names)}")
+
+
+def _names(shapes: Mapping[str, Metric]) -> tuple[list[str], list[str]]:
+    """The names of the values of abstract metrics, and the metrics of which these are known only once computed."""
+    known, unknown = [], []
+    for name, metric in shapes.items():
+        try:
+            known += values_by_name({name: jax.tree.map(lambda x: np.ones(x.shape, x.dtype), metric)})
+        except (ArithmeticError, ValueError):  # ones need not be possible sums: a log of their difference
+            unknown.append(name)
+    return known, unknown
 
 
 def evaluate_run(run: Run, step: int | None = None, split: str | None = None) -> dict[str, dict[str, float]]:

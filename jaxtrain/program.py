@@ -22,7 +22,7 @@ from jaxtrain.sharding.layout import named_leaves, path_name, plain
 from jaxtrain.step import TrainState, eval_step, full_batch, init_state, microbatched, predict_step, train_step
 from jaxtrain.tasks.base import Batch
 from jaxtrain.tasks.checks import abstract_variables
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.tasks.metrics import Metric
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: Batch | None = None) -> TrainState:
@@ -116,7 +116,7 @@ class Program:
         return notes(lowered) | ({"unnamed_parameters": leaves} if leaves and self.mesh.size > 1 else {})
 
     @functools.cached_property
-    def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]:
+    def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Metric]]]:
         """The compiled train step; it donates the state it is given."""
         return self.lower().compile()
 
@@ -125,7 +125,7 @@ class Program:
         with self.scope():
             return self._init()
 
-    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Mean]:
+    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Metric]:
         """The metrics of a global batch."""
         with self.scope():
             return self._evaluate(state, batch)

@@ -19,7 +19,7 @@ from jaxtrain.optimizers.state import averaged, widened
 from jaxtrain.sharding.layout import plain
 from jaxtrain.tasks.base import Batch, Loss, Task
 from jaxtrain.tasks.checks import loss_of, prediction_of
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.tasks.metrics import Mean, Metric
 
 Gradients = Callable[[Task, Params, Variables, Batch, Context], tuple[Params, Loss]]
 """From a task, the parameters to differentiate by, all other variables, a batch and its context to the gradient of the
@@ -81,11 +81,23 @@ def full_batch(task: Task, params: Params, fixed: Variables, batch: Batch, conte
     """The gradient of the summed loss over a whole batch at once."""
 
     def summed(params: Params) -> tuple[jax.Array, Loss]:
-        loss = loss_of(task, with_params(params, fixed), batch, context)
+        loss = loss_of(task, with_params(params, fixed), without_gaps(batch), context)
         return loss.mean.total, loss
 
     grads, loss = jax.grad(summed, has_aux=True)(params)
     return jax.tree.map(widened, grads), loss
+
+
+def without_gaps(batch: Batch) -> Batch:
+    """The batch with zeros for the numbers of rows that the mask leaves out: a NaN there would be one in every gradient,
+    which multiplies it by 0.
+    """
+
+    def filled(x: jax.Array) -> jax.Array:
+        mask = batch["mask"].reshape(-1, *(1,) * (x.ndim - 1))
+        return jnp.where(mask, x, 0) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return {name: filled(x) for name, x in batch.items()}
 
 
 def microbatched(count: int, axes: tuple[str, ...] = ()) -> Gradients:
@@ -130,7 +142,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     gradients: Gradients = full_batch,
-) -> tuple[TrainState, dict[str, Mean]]:
+) -> tuple[TrainState, dict[str, Metric]]:
     """One update, and the metrics of the batch before it. Pure: all randomness comes from the state's key and step."""
     keys_B = jax.random.split(jax.random.fold_in(state.key, state.step), batch["mask"].shape[0])
     context = Context(state.step, keys_B, batch["mask"])
@@ -147,7 +159,7 @@ def train_step(
     return replace(state, step=state.step + 1), metrics
 
 
-def eval_step(task: Task, state: TrainState, batch: Batch) -> dict[str, Mean]:
+def eval_step(task: Task, state: TrainState, batch: Batch) -> dict[str, Metric]:
     """The metrics of a batch, without dropout, under the averaged parameters where the optimizer keeps them."""
     loss = loss_of(task, state.evaluated, batch, Context(state.step, None, batch["mask"]))
     return {"loss": loss.mean, **loss.metrics}

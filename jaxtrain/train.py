@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from jaxtrain.cluster.processes import StopSignal
-from jaxtrain.evaluate import evaluate
+from jaxtrain.evaluate import check_metrics, evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import Origin
 from jaxtrain.experiment.validate import replicated_leaves
@@ -32,6 +32,7 @@ def train(
     with clock("compile"):
         program = Program(experiment)
         lowered = program.lower()
+        check_metrics(program)
     run = begin(folder, experiment, origin)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(run.checkpoints())

@@ -9,13 +9,24 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxtrain import ConfigError, Experiment, Layout, Mean, Program, eval_step, init_state, predict_step, train_step
+from jaxtrain import (
+    ConfigError,
+    Experiment,
+    Layout,
+    Mean,
+    Metric,
+    Program,
+    eval_step,
+    init_state,
+    predict_step,
+    train_step,
+)
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.models import Model
 from jaxtrain.models.base import Shaped
 from jaxtrain.optimizers import SGD, ConstantRate
 from jaxtrain.sharding.layout import AxisNamed
-from jaxtrain.tasks import Regression, Task
+from jaxtrain.tasks import Regression, Sum, Task
 
 X = np.ones((8, 4), np.float32)
 BATCH = {"x": X, "target": np.ones(8, np.float32), "mask": np.ones(8, bool)}
@@ -115,7 +126,18 @@ class Given(Task):
         return self.predicted(self.model.apply(params, batch["x"])[0])
 
 
-WANTED = "return (Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of Means"
+class Bare(Metric):
+    """A metric whose author forgot the decorator."""
+
+    @classmethod
+    def of(cls, values: Any) -> "Bare":
+        return cls()
+
+    def value(self) -> float:
+        return 0.0
+
+
+WANTED = "return (Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of metrics such as Mean"
 
 
 @pytest.mark.parametrize(
@@ -128,9 +150,22 @@ WANTED = "return (Mean.of(losses_B, batch['mask']), metrics), where metrics is a
         (lambda b, y: (Mean.of(y), [Mean.of(y)]), f"Given.loss: the metrics are (a Mean): {WANTED}"),
         (
             lambda b, y: (Mean.of(y), {"mae": y.mean()}),
-            f"Given.loss: the metric 'mae' is float32[], not a Mean: {WANTED}",
+            f"Given.loss: the metric 'mae' is float32[], not a metric: {WANTED}",
         ),
-        (lambda b, y: (Mean.of(y), {"mae": 0.5}), f"Given.loss: the metric 'mae' is 0.5, not a Mean: {WANTED}"),
+        (lambda b, y: (Bare.of(y), {}), f"Given.loss: the loss is a Bare, not a Mean: {WANTED}"),
+        (
+            lambda b, y: (Mean.of(y), {"mae": Bare()}),
+            "Given.loss: the metric 'mae' has no fields: write @dataclass(frozen=True) above class Bare",
+        ),
+        (
+            lambda b, y: (Mean.of(y), {"mae": Sum("y")}),
+            "Given.loss: the total of the metric 'mae' is 'y', not an array: the fields of a metric are summed",
+        ),
+        (
+            lambda b, y: (Mean.of(y), {"mae": Mean}),
+            f"Given.loss: the metric 'mae' is the class Mean, not a metric: {WANTED}",
+        ),
+        (lambda b, y: (Mean.of(y), {"mae": 0.5}), f"Given.loss: the metric 'mae' is 0.5, not a metric: {WANTED}"),
         (
             lambda b, y: (Mean(y, b["mask"]), {}),
             "Given.loss: the total of the loss is float32[8], not one number: build it with Mean.of",

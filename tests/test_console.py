@@ -50,3 +50,10 @@ def test_processes_other_than_the_first_print_nothing() -> None:
         console.print("hello")
         console.close()
         assert stream.getvalue() == ""
+
+
+def test_values_of_single_classes_are_left_to_the_files() -> None:
+    stream = io.StringIO()
+    console = Console(10, 0, True, stream)
+    console.metrics(1, "test", {"loss": 0.5, "confusion/f1_macro": 0.25, "confusion/f1/class_3": 0.75})
+    assert stream.getvalue() == "step 1/10  test loss 0.5  confusion/f1_macro 0.25\n"

@@ -76,7 +76,9 @@ def test_an_evaluation_is_never_more_than_two_batches_ahead_of_the_device(batche
             ahead.append(device.unfinished)
             yield number
 
-    program: Any = SimpleNamespace(epoch=epoch, evaluate=lambda state, number: device.start(float(number)))
+    program: Any = SimpleNamespace(
+        epoch=epoch, evaluate=lambda state, number: device.start(float(number)), experiment=tiny.main()
+    )
     found = evaluate(program, STATE, tiny.main().data)
     assert ahead == [0, 1, *[2] * 98][:batches]
     assert found == ({"loss": (batches - 1) / 2} if batches else {})
@@ -92,22 +94,23 @@ def test_an_evaluation_without_end_asks_for_a_batch_only_when_there_is_room_for_
             raise KeyboardInterrupt
         return device.start(1.0)
 
-    program: Any = SimpleNamespace(epoch=lambda *_: endless, evaluate=one)
+    program: Any = SimpleNamespace(epoch=lambda *_: endless, evaluate=one, experiment=tiny.main())
     with pytest.raises(KeyboardInterrupt):
         evaluate(program, STATE, tiny.main().data)
     assert (device.started, device.unfinished) == (5000, 2)
 
 
-def test_an_evaluation_gives_the_sums_of_all_batches_in_their_order_and_their_last_bit() -> None:
+def test_an_evaluation_gives_the_sums_of_all_batches_in_float64_to_the_last_bit() -> None:
     program = Program(tiny.main(), jax.devices()[:1])
     state, data = program.init(), Pipeline(tiny.Counting(50), batch_size=8, shuffle=False)
     parts = jax.device_get([program.evaluate(state, batch) for batch in program.epoch(data)])
-    total, weight = np.float32(0), np.float32(0)
+    total, weight = 0.0, 0.0
     for part in parts:
-        total, weight = np.float32(total + part["loss"].total), np.float32(weight + part["loss"].weight)
+        assert part["loss"].total.dtype == np.float32
+        total, weight = total + float(part["loss"].total), weight + float(part["loss"].weight)
     assert len(parts) == 7
     assert weight == 50 * 16
-    assert evaluate(program, state, data)["loss"] == float(total) / float(weight)
+    assert evaluate(program, state, data)["loss"] == total / weight
 
 
 @pytest.mark.parametrize(

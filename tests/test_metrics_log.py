@@ -12,7 +12,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.runs.json_lines import read_lines
-from jaxtrain.runs.metrics_log import MetricsLog
+from jaxtrain.runs.metrics_log import MetricsLog, read_metrics
 
 Event = message_factory.GetMessageClass(event_pb2.DESCRIPTOR.message_types_by_name["Event"])
 
@@ -55,6 +55,20 @@ def test_metrics_are_lines_that_any_json_reader_takes_and_tensorboard_shows(tmp_
     assert shown[:2] == [(10, "train/loss", 0.5), (10, "train/norm", math.inf)]
     assert tensorboard_events(tmp_path)[0].file_version == "brain.Event:2"
     assert [tag for _, tag, _ in shown[2:]] == ["validation/loss", "validation/low"]
+
+
+def test_numbers_that_are_not_finite_are_read_as_floats(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.metrics(3, "inf", {"loss": math.nan, "low": -math.inf, "high": math.inf, "norm": 0.5})
+    (line,) = read_metrics(tmp_path)
+    assert {name: repr(value) for name, value in line.items()} == {
+        "step": "3",
+        "split": "'inf'",
+        "loss": "nan",
+        "low": "-inf",
+        "high": "inf",
+        "norm": "0.5",
+    }
 
 
 def test_a_metric_cannot_overwrite_the_step(tmp_path: Path) -> None:

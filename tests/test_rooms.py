@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxtrain"
 
 ROOMS = {
-    "base": ("errors", "files", "registry", "config", "text", "cache", "packages", "provenance"),
+    "base": ("errors", "files", "registry", "config", "text", "cache", "packages", "provenance", "lazy"),
     "sharding": ("layout", "constraints", "feed", "stages"),
     "models": (
         "notes",
@@ -39,7 +39,17 @@ ROOMS = {
         "ngrams",
         "resnet",
     ),
-    "tasks": ("metrics", "base", "checks", "supervised", "classification", "regression", "language"),
+    "tasks": (
+        "metrics",
+        "classification_metrics",
+        "host_metrics",
+        "base",
+        "checks",
+        "supervised",
+        "classification",
+        "regression",
+        "language",
+    ),
     "optimizers": ("state", "standard", "groups"),
     "data": (
         "sources/base",

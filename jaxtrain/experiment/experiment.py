@@ -17,6 +17,7 @@ from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.optimizers import Optimizer
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.tasks.base import Task
+from jaxtrain.tasks.host_metrics import HostMetric
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Retention:
 
     last: the newest this many, at least 1.
     every: also each step that this number divides, for ever.
-    best: also the best one by this metric, e.g. `"validation/accuracy"`, of those saved with a finite value.
+    best: also the best one by this metric, e.g. `"validation/accuracy"`, of those saved at a step that was evaluated,
+        with a finite value.
     mode: whether the best is the lowest or the highest.
 
     Raises `ConfigError` for numbers below 1 and another mode.
@@ -82,6 +84,8 @@ class Experiment:
     """Updates to do."""
     evals: Mapping[str, Pipeline] = field(default_factory=dict)
     """What is evaluated, by the name of its split."""
+    host_metrics: Mapping[str, HostMetric] = field(default_factory=dict, metadata=NOT_IN_FINGERPRINT)
+    """Metrics of evaluations that are no sums over rows, by name, such as `{"spearman": Spearman()}`."""
     layout: Layout = field(default_factory=Layout, metadata=NOT_IN_FINGERPRINT)
     microbatches: int = 1
     """How many microbatches a batch is cut into to save memory: gradients are accumulated, the update is the same."""

@@ -56,6 +56,26 @@ def check_whole_batch(experiment: Experiment, sizes: Mapping[str, int]) -> None:
         )
 
 
+def check_evals(experiment: Experiment) -> None:
+    """Raises ConfigError for a split named "train", and for intervals by which `keep.best` would miss evaluations.
+
+    Not when an experiment is made, so that old runs can still be read.
+    """
+    runtime, steps = experiment.runtime, experiment.steps
+    if "train" in experiment.evals:
+        raise ConfigError(
+            "evals: 'train' is the name of the metrics of training: give the split another, such as 'train_subset'"
+        )
+    if runtime.keep.best is None or runtime.eval_every >= steps:  # only the last step is evaluated, and it is saved
+        return
+    evaluated, saved = runtime.eval_every, runtime.save_every
+    if evaluated % saved and (saved % evaluated or saved >= steps):
+        raise ConfigError(
+            f"keep.best: the best checkpoint is chosen among steps that are both evaluated (every {evaluated}, "
+            f"eval_every) and saved (every {saved}, save_every) up to step {steps}: set save_every to {evaluated}"
+        )
+
+
 def check_used(layout: Layout, state: Any, used: Set[str]) -> None:
     """Raises ConfigError for a mesh axis that is for more than rows but splits nothing else: neither a leaf of the
     abstract `state` nor, as those `used`, an activation.

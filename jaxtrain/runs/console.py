@@ -54,8 +54,10 @@ class Console:
         self._done = done
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Print the metrics of `step`, which may be earlier than the last step done."""
-        numbers = "  ".join(f"{name} {number(value)}" for name, value in values.items())
+        """Print the metrics of `step`, which may be earlier than the last step done. Those of single classes or bins,
+        such as `confusion/f1/class_3`, are too many for a line: they are in the files only.
+        """
+        numbers = "  ".join(f"{name} {number(value)}" for name, value in values.items() if name.count("/") < 2)
         line = f"step {step}/{self._steps}  {split} {numbers}"
         if self._bar is None:
             line += self._speed()

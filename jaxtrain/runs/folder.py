@@ -23,7 +23,7 @@ from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin, load, load_code
 from jaxtrain.program import Program
-from jaxtrain.runs.json_lines import read_lines
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import TrainState
 
@@ -71,8 +71,8 @@ class Run:
         return from_json(saved, made)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        return read_lines(self.folder / "metrics.jsonl")
+        """The lines of metrics.jsonl: `step`, `split`, and every metric as a float, NaN and infinities too."""
+        return read_metrics(self.folder)
 
     def restore(
         self,

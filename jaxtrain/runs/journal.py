@@ -16,12 +16,12 @@ from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.console import Console
 from jaxtrain.runs.metrics_log import MetricsLog
-from jaxtrain.tasks.metrics import Mean, merge
+from jaxtrain.tasks.metrics import Mean, Metric, merge, values_by_name
 
 IN_FLIGHT = 2
 """Steps dispatched and not finished: enough that the device never idles, few enough that batches do not pile up."""
 
-Metrics = Mapping[str, Mean]
+Metrics = Mapping[str, Metric]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Period:
 
 
 class Journal:
-    """Collects every step's metrics on the device, and writes their means over each `runtime.log_every` steps.
+    """Collects every step's metrics on the device, and writes their values over each `runtime.log_every` steps.
 
     One line of metrics for each period and each evaluation. Lines up to a step are on disk after `flush`, so a
     checkpoint of this step that is saved next never stands without them.
@@ -102,13 +102,15 @@ class Journal:
             return
         period, self._ended = self._ended, None
         with self._clock("step"):
-            means = merge(jax.device_get(period.metrics))
-        examples, tokens = self._experiment.data.batch_size * len(period.metrics), float(means["loss"].weight)
+            metrics = merge(jax.device_get(period.metrics))
+        loss = metrics["loss"]
+        assert isinstance(loss, Mean)
+        examples, tokens = self._experiment.data.batch_size * len(period.metrics), float(loss.weight)
         rates = {"examples_per_second": examples / period.seconds}
         rates |= {"tokens_per_second": tokens / period.seconds} if tokens > examples else {}
         rates |= {name: float(by_step[period.last_step - 1]) for name, by_step in self._rates.items()}
         rates |= {f"seconds_{phase}": seconds for phase, seconds in self._clock.account().items()}
-        self._write(period.last_step, "train", {name: float(mean) for name, mean in means.items()}, rates)
+        self._write(period.last_step, "train", values_by_name(metrics), rates)
 
     def _write(self, step: int, split: str, values: Mapping[str, float], more: Mapping[str, float]) -> None:
         """`more` goes to the files only."""

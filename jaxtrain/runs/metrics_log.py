@@ -6,6 +6,7 @@ import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxtrain.runs.json_lines import append_line, drop_partial_line, read_lines, write_lines
 
@@ -59,6 +60,14 @@ class MetricsLog:
             write_lines(self._metrics, kept)
         if self._tensorboard is not None:
             self._tensorboard.purge_from = step + 1
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, with NaN and infinities as floats: JSON has none, so the file has strings."""
+    return [
+        {name: float(value) if name != "split" and isinstance(value, str) else value for name, value in line.items()}
+        for line in read_lines(folder / "metrics.jsonl")
+    ]
 
 
 class _TensorBoardFile:

@@ -1,10 +1,5 @@
-"""Tasks: what is learned. A task joins a model to a loss, metrics and predictions."""
+"""Tasks: what is learned. A task joins a model to a loss, metrics and predictions. `__init__.pyi` lists the names."""
 
-from jaxtrain.models.variables import Context, Variables
-from jaxtrain.tasks.base import Loss, Task
-from jaxtrain.tasks.classification import Classification
-from jaxtrain.tasks.language import LanguageModel
-from jaxtrain.tasks.regression import Regression
-from jaxtrain.tasks.supervised import Supervised
+from jaxtrain.base.lazy import lazy_names
 
-__all__ = ["Classification", "Context", "LanguageModel", "Loss", "Regression", "Supervised", "Task", "Variables"]
+__getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.models.base import Model
 from jaxtrain.models.variables import Context, Extras, Variables
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.tasks.metrics import Mean, Metric
 
 Batch = Mapping[str, Any]
 """Arrays by name, rows on dim 0; `mask` bool[B] is False at rows that only fill up the batch."""
@@ -27,13 +27,13 @@ class Loss:
 
     mean: Mean
     """What is minimised."""
-    metrics: Mapping[str, Mean] = field(default_factory=dict)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
     """What is logged beside it, by name."""
     statistics: Any = field(default_factory=dict)
     """What `Task.advance` gets, once a step, for the whole batch."""
 
     @classmethod
-    def of(cls, mean: Mean, metrics: Mapping[str, Mean], extras: Extras, weight_B: jax.Array) -> "Loss":
+    def of(cls, mean: Mean, metrics: Mapping[str, Metric], extras: Extras, weight_B: jax.Array) -> "Loss":
         """With a model's extras: its auxiliary losses are added to the mean, and each is a metric as is the mean
         without them, `main_loss`.
 

@@ -5,19 +5,21 @@ method, what was returned and what is expected.
 import linecache
 import traceback
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.models.checks import kind_of
 from jaxtrain.models.variables import Context, Variables
 from jaxtrain.sharding.layout import AxisNamed, named_leaves, path_name
 from jaxtrain.tasks.base import Batch, Loss, Task
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.tasks.metrics import Mean, Metric
 
-WANTED = "return Loss(Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of Means"
+WANTED = "return Loss(Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of metrics such as Mean"
 
 
 def abstract_variables(task: Task, batch: Batch) -> Variables:
@@ -26,7 +28,7 @@ def abstract_variables(task: Task, batch: Batch) -> Variables:
     who = f"{type(task).__name__}.init"
     if not (isinstance(named, Variables) and isinstance(named.params, Mapping) and isinstance(named.state, Mapping)):
         raise ConfigError(f"{who} returned {kind_of(named)}: return Variables(nested dicts of AxisNamed arrays)")
-    for path, leaf in named_leaves({**named.params, **named.state}):
+    for path, leaf in [*named_leaves(named.params), *named_leaves(named.state)]:
         if not isinstance(leaf, AxisNamed):
             raise ConfigError(
                 f"{who}: {path_name(path)} is a plain {kind_of(leaf)}: return AxisNamed(array, names of its dims); the "
@@ -36,23 +38,37 @@ def abstract_variables(task: Task, batch: Batch) -> Variables:
 
 
 def loss_of(task: Task, variables: Variables, batch: Batch, context: Context) -> Loss:
-    """`task.loss`. Raises ConfigError where it returns anything but a `Loss` of a `Mean` and a dict of them."""
+    """`task.loss`. Raises ConfigError where it returns anything but a `Loss` of a `Mean` and a dict of metrics."""
     loss, who = call(task, "loss", batch, variables, batch, context), f"{type(task).__name__}.loss"
     if not isinstance(loss, Loss):
         raise ConfigError(f"{who} returned {kind_of(loss)}: {WANTED}")
     if not isinstance(loss.metrics, Mapping):
         raise ConfigError(f"{who}: the metrics are {kind_of(loss.metrics)}: {WANTED}")
-    named = {f"the metric {name!r}": value for name, value in loss.metrics.items()}
-    for name, value in {"the loss": loss.mean, **named}.items():
-        if not isinstance(value, Mean):
-            raise ConfigError(f"{who}: {name} is {kind_of(value)}, not a Mean: {WANTED}")
-        for part in ("total", "weight"):
-            if jnp.shape(getattr(value, part)) != ():
-                shape = kind_of(getattr(value, part))
-                raise ConfigError(f"{who}: the {part} of {name} is {shape}, not one number: build it with Mean.of")
+    if not isinstance(loss.mean, Mean):
+        raise ConfigError(f"{who}: the loss is {kind_of(loss.mean)}, not a Mean: {WANTED}")
+    _check_metric(loss.mean, "the loss", who)
+    for name, value in loss.metrics.items():
+        _check_metric(value, f"the metric {name!r}", who)
     if not jnp.issubdtype(jnp.result_type(loss.mean.total), jnp.floating):
         raise ConfigError(f"{who}: the loss is {kind_of(loss.mean.total)}, which has no gradient: compute it in floats")
     return loss
+
+
+def _check_metric(value: Any, name: str, who: str) -> None:
+    """Raises ConfigError for what is no `Metric` of arrays, and for a `Mean` of anything but two numbers."""
+    if not isinstance(value, Metric):
+        found = f"the class {value.__name__}" if isinstance(value, type) else kind_of(value)
+        raise ConfigError(f"{who}: {name} is {found}, not a metric: {WANTED}")
+    kind, parts = type(value).__name__, {each.name: getattr(value, each.name) for each in fields(value)}
+    if not parts:
+        raise ConfigError(f"{who}: {name} has no fields: write @dataclass(frozen=True) above class {kind}")
+    for part, array in parts.items():
+        if not isinstance(array, jax.Array | np.ndarray | np.generic | int | float):
+            raise ConfigError(
+                f"{who}: the {part} of {name} is {kind_of(array)}, not an array: the fields of a metric are summed"
+            )
+        if isinstance(value, Mean) and jnp.shape(array) != ():
+            raise ConfigError(f"{who}: the {part} of {name} is {kind_of(array)}, not one number: build it with Mean.of")
 
 
 def prediction_of(task: Task, variables: Variables, batch: Batch) -> dict[str, jax.Array]:

@@ -1,0 +1,17 @@
+from jaxtrain.models.variables import Context as Context
+from jaxtrain.models.variables import Variables as Variables
+from jaxtrain.tasks.base import Loss as Loss
+from jaxtrain.tasks.base import Task as Task
+from jaxtrain.tasks.classification import Classification as Classification
+from jaxtrain.tasks.classification_metrics import AUC as AUC
+from jaxtrain.tasks.classification_metrics import Calibration as Calibration
+from jaxtrain.tasks.classification_metrics import Confusion as Confusion
+from jaxtrain.tasks.host_metrics import HostMetric as HostMetric
+from jaxtrain.tasks.host_metrics import Spearman as Spearman
+from jaxtrain.tasks.language import LanguageModel as LanguageModel
+from jaxtrain.tasks.metrics import Mean as Mean
+from jaxtrain.tasks.metrics import Metric as Metric
+from jaxtrain.tasks.metrics import Perplexity as Perplexity
+from jaxtrain.tasks.metrics import Sum as Sum
+from jaxtrain.tasks.regression import Regression as Regression
+from jaxtrain.tasks.supervised import Supervised as Supervised
