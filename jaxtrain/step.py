@@ -89,7 +89,7 @@ def full_batch(task: Task, params: Params, fixed: Variables, batch: Batch, conte
 
 
 def without_gaps(batch: Batch) -> Batch:
-    """The batch with zeros in the rows that the mask leaves out: a NaN there, times 0, would be NaN in every gradient."""
+    """The batch with zeros in the rows that the mask leaves out: a NaN there would be one in every gradient."""
 
     def filled(x: jax.Array) -> jax.Array:
         mask = batch["mask"].reshape(-1, *(1,) * (x.ndim - 1))
