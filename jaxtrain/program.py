@@ -1,7 +1,8 @@
 """`Program`: the only place where jit, shardings and donation meet."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxtrain.base.allowed import check_values
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.validate import check_sizes, check_used, check_whole_batch
@@ -137,19 +139,33 @@ class Program:
 
     def batches(self, pipeline: Pipeline, start: int = 0) -> Batches:
         """The global batches of the steps from `start` on, endless, as arrays sharded over the mesh."""
-        return self._feed(pipeline, lambda rows: pipeline.batches(rows, start))
+        return self._feed(pipeline, lambda rows: pipeline.batches(rows, start), start, training=True)
 
     def epoch(self, pipeline: Pipeline) -> Batches:
         """The global batches of one pass, in the source's order; the mask is False at rows that only fill the last."""
-        return self._feed(pipeline, pipeline.epoch)
+        return self._feed(pipeline, pipeline.epoch, 0, training=False)
 
-    def _feed(self, pipeline: Pipeline, read: Callable[[Sequence[int]], Iterator[dict[str, np.ndarray]]]) -> Batches:
+    def _feed(
+        self,
+        pipeline: Pipeline,
+        read: Callable[[Sequence[int]], Generator[dict[str, np.ndarray], None, None]],
+        start: int,
+        training: bool,
+    ) -> Batches:
         from jaxtrain.data.reading import to_device
 
-        size = pipeline.batch_size
+        size, allowed = pipeline.batch_size, self.experiment.task.allowed()
         sharding = self.experiment.layout.batch_sharding(self.mesh, size)
         rows = local_rows(sharding, size)  # of these `read` yields this process's part of every batch
-        return to_device(read(rows.tolist()), lambda batch: put_rows(sharding, batch, rows, size))
+
+        def checked() -> Generator[dict[str, np.ndarray], None, None]:
+            with contextlib.closing(read(rows.tolist())) as batches:
+                for step, batch in enumerate(batches, start):
+                    record = functools.partial(pipeline.record, step, training=training)
+                    check_values(batch, allowed, type(pipeline.source).__name__, lambda row: record(int(rows[row])))
+                    yield batch
+
+        return to_device(checked(), lambda batch: put_rows(sharding, batch, rows, size))
 
 
 def fetched(state: TrainState) -> TrainState:

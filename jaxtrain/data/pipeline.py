@@ -100,6 +100,13 @@ class Pipeline:
         steps = self.steps_per_epoch
         return self._read(_Steps(self, self._order(None), self._rows(rows), 0, steps, training=False))
 
+    def record(self, step: int, row: int, training: bool) -> int | None:
+        """The index in the source of a row of a global batch; None where `batch_transforms` make a row of several."""
+        if training and self.batch_transforms:
+            return None
+        order = self._order(self.seed if training and self.shuffle else None)
+        return int(order[step * self.batch_size + row])
+
     def prepare(self, examples: Sequence[Mapping[str, Any]]) -> HostBatch:
         """A batch of raw inputs, transformed as in `epoch`, for serving. They need no label."""
         if not examples:

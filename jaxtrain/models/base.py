@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import jax
 from flax import nnx
 
+from jaxtrain.base.allowed import Allowed
 from jaxtrain.models.checks import call_module, check_module
 from jaxtrain.models.params import Axes, Graph, at, by_path, graph_of, name_axes, named_variables, with_variables
 from jaxtrain.models.sizes import Activations
@@ -81,6 +82,10 @@ class Model(ABC):
             if hasattr(layer, "advance"):
                 layer.advance(at(statistics.sums, path)["sums"])
         return by_path(nnx.state(module, nnx.BatchStat))
+
+    def allowed(self) -> Allowed | None:
+        """The numbers that the inputs may hold; None is any."""
+        return None
 
     def shrunk(self, devices: int) -> Self:
         """A small version of this model for `jaxtrain verify`, in f32; itself by default.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.attention import Attention, attention, choose
 from jaxtrain.models.base import Model, Shaped
@@ -200,6 +201,10 @@ class Transformer(Model):
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module."""
         return TransformerModule(self, rngs)
+
+    def allowed(self) -> Allowed:
+        """Token ids: others would read or write another row of the table."""
+        return Allowed(0, self.vocab - 1, why=f"the model has a vocabulary of {self.vocab}")
 
     def shrunk(self, devices: int) -> Self:
         """Fewer, narrower blocks and a vocabulary of about 256."""

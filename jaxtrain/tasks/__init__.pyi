@@ -3,6 +3,7 @@ from jaxtrain.models.variables import Variables as Variables
 from jaxtrain.tasks.base import Loss as Loss
 from jaxtrain.tasks.base import Task as Task
 from jaxtrain.tasks.classification import Classification as Classification
+from jaxtrain.tasks.classification import MultiLabel as MultiLabel
 from jaxtrain.tasks.classification_metrics import AUC as AUC
 from jaxtrain.tasks.classification_metrics import Calibration as Calibration
 from jaxtrain.tasks.classification_metrics import Confusion as Confusion

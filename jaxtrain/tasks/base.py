@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.models.base import Model
 from jaxtrain.models.variables import Context, Extras, Variables
@@ -76,6 +77,11 @@ class Task(ABC):
     @abstractmethod
     def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
         """The predictions by name, rows on dim 0, for a batch without labels and mask."""
+
+    def allowed(self) -> Mapping[str, Allowed]:
+        """The numbers that fields of a batch may hold, by field; by default those that the model says of its inputs."""
+        numbers = self.model.allowed()
+        return {self.inputs: numbers} if numbers and isinstance(self.inputs, str) else {}
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """One row of a prediction (numpy values) as a line of text."""

@@ -1,4 +1,4 @@
-"""Classification into one of C classes. Shapes: B batch, C classes."""
+"""Classification into one or several of C classes. Shapes: B batch, C classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,8 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.models.checks import kind_of
 from jaxtrain.tasks.base import Batch, batch_field, cross_entropy
 from jaxtrain.tasks.supervised import Supervised
 
@@ -19,15 +22,58 @@ class Classification(Supervised):
     classes: tuple[str, ...]
     """The names of the classes, in the order of their numbers."""
     label: str = "label"
-    """The field of a batch with the class number, i[B]."""
+    """The field of a batch with the class number, i[B]; with `soft`, the probability of each class, f[B, C]."""
+    soft: bool = False
+    """The labels are probabilities, as those of a teacher or of annotators who differ."""
+    ignore: int | None = None
+    """A class number that stands for no label: such rows count for nothing."""
+    smoothing: float = 0.0
+    """The share of each label that is spread over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
+    class_weights: tuple[float, ...] = ()
+    """The weight of the rows of each class in loss and metrics; empty weighs all alike."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a number of class weights that is not that of the classes, and for `soft` with `ignore`."""
+        if self.class_weights and len(self.class_weights) != len(self.classes):
+            raise ConfigError(
+                f"Classification.class_weights: {len(self.class_weights)} weights for {len(self.classes)} classes"
+            )
+        if self.soft and self.ignore is not None:
+            raise ConfigError(
+                "Classification.ignore: soft labels have no class number: use `weights` to leave out rows"
+            )
 
     def rows(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The cross-entropy, and `accuracy` from 0 to 1."""
-        label_B = batch_field(batch, self.label, "Classification.label")
-        logits_BC = outputs
+        logits_BC, label = outputs, self._labels(batch)
         if logits_BC.shape[-1] != len(self.classes):
             raise ConfigError(f"task.classes: {len(self.classes)} names for a model of {logits_BC.shape[-1]} outputs")
-        return cross_entropy(logits_BC, label_B), {"accuracy": (logits_BC.argmax(-1) == label_B).astype(jnp.float32)}
+        if self.soft:
+            label_B, losses_B = label.argmax(-1), optax.softmax_cross_entropy(logits_BC, label)
+        else:
+            label_B, losses_B = label, cross_entropy(logits_BC, label)
+        if self.smoothing:
+            uniform_B = -jax.nn.log_softmax(logits_BC).mean(-1)
+            losses_B = (1 - self.smoothing) * losses_B + self.smoothing * uniform_B
+        return losses_B, {"accuracy": (logits_BC.argmax(-1) == label_B).astype(jnp.float32)}
+
+    def weigh(self, batch: Batch) -> jax.Array:
+        """Also by class, and 0 for labels to ignore."""
+        weight_B, label = super().weigh(batch), self._labels(batch)
+        if self.class_weights:
+            of_class_C = jnp.array(self.class_weights)
+            weight_B = weight_B * (label @ of_class_C if self.soft else of_class_C[label])
+        return weight_B if self.ignore is None else weight_B * (label != self.ignore)
+
+    def allowed(self) -> Mapping[str, Allowed]:
+        """Class numbers, or probabilities."""
+        count = len(self.classes)
+        if self.soft:
+            return {**super().allowed(), self.label: Allowed(0, 1, why="soft labels are probabilities")}
+        why = f"there are {count} classes" + (
+            "" if self.ignore is not None else "; `ignore` leaves out one more number"
+        )
+        return {**super().allowed(), self.label: Allowed(0, count - 1, self.ignore, why)}
 
     def prediction(self, outputs: jax.Array) -> dict[str, jax.Array]:
         """`probabilities` f32[B, C]."""
@@ -37,3 +83,46 @@ class Classification(Supervised):
         """The classes with their probabilities, largest first."""
         pairs = sorted(zip(prediction["probabilities"], self.classes, strict=True), reverse=True)
         return "  ".join(f"{name} {probability:.2f}" for probability, name in pairs)
+
+    def _labels(self, batch: Batch) -> jax.Array:
+        """Raises ConfigError for labels of another shape or dtype than `soft` asks for."""
+        label, kind = batch_field(batch, self.label, "Classification.label"), "f" if self.soft else "iu"
+        wanted = (batch["mask"].shape[0], len(self.classes)) if self.soft else batch["mask"].shape
+        if label.shape != wanted or jnp.dtype(label.dtype).kind not in kind:
+            what = f"probabilities, float{list(wanted)}" if self.soft else f"class numbers, int{list(wanted)}"
+            raise ConfigError(
+                f"Classification.label: {self.label!r} is {kind_of(label)}, but labels are {what}: "
+                f"{'leave out soft=True for class numbers' if self.soft else 'set soft=True for one-hot or soft labels'}"
+            )
+        return label
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabel(Supervised):
+    """Trains a model with one logit a class to say of each class whether a row is of it, by binary cross-entropy."""
+
+    classes: tuple[str, ...]
+    """The names of the classes, in the order of the labels."""
+    label: str = "label"
+    """The field of a batch with 1 for every class that a row is of and 0 for others, [B, C]."""
+
+    def rows(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The cross-entropy in nats summed over classes, `accuracy` over classes, and `exact`: all classes are right."""
+        label_BC = batch_field(batch, self.label, "MultiLabel.label")
+        wanted = (outputs.shape[0], len(self.classes))
+        if not outputs.shape == label_BC.shape == wanted:
+            raise ConfigError(
+                f"MultiLabel.label: {self.label!r} is {kind_of(label_BC)} and the outputs are {kind_of(outputs)}, but "
+                f"{len(self.classes)} classes need {list(wanted)} of both"
+            )
+        right_BC = (outputs > 0) == (label_BC > 0.5)
+        losses_B = optax.sigmoid_binary_cross_entropy(outputs, label_BC.astype(jnp.float32)).sum(-1)
+        return losses_B, {"accuracy": right_BC.mean(-1), "exact": right_BC.all(-1).astype(jnp.float32)}
+
+    def allowed(self) -> Mapping[str, Allowed]:
+        """0 to 1."""
+        return {**super().allowed(), self.label: Allowed(0, 1, why="a row is of a class (1) or not (0)")}
+
+    def prediction(self, outputs: jax.Array) -> dict[str, jax.Array]:
+        """`probabilities` f32[B, C], each by itself."""
+        return {"probabilities": jax.nn.sigmoid(outputs)}

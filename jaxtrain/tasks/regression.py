@@ -1,10 +1,12 @@
 """Regression. Shapes: B batch, O outputs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.checks import kind_of
 from jaxtrain.tasks.base import Batch, batch_field
@@ -29,6 +31,10 @@ class Regression(Supervised):
             )
         error_BO = outputs - target.reshape(outputs.shape)
         return jnp.square(error_BO).sum(-1), {"absolute_error": jnp.abs(error_BO).sum(-1)}
+
+    def allowed(self) -> Mapping[str, Allowed]:
+        """Finite targets."""
+        return {**super().allowed(), self.target: Allowed(why="NaN and infinity have no squared error")}
 
     def prediction(self, outputs: jax.Array) -> dict[str, jax.Array]:
         """`values` f32[B, O]."""

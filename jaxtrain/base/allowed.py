@@ -1,0 +1,64 @@
+"""Which numbers the fields of a batch may hold, checked on the host as batches are read: a label or a token outside of
+its range would train silently to nonsense. Needs numpy alone. Not here: shapes and dtypes, which are checked once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxtrain.base.errors import Damaged
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The finite numbers from `least` to `most`, both included, and one more that is ignored."""
+
+    least: float = -np.inf
+    most: float = np.inf
+    ignored: int | None = None
+    why: str = ""
+    """What says so, for the message."""
+
+    def __str__(self) -> str:
+        if np.isinf(self.least) and np.isinf(self.most):
+            return "finite numbers"
+        also = "" if self.ignored is None else f", or {self.ignored}"
+        return f"numbers from {self.least:g} to {self.most:g}{also}"
+
+    def outside(self, values: np.ndarray) -> np.ndarray:
+        """Where the values are not allowed, bool of the same shape."""
+        inside = (values >= self.least) & (values <= self.most)
+        if values.dtype.kind == "f":
+            inside &= np.isfinite(values)
+        return ~(inside if self.ignored is None else inside | (values == self.ignored))
+
+
+def check_values(
+    batch: Mapping[str, np.ndarray], allowed: Mapping[str, Allowed], source: str, record: Callable[[int], int | None]
+) -> None:
+    """Raises Damaged, naming field, value and record, for a number that is not allowed in a row that the mask marks.
+
+    record: the record that a row of the batch is; None where a row is made of several.
+    """
+    for name, numbers in allowed.items():
+        values: Any = batch.get(name)
+        if values is None or values.dtype.kind not in "iuf" or _inside(values, numbers):
+            continue
+        wrong = numbers.outside(values) & batch["mask"].reshape(-1, *(1,) * (values.ndim - 1))
+        if wrong.any():
+            at = tuple(int(i) for i in np.argwhere(wrong)[0])
+            place = f" at {list(at[1:])}" if at[1:] else ""
+            raise Damaged(
+                source, record(at[0]), f"field {name!r} is {values[at]}{place}, not one of the {numbers}: {numbers.why}"
+            )
+
+
+def _inside(values: np.ndarray, numbers: Allowed) -> bool:
+    """Whether all values are allowed, by two passes without copies. NaN compares with nothing."""
+    return values.size == 0 or bool(
+        values.min() >= numbers.least
+        and values.max() <= numbers.most
+        and np.isfinite([values.min(), values.max()]).all()
+    )
