@@ -161,11 +161,16 @@ class Program:
         def checked() -> Generator[dict[str, np.ndarray], None, None]:
             with contextlib.closing(read(rows.tolist())) as batches:
                 for step, batch in enumerate(batches, start):
-                    record = functools.partial(pipeline.record, step, training=training)
-                    check_values(batch, allowed, type(pipeline.source).__name__, lambda row: record(int(rows[row])))
+                    record = functools.partial(_record, pipeline, step, rows, training)
+                    check_values(batch, allowed, type(pipeline.source).__name__, record)
                     yield batch
 
         return to_device(checked(), lambda batch: put_rows(sharding, batch, rows, size))
+
+
+def _record(pipeline: Pipeline, step: int, rows: np.ndarray, training: bool, row: int) -> int | None:
+    """The record that a local row is."""
+    return pipeline.record(step, int(rows[row]), training)
 
 
 def fetched(state: TrainState) -> TrainState:

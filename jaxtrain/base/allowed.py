@@ -57,8 +57,7 @@ def check_values(
 
 def _inside(values: np.ndarray, numbers: Allowed) -> bool:
     """Whether all values are allowed, by two passes without copies. NaN compares with nothing."""
-    return values.size == 0 or bool(
-        values.min() >= numbers.least
-        and values.max() <= numbers.most
-        and np.isfinite([values.min(), values.max()]).all()
-    )
+    if values.size == 0:
+        return True
+    least, most = values.min(), values.max()
+    return bool(least >= numbers.least and most <= numbers.most and np.isfinite(least) and np.isfinite(most))

@@ -33,15 +33,13 @@ class Classification(Supervised):
     """The weight of the rows of each class in loss and metrics; empty weighs all alike."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a number of class weights that is not that of the classes, and for `soft` with `ignore`."""
+        """Raises ConfigError for another number of class weights than of classes, and for `soft` with `ignore`."""
         if self.class_weights and len(self.class_weights) != len(self.classes):
             raise ConfigError(
                 f"Classification.class_weights: {len(self.class_weights)} weights for {len(self.classes)} classes"
             )
         if self.soft and self.ignore is not None:
-            raise ConfigError(
-                "Classification.ignore: soft labels have no class number: use `weights` to leave out rows"
-            )
+            raise ConfigError("Classification.ignore: soft labels have no number: leave out rows by `weights`")
 
     def rows(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The cross-entropy, and `accuracy` from 0 to 1."""
@@ -71,7 +69,7 @@ class Classification(Supervised):
         if self.soft:
             return {**super().allowed(), self.label: Allowed(0, 1, why="soft labels are probabilities")}
         why = f"there are {count} classes" + (
-            "" if self.ignore is not None else "; `ignore` leaves out one more number"
+            "" if self.ignore is not None else "; `ignore` leaves out one number more"
         )
         return {**super().allowed(), self.label: Allowed(0, count - 1, self.ignore, why)}
 
@@ -90,9 +88,11 @@ class Classification(Supervised):
         wanted = (batch["mask"].shape[0], len(self.classes)) if self.soft else batch["mask"].shape
         if label.shape != wanted or jnp.dtype(label.dtype).kind not in kind:
             what = f"probabilities, float{list(wanted)}" if self.soft else f"class numbers, int{list(wanted)}"
+            advice = (
+                "leave out soft=True for class numbers" if self.soft else "set soft=True for one-hot or soft labels"
+            )
             raise ConfigError(
-                f"Classification.label: {self.label!r} is {kind_of(label)}, but labels are {what}: "
-                f"{'leave out soft=True for class numbers' if self.soft else 'set soft=True for one-hot or soft labels'}"
+                f"Classification.label: {self.label!r} is {kind_of(label)}, but labels are {what}: {advice}"
             )
         return label
 
@@ -107,7 +107,7 @@ class MultiLabel(Supervised):
     """The field of a batch with 1 for every class that a row is of and 0 for others, [B, C]."""
 
     def rows(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The cross-entropy in nats summed over classes, `accuracy` over classes, and `exact`: all classes are right."""
+        """The cross-entropy in nats summed over classes, `accuracy` over classes, `exact` where all are right."""
         label_BC = batch_field(batch, self.label, "MultiLabel.label")
         wanted = (outputs.shape[0], len(self.classes))
         if not outputs.shape == label_BC.shape == wanted:
