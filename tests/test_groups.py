@@ -48,6 +48,10 @@ def run(program: Program, steps: int = 3) -> tuple[Any, Any]:
     return first, state
 
 
+def close_trees(one: Any, other: Any) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), one, other)
+
+
 def test_every_group_moves_by_its_own_rate_and_a_frozen_one_not_at_all() -> None:
     groups = Groups(groups={"head/*": sgd(0.5), "embedding/*": Frozen(), "*": sgd(0.25)})
     program = Program(experiment(groups), jax.devices()[:1])
@@ -147,8 +151,7 @@ def test_groups_train_on_a_mesh_as_on_one_device(mesh: Mapping[str, int]) -> Non
     groups = Groups(groups={"head/*": AdamW(ema=0.9), "embedding/*": Frozen(), "*": sgd(0.1)})
     _, alone = run(Program(experiment(groups), jax.devices()[:1]))
     _, split = run(Program(experiment(groups, mesh), jax.devices()))
-    for one, other in ((alone.params, split.params), (alone.frozen, split.frozen)):
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), *jax.device_get((one, other)))
+    close_trees(*jax.device_get(((split.params, split.frozen), (alone.params, alone.frozen))))
 
 
 # Parameters of narrow dtypes.

@@ -38,6 +38,7 @@ ROOMS = {
         "vit",
         "ngrams",
         "resnet",
+        "lora",
     ),
     "tasks": (
         "metrics",
