@@ -1,0 +1,66 @@
+"""Where the first parameters come from, if they are not drawn. Not here: reading them."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jaxtrain.base.config import NOT_IN_FINGERPRINT
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import digest, file_sha256
+
+Step = int | Literal["best", "latest"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The parameters of another run, or of a file, in place of initial ones:
+
+        start=Start("runs/first", step="best", only=("blocks/*", "embedding/*"))
+
+    Optimizer state, step and random keys begin anew. The content of what is read is part of the fingerprint, the path
+    is not.
+    """
+
+    source: str = field(metadata=NOT_IN_FINGERPRINT)
+    """A run folder, whose averaged parameters are taken where it kept them; or a file .npz or .safetensors."""
+    step: Step = field(default="latest", metadata=NOT_IN_FINGERPRINT)
+    """Of a run: a saved step, the latest, or the best by its `keep.best`."""
+    only: tuple[str, ...] = ("*",)
+    """Path patterns of the parameters and the model state to set. Each array that they match has to be in the source."""
+    rename: Mapping[str, str] = field(default_factory=dict)
+    """Beginnings of paths in the source, and what stands here in place of each: `{"encoder": "blocks"}`."""
+    cast: bool = False
+    """Whether arrays of another dtype are cast; else they are refused."""
+
+    def identity(self) -> str:
+        """A hash of the arrays that are read. Raises ConfigError where the source does not exist."""
+        folder = Path(self.source)
+        if folder.is_dir():
+            folder = folder / "checkpoints" / str(saved_step(folder, self.step))
+        if not folder.exists():
+            raise ConfigError(f"start: {folder} does not exist")
+        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
+        stats = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+        return _digest(stats, str(folder))
+
+
+@functools.cache
+def _digest(files: tuple[tuple[str, int, int], ...], folder: str) -> str:
+    parts = (f"{Path(name).relative_to(Path(folder).parent)}:{file_sha256(Path(name))}" for name, _, _ in files)
+    return digest("\n".join(parts), length=16)
+
+
+def saved_step(run: Path, step: Step) -> int:
+    """The number of a saved step of a run. Raises ConfigError where there is none."""
+    from jaxtrain.base.files import read_json
+
+    if not (run / "experiment.json").is_file():
+        raise ConfigError(f"start: {run} is not a run: it has no experiment.json")
+    steps = sorted(int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdigit())
+    if step == "best":
+        return _best(run, read_json(run / "experiment.json"), steps)
+    if not steps or (step != "latest" and step not in steps):
+        raise ConfigError(f"start: {run} has no checkpoint{'' if step == 'latest' else f' of step {step}'}: there are {steps}")
+    return steps[-1] if step == "latest" else int(step)
