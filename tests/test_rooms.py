@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxtrain"
 
 ROOMS = {
-    "base": ("errors", "files", "registry", "config", "text", "cache", "packages", "provenance"),
+    "base": ("errors", "ranges", "files", "registry", "config", "text", "cache", "packages", "provenance"),
     "sharding": ("layout", "constraints", "feed", "stages"),
     "models": (
         "notes",

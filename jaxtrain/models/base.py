@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import jax
 from flax import nnx
 
+from jaxtrain.base.ranges import Checked
 from jaxtrain.models.checks import call_module, check_module
 from jaxtrain.models.params import Axes, Params, graph_of, name_axes, named_params, with_params
 from jaxtrain.models.sizes import Activations
@@ -19,7 +20,7 @@ Shaped = jax.Array | jax.ShapeDtypeStruct
 
 
 @dataclass(frozen=True)
-class Model(ABC):
+class Model(Checked, ABC):
     """The config of an architecture. Its fields are its hyperparameters."""
 
     param_axes: ClassVar[Mapping[str, Axes]] = {}

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.ranges import Checked
 from jaxtrain.models.base import Model, Params
 from jaxtrain.tasks.metrics import Mean
 
@@ -20,7 +21,7 @@ Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(ABC):
+class Task(Checked, ABC):
     """A model and what it is trained for."""
 
     model: Model
