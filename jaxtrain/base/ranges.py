@@ -43,6 +43,8 @@ class Range:
         )
 
     def __str__(self) -> str:
+        if self.at_least is not None and self.at_most is not None:
+            return f"from {self.at_least:,} to {self.at_most:,}"
         named = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
         return " and ".join(f"{name} {bound:,}" for name, bound in named.items() if bound is not None)
 
@@ -109,8 +111,10 @@ def check_field(owner: Any, name: str, where: str) -> None:
 
 
 def _wrong_type(owner: Any, name: str, value: Any, where: str) -> ConfigError:
-    wanted = inspect.formatannotation(get_type_hints(type(owner))[name])
-    return ConfigError(f"{where}: {value!r} is a value of type {type(value).__name__}, not {wanted}")
+    wanted = get_type_hints(type(owner))[name]
+    arms = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
+    words = " | ".join("None" if arm is type(None) else inspect.formatannotation(arm) for arm in arms)
+    return ConfigError(f"{where}: {value!r} is a value of type {type(value).__name__}, not {words}")
 
 
 def _check_ranges(value: Any) -> None:

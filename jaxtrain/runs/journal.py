@@ -22,7 +22,7 @@ from jaxtrain.tasks.metrics import Mean, merge
 IN_FLIGHT = 2
 """Steps dispatched and not finished: enough that the device never idles, few enough that batches do not pile up."""
 
-BLOCK = 1024
+RATES_AT_ONCE = 1024
 """Steps whose learning rates are in memory at once, however long the run is."""
 
 Metrics = Mapping[str, Mean]
@@ -39,15 +39,15 @@ class _Period:
 
 
 class _Rate:
-    """A learning rate by step, evaluated for `BLOCK` steps at once: for each alone it would take milliseconds."""
+    """A learning rate by step, computed for `RATES_AT_ONCE` steps together: one alone takes as many milliseconds."""
 
     def __init__(self, rate: optax.Schedule) -> None:
-        self._many, self._block, self._values = jax.vmap(rate), -1, np.zeros(BLOCK)
+        self._many, self._block, self._values = jax.vmap(rate), -1, np.zeros(RATES_AT_ONCE)
 
     def __call__(self, step: int) -> float:
-        block, place = divmod(step, BLOCK)
+        block, place = divmod(step, RATES_AT_ONCE)
         if block != self._block:
-            self._block, self._values = block, np.asarray(self._many(block * BLOCK + np.arange(BLOCK)))
+            self._block, self._values = block, np.asarray(self._many(block * RATES_AT_ONCE + np.arange(RATES_AT_ONCE)))
         return float(self._values[place])
 
 

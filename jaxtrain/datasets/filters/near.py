@@ -35,7 +35,7 @@ def near_pairs(records: Collection[Record], field: str, threshold: float = 0.7) 
     that is not between 0 and 1.
     """
     if not 0 < threshold < 1:
-        raise ConfigError(f"near_pairs: threshold {threshold} is not above 0 and below 1")
+        raise ConfigError(f"near_pairs: threshold must be above 0 and below 1, got {threshold}")
     groups, pairs = near(records, field, threshold)
     found = [(one, other, 1.0) for group in groups for one, other in combinations(group, 2)]
     found += [(a, b, jaccard) for one, other, jaccard in pairs for a in groups[one] for b in groups[other]]
