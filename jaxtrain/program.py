@@ -88,6 +88,9 @@ class Program:
             lambda: init_state(task, optimizer, jax.random.key(experiment.seed), example, frozen),
             out_shardings=shardings,
         )
+        self._begun = jax.jit(
+            lambda state: replace(state, opt_state=optimizer.init(state.params)), out_shardings=shardings
+        )
         fetch = fetched if experiment.layout.offload else lambda state: state
         self._train = jax.jit(
             lambda state, batch: train_step(task, optimizer, fetch(state), batch, gradients),
@@ -126,6 +129,10 @@ class Program:
         """The state before the first step, initialised in its shards."""
         with self.scope():
             return self._init()
+
+    def begun(self, state: TrainState) -> TrainState:
+        """The state with its parameters as they are and optimizer state made anew from them."""
+        return self._begun(state)
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Metric]:
         """The metrics of a global batch."""

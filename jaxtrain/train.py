@@ -17,6 +17,7 @@ from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.folder import Run, begin
 from jaxtrain.runs.journal import Journal
+from jaxtrain.runs.start import FirstState
 from jaxtrain.step import TrainState
 
 
@@ -33,6 +34,7 @@ def train(
         program = Program(experiment)
         lowered = program.lower()
         check_metrics(program)
+        first = FirstState(program)
     run = begin(folder, experiment, origin)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(run.checkpoints())
@@ -40,13 +42,15 @@ def train(
         journal = stack.enter_context(contextlib.closing(Journal(run.folder, experiment, start, clock)))
         sizes = dict(program.mesh.shape)
         journal.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=sizes)
+        if first.facts and not start:
+            journal.log_event("started", **first.facts)
         if replicated := replicated_leaves(experiment, program.state):
             journal.log_event("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
         journal.log_event("compiled", seconds=round(clock.account()["compile"], 2), **program.notes(lowered))
         with clock("checkpoint"):
-            state = checkpoints.restore(program.state)[0] if start else program.init()
+            state = checkpoints.restore(program.state)[0] if start else first.make()
         batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, start)))
         stop = stack.enter_context(stop or StopSignal())
         stop.progress = lambda: (done, clock.phase)

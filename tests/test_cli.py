@@ -170,7 +170,10 @@ MISTAKES = {
         "explain tiny_digits.py --task.model.blocks.attention dens",
         "invalid choice 'dens' for argument '--task.model.blocks.attention'. Expected one of ('auto', 'dense'",
     ),
-    "a count of nothing": ("train texts.py --steps 0", "steps: 0 must be at least 1"),
+    "a count of nothing": (
+        "train texts.py --steps 0",
+        "Experiment.steps: 0 is not from 1 to 2,147,483,647 (an i32 counts the steps)",
+    ),
     "no value": ("train texts.py --steps", "Missing value for argument '--steps'"),
     "values that contradict": ("explain tiny_digits.py --task.model.blocks.heads 3", "width 16 over 3 heads"),
     "a field of the batch that is none": (

@@ -212,16 +212,8 @@ def wrong(value: Any) -> Any:
         ({"steps": "3"}, "steps: '3' is a value of type str, not int"),
         ({"steps": np.int64(3)}, "steps: .* is a value of type int64, not int"),
         (
-            {"optimizer": AdamW(schedule=ConstantRate(peak=wrong("high")))},
-            "optimizer.schedule.peak: 'high' is .* str, not float",
-        ),
-        (
-            {"optimizer": AdamW(decayed=wrong(["kernel"]))},
+            {"optimizer": AdamW(decayed=["kernel"])},
             r"decayed: \['kernel'\] is .* list, not tuple\[str, ...\]",
-        ),
-        (
-            {"optimizer": AdamW(clip=None, ema=wrong("x"))},
-            "optimizer.ema: 'x' is a value of type str, not float | None",
         ),
         ({"task": "digits"}, "task: 'digits' is a value of type str, not jaxtrain.tasks.base.Task"),
         ({"evals": {"test": Digits("test")}}, "evals: .*Digits.* is a value of type dict"),
@@ -233,7 +225,7 @@ def wrong(value: Any) -> Any:
             {"runtime": Runtime(keep=Retention(best="tset/loss"))},
             "keep.best: 'tset/loss' is of no split in evals; did you mean 'test'",
         ),
-        ({"microbatches": 0}, "microbatches: 0 must be at least 1"),
+        ({"microbatches": 0}, "microbatches: 0 is not at least 1"),
     ],
     ids=str,
 )
@@ -249,7 +241,7 @@ def test_intervals_below_one_step_are_refused(name):
 
 
 def test_whole_numbers_and_unknown_annotations_are_accepted():
-    check_types(AdamW(schedule=ConstantRate(peak=1), clip=1, ema=0))
+    check_types(AdamW(schedule=ConstantRate(peak=1), clip=1, weight_decay=0))
     check_types(Arrays({"x": np.zeros(3)}))
 
 

@@ -337,16 +337,16 @@ def test_a_filter_finds_nothing_among_no_records_and_comes_back_from_json(one):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Length("text", 3, 2), "Length: needs 0 <= least <= most, got 3 and 2"),
-        (lambda: Length("text", -1, 2), "got -1 and 2"),
+        (lambda: Length("text", 3, 2), "Length: needs least <= most, got 3 and 2"),
+        (lambda: Length("text", -1, 2), "Length.least: -1 is not at least 0"),
         (lambda: Language("text", ()), "name one or more languages"),
-        (lambda: NearDuplicates("text", 0), "NearDuplicates: threshold must be above 0 and below 1, got 0"),
-        (lambda: Leaks("text", 1.0), "Leaks: threshold must be above 0 and below 1, got 1.0"),
+        (lambda: NearDuplicates("text", 0), "NearDuplicates.threshold: 0 is not above 0 and below 1"),
+        (lambda: Leaks("text", 1.0), "Leaks.threshold: 1.0 is not above 0 and below 1"),
         (lambda: Leaks("text", keep=()), "name one or more splits to keep"),
         (lambda: ExactDuplicates(()), "name one or more fields"),
         (lambda: InRange("text", 2, 1), "InRange: needs low <= high, or one of them, got 2 and 1"),
         (lambda: InRange("text", None, None), "got None and None"),
-        (lambda: InRange("text", math.nan, 1), "got nan and 1"),
+        (lambda: InRange("text", math.nan, 1), "InRange.low: nan is not a finite number (None: no bound)"),
         (lambda: near_pairs([], "text", 2), "near_pairs: threshold must be above 0 and below 1, got 2"),
     ],
 )

@@ -182,7 +182,7 @@ USER_ERRORS = {
         "{'fsdp': 4} needs 4 devices, but there are 8",
     ),
     "one device where more are asked for": (f"local {TINY}:main --processes 2", "the job has 2"),
-    "no processes": (f"local {TINY}:main --processes 0", "must be at least 1"),
+    "no processes": (f"local {TINY}:main --processes 0", "Local.processes: 0 is not at least 1"),
     "a run that is not shared": (f"slurm {TINY}:fsdp -- --run=x", "give --run before `--`"),
     "a name without letters": (f"slurm {TINY}:fsdp --name 8", "a letter first"),
     "a variable with a dash": (f"slurm {TINY}:fsdp --env A-B c", "--env A-B"),

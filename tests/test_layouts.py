@@ -356,7 +356,7 @@ def test_what_the_optimizer_keeps_lies_where_its_parameters_do():
         ({"data": 3}, ["layout.mesh", "3 devices", "there are 8"]),
         ({"data": -1, "tensor": 3}, ["layout.mesh", "a multiple of 3", "there are 8"]),
         ({"data": -1, "tensor": -1}, ["layout.mesh", "more than one -1"]),
-        ({"data": 0}, ["layout.mesh", "'data'", "size 0"]),
+        ({"data": 0}, ["Layout.mesh.data", "0 is not at least 1", "-1: the devices that are left"]),
     ],
     ids=str,
 )

@@ -70,16 +70,9 @@ def test_the_first_update_uses_the_first_rate_and_a_run_sees_as_many_rates_as_st
     assert jnp.all(update(optimizer, grads, steps=2, times=2)[0]["block"]["scale"] == -0.5)
 
 
-@pytest.mark.parametrize("warmup", [-1, 11])
-def test_a_warm_up_that_does_not_fit_is_refused(warmup):
-    with pytest.raises(ConfigError, match=f"schedule.warmup: {warmup} steps do not fit in a run of 10"):
-        AdamW(schedule=ConstantRate(warmup=warmup)).build(10)
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.1])
-def test_a_wsd_that_decays_for_longer_than_the_run_is_refused(decay):
-    with pytest.raises(ConfigError, match=f"schedule.decay: {decay} must be from 0 to 1"):
-        WSD(decay=decay)
+def test_a_warm_up_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match=r"schedule\.warmup: 11 steps do not fit in a run of 10"):
+        AdamW(schedule=ConstantRate(warmup=11)).build(10)
 
 
 def test_gradients_are_clipped_by_their_global_norm():

@@ -147,5 +147,5 @@ def test_a_mesh_axis_that_splits_nothing_is_refused_with_what_to_say_instead():
 
 
 def test_a_capacity_of_nothing_is_refused():
-    with pytest.raises(ConfigError, match=r"experts\.capacity: 0 must be above 0, or None to drop no token"):
+    with pytest.raises(ConfigError, match=r"Experts\.capacity: 0 is not above 0 \(None drops no token\)"):
         Experts(count=4, capacity=0)

@@ -19,7 +19,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxtrain"
 
 ROOMS = {
-    "base": ("errors", "allowed", "files", "registry", "config", "text", "cache", "packages", "provenance", "lazy"),
+    "base": (
+        "errors",
+        "ranges",
+        "allowed",
+        "files",
+        "registry",
+        "config",
+        "text",
+        "cache",
+        "packages",
+        "provenance",
+        "lazy",
+    ),
     "sharding": ("layout", "constraints", "feed", "stages"),
     "models": (
         "notes",
@@ -78,11 +90,11 @@ ROOMS = {
         "build",
         "check",
     ),
-    "experiment": ("experiment", "files", "validate"),
+    "experiment": ("start", "experiment", "files", "validate"),
     "step": (),
     "program": (),
     "cluster": ("environment", "connection", "server", "rendezvous", "processes"),
-    "runs": ("clock", "console", "json_lines", "metrics_log", "journal", "checkpoints", "folder"),
+    "runs": ("clock", "console", "json_lines", "metrics_log", "journal", "checkpoints", "start", "folder"),
     "evaluate": (),
     "train": (),
     "analysis": ("hlo", "describe", "textbook", "explain", "shrink", "judge", "verify", "databench"),

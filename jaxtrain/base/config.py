@@ -4,15 +4,14 @@ Not here: what the values mean. Loading runs no code of a run folder.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import numpy as np
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.files import digest
+from jaxtrain.base.ranges import check_field
 from jaxtrain.base.registry import find_kind, name_of
 
 T = TypeVar("T")
@@ -30,16 +29,13 @@ def in_fingerprint(field: dataclasses.Field) -> bool:
 
 
 def check_types(value: Any, path: str = "") -> None:
-    """Raises ConfigError where a dataclass, or one inside it, holds a value of another type than its field's."""
-    hints = get_type_hints(type(value)) if dataclasses.is_dataclass(value) else {}
+    """Raises ConfigError where a dataclass, or one inside it, holds a value of another type than its field's, or a
+    number out of its range.
+    """
     for name, part in _parts(value):
         where = f"{path}.{name}".lstrip(".")
-        try:
-            check_type(part, hints.get(name, Any), collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-        except TypeCheckError as error:
-            wanted = inspect.formatannotation(hints[name])
-            kind = type(part).__name__
-            raise ConfigError(f"{where}: {part!r} is a value of type {kind}, not {wanted}") from error
+        if dataclasses.is_dataclass(value):
+            check_field(value, name, where)
         check_types(part, where)
 
 

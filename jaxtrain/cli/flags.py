@@ -5,7 +5,7 @@ Not here: any verb.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -110,6 +110,7 @@ def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     if info.type_origin not in (Mapping, dict):
         return None
     name, value = get_args(info.type)
+    value = get_args(value)[0] if get_origin(value) is Annotated else value  # its range is checked by the dataclass
     kinds = get_args(value) or (value,)
     if name is not str or not set(kinds) <= {int, str, bool}:
         return None

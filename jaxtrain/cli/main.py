@@ -20,6 +20,7 @@ from jaxtrain.cli.launch import VERBS as LAUNCH
 from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams, use_utf8
 from jaxtrain.cli.verbs import Verbs
 from jaxtrain.experiment.experiment import config_facts
+from jaxtrain.experiment.start import Step
 
 VERBS = Verbs(
     "Trains JAX experiments, and reads what they leave behind.\n\n"
@@ -90,12 +91,12 @@ def verify(experiment: Fields, devices: int = 8, meshes: tuple[str, ...] = ()) -
 
 
 @VERBS.verb
-def evaluate(run: RunFolder, step: int | None = None, split: str | None = None, code: Code = None) -> None:
+def evaluate(run: RunFolder, step: Step | None = None, split: str | None = None, code: Code = None) -> None:
     """Compute the metrics of a saved step of a run.
 
     Args:
         run: The run's folder.
-        step: The saved step; the latest by default.
+        step: The saved step, "best" or "latest"; the latest by default.
         split: One split; all by default.
         code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
     """
@@ -111,7 +112,7 @@ def evaluate(run: RunFolder, step: int | None = None, split: str | None = None, 
 def predict(
     run: RunFolder,
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT|FILE …")],
-    step: int | None = None,
+    step: Step | None = None,
     code: Code = None,
 ) -> None:
     """Predict from texts or files, one line each, with a saved step of a run.
@@ -119,7 +120,7 @@ def predict(
     Args:
         run: The run's folder.
         inputs: Texts, or files of images.
-        step: The saved step; the latest by default.
+        step: The saved step, "best" or "latest"; the latest by default.
         code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
     """
     from jaxtrain.evaluate import predict_run

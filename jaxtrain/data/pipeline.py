@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import Checked, NonNegativeInt, PositiveInt, Seed
 from jaxtrain.data.sources.base import Example, HostBatch, Indexed, Source
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 
@@ -23,7 +24,7 @@ _NARROW = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class Pipeline(Checked):
     """Batches of a source's examples.
 
     Args:
@@ -43,13 +44,13 @@ class Pipeline:
 
     source: Source
     transforms: tuple[Transform, ...] = ()
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     shuffle: bool = True
-    seed: int = 0
+    seed: Seed = 0
     batch_transforms: tuple[BatchTransform, ...] = ()
-    workers: int = field(default=0, metadata=NOT_IN_FINGERPRINT)
-    threads: int = field(default=2, metadata=NOT_IN_FINGERPRINT)
-    prefetch: int = field(default=2, metadata=NOT_IN_FINGERPRINT)
+    workers: NonNegativeInt = field(default=0, metadata=NOT_IN_FINGERPRINT)
+    threads: NonNegativeInt = field(default=2, metadata=NOT_IN_FINGERPRINT)
+    prefetch: PositiveInt = field(default=2, metadata=NOT_IN_FINGERPRINT)
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, Source):
@@ -61,11 +62,6 @@ class Pipeline:
             for transform in getattr(self, name):
                 if not isinstance(transform, kind):
                     raise ConfigError(f"Pipeline {name} must be jaxtrain.data.{kind.__name__}s, got {transform!r}")
-        for name, least in (("batch_size", 1), ("seed", 0), ("workers", 0), ("threads", 0), ("prefetch", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"Pipeline {name} must be at least {least}, got {getattr(self, name)}")
-        if self.seed >= 1 << 32:
-            raise ConfigError(f"Pipeline seed must be below 2**32, got {self.seed}")
 
     @property
     def steps_per_epoch(self) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import digest, edges, file_sha256, replace_text
+from jaxtrain.base.ranges import Checked, NonNegativeInt
 from jaxtrain.data.sources.base import Example
 from jaxtrain.datasets.schema import Schema
 
@@ -21,12 +22,12 @@ FILE = "card.json"
 
 
 @dataclass(frozen=True)
-class DataFile:
+class DataFile(Checked):
     """One file of a dataset, by its path below the dataset's folder."""
 
     path: str
-    bytes: int
-    records: int
+    bytes: NonNegativeInt
+    records: NonNegativeInt
     sha256: str
     edges: str
     """A hash of its size, first and last MiB: quick enough to be compared whenever the dataset is opened."""
@@ -38,13 +39,13 @@ class DataFile:
 
 
 @dataclass(frozen=True)
-class Tally:
+class Tally(Checked):
     """What one quality filter dropped."""
 
     name: str
     parameters: Mapping[str, Any]
-    seen: int
-    dropped: int
+    seen: NonNegativeInt
+    dropped: NonNegativeInt
     samples: Sequence[Mapping[str, Any]]
     """Some dropped records: index, why, the index of the record it repeats or contradicts, and the record."""
 
@@ -53,10 +54,10 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(Checked):
     """One split: number of records, files, hashes and schema."""
 
-    records: int
+    records: NonNegativeInt
     content: str
     """A hash of the decoded records; their order and files do not matter."""
     order: str
@@ -66,7 +67,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class Card(Checked):
     """Everything that is known about a dataset without reading it. Paths are relative to its folder."""
 
     name: str
@@ -89,10 +90,10 @@ class Card:
     label: str | None
     format: Mapping[str, Any]
     """The storage format (`Format`) as JSON."""
-    raw: int
+    raw: NonNegativeInt
     """Number of records before the filters."""
     filters: tuple[Tally, ...]
-    near: Mapping[str, int] | None
+    near: Mapping[str, NonNegativeInt] | None
     """Remaining pairs of near-duplicates within a split ("train") and across two ("train, test"); None: not counted."""
     splits: Mapping[str, Split]
     other_files: tuple[DataFile, ...] = ()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import Checked, Finite, Fraction, NonNegativeInt, PositiveInt
 from jaxtrain.datasets.histogram import FINEST, Histogram
 
 VOCABULARY = 100
@@ -20,7 +21,7 @@ _FLUSH = 1 << 10  # entries that are counted together
 
 
 @dataclass(frozen=True)
-class Field:
+class Field(Checked):
     """One column of a dataset.
 
     `shape` is None where a size varies; `missing` is the rate of records in which the field is absent, None, NaN (a
@@ -32,13 +33,13 @@ class Field:
 
     kind: Kind
     dtype: str
-    shape: tuple[int | None, ...]
-    missing: float
-    low: float | None
-    high: float | None
-    vocabulary: Mapping[str, int] | None
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    shape: tuple[NonNegativeInt | None, ...]
+    missing: Fraction
+    low: Finite | None
+    high: Finite | None
+    vocabulary: Mapping[str, PositiveInt] | None
+    edges: tuple[Finite, ...]
+    counts: tuple[NonNegativeInt, ...]
 
     def __str__(self) -> str:
         words = [f"{self.kind} {self.dtype}{_shape_text(self.shape)}"]

@@ -4,8 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.ranges import Checked, PositiveInt, Range
 from jaxtrain.data.sources.array_record import ArrayRecord, write_array_record
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.tokens.files import Documents, Tokens, write_tokens
@@ -14,10 +16,10 @@ from jaxtrain.data.tokens.tokenizers import Bytes, HuggingFace, Tokenizer, train
 
 
 @dataclass(frozen=True)
-class Format(ABC):
+class Format(Checked, ABC):
     """How the records of a split are kept in files."""
 
-    def prepare(self, folder: Path, examples: Iterable[Example]) -> None:  # noqa: B027 (most formats need nothing)
+    def prepare(self, folder: Path, examples: Iterable[Example]) -> None:
         """Learn from the first split what writing needs, such as a tokenizer. Does nothing by default."""
 
     @abstractmethod
@@ -37,7 +39,7 @@ class Format(ABC):
 class Records(Format):
     """ArrayRecord files of at most `per_file` records: the time to read a record grows with the size of its file."""
 
-    per_file: int = 10_000
+    per_file: PositiveInt = 10_000
 
     def write(self, folder: Path, split: str, examples: Iterable[Example]) -> list[Path]:
         paths: list[Path] = []
@@ -59,10 +61,10 @@ class TokenRows(Format):
     split and used instead of `tokenizer`.
     """
 
-    length: int
+    length: PositiveInt
     text: str = "text"
     tokenizer: Tokenizer = field(default_factory=Bytes)
-    bpe: int | None = None
+    bpe: Annotated[int, Range(at_least=257, hint="the 256 bytes and a separator")] | None = None
     packed: bool = True
 
     def prepare(self, folder: Path, examples: Iterable[Example]) -> None:

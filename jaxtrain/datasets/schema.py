@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.ranges import Checked, NonNegativeInt
 from jaxtrain.datasets.fields import Column, Field, parse, shown, type_name
 from jaxtrain.datasets.histogram import divergence, rebin
 
@@ -20,10 +21,10 @@ _TUPLES = ("shape", "edges", "counts")
 
 
 @dataclass(frozen=True)
-class Schema:
+class Schema(Checked):
     """The fields of `records` examples."""
 
-    records: int
+    records: NonNegativeInt
     fields: Mapping[str, Field]
 
     @classmethod

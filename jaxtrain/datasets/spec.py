@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxtrain.base.config import check_types
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.ranges import Checked, Positive
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.transforms.base import Transform
 from jaxtrain.datasets.card import record_hash
@@ -16,15 +17,15 @@ from jaxtrain.datasets.formats import Format, Records
 
 
 @dataclass(frozen=True)
-class HashSplits:
+class HashSplits(Checked):
     """Splits by a hash of the record's fields `by`, not by its position: added records move no other."""
 
-    parts: Mapping[str, float]
+    parts: Mapping[str, Positive]
     """Shares by name, summing to 1. The first split is the one to train on."""
     by: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not self.parts or not self.by or min(self.parts.values()) <= 0 or abs(sum(self.parts.values()) - 1) > 1e-9:
+        if not self.parts or not self.by or abs(sum(self.parts.values()) - 1) > 1e-9:
             raise ConfigError(f"HashSplits: shares above 0 that sum to 1, and fields to split by; got {self}")
 
     def split(self, example: Example) -> str:
@@ -42,7 +43,7 @@ class HashSplits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
+class Dataset(Checked):
     """What a dataset is made of. `jaxtrain data build` builds what a function annotated `-> Dataset` returns.
 
     Raises ConfigError for a name or version that cannot be a folder's, and for empty texts about origin and use.

@@ -8,20 +8,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jaxtrain.base.config import NOT_IN_FINGERPRINT, check_types, flatten, in_fingerprint
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.files import digest
+from jaxtrain.base.ranges import Checked, NonNegativeInt, PositiveInt, Range, Seed
 from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.experiment.start import Start
 from jaxtrain.optimizers import Optimizer
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.tasks.base import Task
 from jaxtrain.tasks.host_metrics import HostMetric
 
+Steps = Annotated[int, Range(at_least=1, at_most=2**31 - 1, hint="an i32 counts the steps")]
+
 
 @dataclass(frozen=True)
-class Retention:
+class Retention(Checked):
     """A checkpoint stays while any of these wants it.
 
     last: the newest this many, at least 1.
@@ -33,71 +37,63 @@ class Retention:
     Raises `ConfigError` for numbers below 1 and another mode.
     """
 
-    last: int = 2
-    every: int | None = None
+    last: Annotated[int, Range(at_least=1, hint="the newest checkpoint has to stay")] = 2
+    every: Annotated[int, Range(at_least=1, hint="None: none stays for ever")] | None = None
     best: str | None = None
     mode: Literal["min", "max"] = "min"
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.last < 1:
-            raise ConfigError(f"Retention(last={self.last}): at least the newest checkpoint has to stay")
-        if self.every is not None and self.every < 1:
-            raise ConfigError(f"Retention(every={self.every}): give a number of steps of at least 1, or None")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runtime:
+class Runtime(Checked):
     """How a run runs, never what it computes. On the command line its flags have no prefix: `--log-every`.
 
     Raises `ConfigError` for intervals below 1 step and a negative deadline.
     """
 
-    log_every: int = 50
+    log_every: PositiveInt = 50
     """Steps between two lines of metrics."""
-    eval_every: int = 500
+    eval_every: PositiveInt = 500
     """Steps between two evaluations; the last step is evaluated too."""
-    save_every: int = 500
+    save_every: PositiveInt = 500
     """Steps between two checkpoints; the last step is saved too."""
     keep: Retention = field(default_factory=Retention)
     """Which checkpoints stay."""
-    deadline: int = 60
+    deadline: NonNegativeInt = 60
     """Of several processes, all end within this many seconds of the loss of one; 0 leaves that to jax."""
     compiler_options: Mapping[str, str | bool] = field(default_factory=dict)
     """Options of XLA for the train step, beside XLA_FLAGS."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name, least in (("log_every", 1), ("eval_every", 1), ("save_every", 1), ("deadline", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: {getattr(self, name)} must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
+class Experiment(Checked):
     """The decisions that make a run."""
 
     task: Task
     data: Pipeline
     optimizer: Optimizer
-    steps: int = field(metadata=NOT_IN_FINGERPRINT)
+    steps: Steps = field(metadata=NOT_IN_FINGERPRINT)
     """Updates to do."""
     evals: Mapping[str, Pipeline] = field(default_factory=dict)
     """What is evaluated, by the name of its split."""
     host_metrics: Mapping[str, HostMetric] = field(default_factory=dict, metadata=NOT_IN_FINGERPRINT)
     """Metrics of evaluations that are no sums over rows, by name, such as `{"spearman": Spearman()}`."""
+    start: Start | None = None
+    """Where the first parameters come from; None draws them."""
     layout: Layout = field(default_factory=Layout, metadata=NOT_IN_FINGERPRINT)
-    microbatches: int = 1
+    microbatches: PositiveInt = 1
     """How many microbatches a batch is cut into to save memory: gradients are accumulated, the update is the same."""
-    seed: int = 0
+    seed: Seed = 0
     runtime: Runtime = field(default_factory=Runtime, metadata=NOT_IN_FINGERPRINT)
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for values of another type than their field's, and for counts that cannot be."""
+        """Raises ConfigError for values of another type than their field's, and for a best metric of no split."""
         check_types(self)
-        for name in ("steps", "microbatches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
         best = self.runtime.keep.best
         split = (best or "").partition("/")[0]
         if split and split not in self.evals:

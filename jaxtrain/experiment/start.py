@@ -8,13 +8,14 @@ from typing import Literal
 
 from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.base.files import digest, file_sha256
+from jaxtrain.base.files import digest, file_sha256, read_json
+from jaxtrain.base.ranges import Checked, NonNegativeInt
 
-Step = int | Literal["best", "latest"]
+Step = NonNegativeInt | Literal["best", "latest"]
 
 
 @dataclass(frozen=True)
-class Start:
+class Start(Checked):
     """The parameters of another run, or of a file, in place of initial ones:
 
         start=Start("runs/first", step="best", only=("blocks/*", "embedding/*"))
@@ -28,7 +29,7 @@ class Start:
     step: Step = field(default="latest", metadata=NOT_IN_FINGERPRINT)
     """Of a run: a saved step, the latest, or the best by its `keep.best`."""
     only: tuple[str, ...] = ("*",)
-    """Path patterns of the parameters and the model state to set. Each array that they match has to be in the source."""
+    """Path patterns of the parameters and the model state to set; the source must have each array that they match."""
     rename: Mapping[str, str] = field(default_factory=dict)
     """Beginnings of paths in the source, and what stands here in place of each: `{"encoder": "blocks"}`."""
     cast: bool = False
@@ -54,13 +55,23 @@ def _digest(files: tuple[tuple[str, int, int], ...], folder: str) -> str:
 
 def saved_step(run: Path, step: Step) -> int:
     """The number of a saved step of a run. Raises ConfigError where there is none."""
-    from jaxtrain.base.files import read_json
-
     if not (run / "experiment.json").is_file():
         raise ConfigError(f"start: {run} is not a run: it has no experiment.json")
     steps = sorted(int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdigit())
     if step == "best":
-        return _best(run, read_json(run / "experiment.json"), steps)
+        return _best(run, steps)
     if not steps or (step != "latest" and step not in steps):
-        raise ConfigError(f"start: {run} has no checkpoint{'' if step == 'latest' else f' of step {step}'}: there are {steps}")
-    return steps[-1] if step == "latest" else int(step)
+        which = "" if step == "latest" else f" of step {step}"
+        raise ConfigError(f"start: {run} has no checkpoint{which}: there are {steps}")
+    return steps[-1] if step == "latest" else step
+
+
+def _best(run: Path, steps: list[int]) -> int:
+    keep = read_json(run / "experiment.json")["experiment"]["runtime"]["keep"]
+    scores = {step: run / "checkpoints" / str(step) / "metrics" / "metrics" for step in steps}
+    saved = {step: read_json(file).get(keep["best"]) for step, file in scores.items() if file.is_file()}
+    known = {step: score for step, score in saved.items() if score is not None}
+    if not known:
+        raise ConfigError(f"start: {run} has no best checkpoint: it was not trained with --keep.best, or saved none")
+    sign = -1 if keep["mode"] == "min" else 1
+    return max(known, key=lambda step: (sign * known[step], step))

@@ -19,6 +19,7 @@ import tyro
 
 from jaxtrain.analysis.explain import explain
 from jaxtrain.base.errors import ConfigError, ExitCode
+from jaxtrain.base.ranges import Checked, NonNegativeInt
 from jaxtrain.experiment.experiment import Experiment
 
 FATAL = tuple(int(code) for code in ExitCode if ExitCode.FINISHED < code < ExitCode.RETRY)
@@ -34,7 +35,7 @@ def should_restart(code: int) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(Checked):
     """A training on some platform. Subclasses add what only their platform needs; every field is a flag."""
 
     experiment: Annotated[str, tyro.conf.Positional]
@@ -43,7 +44,7 @@ class Job:
     """The run folder, shared by all hosts and all restarts; runs/NAME by default."""
     name: str | None = None
     """The job's name on the platform; that of the experiment by default."""
-    restarts: int = 20
+    restarts: NonNegativeInt = 20
     """How often to restart after a preemption, or when a process dies."""
     program: str = "jaxtrain"
     """The command that runs jaxtrain on the hosts, such as `uv run jaxtrain`."""
@@ -80,8 +81,6 @@ class Job:
 def check_devices(job: Job, experiment: Experiment) -> str:
     """The job's processes and mesh as text. Raises ConfigError where the experiment does not fit its devices."""
     processes, devices = job.size()
-    if processes < 1 or devices < 1 or job.restarts < 0:
-        raise ConfigError("hosts, processes and devices must be at least 1, and --restarts at least 0")
     for name in job.env:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise ConfigError(f"--env {name}: not a valid name of an environment variable")

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import NonNegativeInt, PositiveInt
 from jaxtrain.launch.job import FATAL, ClusterJob
 from jaxtrain.launch.tpu import GKE_ACCELERATORS, PORT, Slice
 
@@ -29,9 +30,9 @@ class Kubernetes(ClusterJob):
     """The PersistentVolumeClaim for run folders; all pods write to it (ReadWriteMany)."""
     mount: Path = Path("/runs")
     """The path at which pods mount the claim; --run is a folder below it."""
-    hosts: int | None = None
+    hosts: PositiveInt | None = None
     """Number of hosts, each with one pod; by default those of the TPU slice, else 1."""
-    gpus: int = 0
+    gpus: NonNegativeInt = 0
     """GPUs of each host; without these and --tpu each process is one CPU device."""
     gpu_type: str | None = None
     """GKE's name of the GPU, to select nodes: nvidia-h100-80gb."""
@@ -43,7 +44,7 @@ class Kubernetes(ClusterJob):
     """Memory of each host: 64Gi."""
     namespace: str | None = None
     """The namespace; by default that of kubectl's current context."""
-    notice: int = 120
+    notice: NonNegativeInt = 120
     """Seconds that the training has to save a checkpoint when its pod is evicted."""
 
     @property

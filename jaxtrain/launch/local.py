@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import Literal, Self
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import NonNegativeInt, PositiveInt
 from jaxtrain.launch.job import Job, should_restart
 
 GRACE_SECONDS = 10.0
@@ -31,13 +32,13 @@ LOG_LINES = 15
 class Local(Job):
     """Processes on this machine, each with a log file; the output of the first is printed too."""
 
-    processes: int = 1
+    processes: PositiveInt = 1
     """Number of processes."""
-    devices: int = 1
+    devices: PositiveInt = 1
     """Devices of each process."""
     platform: Literal["cpu", "gpu"] = "cpu"
     """Simulated CPU devices, or this machine's GPUs."""
-    restarts: int = 0
+    restarts: NonNegativeInt = 0
     """How often to restart after a preemption, or when a process dies."""
     program: str = f"{sys.executable} -m jaxtrain"
     """The command that runs jaxtrain."""

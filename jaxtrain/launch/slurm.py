@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from jaxtrain.base.errors import ExitCode
+from jaxtrain.base.ranges import NonNegativeInt, PositiveInt, Range
 from jaxtrain.launch.job import FATAL, SHOULD_RESTART, ClusterJob
 
 TASK = (
@@ -49,19 +50,19 @@ class Slurm(ClusterJob):
 
     submission = ("sbatch",)
 
-    nodes: int = 1
+    nodes: PositiveInt = 1
     """Number of nodes."""
-    processes: int = 1
+    processes: PositiveInt = 1
     """Processes of each node; one can use all GPUs of its node."""
-    gpus: int = 0
+    gpus: NonNegativeInt = 0
     """GPUs of each node; without these each process is one CPU device."""
-    cpus: int | None = None
+    cpus: PositiveInt | None = None
     """CPUs of each process."""
     memory: str | None = None
     """Memory of each node: 64G."""
     time: str | None = None
     """Time limit of each start: 12:00:00."""
-    notice: int = 120
+    notice: Annotated[int, Range(at_least=0, at_most=65535, hint="as sbatch wants")] = 120
     """Seconds before the time limit at which the training saves a checkpoint and stops, to resume in the next start."""
     setup: tuple[str, ...] = ()
     """Shell commands to run first: "module load cuda" "source .venv/bin/activate"."""

@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from jaxtrain.base.allowed import Allowed
+from jaxtrain.base.ranges import Checked
 from jaxtrain.models.checks import call_module, check_module
 from jaxtrain.models.params import Axes, Graph, at, by_path, graph_of, name_axes, named_variables, with_variables
 from jaxtrain.models.sizes import Activations
@@ -24,7 +25,7 @@ PREDICTION = Context()
 
 
 @dataclass(frozen=True)
-class Model(ABC):
+class Model(Checked, ABC):
     """The config of an architecture. Its fields are its hyperparameters."""
 
     param_axes: ClassVar[Mapping[str, Axes]] = {}

@@ -11,43 +11,43 @@ such pairs in the buffer to one device.
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import Checked, NonNegative, NonNegativeInt, PositiveInt, Range
 from jaxtrain.models.layers import Linear, Precision
 from jaxtrain.sharding.constraints import shard_map_by_name, split, target_platform
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experts:
+class Experts(Checked):
     """The hyperparameters of a mixture-of-experts layer."""
 
-    count: int = 0
+    count: NonNegativeInt = 0
     """Experts; 0 is an ordinary feed-forward layer."""
-    top_k: int = 2
+    top_k: PositiveInt = 2
     """Experts a token is routed to. Their outputs are weighted by the softmax over these experts' router logits."""
-    shared: int = 0
+    shared: NonNegativeInt = 0
     """Further experts that every token passes through."""
-    width: int | None = None
+    width: PositiveInt | None = None
     """The inner width of an expert; None is that of the feed-forward layer it replaces."""
-    capacity: float | None = None
+    capacity: Annotated[float, Range(above=0, hint="None drops no token")] | None = None
     """Capacity factor: an expert takes `capacity` · L · top_k / count tokens of a row and drops the later ones. None
     drops none, and the buffers then have room for all tokens of every device along the expert axis.
     """
-    balance: float = 0.01
+    balance: NonNegative = 0.01
     """Weight of the load-balancing loss, computed within each row (DeepSeek-V3, arXiv:2412.19437, section 2.1.2)."""
-    z: float = 0.001
+    z: NonNegative = 0.001
     """Weight of the router z-loss, the mean square of the logits' logsumexp (Zoph et al. 2022, arXiv:2202.08906)."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a top_k outside 1…count and for a capacity that is not positive."""
-        if self.count and not 1 <= self.top_k <= self.count:
+        """Raises ConfigError for a top_k of more than the experts."""
+        if self.count and self.top_k > self.count:
             raise ConfigError(f"experts.top_k: {self.top_k} must be from 1 to the count of experts, {self.count}")
-        if self.capacity is not None and self.capacity <= 0:
-            raise ConfigError(f"experts.capacity: {self.capacity} must be above 0, or None to drop no token")
 
     def slots(self, length: int) -> int:
         """The tokens of a row of this length that one expert takes."""

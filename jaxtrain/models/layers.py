@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtrain.base.ranges import Checked
 from jaxtrain.models.params import name_axes
 from jaxtrain.models.stages import pipeline
 from jaxtrain.sharding.constraints import shard, split, target_platform
@@ -26,7 +27,7 @@ _POLICIES = {"none": None, "dots": jax.checkpoint_policies.dots_with_no_batch_di
 
 
 @dataclass(frozen=True)
-class Precision:
+class Precision(Checked):
     """The dtype of the parameters, and the dtype of matmul operands."""
 
     params: Literal["float32", "bfloat16"] = "float32"

@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.ranges import Positive, PositiveInt
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Linear
 from jaxtrain.models.params import named_variables
@@ -26,15 +27,15 @@ class LoRA(Model):
     """A model whose linear layers, those with a kernel f[..., D, F], also add `scale` · (x @ in @ out) with trained
     matrices in f[..., D, R] and out f[..., R, F].
 
-    To train these alone: `Groups(groups={"*/lora_*": AdamW(), "*": Frozen()})`. All other parameters have their names in
-    the model itself, so that a run of it can be the start.
+    To train these alone: `Groups(groups={"*/lora_*": AdamW(), "*": Frozen()})`. Other parameters have the names of
+    those of the model itself, so that a run of it can be the start.
     """
 
     model: Model
     layers: tuple[str, ...]
     """Path patterns of the layers, such as `"blocks/block/query"` or `"*/block/*"`."""
-    rank: int = 8
-    scale: float = 1.0
+    rank: PositiveInt = 8
+    scale: Positive = 1.0
     """The factor of what is added; α / R in the paper."""
 
     def init(self, key: jax.Array, inputs: Any) -> Variables:

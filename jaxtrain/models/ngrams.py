@@ -6,12 +6,13 @@ Shapes: B batch, L length in bytes, W words, D width, O outputs.
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxtrain.base.ranges import FractionBelow1, PositiveInt, Range
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Embedding, Linear, Precision, dropout
 from jaxtrain.models.sizes import smaller
@@ -22,16 +23,16 @@ from jaxtrain.models.variables import Context
 class NGrams(Model):
     """A linear classifier of n-gram embeddings, from bytes u8[B, L] (0 is padding) to logits f32[B, O]."""
 
-    outputs: int = 2
-    order: int = 2
+    outputs: PositiveInt = 2
+    order: PositiveInt = 2
     """The longest n-gram, in words."""
-    buckets: int = 2**18
+    buckets: Annotated[int, Range(at_least=1, at_most=2**32 - 1, hint="hashes are u32")] = 2**18
     """Rows of the embedding table that n-grams are hashed into."""
-    words: int = 384
+    words: PositiveInt = 384
     """Words of a text that are used; later ones are ignored."""
-    width: int = 16
+    width: PositiveInt = 16
     """Entries of an embedding."""
-    dropout: float = 0.0
+    dropout: FractionBelow1 = 0.0
     precision: Precision = Precision()
 
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:

@@ -62,7 +62,7 @@ def named_variables(module: nnx.Module, patterns: Mapping[str, Axes], model: str
         own = [axes for pattern, axes in patterns.items() if fnmatchcase(name, pattern)]
         leaf = AxisNamed(variable.get_value(), own[0] if own else tuple(variable.get_metadata("axes")))
         kind = variables.params if isinstance(variable, nnx.Param) else variables.state
-        _insert(kind, [str(part) for part in path], leaf)
+        insert(kind, [str(part) for part in path], leaf)
     return variables
 
 
@@ -97,7 +97,7 @@ def with_variables(graph: Graph, variables: Variables) -> nnx.Module:
     tree: dict[Any, Any] = {}
     for paths, arrays in ((graph.params, variables.params), (graph.state, variables.state)):
         for path in paths:  # whose parts are numbers in a list of layers, but strings in `arrays`
-            _insert(tree, path, at(arrays, path))
+            insert(tree, path, at(arrays, path))
     return nnx.merge(graph.definition, tree)
 
 
@@ -110,7 +110,7 @@ def by_path(state: nnx.State) -> dict[str, Any]:
     """The arrays of a state as nested dicts with strings as keys."""
     tree: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(state):
-        _insert(tree, [str(part) for part in path], variable.get_value())
+        insert(tree, [str(part) for part in path], variable.get_value())
     return tree
 
 
@@ -130,7 +130,7 @@ def parted(params: Mapping[str, Any], patterns: Sequence[str], setting: str) -> 
     check_patterns(patterns, paths, setting)
     for name, (path, leaf) in paths.items():
         chosen = parts[any(fnmatchcase(name, pattern) for pattern in patterns)]
-        _insert(chosen, [part.key for part in path], leaf)
+        insert(chosen, [part.key for part in path], leaf)
     return parts
 
 
@@ -145,7 +145,8 @@ def _described(variable: Any) -> str:
     return f"a {type(variable).__name__}" if isinstance(variable, nnx.Variable) else "a plain array"
 
 
-def _insert(tree: dict[Any, Any], path: Sequence[Any], leaf: Any) -> None:
+def insert(tree: dict[Any, Any], path: Sequence[Any], leaf: Any) -> None:
+    """Put a leaf into nested dicts at a path, making the dicts on the way."""
     *parents, last = path
     functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, tree)[last] = leaf
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import FractionBelow1, PositiveInt
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.batch_norm import BatchNorm
 from jaxtrain.models.layers import Linear, Precision
@@ -23,12 +24,12 @@ from jaxtrain.sharding.constraints import shard
 class ResNet(Model):
     """A residual network from images f32[B, Y, X, C] to logits f32[B, O]."""
 
-    outputs: int = 10
-    widths: tuple[int, ...] = (16, 32, 64)
+    outputs: PositiveInt = 10
+    widths: tuple[PositiveInt, ...] = (16, 32, 64)
     """Features of each stage; every stage but the first halves height and width."""
-    blocks: int = 3
+    blocks: PositiveInt = 3
     """Residual blocks a stage, of two convolutions each."""
-    momentum: float = 0.9
+    momentum: FractionBelow1 = 0.9
     """Of the running statistics of `BatchNorm`."""
     precision: Precision = Precision()
 

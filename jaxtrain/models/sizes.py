@@ -4,32 +4,34 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxtrain.base.ranges import Checked, NonNegativeInt, PositiveInt
+
 
 @dataclass(frozen=True, kw_only=True)
-class Activations:
+class Activations(Checked):
     """The sizes of a transformer's activations, from which the textbook computes what a step has to send."""
 
-    length: int
+    length: PositiveInt
     """Positions of a row in the blocks."""
-    width: int
+    width: PositiveInt
     """Entries of the residual stream at each position."""
-    layers: int
-    rounds: int = 1
+    layers: PositiveInt
+    rounds: PositiveInt = 1
     """How often a batch passes through the stages of a pipeline."""
-    heads: int
-    kv_heads: int
+    heads: PositiveInt
+    kv_heads: PositiveInt
     ring: bool = False
     """Whether attention runs as a ring where `length` is split."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """The dtype of matmul operands."""
-    experts: int = 0
-    top_k: int = 0
+    experts: NonNegativeInt = 0
+    top_k: NonNegativeInt = 0
     """Experts a token is routed to."""
-    expert_slots: int = 0
+    expert_slots: NonNegativeInt = 0
     """Tokens of a row that one expert takes at most."""
-    vocab: int | None = None
+    vocab: PositiveInt | None = None
     """Rows of the table that integer inputs index; None where the inputs are no such integers."""
-    scores: int = 0
+    scores: NonNegativeInt = 0
     """Products with the vocabulary that give logits at every position."""
     tied: bool = False
     """Whether the table gives the logits too."""

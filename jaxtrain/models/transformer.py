@@ -19,6 +19,7 @@ from flax import nnx
 
 from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import Checked, FractionBelow1, PositiveInt
 from jaxtrain.models.attention import Attention, attention, choose
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.experts import Experts, ExpertsModule
@@ -30,23 +31,23 @@ from jaxtrain.sharding.constraints import shard, split
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocks:
+class Blocks(Checked):
     """The hyperparameters of a stack of transformer blocks."""
 
-    width: int = 256
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int | None = None
+    width: PositiveInt = 256
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt | None = None
     """Key/value heads; None is `heads`."""
-    mlp: int | None = None
+    mlp: PositiveInt | None = None
     """Inner width of the feed-forward layer; None is 8/3 of `width`, rounded up to a multiple of 64."""
     experts: Experts = Experts()
-    dropout: float = 0.0
+    dropout: FractionBelow1 = 0.0
     attention: Attention = "auto"
     remat: Remat = "none"
-    unroll: int = 1
+    unroll: PositiveInt = 1
     """Blocks an iteration of the scan: more take longer to compile and may run faster (on a CPU by up to a quarter)."""
-    rounds: int = 1
+    rounds: PositiveInt = 1
     """How often a batch passes through the pipeline stages: more rounds mean a smaller bubble and more bytes sent."""
     precision: Precision = Precision()
 
@@ -58,7 +59,7 @@ class Blocks:
             )
         if self.heads % self.groups:
             raise ConfigError(f"heads {self.heads} must be a multiple of kv_heads {self.groups}")
-        if self.rounds < 1 or self.layers % self.rounds:
+        if self.layers % self.rounds:
             raise ConfigError(f"layers {self.layers} must be a multiple of rounds {self.rounds}")
 
     @property
@@ -181,8 +182,8 @@ def _residual(x_BLD: jax.Array) -> jax.Array:
 class Transformer(Model):
     """A transformer from token ids i[B, L] to logits f32[B, L, O], or f32[B, O] if pooled, where id 0 is padding."""
 
-    vocab: int = 256
-    outputs: int | None = None
+    vocab: PositiveInt = 256
+    outputs: PositiveInt | None = None
     """The number of logits; None is `vocab`."""
     blocks: Blocks = Blocks()
     causal: bool = True

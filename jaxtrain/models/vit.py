@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Linear, RMSNorm, dropout, fold
 from jaxtrain.models.sizes import Activations
@@ -25,8 +26,8 @@ from jaxtrain.sharding.constraints import shard
 class ViT(Model):
     """A vision transformer from images f32[B, Y, X, C] to logits f32[B, O]."""
 
-    outputs: int = 10
-    patch: int = 2
+    outputs: PositiveInt = 10
+    patch: PositiveInt = 2
     """The side of a square patch, in pixels."""
     blocks: Blocks = Blocks()
 

@@ -6,27 +6,28 @@ Not here: the update itself. `train_step` takes any `optax.GradientTransformatio
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
 from optax import contrib
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import Checked, Fraction, FractionBelow1, NonNegative, NonNegativeInt, Positive, Range
 from jaxtrain.optimizers.state import average_parameters, has_narrow, master_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule(ABC):
+class Schedule(Checked, ABC):
     """A learning rate for every step. All of them warm up linearly from 0 to `peak`."""
 
-    peak: float = 1e-3
-    warmup: int = 0
+    peak: NonNegative = 1e-3
+    warmup: NonNegativeInt = 0
     """Steps of warm-up."""
 
     def build(self, steps: int) -> optax.Schedule:
         """Step to learning rate, for a run of `steps` updates. Raises ConfigError if the warm-up does not fit in."""
-        if not 0 <= self.warmup <= steps:
+        if self.warmup > steps:
             raise ConfigError(f"optimizer.schedule.warmup: {self.warmup} steps do not fit in a run of {steps}")
         rise = optax.linear_schedule(0.0, self.peak, self.warmup)
         return optax.join_schedules([rise, self.after(max(steps - self.warmup, 1))], [self.warmup])
@@ -49,7 +50,7 @@ class ConstantRate(Schedule):
 class CosineDecay(Schedule):
     """A half cosine to `floor` × `peak` (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
 
-    floor: float = 0.1
+    floor: Fraction = 0.1
 
     def after(self, steps: int) -> optax.Schedule:
         """A half cosine."""
@@ -60,7 +61,7 @@ class CosineDecay(Schedule):
 class LinearDecay(Schedule):
     """A straight line to `floor` × `peak`."""
 
-    floor: float = 0.0
+    floor: Fraction = 0.0
 
     def after(self, steps: int) -> optax.Schedule:
         """A straight line."""
@@ -73,13 +74,8 @@ class WSD(Schedule):
     (Hu et al. 2024, arXiv:2404.06395).
     """
 
-    decay: float = 0.2
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for a fraction that is none."""
-        if not 0 <= self.decay <= 1:
-            raise ConfigError(f"optimizer.schedule.decay: {self.decay} must be from 0 to 1")
+    decay: Fraction = 0.2
+    floor: Fraction = 0.0
 
     def after(self, steps: int) -> optax.Schedule:
         """A constant, then a straight line."""
@@ -89,12 +85,12 @@ class WSD(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer(ABC):
+class Optimizer(Checked, ABC):
     """A config that builds an optax transformation. Any of optax's, or your own, is a subclass with one method:
 
         @dataclass(frozen=True, kw_only=True)
         class Adan(Optimizer):
-            rate: float = 1e-3
+            rate: Positive = 1e-3
 
             def build(self, steps: int) -> optax.GradientTransformation:
                 return optax.adan(self.rate)
@@ -124,20 +120,20 @@ class Standard(Optimizer):
     """A learning rate schedule, clipping, decoupled weight decay and an average of the parameters, around `scale`."""
 
     schedule: Schedule = CosineDecay()
-    clip: float | None = 1.0
+    clip: Annotated[float, Range(above=0, hint="None: no clipping")] | None = 1.0
     """The largest global norm of a gradient; None does not clip."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     decayed: tuple[str, ...] = ("kernel",)
     """The names of the parameters that decay: those whose last path part is one of these."""
-    ema: float | None = None
+    ema: Annotated[float, Range(above=0, below=1, hint="None: no average")] | None = None
     """The decay of an exponential moving average of the parameters, which evaluation then uses; None keeps none."""
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """Clipping, `scale`, weight decay, learning rate and averaging, in this order."""
         parts = [self.scale(), optax.add_decayed_weights(self.weight_decay, self.decays)]
         parts += [optax.scale_by_learning_rate(self.schedule.build(steps))]
-        clipped = [optax.clip_by_global_norm(self.clip)] if self.clip else []
-        averaged = [average_parameters(self.ema)] if self.ema else []
+        clipped = [optax.clip_by_global_norm(self.clip)] if self.clip is not None else []
+        averaged = [average_parameters(self.ema)] if self.ema is not None else []
         return optax.chain(*clipped, *parts, *averaged)
 
     def rates(self, steps: int) -> Mapping[str, optax.Schedule]:
@@ -168,9 +164,9 @@ def last_name(path: Any) -> str:
 class AdamW(Standard):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
 
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-8
+    b1: FractionBelow1 = 0.9
+    b2: FractionBelow1 = 0.999
+    epsilon: Positive = 1e-8
 
     def scale(self) -> optax.GradientTransformation:
         """Adam's moments."""
@@ -181,7 +177,7 @@ class AdamW(Standard):
 class SGD(Standard):
     """Stochastic gradient descent with momentum."""
 
-    momentum: float = 0.9
+    momentum: FractionBelow1 = 0.9
     nesterov: bool = False
 
     def scale(self) -> optax.GradientTransformation:
@@ -193,8 +189,8 @@ class SGD(Standard):
 class Lion(Standard):
     """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675); wants a 3–10 times smaller `peak` than AdamW."""
 
-    b1: float = 0.9
-    b2: float = 0.99
+    b1: FractionBelow1 = 0.9
+    b2: FractionBelow1 = 0.99
 
     def scale(self) -> optax.GradientTransformation:
         """Signs."""
@@ -207,9 +203,9 @@ class Muon(Standard):
     size (Liu et al. 2025, arXiv:2502.16982); Adam for everything else.
     """
 
-    beta: float = 0.95
-    b1: float = 0.9
-    b2: float = 0.999
+    beta: FractionBelow1 = 0.95
+    b1: FractionBelow1 = 0.9
+    b2: FractionBelow1 = 0.999
 
     def scale(self) -> optax.GradientTransformation:
         """Newton–Schulz on the last two dims of every kernel, Adam's moments elsewhere."""

@@ -15,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.experiment.experiment import Retention
+from jaxtrain.experiment.start import Step
 
 Tree = TypeVar("Tree")
 
@@ -92,7 +93,7 @@ class Checkpoints:
         )
         self._manager.save(step, args=items, metrics=self._scored(metrics), force=True)
 
-    def restore(self, abstract: Tree, step: int | None = None) -> tuple[Tree, dict[str, Any]]:
+    def restore(self, abstract: Tree, step: Step | None = None) -> tuple[Tree, dict[str, Any]]:
         """The state and the record of `step` (None: the latest), the state with the shardings of `abstract`.
 
         abstract: a tree of `jax.ShapeDtypeStruct`; the result has its structure. Its mesh may be another than the one
@@ -116,6 +117,18 @@ class Checkpoints:
         arrays = self._manager.restore(step, args=items)["state"] | empty
         leaves = [arrays[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), saved["record"]
+
+    def leaves(self, step: int) -> dict[str, str]:
+        """Dtype and shape of each array of a step, by its path."""
+        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]["leaves"]
+
+    def arrays(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Some arrays of a step by path, with the shapes and shardings of `wanted` and the dtypes that are saved."""
+        saved = self.leaves(step)
+        kept = {name: leaf.update(dtype=saved[name].partition("[")[0]) for name, leaf in wanted.items()}
+        how = ocp.checkpoint_utils.construct_restore_args(kept)
+        items = ocp.args.PyTreeRestore(kept, restore_args=how, partial_restore=True)
+        return self._manager.restore(step, args=ocp.args.Composite(state=items))["state"]
 
     def steps(self) -> list[int]:
         """The steps of the durable checkpoints, ascending."""
@@ -165,12 +178,17 @@ class Checkpoints:
         # NaN compares with nothing, so it would be kept as the best by accident.
         return {best: float(metrics[best])} if math.isfinite(metrics[best]) else None
 
-    def _existing(self, step: int | None) -> int:
+    def _existing(self, step: Step | None) -> int:
         steps = self.steps()
         if not steps:
             raise ConfigError(f"there are no checkpoints in {self.folder}")
-        if step is None:
+        if step is None or step == "latest":
             return steps[-1]
+        if step == "best":
+            best = self.best()
+            if best is None:
+                raise ConfigError(f"no checkpoint in {self.folder} is the best: train with --keep.best SPLIT/METRIC")
+            return best
         if step not in steps:
             raise ConfigError(f"no checkpoint of step {step} in {self.folder}; there are {steps}")
         return step

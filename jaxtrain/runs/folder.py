@@ -22,6 +22,7 @@ from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
 from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin, load, load_code
+from jaxtrain.experiment.start import Step
 from jaxtrain.program import Program
 from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.sharding.layout import Layout
@@ -76,7 +77,7 @@ class Run:
 
     def restore(
         self,
-        step: int | None = None,
+        step: Step | None = None,
         layout: Layout | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> Restored:

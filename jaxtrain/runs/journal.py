@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
 from jaxtrain.cluster.processes import is_first_process
 from jaxtrain.experiment.experiment import Experiment
@@ -20,6 +21,9 @@ from jaxtrain.tasks.metrics import Mean, Metric, merge, values_by_name
 
 IN_FLIGHT = 2
 """Steps dispatched and not finished: enough that the device never idles, few enough that batches do not pile up."""
+
+RATES_AT_ONCE = 1024
+"""Steps whose learning rates are in memory at once, however long the run is."""
 
 Metrics = Mapping[str, Metric]
 
@@ -32,6 +36,19 @@ class _Period:
     seconds: float
     metrics: list[Metrics]
     """One for each step."""
+
+
+class _Rate:
+    """A learning rate by step, computed for `RATES_AT_ONCE` steps together: one alone takes as many milliseconds."""
+
+    def __init__(self, rate: optax.Schedule) -> None:
+        self._many, self._block, self._values = jax.vmap(rate), -1, np.zeros(RATES_AT_ONCE)
+
+    def __call__(self, step: int) -> float:
+        block, place = divmod(step, RATES_AT_ONCE)
+        if block != self._block:
+            self._block, self._values = block, np.asarray(self._many(block * RATES_AT_ONCE + np.arange(RATES_AT_ONCE)))
+        return float(self._values[place])
 
 
 class Journal:
@@ -47,8 +64,7 @@ class Journal:
         self._log.rewind(start)
         self._console = Console(experiment.steps, start, is_first_process())
         self._experiment, self._clock, self._done = experiment, clock, start
-        rates, steps = experiment.optimizer.rates(experiment.steps), np.arange(experiment.steps)
-        self._rates = {name: np.asarray(jax.vmap(rate)(steps)) for name, rate in rates.items()}
+        self._rates = {name: _Rate(rate) for name, rate in experiment.optimizer.rates(experiment.steps).items()}
         self._in_flight: deque[Metrics] = deque()
         self._current: list[Metrics] = []
         self._ended: _Period | None = None
@@ -108,7 +124,7 @@ class Journal:
         examples, tokens = self._experiment.data.batch_size * len(period.metrics), float(loss.weight)
         rates = {"examples_per_second": examples / period.seconds}
         rates |= {"tokens_per_second": tokens / period.seconds} if tokens > examples else {}
-        rates |= {name: float(by_step[period.last_step - 1]) for name, by_step in self._rates.items()}
+        rates |= {name: rate(period.last_step - 1) for name, rate in self._rates.items()}
         rates |= {f"seconds_{phase}": seconds for phase, seconds in self._clock.account().items()}
         self._write(period.last_step, "train", values_by_name(metrics), rates)
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.ranges import Checked, Range
 
 Rule = str | tuple[str, ...] | None
 
@@ -50,6 +51,9 @@ def mesh_axes(rule: Rule) -> tuple[str, ...]:
     return () if rule is None else (rule,) if isinstance(rule, str) else tuple(rule)
 
 
+AxisSize = Annotated[int, Range(at_least=1, also=-1, hint="-1: the devices that are left")]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AxisNamed:
@@ -79,7 +83,7 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Checked):
     """A mesh by the sizes of its axes, outermost first, and the rules that put arrays on it.
 
     `Layout()` is one device; `Layout({"data": -1})` data parallel; `{"fsdp": -1}` fully sharded; `{"tensor": 4}` tensor
@@ -87,7 +91,7 @@ class Layout:
     slices of TPUs, whose network is slower between them than within, the outermost axes go across.
     """
 
-    mesh: Mapping[str, int] = field(default_factory=dict)
+    mesh: Mapping[str, AxisSize] = field(default_factory=dict)
     rules: Mapping[str, Rule] = field(default_factory=lambda: RULES)
     optimizer_rules: Mapping[str, Rule] = field(default_factory=dict)
     """Rules that differ for the optimizer state: `ZERO1`."""
@@ -95,20 +99,16 @@ class Layout:
     """Keep the optimizer's state in the memory of the host, from where each step fetches it."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for an axis that no rule uses and for sizes that cannot be."""
+        """Raises ConfigError for an axis that no rule uses and for more than one -1."""
         for name in self.optimizer_rules:
             if name not in self.rules:
                 raise ConfigError(
                     f"layout.optimizer_rules: layout.rules has no dim named {name!r}{nearest(name, self.rules)}"
                 )
         known = {axis for rule in (*self.rules.values(), *self.optimizer_rules.values()) for axis in mesh_axes(rule)}
-        for axis, size in self.mesh.items():
+        for axis in self.mesh:
             if axis not in known:
                 raise ConfigError(f"layout.mesh: no rule uses the mesh axis {axis!r}{nearest(axis, known)}")
-            if size != -1 and size < 1:
-                raise ConfigError(
-                    f"layout.mesh: axis {axis!r} has size {size}; it must be at least 1, or -1 for the rest"
-                )
         if list(self.mesh.values()).count(-1) > 1:
             raise ConfigError(f"layout.mesh: {dict(self.mesh)} has more than one -1; only one axis can take the rest")
 

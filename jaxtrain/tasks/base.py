@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.ranges import Checked
 from jaxtrain.models.base import Model
 from jaxtrain.models.variables import Context, Extras, Variables
 from jaxtrain.tasks.metrics import Mean, Metric
@@ -48,7 +49,7 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(ABC):
+class Task(Checked, ABC):
     """A model and what it is trained for."""
 
     model: Model

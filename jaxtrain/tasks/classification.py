@@ -10,6 +10,7 @@ import optax
 
 from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import AnyInt, FractionBelow1, NonNegative
 from jaxtrain.models.checks import kind_of
 from jaxtrain.tasks.base import Batch, batch_field, cross_entropy
 from jaxtrain.tasks.supervised import Supervised
@@ -25,11 +26,11 @@ class Classification(Supervised):
     """The field of a batch with the class number, i[B]; with `soft`, the probability of each class, f[B, C]."""
     soft: bool = False
     """The labels are probabilities, as those of a teacher or of annotators who differ."""
-    ignore: int | None = None
+    ignore: AnyInt | None = None
     """A class number that stands for no label: such rows count for nothing."""
-    smoothing: float = 0.0
+    smoothing: FractionBelow1 = 0.0
     """The share of each label that is spread over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
-    class_weights: tuple[float, ...] = ()
+    class_weights: tuple[NonNegative, ...] = ()
     """The weight of the rows of each class in loss and metrics; empty weighs all alike."""
 
     def __post_init__(self) -> None:

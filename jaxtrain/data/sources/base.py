@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.packages import needs
+from jaxtrain.base.ranges import Checked
 
 Example = dict[str, Any]
 """One example: field name -> numpy array or scalar, Python number, str or bytes. Not to be written into."""
@@ -33,7 +34,7 @@ class Indexed(Protocol[T_co]):
 
 
 @dataclass(frozen=True)
-class Source(ABC):
+class Source(Checked, ABC):
     """Examples by index. Subclasses are frozen dataclasses of plain fields that open nothing until read."""
 
     @abstractmethod

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.ranges import Positive, PositiveInt
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.transforms.base import Transform
 
@@ -48,10 +49,10 @@ class Wrapper(Source):
 class Take(Wrapper):
     """The first `count` examples of another source. Raises ConfigError where it has fewer."""
 
-    count: int
+    count: PositiveInt
 
     def __len__(self) -> int:
-        if not 0 < self.count <= len(self.source):
+        if self.count > len(self.source):
             raise ConfigError(f"Take: {self.count} of the {len(self.source)} examples of {self.source!r}")
         return self.count
 
@@ -123,10 +124,10 @@ class Mixture(Source):
     """
 
     sources: tuple[Source, ...]
-    weights: tuple[float, ...]
+    weights: tuple[Positive, ...]
 
     def __post_init__(self) -> None:
-        if len(self.sources) != len(self.weights) or not self.sources or min(self.weights) <= 0:
+        if len(self.sources) != len(self.weights) or not self.sources:
             raise ConfigError(f"Mixture needs one positive weight a source, got {self.weights} for {len(self.sources)}")
         if min(_picks(self.weights)[1]) == 0:
             raise ConfigError(f"Mixture: each weight must be at least 1/{_BLOCK} of all, got {self.weights}")

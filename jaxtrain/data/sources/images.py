@@ -13,6 +13,7 @@ from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.files import digest
 from jaxtrain.base.packages import needs
+from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
@@ -27,7 +28,7 @@ class ImageFolder(Source):
     """
 
     folder: str = field(metadata=NOT_IN_FINGERPRINT)
-    size: tuple[int, int]
+    size: tuple[PositiveInt, PositiveInt]
     gray: bool = False
 
     @property

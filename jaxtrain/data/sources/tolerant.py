@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from jaxtrain.base.errors import Damaged
+from jaxtrain.base.ranges import NonNegativeInt
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.sources.combine import Wrapper
 
@@ -18,7 +19,7 @@ class Tolerant(Wrapper):
     Each is logged once. Without this wrapper, training stops at the first. Raises Damaged beyond the limit.
     """
 
-    limit: int
+    limit: NonNegativeInt
 
     def fetch(self, indices: Sequence[int]) -> list[Example]:
         """The examples, decoded: only decoding shows all damage. One by one where some are damaged."""

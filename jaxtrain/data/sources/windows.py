@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
 
 
@@ -19,12 +20,8 @@ class Windows(Source):
     """
 
     source: Source
-    length: int
+    length: PositiveInt
     field: str = "text"
-
-    def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ConfigError(f"Windows length must be at least 1 byte, got {self.length}")
 
     def __len__(self) -> int:
         return max(0, (len(_joined_bytes(self.source, self.field)) - 1) // self.length)

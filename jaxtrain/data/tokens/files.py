@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import atomic_write, digest, require_file
+from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer
 
@@ -167,12 +168,8 @@ class TokenSource(Source):
     """Rows of `length` + 1 tokens of token files. `tokenizer` encodes the texts that a trained model is given."""
 
     paths: tuple[str, ...]
-    length: int
+    length: PositiveInt
     tokenizer: Tokenizer = field(default_factory=Bytes)
-
-    def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ConfigError(f"{type(self).__name__} length must be at least 1, got {self.length}")
 
     @property
     def vocab(self) -> int:

@@ -14,12 +14,13 @@ from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import atomic_write, digest, require_file
 from jaxtrain.base.packages import needs
+from jaxtrain.base.ranges import Checked, PositiveInt
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.transforms.base import Transform
 
 
 @dataclass(frozen=True)
-class Tokenizer(ABC):
+class Tokenizer(Checked, ABC):
     """Text to token ids and back."""
 
     @property
@@ -120,7 +121,7 @@ class Tokenize(Transform):
     """Replace the text in `field` by its tokens in `to`: i32[length], cut or padded with token 0."""
 
     tokenizer: Tokenizer
-    length: int
+    length: PositiveInt
     field: str = "text"
     to: str = "tokens"
 

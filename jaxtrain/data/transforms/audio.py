@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import PositiveInt, Range
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.transforms.base import Transform
 
@@ -19,10 +21,10 @@ class LogMel(Transform):
     ConfigError for another rank and for sounds shorter than a window.
     """
 
-    rate: int
-    mels: int = 80
-    window: int = 400
-    hop: int = 160
+    rate: PositiveInt
+    mels: PositiveInt = 80
+    window: Annotated[int, Range(at_least=2)] = 400
+    hop: PositiveInt = 160
     field: str = "audio"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:

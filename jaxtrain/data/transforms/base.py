@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.ranges import Checked
 from jaxtrain.data.sources.base import Example, HostBatch
 
 
 @dataclass(frozen=True)
-class Transform(ABC):
+class Transform(Checked, ABC):
     """A function from an example to a new one, deterministic given the generator's state. Picklable."""
 
     @abstractmethod
@@ -45,7 +46,7 @@ class Transform(ABC):
 
 
 @dataclass(frozen=True)
-class BatchTransform(ABC):
+class BatchTransform(Checked, ABC):
     """A function from a global batch to a new one, deterministic given the generator's state. Training only."""
 
     @abstractmethod

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.ranges import AnyInt, Finite, Positive
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.transforms.base import Transform
 
@@ -13,13 +14,9 @@ from jaxtrain.data.transforms.base import Transform
 class Normalize(Transform):
     """(value - mean) / std as float32. `mean` and `std` are one number, or one per channel (last dimension)."""
 
-    mean: float | tuple[float, ...]
-    std: float | tuple[float, ...]
+    mean: Finite | tuple[Finite, ...]
+    std: Positive | tuple[Positive, ...]
     field: str = "image"
-
-    def __post_init__(self) -> None:
-        if np.any(np.asarray(self.std) <= 0):
-            raise ConfigError(f"Normalize std must be positive, got {self.std}")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         value = np.asarray(self.field_of(example, self.field), np.float32)
@@ -55,7 +52,7 @@ class OneHot(Transform):
     """One-hot encoding of a value of `vocabulary`: float32[len(vocabulary)]. Raises ConfigError for another value."""
 
     field: str
-    vocabulary: tuple[str | int, ...]
+    vocabulary: tuple[str | AnyInt, ...]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         value = self.field_of(example, self.field)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.ranges import InnerFraction, NonNegativeInt, PositiveInt
 from jaxtrain.data.sources.base import Example, HostBatch
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 
@@ -14,12 +15,8 @@ from jaxtrain.data.transforms.base import BatchTransform, Transform
 class Shift(Transform):
     """Shift an image [height, width, channels] by up to `pixels` each way, filled with zeros. Training only."""
 
-    pixels: int
+    pixels: NonNegativeInt
     field: str = "image"
-
-    def __post_init__(self) -> None:
-        if self.pixels < 0:
-            raise ConfigError(f"Shift pixels must not be negative, got {self.pixels}")
 
     @property
     def training_only(self) -> bool:
@@ -57,7 +54,7 @@ class RandomCrop(Transform):
     Evaluation takes the central window (`CentralCrop`) instead, since models need the same shape there.
     """
 
-    size: tuple[int, int]
+    size: tuple[PositiveInt, PositiveInt]
     field: str = "image"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -71,7 +68,7 @@ class RandomCrop(Transform):
 class CentralCrop(Transform):
     """The central window of `size` (height, width) of an image [height, width, channels]."""
 
-    size: tuple[int, int]
+    size: tuple[PositiveInt, PositiveInt]
     field: str = "image"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -94,13 +91,9 @@ class CutMix(BatchTransform):
     The box covers `share` of the image's area. An image whose label no other in the batch has is not changed.
     """
 
-    share: float = 0.25
+    share: InnerFraction = 0.25
     field: str = "image"
     label: str = "label"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ConfigError(f"CutMix share must be between 0 and 1, got {self.share}")
 
     def __call__(self, batch: HostBatch, rng: np.random.Generator) -> HostBatch:
         for name in (self.field, self.label):

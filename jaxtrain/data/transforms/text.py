@@ -2,10 +2,12 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import PositiveInt, Range
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.transforms.base import Transform
 
@@ -17,13 +19,9 @@ class Utf8(Transform):
     Text does not hold byte 0.
     """
 
-    length: int
+    length: PositiveInt
     field: str = "text"
     to: str = "bytes"
-
-    def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ConfigError(f"Utf8 length must be at least 1 byte, got {self.length}")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         text = self.field_of(example, self.field)
@@ -39,11 +37,7 @@ class Hash(Transform):
     """The hashing trick (Weinberger et al. 2009): a text or integer to int32 below `buckets`, equal on all machines."""
 
     field: str
-    buckets: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.buckets < 1 << 31:
-            raise ConfigError(f"Hash buckets must be 1 or more and fit int32, got {self.buckets}")
+    buckets: Annotated[int, Range(at_least=1, at_most=2**31 - 1, hint="hashes are i32")]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         value = self.field_of(example, self.field)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.ranges import Checked
 from jaxtrain.data.sources.base import Example
 
 
@@ -27,7 +28,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Filter(ABC):
+class Filter(Checked, ABC):
     """Finds records to drop. Subclasses are frozen dataclasses of plain fields."""
 
     @abstractmethod
@@ -64,9 +65,3 @@ def text_of(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"field {field!r} holds a {type(value).__name__}, not text")
     return value
-
-
-def check_threshold(name: str, threshold: float) -> None:
-    """Raise ConfigError for a similarity threshold that is not between 0 and 1."""
-    if not 0 < threshold < 1:
-        raise ConfigError(f"{name}: threshold must be above 0 and below 1, got {threshold}")

@@ -4,8 +4,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import InnerFraction
 from jaxtrain.datasets.card import record_hash
-from jaxtrain.datasets.filters.base import Filter, Finding, Record, check_threshold, text_of, value_of
+from jaxtrain.datasets.filters.base import Filter, Finding, Record, text_of, value_of
 from jaxtrain.datasets.filters.near import near
 
 
@@ -60,10 +61,7 @@ class NearDuplicates(Filter):
     """Finds texts that nearly repeat an earlier one that is kept; `near_pairs` says what nearly means."""
 
     field: str
-    threshold: float = 0.7
-
-    def __post_init__(self) -> None:
-        check_threshold("NearDuplicates", self.threshold)
+    threshold: InnerFraction = 0.7
 
     def findings(self, records: Collection[Record]) -> dict[int, Finding]:
         groups, pairs = near(records, self.field, self.threshold)
@@ -81,11 +79,10 @@ class Leaks(Filter):
     """Finds texts outside of the splits `keep` that nearly repeat one inside of them (`near_pairs`)."""
 
     field: str
-    threshold: float = 0.7
+    threshold: InnerFraction = 0.7
     keep: tuple[str, ...] = ("validation", "test")
 
     def __post_init__(self) -> None:
-        check_threshold("Leaks", self.threshold)
         if not self.keep:
             raise ConfigError("Leaks: name one or more splits to keep, as in ('test',)")
 

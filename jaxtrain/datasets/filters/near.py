@@ -8,9 +8,10 @@ from itertools import combinations
 
 import numpy as np
 
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.packages import needs
 from jaxtrain.datasets.card import record_hash
-from jaxtrain.datasets.filters.base import Record, check_threshold, text_of, value_of
+from jaxtrain.datasets.filters.base import Record, text_of, value_of
 
 _PERMUTATIONS, _RECALL, _SHINGLE = 64, 0.98, 3
 
@@ -30,9 +31,11 @@ def near_pairs(records: Collection[Record], field: str, threshold: float = 0.7) 
     Similarity is the Jaccard index, 0…1, of the sets of shingles (three words in a row, without case and punctuation);
     pairs have `threshold` or more. Candidates come from MinHash (Broder 1997) with 64 permutations in bands
     (datasketch) and are then compared exactly: no pair is a false positive, and a pair at the threshold is missed in
-    2 % of cases at most, above it in fewer. Texts without any word are in no pair.
+    2 % of cases at most, above it in fewer. Texts without any word are in no pair. Raises ConfigError for a threshold
+    that is not between 0 and 1.
     """
-    check_threshold("near_pairs", threshold)
+    if not 0 < threshold < 1:
+        raise ConfigError(f"near_pairs: threshold must be above 0 and below 1, got {threshold}")
     groups, pairs = near(records, field, threshold)
     found = [(one, other, 1.0) for group in groups for one, other in combinations(group, 2)]
     found += [(a, b, jaccard) for one, other, jaccard in pairs for a in groups[one] for b in groups[other]]

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.packages import needs
+from jaxtrain.base.ranges import NonNegativeInt
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.transforms.base import Transform
 from jaxtrain.datasets.filters.base import Finding, OneByOne, Record, text_of
@@ -29,7 +30,7 @@ class Language(OneByOne):
     """
 
     languages: tuple[str, ...]
-    shortest: int = 40
+    shortest: NonNegativeInt = 40
 
     def __post_init__(self) -> None:
         if not self.languages:

@@ -1,11 +1,12 @@
 """Filters of values: empty, length, range."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import NonNegativeInt, Range
 from jaxtrain.datasets.filters.base import OneByOne, text_of
 
 
@@ -28,12 +29,12 @@ class NotEmpty(OneByOne):
 class Length(OneByOne):
     """Finds text of fewer than `least` or more than `most` characters, and bytes of fewer or more bytes."""
 
-    least: int
-    most: int
+    least: NonNegativeInt
+    most: NonNegativeInt
 
     def __post_init__(self) -> None:
-        if not 0 <= self.least <= self.most:
-            raise ConfigError(f"Length: needs 0 <= least <= most, got {self.least} and {self.most}")
+        if self.least > self.most:
+            raise ConfigError(f"Length: needs least <= most, got {self.least} and {self.most}")
 
     def _fault(self, value: Any) -> str | None:
         text_of(value, self.field)
@@ -43,12 +44,15 @@ class Length(OneByOne):
         return f"{len(value):,} {unit}, not {self.least:,} to {self.most:,}"
 
 
+Bound = Annotated[float, Range(hint="None: no bound")]
+
+
 @dataclass(frozen=True)
 class InRange(OneByOne):
     """Finds numbers, and arrays with entries, below `low` or above `high`, and NaN. None is no bound."""
 
-    low: float | None
-    high: float | None
+    low: Bound | None
+    high: Bound | None
 
     def __post_init__(self) -> None:
         low, high = self._bounds

@@ -1,0 +1,159 @@
+"""Ranges of numbers as annotations of dataclass fields, checked whenever a value is built.
+
+    class Blur(Transform):
+        radius: Annotated[float, Range(above=0)]
+        passes: PositiveInt = 1
+
+Not here: conditions on several fields together, which are a `__post_init__`'s.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+from jaxtrain.base.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field may hold. NaN is in no range, an infinity only as `also`."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    also: float | None = None
+    """One more number, outside of the bounds."""
+    hint: str = ""
+    """What to do instead, or why; ends the message in brackets."""
+
+    def __contains__(self, number: float) -> bool:
+        return number == self.also or (
+            (isinstance(number, int) or math.isfinite(number))
+            and (self.at_least is None or number >= self.at_least)
+            and (self.above is None or number > self.above)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.at_least is not None and self.at_most is not None:
+            return f"from {self.at_least:,} to {self.at_most:,}"
+        named = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+        return " and ".join(f"{name} {bound:,}" for name, bound in named.items() if bound is not None)
+
+    def fault(self, number: float) -> str:
+        """What is wrong with a number that is not in the range."""
+        finite = isinstance(number, int) or math.isfinite(number)
+        allowed = str(self) if finite else f"a finite number {self}".rstrip()
+        return f"{number} is not {allowed}{self.hint and f' ({self.hint})'}"
+
+
+PositiveInt = Annotated[int, Range(at_least=1)]
+NonNegativeInt = Annotated[int, Range(at_least=0)]
+AnyInt = Annotated[int, Range()]
+Positive = Annotated[float, Range(above=0)]
+NonNegative = Annotated[float, Range(at_least=0)]
+Finite = Annotated[float, Range()]
+Fraction = Annotated[float, Range(at_least=0, at_most=1)]
+FractionBelow1 = Annotated[float, Range(at_least=0, below=1)]
+"""Decays of averages and rates of dropout: at 1 they would forget nothing, or keep nothing."""
+InnerFraction = Annotated[float, Range(above=0, below=1)]
+Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1, hint="seeds are u32")]
+
+
+class Checked:
+    """Base of the dataclasses that make an experiment, a dataset or a job: building one checks its ranges.
+
+    They are checked before the class's own `__post_init__`, so that this may rely on them. Raises ConfigError for a
+    number out of its range, and for a value of another type in a field that has a range.
+    """
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        inherited = [base.__post_init__ for base in cls.__bases__ if issubclass(base, Checked)]
+        if cls.__post_init__ not in inherited:
+            cls.__post_init__ = _checking_first(cls.__post_init__)
+
+    def __post_init__(self, *initial: Any) -> None:
+        _check_ranges(self)
+
+
+def _checking_first(method: Any) -> Any:
+    @functools.wraps(method)
+    def checked(self: Any, *initial: Any) -> None:
+        _check_ranges(self)
+        method(self, *initial)
+
+    return checked
+
+
+def check_field(owner: Any, name: str, where: str) -> None:
+    """Raises ConfigError where a field of a dataclass holds a value of another type, or a number out of its range."""
+    value, annotation = getattr(owner, name), _annotations(type(owner)).get(name, Any)
+    try:
+        check_type(value, annotation, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except TypeCheckError as error:
+        raise _wrong_type(owner, name, value, where) from error
+    for place, number, allowed in _numbers(value, annotation, where):
+        if isinstance(number, bool):
+            raise _wrong_type(owner, name, value, where)
+        if number not in allowed:
+            raise ConfigError(f"{place}: {allowed.fault(number)}")
+
+
+def _wrong_type(owner: Any, name: str, value: Any, where: str) -> ConfigError:
+    wanted = get_type_hints(type(owner))[name]
+    arms = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
+    words = " | ".join("None" if arm is type(None) else inspect.formatannotation(arm) for arm in arms)
+    return ConfigError(f"{where}: {value!r} is a value of type {type(value).__name__}, not {words}")
+
+
+def _check_ranges(value: Any) -> None:
+    for name in _with_ranges(type(value)):
+        check_field(value, name, f"{type(value).__name__}.{name}")
+
+
+@functools.cache
+def _annotations(kind: Any) -> Mapping[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+@functools.cache
+def _with_ranges(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind) if _has_range(_annotations(kind)[f.name]))
+
+
+def _has_range(annotation: Any) -> bool:
+    return bool(_ranges(annotation)) or any(map(_has_range, get_args(annotation)))
+
+
+def _ranges(annotation: Any) -> list[Range]:
+    return [each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, Range)]
+
+
+def _numbers(value: Any, annotation: Any, where: str) -> Iterator[tuple[str, float, Range]]:
+    """The numbers inside a value of the annotated type: the path of each, itself, and its range."""
+    kind, arguments = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        if isinstance(value, int | float):
+            yield from ((where, value, allowed) for allowed in _ranges(annotation))
+        yield from _numbers(value, arguments[0], where)
+    elif kind in (Union, UnionType):
+        for argument in arguments:
+            yield from _numbers(value, argument, where)
+    elif isinstance(value, tuple | list) and arguments:
+        each = arguments if kind is tuple and arguments[-1] is not ... else arguments[:1] * len(value)
+        for number, (part, argument) in enumerate(zip(value, each, strict=True)):
+            yield from _numbers(part, argument, f"{where}.{number}")
+    elif isinstance(value, Mapping) and arguments:
+        for name, part in value.items():
+            yield from _numbers(part, arguments[-1], f"{where}.{name}")

@@ -1,0 +1,172 @@
+"""The first state of a run, from the parameters of another run or of a file, read straight into their shards.
+
+Not here: resuming a run, whose whole state is restored.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.packages import needs
+from jaxtrain.experiment.start import Start, saved_step
+from jaxtrain.models.params import insert
+from jaxtrain.program import Program
+from jaxtrain.sharding.layout import path_name
+from jaxtrain.step import TrainState
+
+PARTS = ("params", "frozen", "model_state")
+"""The parts of a state that a start sets."""
+
+AVERAGE = re.compile(r"opt_state/(?:.*/)?average/(?P<path>.+)")
+"""Where a checkpoint has the averaged parameters."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An array of the source."""
+
+    key: str
+    kind: str
+    """Dtype and shape, such as `float32[8,4]`."""
+
+
+class FirstState:
+    """The state that a run begins with. Making it reads names and shapes only."""
+
+    def __init__(self, program: Program) -> None:
+        """Raises ConfigError where the source of `experiment.start` lacks an array, or has another shape or dtype."""
+        self._program, self._start = program, program.experiment.start
+        self.facts: dict[str, Any] = {}
+        """For the log: how many arrays are set, and the names of those that are not, of unused and of cast ones."""
+        if self._start is not None:
+            self._source = source_of(self._start)
+            self._chosen, self.facts = choose(self._start, self._source.arrays, targets(program.state))
+
+    def make(self) -> TrainState:
+        """The state on its devices."""
+        state = self._program.init()
+        if self._start is None:
+            return state
+        wanted = {path: (found, leaf) for path, (found, leaf) in self._chosen.items()}
+        arrays = self._source.read({found.key: leaf for found, leaf in wanted.values()})
+        parts: dict[str, Any] = {name: dict(getattr(state, name)) for name in PARTS}
+        parts = {name: jax.tree.map(lambda leaf: leaf, part) for name, part in parts.items()}  # copies of the dicts
+        for path, (found, leaf) in wanted.items():
+            value = arrays[found.key]
+            cast = value if value.dtype == leaf.dtype else jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+            insert(parts, path.split("/"), cast)
+        return self._program.begun(replace(state, **parts))
+
+
+def targets(state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
+    """The leaves that may be set, by `part/path`."""
+    leaves = jax.tree_util.tree_leaves_with_path({name: getattr(state, name) for name in PARTS})
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def choose(
+    start: Start, arrays: Mapping[str, Found], leaves: Mapping[str, jax.ShapeDtypeStruct]
+) -> tuple[dict[str, tuple[Found, jax.ShapeDtypeStruct]], dict[str, Any]]:
+    """What each leaf that is set comes from, by its path, and the facts for the log. Raises ConfigError."""
+    found = {renamed(name, start.rename): array for name, array in arrays.items()}
+    by_path = {path: path.partition("/")[2] for path in leaves}
+    wanted = {path: name for path, name in by_path.items() if any(fnmatchcase(name, each) for each in start.only)}
+    for pattern in start.only:
+        if not any(fnmatchcase(name, pattern) for name in by_path.values()):
+            raise ConfigError(f"start.only: no array matches {pattern!r}{nearest(pattern, by_path.values())}")
+    for beginning in start.rename:
+        if not any(name == beginning or name.startswith(f"{beginning}/") for name in arrays):
+            raise ConfigError(
+                f"start.rename: {start.source} has nothing below {beginning!r}{nearest(beginning, arrays)}"
+            )
+    wrong, cast = [], []
+    for path, name in wanted.items():
+        kind = kind_of(leaves[path])
+        if name not in found:
+            wrong.append(f"  {name}: wanted {kind}, not found{nearest(name, found, listed=False)}")
+        elif found[name].kind.partition("[")[2] != kind.partition("[")[2]:
+            wrong.append(f"  {name}: wanted {kind}, found {found[name].kind}")
+        elif found[name].kind != kind:
+            cast.append(f"{name}: {found[name].kind} to {kind}")
+    if cast and not start.cast:
+        wrong += [f"  {line}: set start.cast to allow it" for line in cast]
+    if wrong:
+        more = [f"  and {len(wrong) - 20} more"] if len(wrong) > 20 else []
+        head = f"start: {start.source} does not fit (choose by start.only what to set):"
+        raise ConfigError("\n".join([head, *wrong[:20], *more]))
+    chosen = {path: (found[name], leaves[path]) for path, name in wanted.items()}
+    facts = {
+        "source": start.source,
+        "arrays": len(chosen),
+        "drawn": sorted(set(by_path.values()) - set(wanted.values())),
+        "unused": sorted(found.keys() - set(wanted.values())),
+        "cast": cast,
+    }
+    return chosen, {name: value for name, value in facts.items() if value}
+
+
+def renamed(name: str, rename: Mapping[str, str]) -> str:
+    """The path here of a path in the source."""
+    for beginning, new in rename.items():
+        if name == beginning or name.startswith(f"{beginning}/"):
+            return f"{new}{name[len(beginning) :]}".strip("/")
+    return name
+
+
+def kind_of(leaf: Any) -> str:
+    """Dtype and shape, such as `bfloat16[8,4]`."""
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+class RunSource:
+    """A checkpoint of a run."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from jaxtrain.runs.checkpoints import Checkpoints
+
+        self._checkpoints, self._step = Checkpoints(folder / "checkpoints", read_only=True), step
+        saved = self._checkpoints.leaves(step)
+        own = {key.partition("/")[2]: Found(key, kind) for key, kind in saved.items() if key.partition("/")[0] in PARTS}
+        averages = {at["path"]: Found(key, kind) for key, kind in saved.items() if (at := AVERAGE.fullmatch(key))}
+        self.arrays: Mapping[str, Found] = own | averages
+
+    def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        """Arrays by key, in these shards and in the dtypes they were saved in."""
+        with self._checkpoints as checkpoints:
+            return checkpoints.arrays(self._step, wanted)
+
+
+class FileSource:
+    """A file of arrays by name. Dots in names are read as `/`."""
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix == ".npz":
+            with np.load(path) as file:
+                self._arrays = {name: file[name] for name in file.files}
+        else:
+            with needs("start from .safetensors", "safetensors", "safetensors"):
+                from safetensors.numpy import load_file
+
+                self._arrays = load_file(path)
+        self.arrays = {name.replace(".", "/"): Found(name, kind_of(x)) for name, x in self._arrays.items()}
+
+    def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        """Arrays by key, in these shards and in the dtypes of the file."""
+        return {key: jax.device_put(self._arrays[key], leaf.sharding) for key, leaf in wanted.items()}
+
+
+def source_of(start: Start) -> RunSource | FileSource:
+    """The source of a start. Raises ConfigError for what is neither a run nor a file of arrays."""
+    path = Path(start.source)
+    if path.is_dir():
+        return RunSource(path, saved_step(path, start.step))
+    if path.suffix not in (".npz", ".safetensors") or not path.is_file():
+        raise ConfigError(f"start.source: {path} is neither a run folder nor a file .npz or .safetensors")
+    return FileSource(path)

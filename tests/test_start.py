@@ -1,0 +1,172 @@
+"""A run that begins with the parameters of another run or of a file."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jaxtrain import ConfigError, Experiment, Layout, Program, Start
+from jaxtrain.experiment import Retention
+from jaxtrain.experiment.experiment import fingerprint
+from jaxtrain.models import Blocks, Precision, Transformer
+from jaxtrain.optimizers import AdamW, ConstantRate, Frozen, Groups
+from jaxtrain.runs.folder import Run
+from jaxtrain.runs.json_lines import read_lines
+from jaxtrain.runs.start import FirstState
+from jaxtrain.sharding.layout import named_leaves, path_name
+from jaxtrain.tasks import LanguageModel
+from jaxtrain.train import train
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps that keeps an average, whose best step by its (falling) loss is the second."""
+    keep = Retention(last=2, best="validation/loss", mode="max")
+    runtime = replace(tiny.main().runtime, eval_every=2, save_every=2, keep=keep)
+    run, _ = train(replace(tiny.main(), steps=4, runtime=runtime), tmp_path_factory.mktemp("runs") / "first")
+    return run.folder
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    return {path_name(path): np.asarray(leaf) for path, leaf in named_leaves(tree)}
+
+
+def averages(run: Path, step: int | None = None) -> dict[str, np.ndarray]:
+    return flat(Run(run, code=tiny.__file__).restore(step).state.evaluated.params)
+
+
+def task(vocab: int = 64, precision: Precision | None = None) -> LanguageModel:
+    chosen = precision or Precision()
+    blocks = Blocks(width=32, layers=2, heads=4, kv_heads=2, mlp=64, dropout=0.1, precision=chosen)
+    return LanguageModel(model=Transformer(vocab=vocab, blocks=blocks))
+
+
+def begun(start: Start, mesh: dict[str, int] | None = None, **changes: Any) -> tuple[Program, Any, dict[str, Any]]:
+    experiment = replace(tiny.main(), start=start, layout=Layout(mesh or {}), **changes)
+    program = Program(experiment, jax.devices()[: 8 if mesh else 1])
+    made = FirstState(program)
+    return program, made.make(), made.facts
+
+
+@pytest.mark.parametrize("mesh", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_the_averaged_parameters_of_a_run_come_in_the_shards_of_the_new_one(first: Path, mesh: Any) -> None:
+    program, state, facts = begun(Start(str(first)), mesh)
+    found, expected = flat(state.params), averages(first)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+    for leaf, wanted in zip(jax.tree.leaves(state.params), jax.tree.leaves(program.state.params), strict=True):
+        assert leaf.sharding == wanted.sharding
+    assert int(state.step) == 0
+    own = {name: leaf for name, leaf in flat(state.opt_state).items() if "/average/" in name}
+    assert len(own) == len(expected)  # the average begins there too
+    np.testing.assert_array_equal(own["4/average/norm/scale"], expected["norm/scale"])
+    assert facts == {"source": str(first), "arrays": len(expected)}
+
+
+def test_the_best_step_and_a_given_one_can_be_the_start(first: Path) -> None:
+    best, last = flat(begun(Start(str(first), step="best"))[1].params), averages(first)
+    np.testing.assert_array_equal(best["norm/scale"], averages(first, 2)["norm/scale"])
+    assert not np.array_equal(best["embedding/table"], last["embedding/table"])
+    with pytest.raises(ConfigError, match=r"has no checkpoint of step 3: there are \[2, 4\]"):
+        begun(Start(str(first), step=3))
+
+
+def test_verbs_take_the_best_step_too(first: Path) -> None:
+    run = Run(first, code=tiny.__file__)
+    best = flat(run.restore("best").state.params)
+    np.testing.assert_array_equal(best["norm/scale"], flat(run.restore(2).state.params)["norm/scale"])
+
+
+def test_a_run_says_what_it_began_with_and_trains_on(first: Path, tmp_path: Path) -> None:
+    groups = Groups(groups={"embedding/*": AdamW(schedule=ConstantRate(peak=1e-2)), "*": Frozen()})
+    start = Start(str(first), only=("blocks/*",))
+    experiment = replace(tiny.main(), start=start, optimizer=groups, steps=2)
+    run, state = train(experiment, tmp_path / "second")
+    events = {line["kind"]: line for line in read_lines(run.folder / "events.jsonl")}
+    assert events["started"]["arrays"] == 9
+    assert events["started"]["drawn"] == ["embedding/table", "norm/scale"]
+    assert events["started"]["unused"] == ["embedding/table", "norm/scale"]
+    np.testing.assert_array_equal(
+        flat(state.frozen)["blocks/block/query/kernel"], averages(first)["blocks/block/query/kernel"]
+    )
+
+
+def test_another_head_is_left_out_by_only_and_named_otherwise(first: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        begun(Start(str(first)), task=task(vocab=80))
+    said = str(error.value)
+    assert "embedding/table: wanted float32[80,32], found float32[64,32]" in said
+    assert "choose by start.only what to set" in said
+    _, state, facts = begun(Start(str(first), only=("blocks/*", "norm/*")), task=task(vocab=80))
+    assert facts["drawn"] == facts["unused"] == ["embedding/table"]
+    assert state.params["embedding"]["table"].shape == (80, 32)
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        ({"only": ("bloks/*",)}, "start.only: no array matches 'bloks/*'; known: blocks/"),
+        ({"rename": {"encoder": "blocks"}}, "has nothing below 'encoder'"),
+        ({"rename": {"blocks": "layers"}}, "blocks/block/query/kernel: wanted float32[2,32,32], not found"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(first: Path, start: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        begun(Start(str(first), **start))
+    assert says in str(error.value)
+
+
+def test_arrays_of_a_file_are_renamed_and_cast_where_that_is_allowed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table, scale = rng.normal(size=(64, 32)).astype(np.float16), rng.normal(size=32).astype(np.float32)
+    file = tmp_path / "weights.npz"
+    np.savez(file, **{"tokens.table": table, "norm.scale": scale})
+    start = Start(str(file), only=("embedding/*", "norm/*"), rename={"tokens": "embedding"})
+    with pytest.raises(ConfigError, match=r"embedding/table: float16\[64,32\] to float32\[64,32\]: set start.cast"):
+        begun(start)
+    _, state, facts = begun(replace(start, cast=True), {"fsdp": 8})
+    np.testing.assert_array_equal(state.params["embedding"]["table"], table.astype(np.float32))
+    np.testing.assert_array_equal(state.params["norm"]["scale"], scale)
+    assert facts["cast"] == ["embedding/table: float16[64,32] to float32[64,32]"]
+
+
+def test_a_file_of_safetensors_is_a_start_too(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    scale = np.arange(32, dtype=np.float32)
+    save_file({"norm.scale": scale}, tmp_path / "weights.safetensors")
+    _, state, _ = begun(Start(str(tmp_path / "weights.safetensors"), only=("norm/*",)))
+    np.testing.assert_array_equal(state.params["norm"]["scale"], scale)
+
+
+@pytest.mark.parametrize("name", ["missing", "weights.bin"])
+def test_what_is_neither_run_nor_file_of_arrays_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"is neither a run folder nor a file .npz or .safetensors"):
+        begun(Start(str(tmp_path / name)))
+
+
+def test_the_content_of_the_source_is_in_the_fingerprint_and_its_path_is_not(tmp_path: Path) -> None:
+    def written(name: str, value: float) -> Experiment:
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "w.npz", **{"norm.scale": np.full(32, value, np.float32)})
+        return replace(tiny.main(), start=Start(str(tmp_path / name / "w.npz"), only=("norm/*",)))
+
+    one, same, other = (fingerprint(written(*each)) for each in (("a", 1.0), ("b", 1.0), ("c", 2.0)))
+    assert one == same
+    assert one != other
+    assert one != fingerprint(tiny.main())
+
+
+def test_optimizer_state_follows_the_parameters_it_starts_from(first: Path) -> None:
+    """Master weights of bf16 parameters are those that were read, not those that were drawn."""
+    _, state, _ = begun(Start(str(first), cast=True), task=task(precision=Precision(params="bfloat16")))
+    table = state.params["embedding"]["table"]
+    np.testing.assert_array_equal(flat(state.opt_state.master)["embedding/table"], table.astype(jnp.float32))
+    np.testing.assert_array_equal(table, averages(first)["embedding/table"].astype(jnp.bfloat16))
