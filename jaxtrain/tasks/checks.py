@@ -26,7 +26,7 @@ def abstract_variables(task: Task, batch: Batch) -> Variables:
     who = f"{type(task).__name__}.init"
     if not (isinstance(named, Variables) and isinstance(named.params, Mapping) and isinstance(named.state, Mapping)):
         raise ConfigError(f"{who} returned {kind_of(named)}: return Variables(nested dicts of AxisNamed arrays)")
-    for path, leaf in named_leaves({**named.params, **named.state}):
+    for path, leaf in [*named_leaves(named.params), *named_leaves(named.state)]:
         if not isinstance(leaf, AxisNamed):
             raise ConfigError(
                 f"{who}: {path_name(path)} is a plain {kind_of(leaf)}: return AxisNamed(array, names of its dims); the "
