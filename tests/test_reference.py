@@ -89,7 +89,8 @@ def test_auxiliary_losses_of_every_row_are_those_of_the_papers(name):
     model = TRANSFORMERS[name]
     config = model.blocks.experts
     params = weights(model, IDS)
-    _, found = jax.jit(model.apply)(Variables(params), IDS)
+    _, extras = jax.jit(model.apply)(Variables(params), IDS)
+    found = extras.aux_losses
     rows = expected_rows(model, params, IDS)
     expected = [reference.balance_and_z(routed, config.top_k) for _, routed in rows]
     close(found["balance"] / config.balance, [balance for balance, _ in expected])

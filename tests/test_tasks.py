@@ -187,6 +187,17 @@ def test_an_update_follows_the_gradient_of_the_mean_loss_of_real_rows():
     assert float(metrics["gradient_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
 
 
+def test_a_batch_of_weight_0_changes_nothing_but_the_number_of_the_step():
+    nothing, optimizer = {**NUMBERS, "mask": np.zeros(4, bool)}, optax.adamw(1e-2)
+    step = jax.jit(lambda state, batch: train_step(REGRESS, optimizer, state, batch))
+    state, _ = step(state_of(REGRESS, NUMBERS, optimizer), NUMBERS)
+    after, metrics = step(state, nothing)
+    assert int(after.step) == 2
+    assert equal(replace(after, step=state.step), state)
+    assert float(metrics["gradient_norm"].weight) == 0
+    assert np.isnan(float(metrics["gradient_norm"]))
+
+
 def test_evaluation_and_prediction_change_nothing_and_drop_nothing():
     state = state_of(CLASSIFY, CLASSES)
     before = jax.tree.map(jnp.copy, state)

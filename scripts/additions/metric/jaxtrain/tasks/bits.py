@@ -1,12 +1,10 @@
 """A language model that also reports its loss in bits."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import jax
-
-from jaxtrain.models.base import Params
-from jaxtrain.tasks.base import Batch
+from jaxtrain.models.variables import Context, Variables
+from jaxtrain.tasks.base import Batch, Loss
 from jaxtrain.tasks.language import LanguageModel
 from jaxtrain.tasks.metrics import Mean
 
@@ -15,7 +13,8 @@ from jaxtrain.tasks.metrics import Mean
 class BitsModel(LanguageModel):
     """`LanguageModel` with the metric `bits`: cross-entropy in bits a token."""
 
-    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+    def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
         """Cross-entropy in nats, and in bits."""
-        loss, metrics = super().loss(params, batch, keys_B)
-        return loss, {**metrics, "bits": Mean(loss.total / math.log(2), loss.weight)}
+        loss = super().loss(variables, batch, context)
+        bits = Mean(loss.mean.total / math.log(2), loss.mean.weight)
+        return replace(loss, metrics={**loss.metrics, "bits": bits})
