@@ -113,6 +113,11 @@ class Given(Task):
         return self.predicted(self.model.apply(variables, batch["x"])[0])
 
 
+def lost(mean: Any, metrics: Any = None) -> Loss:
+    """A loss of what need not be means."""
+    return Loss(mean, metrics or {})
+
+
 WANTED = "return Loss(Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of Means"
 
 
@@ -123,23 +128,23 @@ WANTED = "return Loss(Mean.of(losses_B, batch['mask']), metrics), where metrics 
         (lambda b, y: None, f"Given.loss returned None: {WANTED}"),
         (lambda b, y: Mean.of(y, b["mask"]), f"Given.loss returned a Mean: {WANTED}"),
         (lambda b, y: (Mean.of(y), {}), f"Given.loss returned (a Mean, an empty dict): {WANTED}"),
-        (lambda b, y: Loss(y.mean()), f"Given.loss: the loss is float32[], not a Mean: {WANTED}"),
-        (lambda b, y: Loss(Mean.of(y), [Mean.of(y)]), f"Given.loss: the metrics are (a Mean): {WANTED}"),
+        (lambda b, y: lost(y.mean()), f"Given.loss: the loss is float32[], not a Mean: {WANTED}"),
+        (lambda b, y: lost(Mean.of(y), [Mean.of(y)]), f"Given.loss: the metrics are (a Mean): {WANTED}"),
         (
-            lambda b, y: Loss(Mean.of(y), {"mae": y.mean()}),
+            lambda b, y: lost(Mean.of(y), {"mae": y.mean()}),
             f"Given.loss: the metric 'mae' is float32[], not a Mean: {WANTED}",
         ),
-        (lambda b, y: Loss(Mean.of(y), {"mae": 0.5}), f"Given.loss: the metric 'mae' is 0.5, not a Mean: {WANTED}"),
+        (lambda b, y: lost(Mean.of(y), {"mae": 0.5}), f"Given.loss: the metric 'mae' is 0.5, not a Mean: {WANTED}"),
         (
-            lambda b, y: Loss(Mean(y, b["mask"])),
+            lambda b, y: lost(Mean(y, b["mask"])),
             "Given.loss: the total of the loss is float32[8], not one number: build it with Mean.of",
         ),
         (
-            lambda b, y: Loss(Mean.of(y), {"mae": Mean(y.sum(), b["mask"])}),
+            lambda b, y: lost(Mean.of(y), {"mae": Mean(y.sum(), b["mask"])}),
             "Given.loss: the weight of the metric 'mae' is bool[8], not one number: build it with Mean.of",
         ),
         (
-            lambda b, y: Loss(Mean((y > 0).sum(), b["mask"].sum())),
+            lambda b, y: lost(Mean((y > 0).sum(), b["mask"].sum())),
             "Given.loss: the loss is int32[], which has no gradient: compute it in floats",
         ),
     ],
