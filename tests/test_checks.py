@@ -25,8 +25,8 @@ from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.models import Model
 from jaxtrain.models.base import Shaped
 from jaxtrain.optimizers import SGD, ConstantRate
-from jaxtrain.sharding.layout import AxisNamed
-from jaxtrain.tasks import Regression, Sum, Task
+from jaxtrain.sharding.layout import AxisNamed, plain
+from jaxtrain.tasks import Context, Loss, Regression, Sum, Task, Variables
 
 X = np.ones((8, 4), np.float32)
 BATCH = {"x": X, "target": np.ones(8, np.float32), "mask": np.ones(8, bool)}
@@ -39,7 +39,7 @@ class Affine(nnx.Module):
 
 
 class Returning(Affine):
-    def __call__(self, x_BF: jax.Array, keys_B: jax.Array | None) -> Any:
+    def __call__(self, x_BF: jax.Array, context: Context) -> Any:
         return self.function(self.linear(x_BF))
 
 
@@ -94,14 +94,12 @@ def test_what_a_model_returns_by_mistake_is_named(function, words):
 
 def test_a_call_that_does_not_take_its_arguments_is_named():
     model, x = Toy(kind=Single), jnp.asarray(X)
-    params = jax.tree.map(
-        lambda leaf: leaf.value, model.init(jax.random.key(0), x), is_leaf=lambda x: hasattr(x, "axes")
-    )
-    said = raised(lambda: model.apply(params, x))
-    assert said == "Toy: Single.__call__ is called as module(inputs, keys_B): too many positional arguments"
-    said = raised(lambda: Toy().apply(params, x, segments_BL=x))
+    variables = plain(model.init(jax.random.key(0), x))
+    said = raised(lambda: model.apply(variables, x))
+    assert said == "Toy: Single.__call__ is called as module(inputs, context): too many positional arguments"
+    said = raised(lambda: Toy().apply(variables, x, segments_BL=x))
     assert said.startswith(
-        "Toy: Returning.__call__ is called as module(inputs, keys_B, segments_BL): got an unexpected"
+        "Toy: Returning.__call__ is called as module(inputs, context, segments_BL): got an unexpected"
     )
 
 
@@ -118,12 +116,12 @@ class Given(Task):
     def init(self, key: jax.Array, batch: Any) -> Any:
         return self.first(batch) if self.first else super().init(key, batch)
 
-    def loss(self, params: Any, batch: Any, keys_B: Any) -> Any:
-        values = self.model.apply(params, batch["x"], keys_B)[0][:, 0]
+    def loss(self, variables: Variables, batch: Any, context: Context) -> Any:
+        values = self.model.apply(variables, batch["x"], context)[0][:, 0]
         return self.returned(batch, values)
 
-    def predict(self, params: Any, batch: Any) -> Any:
-        return self.predicted(self.model.apply(params, batch["x"])[0])
+    def predict(self, variables: Variables, batch: Any) -> Any:
+        return self.predicted(self.model.apply(variables, batch["x"])[0])
 
 
 class Bare(Metric):
@@ -137,7 +135,12 @@ class Bare(Metric):
         return 0.0
 
 
-WANTED = "return (Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of metrics such as Mean"
+def lost(mean: Any, metrics: Any = None) -> Loss:
+    """A loss of what need not be means."""
+    return Loss(mean, metrics or {})
+
+
+WANTED = "return Loss(Mean.of(losses_B, batch['mask']), metrics), where metrics is a dict of metrics such as Mean"
 
 
 @pytest.mark.parametrize(
@@ -146,36 +149,37 @@ WANTED = "return (Mean.of(losses_B, batch['mask']), metrics), where metrics is a
         (lambda b, y: y.mean(), f"Given.loss returned float32[]: {WANTED}"),
         (lambda b, y: None, f"Given.loss returned None: {WANTED}"),
         (lambda b, y: Mean.of(y, b["mask"]), f"Given.loss returned a Mean: {WANTED}"),
-        (lambda b, y: (y.mean(), {}), f"Given.loss: the loss is float32[], not a Mean: {WANTED}"),
-        (lambda b, y: (Mean.of(y), [Mean.of(y)]), f"Given.loss: the metrics are (a Mean): {WANTED}"),
+        (lambda b, y: (Mean.of(y), {}), f"Given.loss returned (a Mean, an empty dict): {WANTED}"),
+        (lambda b, y: lost(y.mean()), f"Given.loss: the loss is float32[], not a Mean: {WANTED}"),
+        (lambda b, y: lost(Mean.of(y), [Mean.of(y)]), f"Given.loss: the metrics are (a Mean): {WANTED}"),
         (
-            lambda b, y: (Mean.of(y), {"mae": y.mean()}),
+            lambda b, y: lost(Mean.of(y), {"mae": y.mean()}),
             f"Given.loss: the metric 'mae' is float32[], not a metric: {WANTED}",
         ),
-        (lambda b, y: (Bare.of(y), {}), f"Given.loss: the loss is a Bare, not a Mean: {WANTED}"),
+        (lambda b, y: lost(Bare.of(y), {}), f"Given.loss: the loss is a Bare, not a Mean: {WANTED}"),
         (
-            lambda b, y: (Mean.of(y), {"mae": Bare()}),
+            lambda b, y: lost(Mean.of(y), {"mae": Bare()}),
             "Given.loss: the metric 'mae' has no fields: write @dataclass(frozen=True) above class Bare",
         ),
         (
-            lambda b, y: (Mean.of(y), {"mae": Sum("y")}),
+            lambda b, y: lost(Mean.of(y), {"mae": Sum("y")}),
             "Given.loss: the total of the metric 'mae' is 'y', not an array: the fields of a metric are summed",
         ),
         (
-            lambda b, y: (Mean.of(y), {"mae": Mean}),
+            lambda b, y: lost(Mean.of(y), {"mae": Mean}),
             f"Given.loss: the metric 'mae' is the class Mean, not a metric: {WANTED}",
         ),
-        (lambda b, y: (Mean.of(y), {"mae": 0.5}), f"Given.loss: the metric 'mae' is 0.5, not a metric: {WANTED}"),
+        (lambda b, y: lost(Mean.of(y), {"mae": 0.5}), f"Given.loss: the metric 'mae' is 0.5, not a metric: {WANTED}"),
         (
-            lambda b, y: (Mean(y, b["mask"]), {}),
+            lambda b, y: lost(Mean(y, b["mask"])),
             "Given.loss: the total of the loss is float32[8], not one number: build it with Mean.of",
         ),
         (
-            lambda b, y: (Mean.of(y), {"mae": Mean(y.sum(), b["mask"])}),
+            lambda b, y: lost(Mean.of(y), {"mae": Mean(y.sum(), b["mask"])}),
             "Given.loss: the weight of the metric 'mae' is bool[8], not one number: build it with Mean.of",
         ),
         (
-            lambda b, y: (Mean((y > 0).sum(), b["mask"].sum()), {}),
+            lambda b, y: lost(Mean((y > 0).sum(), b["mask"].sum())),
             "Given.loss: the loss is int32[], which has no gradient: compute it in floats",
         ),
     ],
@@ -204,14 +208,31 @@ def test_what_a_prediction_returns_by_mistake_is_named(predicted, words):
     ("first", "words"),
     [
         (
-            lambda b: {"w": jnp.zeros((4, 1)), "b": AxisNamed(jnp.zeros(1), (None,))},
+            lambda b: Variables({"w": jnp.zeros((4, 1)), "b": AxisNamed(jnp.zeros(1), (None,))}),
             "Given.init: w is a plain float32[4, 1]: return AxisNamed(array, names of its dims); the names (None, None) "
             "replicate it",
         ),
-        (lambda b: [jnp.zeros(4)], "Given.init returned (float32[4]): return nested dicts of AxisNamed arrays"),
+        (
+            lambda b: Variables({"norm": {"scale": jnp.ones(4)}}, {"norm": {"mean": AxisNamed(jnp.zeros(4), (None,))}}),
+            "Given.init: norm/scale is a plain float32[4]: return AxisNamed(array, names of its dims); the names "
+            "(None,) replicate it",
+        ),
+        (
+            lambda b: Variables({}, {"norm": {"mean": jnp.zeros(4)}}),
+            "Given.init: norm/mean is a plain float32[4]: return AxisNamed(array, names of its dims); the names "
+            "(None,) replicate it",
+        ),
+        (
+            lambda b: [jnp.zeros(4)],
+            "Given.init returned (float32[4]): return Variables(nested dicts of AxisNamed arrays)",
+        ),
+        (
+            lambda b: {"w": AxisNamed(jnp.zeros(4), (None,))},
+            "Given.init returned a dict of w: return Variables(nested dicts of AxisNamed arrays)",
+        ),
     ],
 )
-def test_first_parameters_without_names_are_named(first, words):
+def test_initial_variables_without_names_are_named(first, words):
     experiment = Experiment(
         task=Given(first=first),
         data=Pipeline(Arrays({"x": X, "target": BATCH["target"]}), batch_size=8),
@@ -225,7 +246,7 @@ def test_first_parameters_without_names_are_named(first, words):
 
 
 def test_a_field_that_the_batch_lacks_is_named_with_the_line_that_reads_it():
-    task = Given(returned=lambda batch, values: (Mean.of(values - batch["targets"], batch["mask"]), {}))
+    task = Given(returned=lambda batch, values: Loss(Mean.of(values - batch["targets"], batch["mask"])))
     state = init_state(task, SGD().build(1), jax.random.key(0), BATCH)
     said = raised(lambda state: eval_step(task, state, BATCH), state)
     assert said.startswith("Given.loss: KeyError 'targets' in ")

@@ -21,7 +21,7 @@ PARAMS = pytest.mark.parametrize("params", ["float32", "bfloat16"])
 def initial(model: Model, inputs: Any) -> dict[str, np.ndarray]:
     """The parameters by path, as f64, of one seed."""
     named = jax.jit(lambda: model.init(jax.random.key(3), inputs))()
-    leaves = jax.tree_util.tree_leaves_with_path(named, is_leaf=lambda leaf: hasattr(leaf, "axes"))
+    leaves = jax.tree_util.tree_leaves_with_path(named.params, is_leaf=lambda leaf: hasattr(leaf, "axes"))
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf.value, np.float64)
         for path, leaf in leaves

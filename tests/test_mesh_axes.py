@@ -139,6 +139,8 @@ def test_microbatches_that_do_not_divide_the_rows_of_a_device_name_its_axes():
 OTHER_MEANINGS = {
     # A folder, a room or a command by this name, and what the clock accounts for.
     "data": {"registry", "main", "combine", "stored", "clock", "folder", "journal", "train", "rendezvous", "server"},
+    # What a module is called with.
+    "context": {"checks"},
     # A column of a table.
     "stage": {"report", "measure", "stopwatch"},
 }

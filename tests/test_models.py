@@ -14,6 +14,7 @@ from jaxtrain.models.attention import BLOCK, attention
 from jaxtrain.models.layers import dot, dropout, rotate
 from jaxtrain.models.ngrams import word_hashes
 from jaxtrain.models.notes import note, notes
+from jaxtrain.models.variables import Context
 from jaxtrain.sharding.layout import AxisNamed, plain
 
 SMALL = Blocks(width=16, layers=2, heads=2, mlp=32)
@@ -33,13 +34,13 @@ MODELS: dict[str, tuple[Model, np.ndarray, tuple[int, ...]]] = {
 
 
 @functools.cache
-def parameters(model, shape, dtype):
+def initial(model, shape, dtype):
     return jax.jit(lambda key: plain(model.init(key, jnp.zeros(shape, dtype))))(jax.random.key(1))
 
 
-def applied(model, inputs, keys=None, params=None):
-    params = parameters(model, inputs.shape, inputs.dtype) if params is None else params
-    return np.asarray(jax.jit(model.apply)(params, inputs, keys)[0])
+def applied(model, inputs, keys=None, variables=None):
+    variables = initial(model, inputs.shape, inputs.dtype) if variables is None else variables
+    return np.asarray(jax.jit(model.apply)(variables, inputs, Context(keys_B=keys))[0])
 
 
 def close(one, two, tolerance=1e-5):
@@ -52,8 +53,9 @@ def test_a_model_builds_and_applies_with_no_mesh(name):
     named = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(inputs)))
     for leaf in jax.tree.leaves(named, is_leaf=lambda x: isinstance(x, AxisNamed)):
         assert len(leaf.axes) == len(leaf.value.shape)
-    tree = parameters(model, inputs.shape, inputs.dtype)
-    nodes = jax.tree.leaves(tree, is_leaf=lambda x: not isinstance(x, dict))
+    variables = initial(model, inputs.shape, inputs.dtype)
+    assert variables.state == {}
+    nodes = jax.tree.leaves(variables.params, is_leaf=lambda x: not isinstance(x, dict))
     assert all(isinstance(node, jax.Array) for node in nodes)  # nothing but dicts and arrays
     out = applied(model, inputs)
     assert (out.shape, out.dtype) == (shape, np.float32)
@@ -63,7 +65,7 @@ def test_a_model_builds_and_applies_with_no_mesh(name):
 def test_the_first_logits_are_near_those_of_chance_and_blocks_are_stacked():
     model, inputs, _ = MODELS["untied"]
     assert np.abs(applied(model, inputs)).max() < 5
-    blocks = parameters(model, inputs.shape, inputs.dtype)["blocks"]["block"]
+    blocks = initial(model, inputs.shape, inputs.dtype).params["blocks"]["block"]
     assert {leaf.shape[0] for leaf in jax.tree.leaves(blocks)} == {SMALL.layers}
     first, second = blocks["up"]["kernel"]
     assert not np.array_equal(first, second)
@@ -88,10 +90,10 @@ def test_every_token_counts_in_a_model_that_is_not_causal():
 
 def test_padding_does_not_change_what_a_pooled_encoder_says():
     model, inputs, _ = MODELS["encoder"]
-    params = parameters(model, inputs.shape, inputs.dtype)
+    variables = initial(model, inputs.shape, inputs.dtype)
     padded = np.pad(TOKENS, ((0, 0), (0, 5)))
-    close(applied(model, TOKENS, params=params), applied(model, padded, params=params))
-    assert np.isfinite(applied(model, np.zeros_like(TOKENS), params=params)).all()
+    close(applied(model, TOKENS, variables=variables), applied(model, padded, variables=variables))
+    assert np.isfinite(applied(model, np.zeros_like(TOKENS), variables=variables)).all()
 
 
 def qkv(length, heads=4, groups=2, rows=2, size=8):
@@ -178,9 +180,9 @@ def test_products_in_bf16_and_their_gradients_are_near_those_in_f32():
 
 def test_a_model_in_bf16_says_nearly_the_same_as_in_f32():
     model, inputs, _ = MODELS["decoder"]
-    params = parameters(model, inputs.shape, inputs.dtype)
+    variables = initial(model, inputs.shape, inputs.dtype)
     rough = replace(model, blocks=replace(SMALL, precision=Precision(compute="bfloat16")))
-    exact, found = applied(model, inputs, params=params), applied(rough, inputs, params=params)
+    exact, found = applied(model, inputs, variables=variables), applied(rough, inputs, variables=variables)
     assert 0 < np.abs(exact - found).max() < 0.1
 
 
@@ -200,13 +202,13 @@ def test_what_is_dropped_in_a_row_does_not_depend_on_the_other_rows(name):
         model, inputs = replace(model, dropout=0.5, width=64), np.tile(inputs, (1, 1))
     else:
         model = replace(model, blocks=replace(SMALL, dropout=0.5))
-    params = parameters(model, inputs.shape, inputs.dtype)
+    variables = initial(model, inputs.shape, inputs.dtype)
     keys = jax.random.split(jax.random.key(3), 3)
-    together = applied(model, inputs, keys, params)
+    together = applied(model, inputs, keys, variables)
     order = np.array([2, 0])
-    close(applied(model, inputs[order], keys[order], params), together[order])
-    assert np.abs(applied(model, inputs, None, params) - together).max() > 1e-3
-    assert np.abs(applied(model, inputs, keys[order[[0, 1, 1]]], params) - together).max() > 1e-3
+    close(applied(model, inputs[order], keys[order], variables), together[order])
+    assert np.abs(applied(model, inputs, None, variables) - together).max() > 1e-3
+    assert np.abs(applied(model, inputs, keys[order[[0, 1, 1]]], variables) - together).max() > 1e-3
 
 
 def test_every_dropout_of_every_layer_draws_from_keys_of_its_own(monkeypatch):
@@ -219,9 +221,9 @@ def test_every_dropout_of_every_layer_draws_from_keys_of_its_own(monkeypatch):
     monkeypatch.setattr(transformer, "dropout", noted)
     model, inputs, _ = MODELS["decoder"]
     assert isinstance(model, Transformer)
-    params = parameters(model, inputs.shape, inputs.dtype)
+    variables = initial(model, inputs.shape, inputs.dtype)
     with jax.disable_jit():  # so that the scan over layers runs with keys that have values
-        model.apply(params, jnp.asarray(inputs), jax.random.split(jax.random.key(3), 3))
+        model.apply(variables, jnp.asarray(inputs), Context(keys_B=jax.random.split(jax.random.key(3), 3)))
     # One after the embedding, and two a layer, each with a key for each of the three rows.
     assert len(used) == 3 * (1 + 2 * model.blocks.layers)
     assert len(set(used)) == len(used)
@@ -229,12 +231,13 @@ def test_every_dropout_of_every_layer_draws_from_keys_of_its_own(monkeypatch):
 
 def test_remat_and_unroll_change_no_gradient():
     model, inputs, _ = MODELS["decoder"]
-    params = parameters(model, inputs.shape, inputs.dtype)
-    ids, keys = jnp.asarray(inputs), jax.random.split(jax.random.key(3), 3)
+    variables = initial(model, inputs.shape, inputs.dtype)
+    ids, context = jnp.asarray(inputs), Context(keys_B=jax.random.split(jax.random.key(3), 3))
 
     def gradients(**changes):
         changed = replace(model, blocks=replace(SMALL, dropout=0.1, **changes))
-        return jax.jit(jax.grad(lambda params: jnp.square(changed.apply(params, ids, keys)[0]).mean()))(params)
+        squares = jax.jit(jax.grad(lambda variables: jnp.square(changed.apply(variables, ids, context)[0]).mean()))
+        return squares(variables)
 
     plain_grads = gradients()
     for changes in ({"remat": "dots"}, {"remat": "full"}, {"unroll": 2}):
@@ -295,8 +298,8 @@ def test_the_same_words_say_the_same_whatever_stands_between_and_after_them():
     assert np.abs(one - other).max() > 1e-4  # their pairs are others
     assert np.isfinite(applied(model, np.zeros_like(raw))).all()
     # Three words that just fit make no pair of the last with the first.
-    params = parameters(model, raw.shape, raw.dtype)
-    close(applied(replace(model, words=3), raw, params=params), applied(model, raw, params=params))
+    variables = initial(model, raw.shape, raw.dtype)
+    close(applied(replace(model, words=3), raw, variables=variables), applied(model, raw, variables=variables))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import pytest
 
 from jaxtrain import ConfigError, eval_step, init_state, train_step
 from jaxtrain.models import NGrams
+from jaxtrain.models.base import PREDICTION
 from jaxtrain.optimizers import SGD, WSD, AdamW, ConstantRate, CosineDecay, LinearDecay, Lion, Muon, averaged
-from jaxtrain.tasks import Regression
+from jaxtrain.tasks import Regression, Variables
 
 TASK = Regression(model=NGrams(outputs=1, buckets=32, words=4, width=4), inputs="text")
 BATCH = {
@@ -185,7 +186,7 @@ def test_evaluation_uses_the_average():
     step = jax.jit(lambda state: train_step(TASK, built, state, BATCH)[0])
     for _ in range(3):
         state = step(state)
-    loss = jax.jit(lambda params: TASK.loss(params, BATCH, None)[0])
+    loss = jax.jit(lambda params: TASK.loss(Variables(params), BATCH, PREDICTION).mean)
     found = float(jax.jit(lambda state: eval_step(TASK, state, BATCH)["loss"])(state))
     assert found == pytest.approx(float(loss(averaged(state.params, state.opt_state))), rel=1e-6)
     assert found != pytest.approx(float(loss(state.params)), rel=1e-3)

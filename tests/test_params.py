@@ -15,9 +15,10 @@ from jaxtrain import ConfigError, Experiment, Layout, Program
 from jaxtrain.analysis.explain import explain
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.models import Model, Precision
-from jaxtrain.models.base import Shaped
+from jaxtrain.models.base import PREDICTION, Shaped
 from jaxtrain.models.layers import Linear, Stack
 from jaxtrain.models.params import unnamed
+from jaxtrain.models.variables import Context, Extras, Variables
 from jaxtrain.optimizers import SGD, ConstantRate
 from jaxtrain.sharding.constraints import shard
 from jaxtrain.sharding.layout import plain
@@ -43,7 +44,7 @@ class ConvNet(nnx.Module):
         )
         self.last = nnx.Sequential(nnx.LayerNorm(width, rngs=rngs), nnx.Linear(width, 3, rngs=rngs))
 
-    def __call__(self, image_BYXC: jax.Array, keys_B: jax.Array | None) -> jax.Array:
+    def __call__(self, image_BYXC: jax.Array, context: Context) -> jax.Array:
         # Without this constraint XLA (jaxlib 0.10.2) computes a wrong gradient of the convolution on three mesh axes.
         x = shard(nnx.relu(self.norm(self.conv(image_BYXC))), "batch", None, None, None).mean((1, 2))
         for layer in self.hidden:
@@ -82,13 +83,14 @@ def train(model: Model, layout: Layout, devices: int) -> tuple[Program, list[flo
 
 def test_a_model_of_flax_layers_computes_what_the_module_itself_does():
     model = Convolutional()
-    params = plain(model.init(jax.random.key(3), INPUTS))
+    variables = plain(model.init(jax.random.key(3), INPUTS))
     with nnx.use_eager_sharding(False):
         module = ConvNet(nnx.Rngs(jax.random.key(3)), 8)
-    outputs, aux_losses = model.apply(params, INPUTS)
-    np.testing.assert_array_equal(outputs, module(INPUTS, None))
-    assert aux_losses == {}
-    assert sorted(params["hidden"]) == ["0", "1"]
+    outputs, extras = model.apply(variables, INPUTS)
+    np.testing.assert_array_equal(outputs, module(INPUTS, PREDICTION))
+    assert extras == Extras({}, {})
+    assert sorted(variables.params["hidden"]) == ["0", "1"]
+    assert variables.state == {}
 
 
 def test_a_model_of_flax_layers_trains_on_a_mesh_as_on_one_device():
@@ -138,17 +140,17 @@ class Given(Model):
 
 def test_a_layer_of_flax_may_be_the_whole_model():
     model = Given(make=lambda rngs: nnx.Sequential(nnx.Linear(4, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 2, rngs=rngs)))
-    x, params = jnp.ones((3, 4)), plain(model.init(jax.random.key(0), jnp.ones((3, 4))))
-    one, other = params["layers"]["0"], params["layers"]["2"]
+    x, variables = jnp.ones((3, 4)), plain(model.init(jax.random.key(0), jnp.ones((3, 4))))
+    one, other = variables.params["layers"]["0"], variables.params["layers"]["2"]
     hidden = np.maximum(np.asarray(x) @ one["kernel"] + one["bias"], 0)
-    outputs, _ = model.apply(params, x, jax.random.split(jax.random.key(0), 3))
+    outputs, _ = model.apply(variables, x, Context(keys_B=jax.random.split(jax.random.key(0), 3)))
     np.testing.assert_allclose(outputs, hidden @ other["kernel"] + other["bias"], rtol=1e-5)
 
 
 def test_an_embedding_of_flax_is_a_lookup():
     model, ids = Given(make=lambda rngs: nnx.Embed(16, 4, rngs=rngs)), jnp.array([[3, 0], [15, 3]])
-    params = plain(model.init(jax.random.key(0), ids))
-    np.testing.assert_array_equal(model.apply(params, ids)[0], np.asarray(params["embedding"])[ids])
+    variables = plain(model.init(jax.random.key(0), ids))
+    np.testing.assert_array_equal(model.apply(variables, ids)[0], np.asarray(variables.params["embedding"])[ids])
 
 
 class Mlp(nnx.Module):
@@ -162,7 +164,7 @@ class Mlp(nnx.Module):
 
 
 def test_stacked_flax_layers_have_the_names_of_the_stack():
-    named = Given(make=lambda rngs: Stack(Mlp, 4, rngs, "none", 1, rounds=2)).init(jax.random.key(0), INPUTS)
+    named = Given(make=lambda rngs: Stack(Mlp, 4, rngs, "none", 1, rounds=2)).init(jax.random.key(0), INPUTS).params
     block = named["block"]
     assert block["up"]["kernel"].axes == ("rounds", "layers", None, None)
     assert block["down"]["kernel"].axes == ("rounds", "layers", "mlp", "embed")
@@ -177,7 +179,7 @@ class Temperature(nnx.Module):
 
 
 def test_a_number_has_no_dims_to_name():
-    assert unnamed(Given(make=Temperature).init(jax.random.key(0), INPUTS)) == []
+    assert unnamed(Given(make=Temperature).init(jax.random.key(0), INPUTS).params) == []
 
 
 class Constant(nnx.Module):
@@ -195,11 +197,14 @@ class Stateful(nnx.Module):
     [
         (
             lambda rngs: nnx.Sequential(nnx.BatchNorm(4, rngs=rngs)),
-            ["Given: layers/0/mean is a BatchStat, not an nnx.Param", "use nnx.GroupNorm or nnx.LayerNorm"],
+            [
+                "Given: layers/0 is an nnx.BatchNorm, whose statistics microbatches would overwrite",
+                "use jaxtrain.models.BatchNorm(width), called as norm(x, context), or nnx.GroupNorm",
+            ],
         ),
         (
             lambda rngs: nnx.Sequential(nnx.Dropout(0.1, rngs=rngs)),
-            ["Given: layers/0/rngs/count is a RngCount", "jaxtrain.models.layers.dropout(x, rate, keys_B)"],
+            ["Given: layers/0/rngs/count is a RngCount", "jaxtrain.models.layers.dropout(x, rate, context.keys_B)"],
         ),
         (Stateful, ["Given: ticks is a Variable", "an nnx.Param if it is trained, else compute it in __call__"]),
         (Constant, ["Given: table is a plain array", "an nnx.Param if it is trained, else compute it in __call__"]),
@@ -240,9 +245,9 @@ def test_what_stays_the_same_of_a_model_is_traced_once():
         return nnx.Linear(4, 2, rngs=rngs)
 
     model = Given(make=make)
-    params = {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+    variables = Variables({"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)})
     for _ in range(3):
-        model.apply(params, jnp.ones((3, 4)))
+        model.apply(variables, jnp.ones((3, 4)))
     assert len(built) == 1
-    replace(model).apply(params, jnp.ones((3, 4)))
+    replace(model).apply(variables, jnp.ones((3, 4)))
     assert len(built) == 2

@@ -23,10 +23,11 @@ from test_reference import weights, wide
 from jaxtrain import ConfigError, Layout
 from jaxtrain.models import Blocks, Experts, Precision, Transformer
 from jaxtrain.models.attention import attention, choose
+from jaxtrain.models.base import PREDICTION
 from jaxtrain.models.layers import dot
 from jaxtrain.models.ring import zigzag
 from jaxtrain.sharding.constraints import scope, target_platform
-from jaxtrain.tasks import LanguageModel
+from jaxtrain.tasks import LanguageModel, Variables
 
 ROUGH = 0.02
 """bf16 has 8 bits, so one rounding is wrong by 0.4 % at most, and a few of them after another by this."""
@@ -217,7 +218,7 @@ def with_gradient(name: str, compute: Literal["float32", "bfloat16"]) -> Callabl
     batch = {"tokens": IDS, "mask": np.ones(len(IDS), bool)}
 
     def loss(params: Any) -> jax.Array:
-        mean, _ = task.loss(params, batch, None)
+        mean = task.loss(Variables(params), batch, PREDICTION).mean
         return mean.total / mean.weight
 
     return jax.value_and_grad(loss)

@@ -20,7 +20,7 @@ from test_remat import arrays
 from jaxtrain import Layout, Program, eval_step, init_state, train_step
 from jaxtrain.models import Blocks, Experts, NGrams, Precision, Transformer, ViT
 from jaxtrain.models.layers import rotate
-from jaxtrain.optimizers import SGD, AdamW, ConstantRate, Lion, Muon, Optimizer, averaged
+from jaxtrain.optimizers import SGD, AdamW, ConstantRate, Lion, Muon, Optimizer, averaged, master_weights
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.tasks import Classification, LanguageModel, Regression, Task
 
@@ -150,16 +150,16 @@ def test_a_ring_of_devices_adds_up_its_softmax_in_f32(monkeypatch: pytest.Monkey
     blocks = replace(small(Precision(compute="bfloat16")), attention="ring")
     model, layout = Transformer(vocab=V, blocks=blocks), Layout({"context": 2})
     ids = jnp.ones((B, L), jnp.int32)
-    params = jax.eval_shape(lambda: arrays(model.init(jax.random.key(0), ids)))
+    variables = jax.eval_shape(lambda: arrays(model.init(jax.random.key(0), ids)))
     with scope(layout, layout.abstract_mesh(2)):
-        found = equations(jax.grad(lambda params: model.apply(params, ids)[0].sum()), params)
+        found = equations(jax.grad(lambda variables: model.apply(variables, ids)[0].sum()), variables)
     read = {dtype for each in found if each.primitive.name in ISLANDS for dtype in dtypes(each)}
     assert read == {"float32"}
     assert all(kinds == {"bfloat16"} for kinds, _ in matmuls(found))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_parameters_in_bf16_have_gradients_and_moments_in_bf16_and_an_average_in_f32(name):
+def test_parameters_in_bf16_have_gradients_moments_copies_and_an_average_in_f32(name):
     make, batch = MODELS[name]
     task, gradients = make(Precision(params="bfloat16")), []
 
@@ -167,13 +167,16 @@ def test_parameters_in_bf16_have_gradients_and_moments_in_bf16_and_an_average_in
         gradients.extend(jax.tree.leaves(updates))
         return updates
 
-    optimizer = optax.chain(optax.stateless(seen), AdamW(ema=0.9).build(1))
+    optimizer = optax.chain(optax.stateless(seen), master_weights(AdamW(ema=0.9).build(1)))
     state = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0), batch))
     after, metrics = jax.eval_shape(lambda state: train_step(task, optimizer, state, batch), state)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("bfloat16")}
-    assert {leaf.dtype for leaf in gradients} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in gradients} == {jnp.dtype("float32")}
+    copies = jax.tree.leaves(optax.tree.get(state, "master"))
+    assert [leaf.shape for leaf in copies] == [leaf.shape for leaf in jax.tree.leaves(state.params)]
+    assert {leaf.dtype for leaf in copies} == {jnp.dtype("float32")}
     moments = [*jax.tree.leaves(optax.tree.get(state, "mu")), *jax.tree.leaves(optax.tree.get(state, "nu"))]
-    assert {leaf.dtype for leaf in moments} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in moments} == {jnp.dtype("float32")}
     average = jax.tree.leaves(averaged(state.params, state.opt_state))
     assert {leaf.dtype for leaf in average} == {jnp.dtype("float32")}
     assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, state)
@@ -206,6 +209,7 @@ def test_a_model_with_parameters_in_bf16_trains(optimizer: Optimizer, layout: La
     assert losses[-1] < losses[0] - 1
     assert float(program.evaluate(state, next(batches))["loss"]) < losses[0]
     batches.close()
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim} == {jnp.dtype("float32")}
     dtypes_after = [leaf.dtype for leaf in jax.tree.leaves(state)]
     assert dtypes_after == [leaf.dtype for leaf in jax.tree.leaves(program.state)]
 

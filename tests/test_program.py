@@ -20,6 +20,7 @@ from jaxtrain import ZERO1, Experiment, Layout, Program, eval_step, init_state, 
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.experiment.validate import replicated_leaves
 from jaxtrain.models import Model
+from jaxtrain.models.variables import Context
 from jaxtrain.optimizers import SGD, AdamW, ConstantRate, Muon, Optimizer, Standard, averaged
 from jaxtrain.sharding.layout import plain
 from jaxtrain.tasks import Regression
@@ -178,7 +179,7 @@ class LineModule(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, features: int, dtype: str):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (features, 1), dtype), axes=(None, "outputs"))
 
-    def __call__(self, x_BF: jax.Array, keys_B: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, x_BF: jax.Array, context: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         return x_BF @ self.kernel[...], {}
 
 
@@ -271,6 +272,6 @@ def test_the_seed_of_an_experiment_is_split_into_a_key_for_parameters_and_one_fo
     state, example = Program(experiment, jax.devices()[:1]).init(), experiment.data.example()
     for_params, for_steps = jax.random.split(jax.random.key(seed))
     assert jnp.array_equal(jax.random.key_data(state.key), jax.random.key_data(for_steps))
-    expected = jax.tree.leaves(plain(experiment.task.init(for_params, example)))
+    expected = jax.tree.leaves(plain(experiment.task.init(for_params, example).params))
     for found, one in zip(jax.tree.leaves(state.params), expected, strict=True):
         np.testing.assert_allclose(found, one, rtol=1e-6)

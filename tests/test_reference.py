@@ -11,6 +11,7 @@ import reference
 
 from jaxtrain.models import Blocks, Experts, Model, NGrams, Transformer, ViT
 from jaxtrain.models.layers import rotate
+from jaxtrain.models.variables import Variables
 
 RNG = np.random.default_rng(0)
 BLOCKS = functools.partial(Blocks, width=24, layers=2, heads=4, mlp=40)
@@ -44,7 +45,7 @@ def weights(model: Model, inputs: np.ndarray) -> Any:
         value = np.asarray(leaf.value)
         return value if np.ptp(value) else rng.normal(1, 0.3, value.shape).astype(np.float32)
 
-    return jax.tree.map(drawn, named, is_leaf=lambda leaf: hasattr(leaf, "axes"))
+    return jax.tree.map(drawn, named.params, is_leaf=lambda leaf: hasattr(leaf, "axes"))
 
 
 def wide(params: Any) -> Any:
@@ -70,7 +71,7 @@ def test_logits_are_those_of_the_papers(name):
     model = TRANSFORMERS[name]
     ids = PADDED if model.pooled else IDS
     params = weights(model, ids)
-    found, _ = jax.jit(model.apply)(params, ids)
+    found, _ = jax.jit(model.apply)(Variables(params), ids)
     assert found.dtype == jnp.float32
     close(found, [logits for logits, _ in expected_rows(model, params, ids)])
 
@@ -79,7 +80,7 @@ def test_logits_are_those_of_the_papers(name):
 def test_logits_of_documents_in_one_row_are_those_of_the_papers_with_a_mask(name):
     model = TRANSFORMERS[name]
     params = weights(model, IDS)
-    found, _ = jax.jit(model.apply)(params, IDS, None, segments_BL=SEGMENTS)
+    found, _ = jax.jit(model.apply)(Variables(params), IDS, segments_BL=SEGMENTS)
     close(found, [logits for logits, _ in expected_rows(model, params, IDS, SEGMENTS)])
 
 
@@ -88,7 +89,8 @@ def test_auxiliary_losses_of_every_row_are_those_of_the_papers(name):
     model = TRANSFORMERS[name]
     config = model.blocks.experts
     params = weights(model, IDS)
-    _, found = jax.jit(model.apply)(params, IDS)
+    _, extras = jax.jit(model.apply)(Variables(params), IDS)
+    found = extras.aux_losses
     rows = expected_rows(model, params, IDS)
     expected = [reference.balance_and_z(routed, config.top_k) for _, routed in rows]
     close(found["balance"] / config.balance, [balance for balance, _ in expected])
@@ -98,7 +100,7 @@ def test_auxiliary_losses_of_every_row_are_those_of_the_papers(name):
 def test_an_expert_that_is_full_leaves_out_the_later_positions():
     model = Transformer(vocab=20, blocks=BLOCKS(layers=1, experts=Experts(count=4, top_k=2, capacity=0.5)))
     params = weights(model, IDS)
-    found, _ = jax.jit(model.apply)(params, IDS)
+    found, _ = jax.jit(model.apply)(Variables(params), IDS)
     rooms = {"all": np.inf, "few": 3}  # ⌈0.5 · 9 positions · 2 chosen / 4 experts⌉
     expected = {name: [row[0] for row in expected_rows(model, params, IDS, room=n)] for name, n in rooms.items()}
     close(found, expected["few"])
@@ -109,7 +111,7 @@ def test_the_epsilon_of_norms_is_a_millionth_of_the_mean_square():
     model = TRANSFORMERS["untied"]
     params = weights(model, IDS)
     params["embedding"]["table"] = params["embedding"]["table"] * 1e-3  # mean squares of a millionth go into norms
-    found, _ = jax.jit(model.apply)(params, IDS)
+    found, _ = jax.jit(model.apply)(Variables(params), IDS)
     close(found, [logits for logits, _ in expected_rows(model, params, IDS)])
 
 
@@ -130,7 +132,7 @@ def test_logits_of_images_are_those_of_the_papers(patch, kv_heads):
     model = ViT(outputs=3, patch=patch, blocks=BLOCKS(kv_heads=kv_heads))
     params = weights(model, IMAGES)
     params["positions"] = params["positions"] * 20  # they start so small that they would hardly matter
-    found, _ = jax.jit(model.apply)(params, IMAGES)
+    found, _ = jax.jit(model.apply)(Variables(params), IMAGES)
     close(found, [reference.vit(wide(params), image, 4, patch) for image in IMAGES.astype(np.float64)])
 
 
@@ -142,5 +144,5 @@ def test_logits_of_texts_are_those_of_a_bag_of_hashed_ngrams(order):
     model = NGrams(outputs=3, order=order, buckets=64, words=6, width=8)
     raw = np.stack([np.frombuffer(text.encode()[:36].ljust(36, b"\0"), np.uint8) for text in TEXTS])
     params = weights(model, raw)
-    found, _ = jax.jit(model.apply)(params, raw)
+    found, _ = jax.jit(model.apply)(Variables(params), raw)
     close(found, [reference.ngrams(wide(params), bytes(row), order, words=6) for row in raw])

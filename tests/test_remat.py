@@ -35,7 +35,7 @@ def arrays(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: getattr(leaf, "value", leaf), tree, is_leaf=lambda leaf: hasattr(leaf, "axes"))
 
 
-def parameters(model: Model, inputs: jax.Array) -> Any:
+def initial(model: Model, inputs: jax.Array) -> Any:
     return jax.eval_shape(lambda: arrays(model.init(jax.random.key(0), inputs)))
 
 
@@ -48,7 +48,8 @@ def kept(name: str, **changes: Any) -> list[jax.ShapeDtypeStruct]:
 def residuals(model: Model, inputs: jax.Array, within: Any = None) -> list[jax.ShapeDtypeStruct]:
     with within or contextlib.nullcontext():
         backward = jax.eval_shape(
-            lambda params: jax.vjp(lambda params: model.apply(params, inputs)[0], params)[1], parameters(model, inputs)
+            lambda given: jax.vjp(lambda variables: model.apply(variables, inputs)[0], given)[1],
+            initial(model, inputs),
         )
     return jax.tree.leaves(backward)
 
@@ -65,7 +66,7 @@ def size(found: list[jax.ShapeDtypeStruct]) -> int:
 @pytest.mark.parametrize("name", MODELS)
 def test_full_remat_keeps_of_every_block_its_parameters_and_its_input_and_nothing_else(name: str) -> None:
     make, inputs = MODELS[name]
-    params = jax.tree.leaves(parameters(make(SMALL), inputs)["blocks"])
+    params = jax.tree.leaves(initial(make(SMALL), inputs).params["blocks"])
     assert of_blocks(kept(name, remat="full")) == Counter([(B, L, D), *(leaf.shape[1:] for leaf in params)])
 
 
@@ -99,7 +100,7 @@ def test_the_stages_of_a_pipeline_recompute_their_blocks_too() -> None:
 def scans(layers: int, **changes: Any) -> list[tuple[int, int]]:
     """The length and the unrolling of every scan in a decoder's forward pass."""
     model = Transformer(vocab=20, blocks=replace(SMALL, layers=layers, **changes))
-    found = equations(lambda params: model.apply(params, TOKENS), parameters(model, TOKENS))
+    found = equations(lambda variables: model.apply(variables, TOKENS), initial(model, TOKENS))
     return [(each.params["length"], each.params["unroll"]) for each in found if each.primitive.name == "scan"]
 
 
@@ -116,7 +117,7 @@ def test_a_deeper_model_is_traced_to_as_many_equations_as_a_flat_one(name: str) 
 
     def traced(layers: int) -> list[Any]:
         model = make(replace(SMALL, layers=layers))
-        return equations(jax.grad(lambda params: model.apply(params, inputs)[0].sum()), parameters(model, inputs))
+        return equations(jax.grad(lambda variables: model.apply(variables, inputs)[0].sum()), initial(model, inputs))
 
     flat, deep = (Counter(each.primitive.name for each in traced(layers)) for layers in (2, 9))
     assert flat == deep
@@ -126,5 +127,5 @@ def test_a_deeper_model_is_traced_to_as_many_equations_as_a_flat_one(name: str) 
 
 def test_recomputed_blocks_have_no_barriers_against_common_subexpressions_for_the_scan_is_one_already() -> None:
     model = Transformer(vocab=20, blocks=replace(SMALL, remat="full"))
-    found = equations(jax.grad(lambda params: model.apply(params, TOKENS)[0].sum()), parameters(model, TOKENS))
+    found = equations(jax.grad(lambda variables: model.apply(variables, TOKENS)[0].sum()), initial(model, TOKENS))
     assert {each.params["prevent_cse"] for each in found if "prevent_cse" in each.params} == {False}

@@ -19,12 +19,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain import ZERO1, ConfigError, Layout, Program
 from jaxtrain.models import Blocks, Experts, Transformer
 from jaxtrain.models.attention import attention
+from jaxtrain.models.base import PREDICTION
 from jaxtrain.models.ring import ring_attention, unzigzag, zigzag
 from jaxtrain.models.transformer import Block, TransformerModule
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.sharding.layout import plain
 from jaxtrain.sharding.stages import bubble
-from jaxtrain.tasks import LanguageModel
+from jaxtrain.tasks import LanguageModel, Variables
 
 L, E, D = 16, 8, 32
 
@@ -37,16 +38,16 @@ def within(layout: Layout, function, *arrays):
         return jax.jit(function).lower(*arrays).compile(compiler_options=FAST)(*arrays)
 
 
-def moe(**experts) -> tuple[Transformer, dict, jax.Array]:
+def moe(**experts) -> tuple[Transformer, Variables, jax.Array]:
     blocks = Blocks(width=D, layers=1, heads=2, mlp=64, experts=Experts(count=E, **experts))
     model = Transformer(vocab=64, blocks=blocks)
     ids = jax.random.randint(jax.random.key(1), (8, L), 0, 64)
     return model, plain(model.init(jax.random.key(0), ids)), ids
 
 
-def layer(model: Transformer, params: dict, x_BLD: jax.Array):
+def layer(model: Transformer, variables: Variables, x_BLD: jax.Array):
     """The outputs and auxiliary losses of the first mixture-of-experts layer."""
-    module = model.module(params, jax.ShapeDtypeStruct((1, L), jnp.int32))
+    module = model.module(variables, jax.ShapeDtypeStruct((1, L), jnp.int32))
     assert isinstance(module, TransformerModule)
     structure, stacked = nnx.split(module.blocks.block)
     block = nnx.merge(structure, jax.tree.map(lambda leaf: leaf[0], stacked))
@@ -54,9 +55,9 @@ def layer(model: Transformer, params: dict, x_BLD: jax.Array):
     return block.experts(x_BLD)
 
 
-def by_hand(params: dict, x_BLD: jax.Array, top_k: int, capacity: int | None = None):
+def by_hand(variables: Variables, x_BLD: jax.Array, top_k: int, capacity: int | None = None):
     """The weighted outputs of each token's top experts, in float64 numpy, one token at a time."""
-    own = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), params["blocks"]["block"]["experts"])
+    own = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), variables.params["blocks"]["block"]["experts"])
     outputs, inputs = np.zeros(x_BLD.shape), np.asarray(x_BLD, np.float64)
     logits = inputs @ own["router"]["kernel"]
     for row in range(len(inputs)):
@@ -87,18 +88,18 @@ X = jax.random.normal(jax.random.key(2), (8, L, D))
     ids=["one device", "expert", "data expert", "capacity"],
 )
 def test_a_token_gets_the_weighted_outputs_of_its_top_experts_within_their_capacity(layout, experts, capacity):
-    model, params, _ = moe(**experts)
-    outputs, _ = within(layout, lambda params, x: layer(model, params, x), params, X)
-    expected, _ = by_hand(params, X, model.blocks.experts.top_k, capacity)
+    model, variables, _ = moe(**experts)
+    outputs, _ = within(layout, lambda variables, x: layer(model, variables, x), variables, X)
+    expected, _ = by_hand(variables, X, model.blocks.experts.top_k, capacity)
     np.testing.assert_allclose(outputs, expected, atol=2e-6)
     if capacity is not None:
         assert (np.abs(expected).sum(-1) == 0).any()  # some tokens were dropped by both experts
 
 
 def test_the_auxiliary_losses_of_experts_are_those_of_the_papers():
-    model, params, _ = moe(balance=0.5, z=0.25)
-    _, aux_losses = layer(model, params, X)
-    _, logits = by_hand(params, X, 2)
+    model, variables, _ = moe(balance=0.5, z=0.25)
+    _, aux_losses = layer(model, variables, X)
+    _, logits = by_hand(variables, X, 2)
     top = np.exp(logits - logits.max(-1, keepdims=True))
     probability = (top / top.sum(-1, keepdims=True)).mean(1)
     routed = np.stack([np.bincount(np.argsort(-row)[:, :2].ravel(), minlength=E) for row in logits]) / (2 * L)
@@ -108,15 +109,16 @@ def test_the_auxiliary_losses_of_experts_are_those_of_the_papers():
 
 
 def test_auxiliary_losses_are_part_of_the_loss_and_metrics_of_their_own():
-    model, params, ids = moe()
+    model, variables, ids = moe()
     task = LanguageModel(model=model)
     batch = {"tokens": jnp.pad(ids, ((0, 0), (0, 1))), "mask": jnp.arange(8) < 5}
-    loss, metrics = task.loss(params, batch, None)
+    found = task.loss(variables, batch, PREDICTION)
+    loss, metrics = found.mean, found.metrics
     assert set(metrics) == {"accuracy", "main_loss", "balance", "router_z"}
     parts = [float(metrics[name]) for name in ("main_loss", "balance", "router_z")]
     assert float(loss) == pytest.approx(sum(parts), rel=1e-6)
     assert float(metrics["balance"]) > 0
-    others, _ = task.loss(params, {**batch, "tokens": batch["tokens"].at[5:].set(0)}, None)
+    others = task.loss(variables, {**batch, "tokens": batch["tokens"].at[5:].set(0)}, PREDICTION).mean
     assert float(others) == pytest.approx(float(loss), rel=1e-6)  # rows that are masked add nothing
 
 
@@ -168,10 +170,10 @@ def loops(jaxpr: Any) -> Iterator[tuple[int, int]]:
 def test_the_lowered_schedule_has_the_bubble_of_the_formula(stages, rounds, count):
     model = Transformer(vocab=64, blocks=Blocks(width=D, layers=4, heads=2, mlp=64, rounds=rounds))
     ids = jnp.zeros((8, L), jnp.int32)
-    params = jax.eval_shape(lambda: plain(model.init(jax.random.key(0), ids)))
+    variables = jax.eval_shape(lambda: plain(model.init(jax.random.key(0), ids)))
     layout = Layout({"stage": stages})
     with scope(layout, layout.abstract_mesh(stages), microbatches=count):
-        jaxpr = jax.make_jaxpr(lambda params: jax.grad(lambda p: model.apply(p, ids)[0].sum())(params))(params)
+        jaxpr = jax.make_jaxpr(jax.grad(lambda variables: model.apply(variables, ids)[0].sum()))(variables)
     found = list(loops(jaxpr.jaxpr))
     # One loop forward and one backward; each passes a microbatch on in every tick. A stage works in count · rounds
     # of the ticks.
@@ -223,7 +225,7 @@ def test_an_evaluation_batch_that_cannot_be_cut_into_microbatches_is_refused_bef
 def test_experts_rings_and_rounds_that_do_not_divide_are_refused_and_named():
     layout = Layout({"expert": 3})
     with pytest.raises(ConfigError, match=r"experts/down/kernel: dim 'expert' has 8 entries, .*expert=3"):
-        layout.specs(moe()[0].init(jax.random.key(0), moe()[2]), {"expert": 3})
+        layout.specs(moe()[0].init(jax.random.key(0), moe()[2]).params, {"expert": 3})
     layout = Layout({"context": 5})
     with (
         scope(layout, layout.abstract_mesh(5)),

@@ -8,8 +8,10 @@ import pytest
 
 from jaxtrain import ConfigError, Mean, eval_step, init_state, predict_step, train_step
 from jaxtrain.models import Blocks, NGrams, Transformer
+from jaxtrain.models.base import PREDICTION
+from jaxtrain.sharding.layout import plain
 from jaxtrain.step import TrainState
-from jaxtrain.tasks import Classification, LanguageModel, Regression
+from jaxtrain.tasks import Classification, LanguageModel, Regression, Variables
 
 RNG = np.random.default_rng(0)
 TEXT = RNG.integers(97, 103, (4, 12), np.uint8)
@@ -41,19 +43,17 @@ def equal(one, two):
     return jax.tree.all(jax.tree.map(same, one, two))
 
 
-def evaluated(task, params, batch):
+def evaluated(task, variables, batch):
     """The loss, the metrics and the predictions of a batch, without dropout."""
     given = {task.inputs: batch[task.inputs]} if task.inputs != "tokens" else {"tokens": batch["tokens"][:, :-1]}
 
     @jax.jit
-    def run(params):
-        return (
-            *task.loss(params, batch, None),
-            task.predict(params, given),
-            task.model.apply(params, given[task.inputs])[0],
-        )
+    def run(variables):
+        loss = task.loss(variables, batch, PREDICTION)
+        logits, _ = task.model.apply(variables, given[task.inputs])
+        return loss.mean, loss.metrics, task.predict(variables, given), logits
 
-    return run(params)
+    return run(variables)
 
 
 def log_softmax(x):
@@ -62,8 +62,8 @@ def log_softmax(x):
 
 
 def test_classification_loses_the_log_probability_of_the_right_class_in_real_rows():
-    params = state_of(CLASSIFY, CLASSES).params
-    loss, metrics, said, logits = evaluated(CLASSIFY, params, CLASSES)
+    variables = state_of(CLASSIFY, CLASSES).evaluated
+    loss, metrics, said, logits = evaluated(CLASSIFY, variables, CLASSES)
     logits = np.asarray(logits)
     expected = -log_softmax(logits)[range(4), LABEL]
     assert float(loss) == pytest.approx(expected[:3].mean(), rel=1e-5)
@@ -78,8 +78,8 @@ def test_classes_are_described_by_falling_probability():
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
 def test_regression_loses_the_squared_error_of_real_rows(shape):
-    params = state_of(REGRESS, NUMBERS).params
-    loss, metrics, said, _ = evaluated(REGRESS, params, {**NUMBERS, "target": TARGET.reshape(shape)})
+    variables = state_of(REGRESS, NUMBERS).evaluated
+    loss, metrics, said, _ = evaluated(REGRESS, variables, {**NUMBERS, "target": TARGET.reshape(shape)})
     values = np.asarray(said["values"])
     error = values[:, 0] - TARGET
     assert values.shape == (4, 1)
@@ -88,9 +88,9 @@ def test_regression_loses_the_squared_error_of_real_rows(shape):
 
 
 def test_a_language_model_loses_the_log_probability_of_every_next_token_of_real_rows():
-    params = state_of(SPEAK, TOKENS).params
+    variables = state_of(SPEAK, TOKENS).evaluated
     tokens = TOKENS["tokens"]
-    loss, metrics, said, logits = evaluated(SPEAK, params, TOKENS)
+    loss, metrics, said, logits = evaluated(SPEAK, variables, TOKENS)
     logits = np.asarray(logits)
     expected = -np.take_along_axis(log_softmax(logits), tokens[:, 1:, None], -1)[..., 0]
     assert float(loss) == pytest.approx(expected[:3].mean(), rel=1e-4)
@@ -105,10 +105,11 @@ def test_packed_documents_neither_predict_each_other_nor_padding():
     segments = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 2, 2, 2, 2, 2, 2]], np.int32)
     counts = np.array([[1, 1, 0, 1, 0, 0], [0, 1, 1, 1, 1, 1]])  # 4 is the first token of a document, 0 is padding
     batch = {"tokens": tokens, "segments": segments, "mask": np.array([True, True])}
-    params = state_of(SPEAK, batch).params
-    loss, metrics = jax.jit(lambda params: SPEAK.loss(params, batch, None))(params)
+    variables = state_of(SPEAK, batch).evaluated
+    found = jax.jit(lambda variables: SPEAK.loss(variables, batch, PREDICTION))(variables)
+    loss, metrics = found.mean, found.metrics
     ids_BL, segments_BL = jnp.asarray(tokens[:, :-1]), jnp.asarray(segments[:, :-1])
-    logits = SPEAK.model.apply(params, ids_BL, segments_BL=segments_BL)[0]
+    logits = SPEAK.model.apply(variables, ids_BL, segments_BL=segments_BL)[0]
     losses = -np.take_along_axis(log_softmax(logits), tokens[:, 1:, None], -1)[..., 0]
     assert float(loss.weight) == float(metrics["accuracy"].weight) == counts.sum() == 8
     assert float(loss) == pytest.approx((losses * counts).sum() / 8, rel=1e-5)
@@ -129,7 +130,7 @@ def test_next_tokens_are_described_as_bytes():
 )
 def test_a_field_that_the_batch_lacks_is_named(task, says):
     with pytest.raises(ConfigError) as raised:
-        jax.eval_shape(lambda: task.loss(task.init(jax.random.key(0), CLASSES), CLASSES, None))
+        jax.eval_shape(lambda: task.loss(plain(task.init(jax.random.key(0), CLASSES)), CLASSES, PREDICTION))
     assert says in str(raised.value)
 
 
@@ -177,13 +178,24 @@ def test_an_update_follows_the_gradient_of_the_mean_loss_of_real_rows():
     real = {name: x[:3] for name, x in NUMBERS.items()}
 
     def mean(params):
-        loss, _ = REGRESS.loss(params, real, None)
+        loss = REGRESS.loss(Variables(params), real, PREDICTION).mean
         return loss.total / loss.weight
 
     grads = jax.jit(jax.grad(mean))(state.params)
     expected = jax.tree.map(lambda param, grad: param - grad, state.params, grads)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), after.params, expected)
     assert float(metrics["gradient_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+
+
+def test_a_batch_of_weight_0_changes_nothing_but_the_number_of_the_step():
+    nothing, optimizer = {**NUMBERS, "mask": np.zeros(4, bool)}, optax.adamw(1e-2)
+    step = jax.jit(lambda state, batch: train_step(REGRESS, optimizer, state, batch))
+    state, _ = step(state_of(REGRESS, NUMBERS, optimizer), NUMBERS)
+    after, metrics = step(state, nothing)
+    assert int(after.step) == 2
+    assert equal(replace(after, step=state.step), state)
+    assert float(metrics["gradient_norm"].weight) == 0
+    assert np.isnan(float(metrics["gradient_norm"]))
 
 
 def test_evaluation_and_prediction_change_nothing_and_drop_nothing():

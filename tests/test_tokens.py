@@ -16,6 +16,7 @@ from jaxtrain.data.tokens.files import Documents, write_tokens
 from jaxtrain.data.tokens.packing import plan_packing
 from jaxtrain.data.tokens.tokenizers import train_bpe
 from jaxtrain.models import Blocks, Transformer
+from jaxtrain.models.base import PREDICTION
 from jaxtrain.sharding.layout import plain
 from jaxtrain.tasks import LanguageModel
 
@@ -88,16 +89,16 @@ def test_a_packed_document_is_scored_as_if_it_were_alone(paths):
     assert row["segments"].max() >= 2
     task = LanguageModel(model=Transformer(blocks=Blocks(width=32, layers=2, heads=2)))
     batch = {**{name: x[None] for name, x in row.items()}, "mask": np.ones(1, bool)}
-    params = plain(task.init(jax.random.key(0), batch))
-    loss, _ = jax.jit(task.loss, static_argnums=2)(params, batch, None)
+    variables = plain(task.init(jax.random.key(0), batch))
+    loss = jax.jit(task.loss)(variables, batch, PREDICTION).mean
     total, weight = 0.0, 0.0
     for segment in range(1, row["segments"].max() + 1):
         tokens = row["tokens"][row["segments"] == segment]
-        alone, _ = task.loss(params, {"tokens": tokens[None], "mask": np.ones(1, bool)}, None)
+        alone = task.loss(variables, {"tokens": tokens[None], "mask": np.ones(1, bool)}, PREDICTION).mean
         total, weight = total + float(alone.total), weight + float(alone.weight)
     assert float(loss.weight) == weight
     assert float(loss.total) == pytest.approx(total, rel=1e-5)
-    unaware, _ = task.loss(params, {"tokens": batch["tokens"], "mask": batch["mask"]}, None)
+    unaware = task.loss(variables, {"tokens": batch["tokens"], "mask": batch["mask"]}, PREDICTION).mean
     assert float(unaware) != pytest.approx(float(loss), rel=1e-3)
 
 

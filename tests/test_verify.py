@@ -23,10 +23,11 @@ from jaxtrain.datasets.spec import Dataset
 from jaxtrain.experiment.files import load, load_kind
 from jaxtrain.models import Blocks, Experts, Model, NGrams, Precision, Transformer, ViT
 from jaxtrain.models.attention import Attention
-from jaxtrain.models.base import Shaped
+from jaxtrain.models.base import PREDICTION, Shaped
 from jaxtrain.models.layers import Linear
 from jaxtrain.models.sizes import Activations
 from jaxtrain.models.transformer import TransformerModule
+from jaxtrain.models.variables import Context, Extras, Variables
 from jaxtrain.optimizers import AdamW
 from jaxtrain.sharding.constraints import shard
 from jaxtrain.tasks import Regression
@@ -53,10 +54,13 @@ class Misnamed(Transformer):
 class Doubled(Transformer):
     """A transformer whose last norm's gradient grows with the number of devices, as if it were summed too often."""
 
-    def apply(self, params: Any, inputs: jax.Array, keys_B: jax.Array | None = None, **more: jax.Array) -> Any:
-        scale, devices = params["norm"]["scale"], jax.sharding.get_abstract_mesh().size
+    def apply(
+        self, variables: Variables, inputs: Any, context: Context = PREDICTION, **more: jax.Array
+    ) -> tuple[Any, Extras]:
+        scale, devices = variables.params["norm"]["scale"], jax.sharding.get_abstract_mesh().size
         wrong = scale + (devices - 1) * (scale - jax.lax.stop_gradient(scale))
-        return super().apply({**params, "norm": {"scale": wrong}}, inputs, keys_B, **more)
+        params = {**variables.params, "norm": {"scale": wrong}}
+        return super().apply(Variables(params), inputs, context, **more)
 
 
 WIDE = Blocks(width=128, layers=2, heads=8, mlp=256)
@@ -68,9 +72,9 @@ class SeriesModule(nnx.Module):
         self.blocks = blocks.stack(rngs, causal=False)
         self.last = Linear(rngs, (blocks.width, 1), ("embed", "outputs"), blocks.precision)
 
-    def __call__(self, x_BLF: jax.Array, keys_B: jax.Array | None) -> Any:
+    def __call__(self, x_BLF: jax.Array, context: Context) -> Any:
         x_BLD = shard(self.first(x_BLF), "batch", "residual_length", None)
-        x_BLD, aux_losses = self.blocks(x_BLD, keys_B, None)
+        x_BLD, aux_losses = self.blocks(x_BLD, context.keys_B, None)
         return self.last(x_BLD.mean(1)), aux_losses
 
 

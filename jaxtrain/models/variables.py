@@ -53,6 +53,7 @@ class Statistics:
     """The module's `Graph`."""
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Extras:
     """What a model returns besides its outputs."""

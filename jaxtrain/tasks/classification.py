@@ -89,9 +89,7 @@ class Classification(Supervised):
         wanted = (batch["mask"].shape[0], len(self.classes)) if self.soft else batch["mask"].shape
         if label.shape != wanted or jnp.dtype(label.dtype).kind not in kind:
             what = f"probabilities, float{list(wanted)}" if self.soft else f"class numbers, int{list(wanted)}"
-            advice = (
-                "leave out soft=True for class numbers" if self.soft else "set soft=True for one-hot or soft labels"
-            )
+            advice = "leave out soft=True for class numbers" if self.soft else "set soft=True for one-hot labels"
             raise ConfigError(
                 f"Classification.label: {self.label!r} is {kind_of(label)}, but labels are {what}: {advice}"
             )

@@ -1,22 +1,20 @@
 """A language model that also reports its loss in bits."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import jax
-
-from jaxtrain.models.base import Params
-from jaxtrain.tasks.base import Batch
+from jaxtrain.models.variables import Context, Variables
+from jaxtrain.tasks.base import Batch, Loss
 from jaxtrain.tasks.language import LanguageModel
-from jaxtrain.tasks.metrics import Mean, Metric
+from jaxtrain.tasks.metrics import Mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitsModel(LanguageModel):
     """`LanguageModel` with the metric `bits`: cross-entropy in bits a token."""
 
-    def loss(self, params: Params, batch: Batch, keys_B: jax.Array | None) -> tuple[Mean, Mapping[str, Metric]]:
+    def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
         """Cross-entropy in nats, and in bits."""
-        loss, metrics = super().loss(params, batch, keys_B)
-        return loss, {**metrics, "bits": Mean(loss.total / math.log(2), loss.weight)}
+        loss = super().loss(variables, batch, context)
+        bits = Mean(loss.mean.total / math.log(2), loss.mean.weight)
+        return replace(loss, metrics={**loss.metrics, "bits": bits})

@@ -7,6 +7,7 @@ from flax import nnx
 
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Linear, Precision
+from jaxtrain.models.variables import Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,6 @@ class PerceptronModule(nnx.Module):
         self.up = Linear(rngs, (entries, config.width), ("embed", "mlp"), Precision())
         self.down = Linear(rngs, (config.width, config.outputs), ("mlp", "outputs"), Precision())
 
-    def __call__(self, x_BD: jax.Array, keys_B: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, x_BD: jax.Array, context: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits."""
         return self.down(jax.nn.relu(self.up(x_BD))), {}
