@@ -39,7 +39,9 @@ ROOMS = {
     "tasks": ("metrics", "base", "checks", "classification", "regression", "language"),
     "optimizers": (),
     "data": (
+        "sources/paths",
         "sources/base",
+        "sources/pixels",
         "transforms",
         "sources/arrays",
         "sources/array_record",

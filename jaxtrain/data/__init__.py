@@ -10,7 +10,7 @@ from jaxtrain.data.sources.array_record import ArrayRecord, write_array_record
 from jaxtrain.data.sources.arrays import Arrays
 from jaxtrain.data.sources.base import Example, HostBatch, Source
 from jaxtrain.data.sources.combine import InMemory, Mapped, Mixture, Take, Wrapper
-from jaxtrain.data.sources.images import ImageFolder
+from jaxtrain.data.sources.images import ImageFolder, folder_classes
 from jaxtrain.data.sources.items import Items
 from jaxtrain.data.sources.parquet import Parquet
 from jaxtrain.data.sources.stored import Stored
@@ -67,6 +67,7 @@ __all__ = [
     "Utf8",
     "Windows",
     "Wrapper",
+    "folder_classes",
     "plan_packing",
     "train_bpe",
     "write_array_record",

@@ -19,6 +19,7 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import read_json, write_json
 from jaxtrain.base.provenance import environment
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
+from jaxtrain.data.sources.images import ImageFolder
 from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin, load, load_code
@@ -103,6 +104,7 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
 
     Raises ConfigError where the folder holds a run of another experiment, naming the differences, or cannot be written.
     """
+    _check_classes(experiment)
     name = "run"
     if origin is not None:
         name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
@@ -119,6 +121,19 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
         raise ConfigError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
     broadcast_from_first(0)  # a barrier: no process reads the folder before process 0 has written it
     return Run(folder, experiment=experiment)
+
+
+def _check_classes(experiment: Experiment) -> None:
+    """Raises ConfigError where the folders of images of one split have other classes than another's, or the task."""
+    pipelines = {"data": experiment.data, **{f"evals.{split}": data for split, data in experiment.evals.items()}}
+    found = [(name, one.classes) for name, data in pipelines.items() for one in find(data, ImageFolder) if one.classes]
+    named = getattr(experiment.task, "classes", None)
+    for name, classes in [*found, *([("task.classes", named)] if found and named is not None else [])]:
+        if classes != found[0][1]:
+            raise ConfigError(
+                f"{name}: the classes {classes} are not those of {found[0][0]}, {found[0][1]}: labels would mean "
+                "other classes; write the tuple once and give it to all"
+            )
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], experiment: Experiment) -> None:

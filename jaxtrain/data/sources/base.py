@@ -61,6 +61,10 @@ class Source(ABC):
         """The example of one record that `fetch` returned."""
         return stored
 
+    def where(self, index: int) -> str:
+        """Where example `index` lies, for messages: a file, and the line or row in it."""
+        return f"example {index} of {type(self).__name__}"
+
     def raw(self, argument: str) -> Example:
         """A command-line argument, a text or the path of a file, as an example of this source without a label.
 

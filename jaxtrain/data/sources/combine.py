@@ -37,6 +37,9 @@ class Wrapper(Source):
     def vocab(self) -> int | None:
         return self.source.vocab
 
+    def where(self, index: int) -> str:
+        return self.source.where(index)
+
     def raw(self, argument: str) -> Example:
         return self.source.raw(argument)
 
@@ -144,19 +147,27 @@ class Mixture(Source):
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[int, Any]]:
         """Number of its source and stored record, for each index; each source is asked once."""
-        order, counts, seen = _picks(self.weights)
         found: list[tuple[int, Any]] = [(0, None)] * len(indices)
         wanted: dict[int, list[tuple[int, int]]] = {}
         for place, index in enumerate(indices):
-            block, offset = divmod(index, len(order))
-            number = int(order[offset])
-            nth = (block * counts[number] + int(seen[offset])) % len(self.sources[number])
+            number, nth = self._pick(index)
             wanted.setdefault(number, []).append((place, nth))
         for number, pairs in wanted.items():
             stored = self.sources[number].fetch([nth for _, nth in pairs])
             for (place, _), one in zip(pairs, stored, strict=True):
                 found[place] = number, one
         return found
+
+    def _pick(self, index: int) -> tuple[int, int]:
+        """The source that an example is from, and its index there."""
+        order, counts, seen = _picks(self.weights)
+        block, offset = divmod(index, len(order))
+        number = int(order[offset])
+        return number, (block * counts[number] + int(seen[offset])) % len(self.sources[number])
+
+    def where(self, index: int) -> str:
+        number, nth = self._pick(index)
+        return self.sources[number].where(nth)
 
     def decode(self, stored: tuple[int, Any]) -> Example:
         """The example of a stored record. Raises ConfigError where it has other fields than the first source."""
