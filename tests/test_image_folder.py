@@ -120,7 +120,7 @@ def test_what_is_predicted_from_is_decoded_as_what_is_trained_on(tmp_path):
     path.write_bytes(b"no image")
     with pytest.raises(ConfigError, match=r"a\.png: it is no image"):
         source.raw(str(path))
-    with pytest.raises(ConfigError, match="no file nowhere.png"):
+    with pytest.raises(ConfigError, match=r"no file nowhere\.png"):
         source.raw("nowhere.png")
 
 

@@ -51,6 +51,7 @@ ROOMS = {
         "tokens/packing",
         "reading",
         "pipeline",
+        "remembered",
     ),
     "datasets": (
         "bundled",

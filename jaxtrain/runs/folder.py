@@ -19,7 +19,9 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import read_json, write_json
 from jaxtrain.base.provenance import environment
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
+from jaxtrain.data.remembered import remember
 from jaxtrain.data.sources.images import ImageFolder
+from jaxtrain.data.sources.paths import moved
 from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin, load, load_code
@@ -64,12 +66,27 @@ class Run:
         """The experiment as it was last run."""
         if self._experiment is not None:
             return self._experiment
-        saved, made = self.saved["experiment"], None
+        return self._from_json(self.saved["experiment"])
+
+    def _from_json(self, saved: Mapping[str, Any]) -> Experiment:
+        made = None
         if self._code is not None and '"$array"' in json.dumps(saved):
             made = load(self._code)[0]
         elif self._code is not None:
             load_code(Path(self._code.partition(":")[0]))
-        return from_json(saved, made)
+        with moved(Path(self.saved.get("folder", self.folder)), self.folder.absolute()):
+            return from_json(saved, made)
+
+    def without_data(self) -> "Run":
+        """The same run, with the fields and shapes that it remembers in place of its data: to predict from raw inputs,
+        though no data file is there. One that was opened with its experiment stays as it is.
+        """
+        inputs, saved = self.saved.get("inputs"), self.saved["experiment"]
+        if self._experiment is not None or inputs is None or '"$array"' in json.dumps(inputs):
+            return self
+        run = Run(self.folder, self._code)
+        run._experiment = self._from_json({**saved, "data": inputs, "evals": dict.fromkeys(saved["evals"], inputs)})
+        return run
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -158,6 +175,8 @@ def _write_files(folder: Path, experiment: Experiment, origin: Origin | None) ->
         "origin": None if origin is None else f"{origin.file}:{origin.function}",
         "config": flatten(experiment),
         "experiment": to_json(experiment),
+        "inputs": to_json(remember(experiment.data)),
+        "folder": str(folder.absolute()),
     }
     folder.mkdir(parents=True, exist_ok=True)
     if origin is not None:

@@ -1,14 +1,15 @@
 """Sources: examples, each read by its index."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.packages import needs
 
 Example = dict[str, Any]
@@ -85,6 +86,43 @@ class Source(ABC):
             return {name: _pixels(path, value.shape)}
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read as a {name} of shape {list(value.shape)}: {error}") from error
+
+    def remembered(self) -> "Source":
+        """What a run saves of this source, so that `raw` opens no data file: a source of one empty example like the
+        first that is not damaged. A source with a `raw` of its own, which must not need data files, is saved itself.
+        """
+        if type(self).raw is not Source.raw:
+            return self
+        for index in range(len(self)):
+            with suppress(Damaged):
+                return RememberedSource({name: _kind(value) for name, value in self[index].items()})
+        raise Damaged(repr(self), None, "every record is damaged")
+
+
+@dataclass(frozen=True)
+class RememberedSource(Source):
+    """One example of zeros and empty texts, with the fields of another source: for its shapes alone.
+
+    kinds: dtype and shape of every field; the dtype of text is "text".
+    """
+
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]]
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Example:
+        return {name: "" if kind == "text" else np.zeros(shape, kind) for name, (kind, shape) in self.kinds.items()}
+
+    def identity(self) -> str:
+        return f"remembered:{self.kinds}"
+
+
+def _kind(value: Any) -> tuple[str, tuple[int, ...]]:
+    array = np.asarray(value)
+    if isinstance(value, str | bytes) or array.dtype == object:  # an object is none that a raw input has
+        return "text" if isinstance(value, str | bytes) else "bool", ()
+    return array.dtype.str, array.shape
 
 
 def _pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:

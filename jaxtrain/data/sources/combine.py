@@ -1,14 +1,17 @@
 """Sources made of other sources: the first examples, mixtures, transformed examples, examples kept in memory."""
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from jaxtrain.base.config import flatten
 from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.files import digest
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.transforms.base import Transform
 
@@ -42,6 +45,10 @@ class Wrapper(Source):
 
     def raw(self, argument: str) -> Example:
         return self.source.raw(argument)
+
+    def remembered(self) -> Source:
+        inner = self.source.remembered()
+        return inner if type(self).raw is Wrapper.raw else replace(self, source=inner)
 
     def identity(self) -> str:
         return self.source.identity()
@@ -88,7 +95,8 @@ class Mapped(Wrapper):
         return self._apply(self.source.raw(argument))
 
     def identity(self) -> str:
-        return f"mapped:{self.transforms!r}:{self.source.identity()}"
+        transforms = digest(json.dumps(flatten(self.transforms), sort_keys=True), length=16)
+        return f"mapped:{transforms}:{self.source.identity()}"
 
     def _apply(self, example: Example) -> Example:
         for transform in self.transforms:
@@ -183,6 +191,9 @@ class Mixture(Source):
 
     def raw(self, argument: str) -> Example:
         return self.sources[0].raw(argument)
+
+    def remembered(self) -> Source:
+        return self.sources[0].remembered()
 
     def identity(self) -> str:
         return f"mixture:{self.weights}:{':'.join(source.identity() for source in self.sources)}"

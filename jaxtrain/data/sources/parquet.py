@@ -1,7 +1,7 @@
 """Parquet tables as a source."""
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.files import edges, require_file
 from jaxtrain.base.packages import needs
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.paths import PATH, make_absolute
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,13 @@ class Parquet(Source):
     ConfigError for a missing file or column, Damaged for a file or row group that cannot be read.
     """
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = field(metadata=PATH)
     columns: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.paths, str) or not self.paths:
+            raise ConfigError(f"Parquet needs a tuple of one or more paths, got {self.paths!r}")
+        make_absolute(self, "paths")
 
     def __len__(self) -> int:
         return int(_row_groups(self)[1][-1])

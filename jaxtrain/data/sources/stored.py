@@ -1,7 +1,7 @@
 """A source's examples, written to records on disk when first read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from jaxtrain.base.files import atomic_folder, digest
 from jaxtrain.data.sources.array_record import ArrayRecord, write_array_record
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.sources.combine import Wrapper
+from jaxtrain.data.sources.paths import PATH, make_absolute
 
 _RECORDS = 10_000  # a file: reading one record costs more the more there are
 
@@ -23,7 +24,10 @@ class Stored(Wrapper):
     takes its name only when all are complete.
     """
 
-    folder: str | None = None
+    folder: str | None = field(default=None, metadata=PATH)
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "folder")
 
     def __len__(self) -> int:
         return len(self.records)

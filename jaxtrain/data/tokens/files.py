@@ -14,6 +14,7 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import atomic_write, digest, require_file
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.paths import PATH, make_absolute
 from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer
 
 MAGIC = b"jaxtoken"
@@ -132,7 +133,10 @@ class Documents(Source):
     Each is compared with its checksum when it is read. Raises Damaged for one that differs.
     """
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = field(metadata=PATH)
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "paths")
 
     def __len__(self) -> int:
         return _ends(self.paths)[-1]
@@ -166,13 +170,14 @@ def _place(ends: list[int], index: int) -> tuple[int, int]:
 class TokenSource(Source):
     """Rows of `length` + 1 tokens of token files. `tokenizer` encodes the texts that a trained model is given."""
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = field(metadata=PATH)
     length: int
     tokenizer: Tokenizer = field(default_factory=Bytes)
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ConfigError(f"{type(self).__name__} length must be at least 1, got {self.length}")
+        make_absolute(self, "paths")
 
     @property
     def vocab(self) -> int:
