@@ -76,6 +76,10 @@ class ArrayRecord(Source):
             index -= size
         raise IndexError(index)
 
+    def where(self, index: int) -> str:
+        found = self._damaged(index, "")
+        return f"record {found.record} of {found.file}"
+
     def identity(self) -> str:
         """A sha256 of every file's size, first and last MiB; the last holds ArrayRecord's index of chunks."""
         return f"array_record:{edges(*map(Path, self.paths))}"

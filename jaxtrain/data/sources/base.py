@@ -66,6 +66,9 @@ class Source(ABC):
         """Where example `index` lies, for messages: a file, and the line or row in it."""
         return f"example {index} of {type(self).__name__}"
 
+    def warn_shuffled(self) -> None:  # noqa: B027 (most sources have nothing to say)
+        """Called before examples are read in a random order; logs once where that is slow."""
+
     def raw(self, argument: str) -> Example:
         """A command-line argument, a text or the path of a file, as an example of this source without a label.
 

@@ -43,6 +43,9 @@ class Wrapper(Source):
     def where(self, index: int) -> str:
         return self.source.where(index)
 
+    def warn_shuffled(self) -> None:
+        self.source.warn_shuffled()
+
     def raw(self, argument: str) -> Example:
         return self.source.raw(argument)
 
@@ -118,6 +121,9 @@ class InMemory(Wrapper):
     def decode(self, stored: Example) -> Example:
         return dict(stored)  # a copy, so that what is kept does not change
 
+    def warn_shuffled(self) -> None:
+        """Nothing: each example is read once."""
+
 
 @lru_cache(maxsize=64)
 def _memory(source: InMemory) -> dict[int, Example]:
@@ -172,6 +178,10 @@ class Mixture(Source):
         block, offset = divmod(index, len(order))
         number = int(order[offset])
         return number, (block * counts[number] + int(seen[offset])) % len(self.sources[number])
+
+    def warn_shuffled(self) -> None:
+        for source in self.sources:
+            source.warn_shuffled()
 
     def where(self, index: int) -> str:
         number, nth = self._pick(index)
