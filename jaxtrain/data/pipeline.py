@@ -282,7 +282,12 @@ def _array(value: Any) -> np.ndarray:
         return np.array([*value], object)
 
 
-_KINDS = {"NoneType": "missing (null)", "dict": "a struct", "list": "lists of different lengths"}
+_KINDS = {
+    "NoneType": "missing (null)",
+    "dict": "a struct",
+    "int": "an integer beyond 64 bits",
+    "list": "lists of different lengths",
+}
 
 
 def _kind(value: np.ndarray) -> str:

@@ -121,6 +121,15 @@ class RememberedSource(Source):
         return f"remembered:{self.kinds}"
 
 
+def list_array(values: Sequence[Any], dtype: str | None) -> np.ndarray:
+    """A list as an array, of this dtype if it holds numbers; of objects where it holds None or lists that differ."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        return np.array([*values], object)
+    return array if dtype is None or array.dtype.kind not in "biuf" else array.astype(dtype)
+
+
 def _kind(value: Any) -> tuple[str, tuple[int, ...]]:
     array = np.asarray(value)
     if isinstance(value, str | bytes) or array.dtype == object:  # an object is none that a raw input has

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.files import edges, require_file
 from jaxtrain.base.packages import needs
-from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.base import Example, Source, list_array
 from jaxtrain.data.sources.paths import PATH, make_absolute
 
 _KEPT = 8  # row groups in memory
@@ -70,8 +70,8 @@ def _warn_slow(source: Parquet) -> None:
     """Says it once in a process."""
     size = len(source) // len(_row_groups(source)[0])
     logging.getLogger("jaxtrain.data").warning(
-        "Parquet: each row that is read at random decodes its row group of about %s rows, which is 100 times slower, or "
-        "more, than reading in order: wrap the source in Stored(...), which copies it once to records on disk",
+        "Parquet: each row that is read at random decodes its row group of about %s rows, which is 100 times slower, "
+        "or more, than reading in order: wrap the source in Stored(...), which copies it once to records on disk",
         f"{size:,}",
     )
 
@@ -114,7 +114,7 @@ def _values(path: str, name: str, column: Any) -> list[Any]:
     dtype = _dtype(str(inner))
     if kind == "uint64":
         return [value if value is None else np.uint64(value) for value in values]
-    return [_as_array(value, dtype) if isinstance(value, list) else value for value in values]
+    return [list_array(value, dtype) if isinstance(value, list) else value for value in values]
 
 
 def _dtype(kind: str) -> str | None:
@@ -124,14 +124,6 @@ def _dtype(kind: str) -> str | None:
     if kind == "uint64":
         return "uint64"
     return "int64" if kind.lstrip("u").startswith("int") else None
-
-
-def _as_array(values: list[Any], dtype: str | None) -> np.ndarray:
-    try:
-        array = np.asarray(values)
-    except ValueError:  # lists of different lengths
-        return np.array([*values], object)
-    return array if dtype is None or array.dtype == object else array.astype(dtype)
 
 
 def _open_table(path: str) -> Any:
