@@ -112,7 +112,10 @@ def test_a_file_named_like_a_module_of_the_standard_library_is_refused_before_it
     file = tmp_path / f"{name}.py"
     file.write_text("raise AssertionError('it ran')\n")
     before = sys.modules.get(name)
-    with pytest.raises(ConfigError, match=rf"{name}.py: '{name}' is a module of Python's own library.*another name"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"{name}.py: there is a Python module '{name}' already, in Python's own library.*another name",
+    ):
         load_code(file)
     assert sys.modules.get(name) is before
 

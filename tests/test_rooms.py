@@ -52,6 +52,7 @@ ROOMS = {
         "tokens/files",
         "tokens/packing",
         "reading",
+        "stack",
         "pipeline",
         "remembered",
     ),

@@ -90,8 +90,8 @@ def load_code(file: Path) -> ModuleType:
     require_file(file, "experiment file")
     if file.stem in sys.stdlib_module_names:
         raise ConfigError(
-            f"{file}: {file.stem!r} is a module of Python's own library, which worker processes and other modules "
-            "would import instead: give the file another name"
+            f"{file}: there is a Python module {file.stem!r} already, in Python's own library, which worker processes "
+            "and other modules import: give the file another name"
         )
     taken = sys.modules.get(file.stem)
     if taken is not None and not isinstance(taken.__loader__, _Loader):
