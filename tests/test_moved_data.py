@@ -247,6 +247,10 @@ def test_images_and_arrays_are_remembered_by_shape(folder):
     source = from_json(to_json(KINDS["images"](folder).remembered()))
     assert source.raw(str(folder / "images" / "b" / "0.png"))["image"].tolist() == [[[1] * 3] * 4] * 4
     arrays = from_json(to_json(Arrays({"x": np.ones((2, 3, 5), np.float32), "label": [0, 1]}).remembered()))
+    one = str(folder / "images" / "b" / "0.png")
+    for dtype, value in ((np.uint8, 1), (np.float32, np.float32(1) / 255)):  # as those that are trained on
+        like = Arrays({"image": np.zeros((2, 3, 5, 1), dtype)}).remembered().raw(one)["image"]
+        assert (like.dtype, like.shape, set(like.flat)) == (dtype, (3, 5, 1), {value})
     np.save(folder / "one.npy", np.arange(15.0))
     found = arrays.raw(str(folder / "one.npy"))
     assert (found["x"].dtype, found["x"][1].tolist()) == (np.float32, [5, 6, 7, 8, 9])

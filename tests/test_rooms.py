@@ -40,8 +40,8 @@ ROOMS = {
     "optimizers": (),
     "data": (
         "sources/paths",
-        "sources/base",
         "sources/pixels",
+        "sources/base",
         "sources/offsets",
         "sources/images",
         "transforms",

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.packages import needs
+from jaxtrain.data.sources.pixels import pixels
 
 Example = dict[str, Any]
 """One example: field name -> numpy array or scalar, Python number, str or bytes. Not to be written into."""
@@ -72,8 +72,8 @@ class Source(ABC):
     def raw(self, argument: str) -> Example:
         """A command-line argument, a text or the path of a file, as an example of this source without a label.
 
-        Images become f32[Y, X, C] in 0…1 of this source's shape; .npy files hold the array itself. Raises ConfigError
-        for a file that cannot be read.
+        Images get this source's shape [Y, X, C], and are u8 if its images are, else f32 in 0…1; .npy files hold the
+        array itself. Raises ConfigError for a file that cannot be read.
         """
         like = self[0]
         texts = [name for name, value in like.items() if isinstance(value, str | bytes)]
@@ -86,7 +86,9 @@ class Source(ABC):
         try:
             if path.suffix == ".npy":
                 return {name: np.load(path, allow_pickle=False).astype(value.dtype).reshape(value.shape)}
-            return {name: _pixels(path, value.shape)}
+            Y, X, C = value.shape
+            image = pixels(path.read_bytes(), (Y, X), gray=C == 1).reshape(value.shape)
+            return {name: image if image.dtype == value.dtype else image.astype(np.float32) / 255}
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read as a {name} of shape {list(value.shape)}: {error}") from error
 
@@ -135,12 +137,3 @@ def _kind(value: Any) -> tuple[str, tuple[int, ...]]:
     if isinstance(value, str | bytes) or array.dtype == object:  # an object is none that a raw input has
         return "text" if isinstance(value, str | bytes) else "bool", ()
     return array.dtype.str, array.shape
-
-
-def _pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    with needs("reading an image, unlike an .npy file,", "Pillow", "images"):
-        from PIL import Image
-    Y, X, C = shape
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("L" if C == 1 else "RGB").resize((X, Y)), np.float32) / 255
-    return pixels.reshape(shape)

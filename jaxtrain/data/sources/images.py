@@ -93,7 +93,7 @@ class ImageFolder(Source):
             return pixels(raw, self.size, self.gray)
         except ConfigError:
             raise  # Pillow is not installed
-        except Exception as error:  # Pillow's formats raise kinds of their own, SyntaxError among them
+        except ValueError as error:
             raise Damaged(path, None, f"it is no image that can be read ({error})") from error
 
 

@@ -64,7 +64,7 @@ class Tar(Source):
                     example[member.field] = self._decode(member, file.read(member.size))
                 except ConfigError:
                     raise
-                except Exception as error:  # Pillow's formats raise kinds of their own
+                except (ValueError, OSError, EOFError) as error:
                     raise Damaged(path, number, f"its member {member.name} cannot be read ({error})") from error
         return example
 
