@@ -235,7 +235,7 @@ def test_what_a_tar_file_cannot_be_is_named(tmp_path):
         len(Tar((str(tmp_path / "g.tar"),)))
     cut = tar(tmp_path / "c.tar", {"0.bin": bytes(2000)})
     os.truncate(cut, 1500)
-    with pytest.raises(Damaged, match=r"c.tar: it .*(ends within its member 0.bin|damaged)"):
+    with pytest.raises(Damaged, match=r"c.tar: it is no uncompressed tar file, or damaged \(unexpected end of data"):
         len(Tar((cut,)))
     with tarfile.open(tmp_path / "l.tar", "w") as file:
         link = tarfile.TarInfo("0.png")

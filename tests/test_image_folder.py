@@ -176,6 +176,13 @@ def test_the_parent_of_splits_is_refused_with_what_to_do(animals, classes):
         folder_classes(str(animals))
 
 
+def test_splits_without_classes_are_refused_as_splits_too(tmp_path):
+    for name in ("train", "val"):
+        save(tmp_path / name / "1.png")
+    with pytest.raises(ConfigError, match="holds the splits train, val"):
+        len(ImageFolder(str(tmp_path), (4, 4)))
+
+
 def test_a_class_may_be_named_like_a_split(tmp_path):
     for name in ("exam", "test"):
         save(tmp_path / name / "1.png")

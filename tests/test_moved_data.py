@@ -211,6 +211,7 @@ class Upper(Take):
         (lambda source: Mixture((source, source), (1, 1)), "hi", {"text": "hi"}),
         (lambda source: Mapped(source, (Utf8(3),)), "hi", {"bytes": [104, 105, 0]}),
         (lambda source: Windows(source, 8), "hi", {"tokens": [104, 105]}),
+        (lambda source: Windows(Arrays({"text": ["in memory" * 4]}), 8), "hi", {"tokens": [104, 105]}),
         (lambda source: Upper(source, 3), "hi", {"text": "HI"}),
     ],
 )

@@ -57,6 +57,7 @@ KINDS = {
     "decimal": ([Decimal("1.25")] * 5, "a Decimal, not a number"),
     "struct": ([{"bytes": b"x", "path": "p"}] * 5, "a struct"),
     "lists of different lengths": ([[[1], [2, 3]]] * 5, "lists of different lengths"),
+    "null among decimals": ([[Decimal("1.25"), None]] * 5, r"missing \(null\)"),
     "text": (["a"] * 5, r"<U1, not numbers.*Utf8\(length\)"),
 }
 
