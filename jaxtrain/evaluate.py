@@ -133,6 +133,7 @@ def _layout_here(run: Run) -> Layout:
 
 def predict_run(run: Run, arguments: Sequence[str], step: Step | None = None) -> list[str]:
     """One line for each text or file, from a saved step on one device."""
+    run = run.without_data()
     data, task = run.experiment.data, run.experiment.task
     batches = [data.prepare([data.source.raw(argument)]) for argument in arguments]
     restored = run.restore(step, Layout(), jax.devices()[:1])

@@ -168,16 +168,16 @@ class Program:
         def checked() -> Generator[dict[str, np.ndarray], None, None]:
             with contextlib.closing(read(rows.tolist())) as batches:
                 for step, batch in enumerate(batches, start):
-                    record = functools.partial(_record, pipeline, step, rows, training)
-                    check_values(batch, allowed, type(pipeline.source).__name__, record)
+                    check_values(batch, allowed, functools.partial(_where, pipeline, step, rows, training))
                     yield batch
 
         return to_device(checked(), lambda batch: put_rows(sharding, batch, rows, size))
 
 
-def _record(pipeline: Pipeline, step: int, rows: np.ndarray, training: bool, row: int) -> int | None:
-    """The record that a local row is."""
-    return pipeline.record(step, int(rows[row]), training)
+def _where(pipeline: Pipeline, step: int, rows: np.ndarray, training: bool, row: int) -> str:
+    """What a local row is made of."""
+    index = pipeline.record(step, int(rows[row]), training)
+    return f"row {rows[row]} of batch {step}" if index is None else pipeline.source.where(index)
 
 
 def fetched(state: TrainState) -> TrainState:

@@ -53,14 +53,14 @@ def labels(**changed: int) -> np.ndarray:
 def test_a_label_that_is_no_class_stops_the_run_and_is_named_with_its_record(value: int, evaluates: bool) -> None:
     said = first_wrong(CLASSIFY, {"text": TEXT, "label": labels(r6=value)}, evaluates=evaluates)
     assert said == (
-        f"Arrays, record 6: field 'label' is {value}, not one of the numbers from 0 to 2: there are 3 classes; "
+        f"example 6 of Arrays: field 'label' is {value}, not one of the numbers from 0 to 2: there are 3 classes; "
         "`ignore` leaves out one number more"
     )
 
 
 def test_the_record_is_that_of_the_source_also_where_it_is_shuffled() -> None:
     said = first_wrong(CLASSIFY, {"text": TEXT, "label": labels(r7=9)}, shuffle=True)
-    assert said.startswith("Arrays, record 7: field 'label' is 9,")
+    assert said.startswith("example 7 of Arrays: field 'label' is 9,")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_targets_that_are_not_finite_stop_the_run(value: float) -> None:
     target = np.zeros(12, np.float32)
     target[9] = value
     said = first_wrong(REGRESS, {"text": TEXT, "target": target})
-    assert said.startswith(f"Arrays, record 9: field 'target' is {value}, not one of the finite numbers")
+    assert said.startswith(f"example 9 of Arrays: field 'target' is {value}, not one of the finite numbers")
 
 
 @pytest.mark.parametrize("value", [32, -1])
@@ -104,16 +104,16 @@ def test_tokens_outside_of_the_vocabulary_stop_the_run(value: int) -> None:
     tokens[5, 4] = value
     said = first_wrong(SPEAK, {"tokens": tokens})
     assert said == (
-        f"Arrays, record 5: field 'tokens' is {value} at [4], not one of the numbers from 0 to 31: "
+        f"example 5 of Arrays: field 'tokens' is {value} at [4], not one of the numbers from 0 to 31: "
         "the model has a vocabulary of 32"
     )
 
 
 def test_rows_that_the_mask_leaves_out_may_hold_anything() -> None:
     batch = {"label": np.array([1, 99]), "mask": np.array([True, False])}
-    check_values(batch, {"label": Allowed(0, 2)}, "", lambda row: row)
+    check_values(batch, {"label": Allowed(0, 2)}, str)
     with pytest.raises(Damaged):
-        check_values(batch | {"mask": np.array([True, True])}, {"label": Allowed(0, 2)}, "", lambda row: row)
+        check_values(batch | {"mask": np.array([True, True])}, {"label": Allowed(0, 2)}, str)
 
 
 # What is offered instead.

@@ -64,10 +64,9 @@ def test_classes_that_never_occur_or_are_never_predicted_count_as_in_scikit_lear
 
 
 def test_nothing_counted_is_nan():
-    nothing = [Confusion(np.zeros((2, 2))), AUC(np.zeros(4), np.ones(4)), Calibration(*np.zeros((3, 4)))]
-    assert all(math.isnan(number) for number in nothing[0].value().values())
-    assert math.isnan(nothing[1].value())
-    assert all(math.isnan(number) for name, number in nothing[2].value().items())
+    confusion, calibration = Confusion(np.zeros((2, 2))).value(), Calibration(*np.zeros((3, 4))).value()
+    assert all(math.isnan(number) for number in [*confusion.values(), *calibration.values()])
+    assert math.isnan(AUC(np.zeros(4), np.ones(4)).value())
 
 
 def scored(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -212,7 +212,7 @@ def wrong(value: Any) -> Any:
         ({"steps": "3"}, "steps: '3' is a value of type str, not int"),
         ({"steps": np.int64(3)}, "steps: .* is a value of type int64, not int"),
         (
-            {"optimizer": AdamW(decayed=["kernel"])},
+            {"optimizer": AdamW(decayed=wrong(["kernel"]))},
             r"decayed: \['kernel'\] is .* list, not tuple\[str, ...\]",
         ),
         ({"task": "digits"}, "task: 'digits' is a value of type str, not jaxtrain.tasks.base.Task"),

@@ -1,5 +1,9 @@
 """Experiment files: which of their functions are found, and what is said of the others."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from jaxtrain import ConfigError, Experiment
@@ -101,3 +105,58 @@ def test_functions_come_in_the_order_of_the_file_and_without_those_that_it_impor
 
 def imported() -> Experiment:
     raise AssertionError("not a function of the file above")
+
+
+@pytest.mark.parametrize("name", ["random", "types", "wave"])  # wave is imported by nobody
+def test_a_file_named_like_a_module_of_the_standard_library_is_refused_before_it_runs(tmp_path, name):
+    file = tmp_path / f"{name}.py"
+    file.write_text("raise AssertionError('it ran')\n")
+    before = sys.modules.get(name)
+    with pytest.raises(
+        ConfigError,
+        match=rf"{name}.py: there is a Python module '{name}' already, in Python's own library.*another name",
+    ):
+        load_code(file)
+    assert sys.modules.get(name) is before
+
+
+WORKERS = """
+from dataclasses import dataclass
+import numpy as np
+from jaxtrain.data import Pipeline, Source
+
+@dataclass(frozen=True)
+class Counting(Source):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"x": np.int32(index)}
+
+    def identity(self):
+        return "counting"
+
+pipeline = Pipeline(Counting(), batch_size=4, shuffle=False, workers=1)
+"""
+
+
+@pytest.mark.slow
+def test_worker_processes_import_no_module_of_the_current_folder_instead_of_pythons_own(tmp_path):
+    (tmp_path / "own.py").write_text(WORKERS)
+    for name in ("random", "types", "tempfile"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('this is not the standard library')\n")
+    code = (
+        "from pathlib import Path\nfrom jaxtrain.experiment.files import load_code\n\n"
+        "if __name__ == '__main__':\n"
+        "    batches = load_code(Path('own.py')).pipeline.batches()\n"
+        "    print([next(batches)['x'].tolist() for _ in range(3)])\n    batches.close()\n"
+        "    import os\n    print(os.environ.get('PYTHONSAFEPATH'))\n"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    script = tmp_path / "elsewhere" / "script.py"  # this process itself does not look into the current folder
+    script.write_text(code)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    found = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert found.stdout.splitlines() == ["[[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]", "None"], found.stderr

@@ -13,13 +13,13 @@ import tiny
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score
 
-from jaxtrain import ConfigError, Experiment, Layout, Mean, Metric, Program, Run
+from jaxtrain import ConfigError, Experiment, Layout, Metric, Program, Run
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.evaluate import check_metrics, evaluate
 from jaxtrain.experiment import Retention, Runtime
 from jaxtrain.models import NGrams
 from jaxtrain.optimizers import AdamW
-from jaxtrain.tasks import Classification, Confusion, HostMetric, Regression, Spearman
+from jaxtrain.tasks import Classification, Confusion, Context, HostMetric, Loss, Regression, Spearman, Variables
 from jaxtrain.train import train
 
 
@@ -92,10 +92,10 @@ def test_a_host_metric_sees_every_row_once_in_the_order_of_the_source(devices: i
 class Counted(Classification):
     """Classification with a confusion matrix."""
 
-    def loss(self, params: Any, batch: Any, keys_B: Any) -> tuple[Mean, Mapping[str, Metric]]:
-        loss, metrics = super().loss(params, batch, keys_B)
-        chosen = self.model.apply(params, self.read(batch))[0].argmax(-1)
-        return loss, {**metrics, "confusion": Confusion.of(batch["label"], chosen, 2, batch["mask"])}
+    def rows(self, outputs: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        losses_B, metrics = super().rows(outputs, batch)
+        confusion = Confusion.of(batch["label"], outputs.argmax(-1), 2, batch["mask"])
+        return losses_B, {**metrics, "confusion": confusion}
 
 
 def classification(**changes: Any) -> Experiment:
@@ -140,13 +140,13 @@ class Odds(Metric):
 class WithOdds(Regression):
     """Regression that reports them."""
 
-    def loss(self, params: Any, batch: Any, keys_B: Any) -> tuple[Mean, Mapping[str, Metric]]:
-        loss, metrics = super().loss(params, batch, keys_B)
-        return loss, {**metrics, "odds": Odds(0 * loss.weight, loss.weight)}
+    def loss(self, variables: Variables, batch: Any, context: Context) -> Loss:
+        loss = super().loss(variables, batch, context)
+        return replace(loss, metrics={**loss.metrics, "odds": Odds(0 * loss.mean.weight, loss.mean.weight)})
 
 
 def kept(best: str, **intervals: int) -> Runtime:
-    return Runtime(keep=Retention(best=best), **(dict(eval_every=2, save_every=2) | intervals))
+    return replace(Runtime(keep=Retention(best=best), eval_every=2, save_every=2), **intervals)
 
 
 @pytest.mark.parametrize(

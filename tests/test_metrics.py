@@ -135,14 +135,15 @@ def test_a_sum_counts():
 
 def test_hosts_add_in_float64():
     big = np.float32(2**24)
-    parts: list[dict[str, Metric]] = [{"n": Sum(big)}, *[{"n": Sum(np.float32(1))}] * 3]
+    parts: list[dict[str, Metric]] = [{"n": Sum(np.float32(number))} for number in (big, 1, 1, 1)]
     assert np.float32(big + np.float32(1)) == big  # in float32 the ones would be lost
     assert values_by_name(merge(parts)) == {"n": 2**24 + 3}
 
 
 def test_what_does_not_fit_together_is_not_added():
+    add: Any = operator.add
     with pytest.raises(TypeError, match="unsupported operand"):
-        operator.add(Mean(1.0, 1.0), Sum(1.0))
+        add(Mean(1.0, 1.0), Sum(1.0))
     with pytest.raises(ValueError, match=r"Sum.total: cannot add arrays of the shapes \(2,\) and \(1,\)"):
         _ = Sum(np.zeros(2)) + Sum(np.zeros(1))
     with pytest.raises(ConfigError, match=r"weights of shape \[3\] for values of shape \[3, 1\]"):

@@ -108,7 +108,7 @@ def made(tmp_path_factory) -> dict[str, tuple[Source, tuple]]:
         "records": (records, text),
         "parquet": (Parquet((str(root / "rows.parquet"),)), text),
         "parquet stored": (Stored(Parquet((str(root / "rows.parquet"),), ("text",)), str(root / "stored")), text),
-        "images": (ImageFolder(str(root / "images"), (8, 6)), (Shift(1),)),
+        "images": (ImageFolder(str(root / "images"), (8, 6), ("a", "b")), (Shift(1),)),
         "tokens": (Tokens(paths, 33), ()),
         "packed": (Packed(paths, 128), ()),
         "mixture": (Mixture((records, Arrays(rows)), (3, 1)), text),
@@ -117,7 +117,7 @@ def made(tmp_path_factory) -> dict[str, tuple[Source, tuple]]:
         "built": (Built("tiny", "1.0.0", folder=str(root)), text),
         "windows": (Windows(Arrays(rows), 50), ()),
         "tolerant": (Tolerant(Broken((3, 7)), 5), ()),
-        "whole batches": (ImageFolder(str(root / "images"), (8, 6)), (RandomCrop((5, 5)),)),
+        "whole batches": (ImageFolder(str(root / "images"), (8, 6), ("a", "b")), (RandomCrop((5, 5)),)),
     }
 
 

@@ -211,5 +211,6 @@ def test_evaluation_and_prediction_change_nothing_and_drop_nothing():
 def test_a_batch_of_nothing_but_filling_rows_says_nan_and_not_zero():
     nothing = {**NUMBERS, "mask": np.zeros(4, bool)}
     loss = eval_step(REGRESS, state_of(REGRESS, NUMBERS), nothing)["loss"]
+    assert isinstance(loss, Mean)
     assert np.isnan(float(loss))
     assert float(loss.total) == 0

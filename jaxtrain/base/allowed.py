@@ -35,12 +35,10 @@ class Allowed:
         return ~(inside if self.ignored is None else inside | (values == self.ignored))
 
 
-def check_values(
-    batch: Mapping[str, np.ndarray], allowed: Mapping[str, Allowed], source: str, record: Callable[[int], int | None]
-) -> None:
-    """Raises Damaged, naming field, value and record, for a number that is not allowed in a row that the mask marks.
+def check_values(batch: Mapping[str, np.ndarray], allowed: Mapping[str, Allowed], where: Callable[[int], str]) -> None:
+    """Raises Damaged, naming field, value and place, for a number that is not allowed in a row that the mask marks.
 
-    record: the record that a row of the batch is; None where a row is made of several.
+    where: the place that a row of the batch comes from, for the message.
     """
     for name, numbers in allowed.items():
         values: Any = batch.get(name)
@@ -51,7 +49,7 @@ def check_values(
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
             place = f" at {list(at[1:])}" if at[1:] else ""
             raise Damaged(
-                source, record(at[0]), f"field {name!r} is {values[at]}{place}, not one of the {numbers}: {numbers.why}"
+                where(at[0]), None, f"field {name!r} is {values[at]}{place}, not one of the {numbers}: {numbers.why}"
             )
 
 

@@ -10,10 +10,13 @@ from jaxtrain.data.sources.array_record import ArrayRecord, write_array_record
 from jaxtrain.data.sources.arrays import Arrays
 from jaxtrain.data.sources.base import Example, HostBatch, Source
 from jaxtrain.data.sources.combine import InMemory, Mapped, Mixture, Take, Wrapper
-from jaxtrain.data.sources.images import ImageFolder
+from jaxtrain.data.sources.csv_rows import Csv
+from jaxtrain.data.sources.images import ImageFolder, folder_classes
 from jaxtrain.data.sources.items import Items
+from jaxtrain.data.sources.json_lines import JsonLines
 from jaxtrain.data.sources.parquet import Parquet
 from jaxtrain.data.sources.stored import Stored
+from jaxtrain.data.sources.tar import Tar
 from jaxtrain.data.sources.tfds import Tfds
 from jaxtrain.data.sources.tolerant import Tolerant
 from jaxtrain.data.sources.windows import Windows
@@ -22,7 +25,7 @@ from jaxtrain.data.tokens.packing import Packed, plan_packing
 from jaxtrain.data.tokens.tokenizers import Bytes, HuggingFace, Tokenize, Tokenizer, train_bpe
 from jaxtrain.data.transforms.audio import LogMel
 from jaxtrain.data.transforms.base import BatchTransform, Transform
-from jaxtrain.data.transforms.fields import Columns, Normalize, OneHot, Select
+from jaxtrain.data.transforms.fields import Columns, Normalize, OneHot, Pad, Select
 from jaxtrain.data.transforms.images import CentralCrop, CutMix, Flip, RandomCrop, Shift
 from jaxtrain.data.transforms.text import Hash, Utf8
 
@@ -33,6 +36,7 @@ __all__ = [
     "Bytes",
     "CentralCrop",
     "Columns",
+    "Csv",
     "CutMix",
     "Damaged",
     "Documents",
@@ -44,12 +48,14 @@ __all__ = [
     "ImageFolder",
     "InMemory",
     "Items",
+    "JsonLines",
     "LogMel",
     "Mapped",
     "Mixture",
     "Normalize",
     "OneHot",
     "Packed",
+    "Pad",
     "Parquet",
     "Pipeline",
     "RandomCrop",
@@ -58,6 +64,7 @@ __all__ = [
     "Source",
     "Stored",
     "Take",
+    "Tar",
     "Tfds",
     "Tokenize",
     "Tokenizer",
@@ -67,6 +74,7 @@ __all__ = [
     "Utf8",
     "Windows",
     "Wrapper",
+    "folder_classes",
     "plan_packing",
     "train_bpe",
     "write_array_record",

@@ -5,7 +5,8 @@ Processes, workers and threads only split the rows and the work, so none of them
 iterator state to save.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,11 +17,10 @@ from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import Checked, NonNegativeInt, PositiveInt, Seed
 from jaxtrain.data.sources.base import Example, HostBatch, Indexed, Source
+from jaxtrain.data.stack import stack
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 
 _ENDLESS = 1 << 40
-
-_NARROW = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class Pipeline(Checked):
         if start < 0:
             raise ConfigError(f"start must be a step, 0 or more, got {start}")
         order = self._order(self.seed if self.shuffle else None)
+        if self.shuffle:
+            self.source.warn_shuffled()
         return _Steps(self, order, self._rows(rows), start, _ENDLESS, training=True)
 
     def epoch(self, rows: Sequence[int] | None = None) -> Generator[HostBatch, None, None]:
@@ -120,7 +122,9 @@ class Pipeline(Checked):
     @cached_property
     def _first(self) -> HostBatch:
         self._size()
-        return stack([self._transformed(self.source[0], _Draws(self.seed).at(0), training=True)])
+        with _named(lambda: self.source.where(0)):
+            row = self._transformed(self.source[0], _Draws(self.seed).at(0), training=True)
+        return stack([row], self.source.where)
 
     def _size(self) -> int:
         size = len(self.source)
@@ -198,50 +202,22 @@ class _Steps:
         size = len(source)
         mask = np.array([self.training or position < size for position in positions])
         # All at once: some sources read several much faster than one after another.
-        stored = source.fetch([int(self.order[position]) for position in positions])
-        rows = [source.decode(one) for one in stored]
+        indices = [int(self.order[position]) for position in positions]
+        rows = [source.decode(one) for one in source.fetch(indices)]
         if self.pipeline.transforms:
-            draws, training = _Draws(self.pipeline.seed), self.training
-            rows = [
-                # Position 0 for all when evaluating, so that a row has the same bits as in `prepare`.
-                self.pipeline._transformed(row, draws.at(position if training else 0), training)
-                for row, position in zip(rows, positions, strict=True)
-            ]
-        return {**stack(rows), "mask": mask}
+            draws, training, done = _Draws(self.pipeline.seed), self.training, 0
+            with _named(lambda: source.where(indices[done])):
+                for done, position in enumerate(positions):
+                    # Position 0 for all when evaluating, so that a row has the same bits as in `prepare`.
+                    random = draws.at(position if training else 0)
+                    rows[done] = self.pipeline._transformed(rows[done], random, training)
+        return {**stack(rows, lambda row: source.where(indices[row])), "mask": mask}
 
 
-def stack(examples: Sequence[Example]) -> HostBatch:
-    """Stack examples on a new first dimension and add "mask": bool[rows], all True.
-
-    64-bit numbers become int32, uint32 or float32, as JAX would silently make them. Raises ConfigError for integers
-    that do not fit, for examples that differ in fields, shapes or dtypes, and for text.
-    """
-    names = list(examples[0])
-    if "mask" in names:
-        raise ConfigError('the field name "mask" is taken: it says which rows of a batch are real')
-    for number, example in enumerate(examples):
-        if example.keys() != examples[0].keys():
-            raise ConfigError(f"row {number} has the fields {sorted(example)} but row 0 has {sorted(names)}")
-    columns = {name: _stack_field(name, [np.asarray(example[name]) for example in examples]) for name in names}
-    return {**columns, "mask": np.ones(len(examples), bool)}
-
-
-def _stack_field(name: str, values: list[np.ndarray]) -> np.ndarray:
-    first = values[0]
-    if first.dtype.kind in "OUSMm":
-        raise ConfigError(
-            f"field {name!r} is {first.dtype}, not numbers: add a transform that encodes it, such as "
-            "Utf8(length), or leave it out with Select(fields)"
-        )
-    narrow = np.empty((len(values), *first.shape), _NARROW.get(first.dtype.name, first.dtype))
-    for row, value in enumerate(values):
-        if value.dtype != first.dtype or value.shape != first.shape:
-            kinds = {f"{value.dtype}{list(value.shape)}" for value in values}
-            raise ConfigError(
-                f"field {name!r} differs between examples: {', '.join(sorted(kinds))}; "
-                "add a transform that makes them alike"
-            )
-        narrow[row] = value
-        if narrow.dtype != first.dtype and first.dtype.kind in "iu" and (narrow[row] != value).any():
-            raise ConfigError(f"field {name!r} has integers that do not fit {narrow.dtype}")
-    return narrow
+@contextmanager
+def _named(where: Callable[[], str]) -> Generator[None]:
+    """Adds to a ConfigError which example it is about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {where()})") from error

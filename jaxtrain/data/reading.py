@@ -1,5 +1,7 @@
 """Reading ahead in threads and processes. The one module that imports grain."""
 
+import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -65,7 +67,26 @@ def read(batches: Indexed[HostBatch], *, threads: int, workers: int, prefetch: i
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    yield from iter(dataset)  # which passes close() on to grain's iterator
+    reading = iter(dataset)
+    with contextlib.closing(reading):
+        if workers:
+            with _without_current_folder():
+                first = next(reading)  # starts the processes
+            yield first
+        yield from reading
+
+
+@contextlib.contextmanager
+def _without_current_folder() -> Generator[None]:
+    """Python processes that are started within do not import from the current folder, where a `random.py` may lie."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONSAFEPATH", None)
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def to_device(batches: Iterator[HostBatch], put: Callable[[HostBatch], T], depth: int = 2) -> Generator[T, None, None]:

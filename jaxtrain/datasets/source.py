@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.cache import cache
-from jaxtrain.base.config import NOT_IN_FINGERPRINT, flatten, from_json
+from jaxtrain.base.config import flatten, from_json
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.files import digest, edges
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.paths import PATH, make_absolute
 from jaxtrain.datasets.card import Card
 from jaxtrain.datasets.formats import Format
 
@@ -35,7 +36,10 @@ class Built(Source):
     name: str
     version: str
     split: str = "train"
-    folder: str | None = field(default=None, metadata=NOT_IN_FINGERPRINT)
+    folder: str | None = field(default=None, metadata=PATH)
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "folder")
 
     @property
     def path(self) -> Path:
@@ -72,6 +76,9 @@ class Built(Source):
 
     def raw(self, argument: str) -> Example:
         return self._opened[1].raw(argument)
+
+    def remembered(self) -> Source:
+        return self._opened[1].remembered()
 
     def identity(self) -> str:
         """Name, version, split, and hashes of the decoded records, of their order and of the storage format."""

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 from jaxtrain.base.config import check_types
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.files import require_file
+from jaxtrain.data.sources.paths import relative_to
 from jaxtrain.experiment.experiment import Experiment
 
 T = TypeVar("T")
@@ -37,8 +38,13 @@ def load(where: str) -> tuple[Experiment, Origin]:
 
 
 def load_kind(where: str, kind: type[T]) -> tuple[T, Origin]:
-    """The same for a function that returns another kind of value."""
+    """The same for a function that returns another kind of value. Relative paths count from the folder of the file."""
     name, _, function = where.partition(":")
+    with relative_to(Path(name).resolve().parent):
+        return _load_function(name, function, kind)
+
+
+def _load_function(name: str, function: str, kind: type[T]) -> tuple[T, Origin]:
     module = load_code(Path(name))
     found = functions(module, kind)
     if not found:
@@ -82,6 +88,11 @@ class _Loader(SourceFileLoader):
 def load_code(file: Path) -> ModuleType:
     """The experiment file as a module. Raises ConfigError if it is not there or fails, saying at which line."""
     require_file(file, "experiment file")
+    if file.stem in sys.stdlib_module_names:
+        raise ConfigError(
+            f"{file}: there is a Python module {file.stem!r} already, in Python's own library, which worker processes "
+            "and other modules import: give the file another name"
+        )
     taken = sys.modules.get(file.stem)
     if taken is not None and not isinstance(taken.__loader__, _Loader):
         if Path(taken.__file__ or "").resolve() == file.resolve():

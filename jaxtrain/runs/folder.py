@@ -19,6 +19,9 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import read_json, write_json
 from jaxtrain.base.provenance import environment
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
+from jaxtrain.data.remembered import remember
+from jaxtrain.data.sources.images import ImageFolder
+from jaxtrain.data.sources.paths import moved
 from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin, load, load_code
@@ -64,12 +67,27 @@ class Run:
         """The experiment as it was last run."""
         if self._experiment is not None:
             return self._experiment
-        saved, made = self.saved["experiment"], None
+        return self._from_json(self.saved["experiment"])
+
+    def _from_json(self, saved: Mapping[str, Any]) -> Experiment:
+        made = None
         if self._code is not None and '"$array"' in json.dumps(saved):
             made = load(self._code)[0]
         elif self._code is not None:
             load_code(Path(self._code.partition(":")[0]))
-        return from_json(saved, made)
+        with moved(Path(self.saved.get("folder", self.folder)), self.folder.absolute()):
+            return from_json(saved, made)
+
+    def without_data(self) -> "Run":
+        """The same run, with the fields and shapes that it remembers in place of its data: to predict from raw inputs,
+        though no data file is there. One that was opened with its experiment stays as it is.
+        """
+        inputs, saved = self.saved.get("inputs"), self.saved["experiment"]
+        if self._experiment is not None or inputs is None or '"$array"' in json.dumps(inputs):
+            return self
+        run = Run(self.folder, self._code)
+        run._experiment = self._from_json({**saved, "data": inputs, "evals": dict.fromkeys(saved["evals"], inputs)})
+        return run
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: `step`, `split`, and every metric as a float, NaN and infinities too."""
@@ -104,6 +122,7 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
 
     Raises ConfigError where the folder holds a run of another experiment, naming the differences, or cannot be written.
     """
+    _check_classes(experiment)
     name = "run"
     if origin is not None:
         name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
@@ -120,6 +139,19 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
         raise ConfigError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
     broadcast_from_first(0)  # a barrier: no process reads the folder before process 0 has written it
     return Run(folder, experiment=experiment)
+
+
+def _check_classes(experiment: Experiment) -> None:
+    """Raises ConfigError where the folders of images of one split have other classes than another's, or the task."""
+    pipelines = {"data": experiment.data, **{f"evals.{split}": data for split, data in experiment.evals.items()}}
+    found = [(name, one.classes) for name, data in pipelines.items() for one in find(data, ImageFolder) if one.classes]
+    named = getattr(experiment.task, "classes", None)
+    for name, classes in [*found, *([("task.classes", named)] if found and named is not None else [])]:
+        if classes != found[0][1]:
+            raise ConfigError(
+                f"{name}: the classes {classes} are not those of {found[0][0]}, {found[0][1]}: labels would mean "
+                "other classes; write the tuple once and give it to all"
+            )
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], experiment: Experiment) -> None:
@@ -144,6 +176,8 @@ def _write_files(folder: Path, experiment: Experiment, origin: Origin | None) ->
         "origin": None if origin is None else f"{origin.file}:{origin.function}",
         "config": flatten(experiment),
         "experiment": to_json(experiment),
+        "inputs": to_json(remember(experiment.data)),
+        "folder": str(folder.absolute()),
     }
     folder.mkdir(parents=True, exist_ok=True)
     if origin is not None:

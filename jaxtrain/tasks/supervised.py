@@ -1,6 +1,7 @@
 """Tasks whose loss is one number a row. Shapes: B batch."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 
 from jaxtrain.models.variables import Context, Variables
 from jaxtrain.tasks.base import Batch, Loss, Task, batch_field
-from jaxtrain.tasks.metrics import Mean
+from jaxtrain.tasks.metrics import Mean, Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,8 @@ class Supervised(Task):
     """The field of a batch with a weight of each row in loss and metrics, f32[B]; None weighs all alike."""
 
     @abstractmethod
-    def rows(self, outputs: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss of each row f32[B], and what metrics are the means of, f32[B] each by name."""
+    def rows(self, outputs: Any, batch: Batch) -> tuple[jax.Array, Mapping[str, jax.Array | Metric]]:
+        """The loss of each row f32[B], and metrics by name: any `Metric`, or numbers f32[B] to take the mean of."""
 
     @abstractmethod
     def prediction(self, outputs: Any) -> dict[str, jax.Array]:
@@ -48,7 +49,9 @@ class Supervised(Task):
         outputs, extras = self.model.apply(variables, self.read(batch), context)
         losses_B, values = self.rows(outputs, batch)
         weight_B = self.weigh(batch)
-        metrics = {name: Mean.of(values_B, weight_B) for name, values_B in values.items()}
+        metrics = {
+            name: value if isinstance(value, Metric) else Mean.of(value, weight_B) for name, value in values.items()
+        }
         return Loss.of(Mean.of(losses_B, weight_B), metrics, extras, weight_B)
 
     def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:

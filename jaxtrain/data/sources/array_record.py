@@ -3,7 +3,7 @@
 import importlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import atomic_write, edges, require_file
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.paths import PATH, make_absolute
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,12 @@ class ArrayRecord(Source):
     grows with the number of records in its file. Raises ConfigError when a file is missing.
     """
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = field(metadata=PATH)
 
     def __post_init__(self) -> None:
         if isinstance(self.paths, str) or not self.paths:
             raise ConfigError(f"ArrayRecord needs a tuple of one or more paths, got {self.paths!r}")
+        make_absolute(self, "paths")
 
     def __len__(self) -> int:
         return len(_open_records(self.paths))
@@ -73,6 +75,10 @@ class ArrayRecord(Source):
                 return Damaged(path, index, why)
             index -= size
         raise IndexError(index)
+
+    def where(self, index: int) -> str:
+        found = self._damaged(index, "")
+        return f"record {found.record} of {found.file}"
 
     def identity(self) -> str:
         """A sha256 of every file's size, first and last MiB; the last holds ArrayRecord's index of chunks."""

@@ -1,14 +1,17 @@
 """Sources made of other sources: the first examples, mixtures, transformed examples, examples kept in memory."""
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from jaxtrain.base.config import flatten
 from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.files import digest
 from jaxtrain.base.ranges import Positive, PositiveInt
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.transforms.base import Transform
@@ -38,8 +41,18 @@ class Wrapper(Source):
     def vocab(self) -> int | None:
         return self.source.vocab
 
+    def where(self, index: int) -> str:
+        return self.source.where(index)
+
+    def warn_shuffled(self) -> None:
+        self.source.warn_shuffled()
+
     def raw(self, argument: str) -> Example:
         return self.source.raw(argument)
+
+    def remembered(self) -> Source:
+        inner = self.source.remembered()
+        return inner if type(self).raw is Wrapper.raw else replace(self, source=inner)
 
     def identity(self) -> str:
         return self.source.identity()
@@ -86,7 +99,8 @@ class Mapped(Wrapper):
         return self._apply(self.source.raw(argument))
 
     def identity(self) -> str:
-        return f"mapped:{self.transforms!r}:{self.source.identity()}"
+        transforms = digest(json.dumps(flatten(self.transforms), sort_keys=True), length=16)
+        return f"mapped:{transforms}:{self.source.identity()}"
 
     def _apply(self, example: Example) -> Example:
         for transform in self.transforms:
@@ -107,6 +121,9 @@ class InMemory(Wrapper):
 
     def decode(self, stored: Example) -> Example:
         return dict(stored)  # a copy, so that what is kept does not change
+
+    def warn_shuffled(self) -> None:
+        """Nothing: each example is read once."""
 
 
 @lru_cache(maxsize=64)
@@ -145,19 +162,31 @@ class Mixture(Source):
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[int, Any]]:
         """Number of its source and stored record, for each index; each source is asked once."""
-        order, counts, seen = _picks(self.weights)
         found: list[tuple[int, Any]] = [(0, None)] * len(indices)
         wanted: dict[int, list[tuple[int, int]]] = {}
         for place, index in enumerate(indices):
-            block, offset = divmod(index, len(order))
-            number = int(order[offset])
-            nth = (block * counts[number] + int(seen[offset])) % len(self.sources[number])
+            number, nth = self._pick(index)
             wanted.setdefault(number, []).append((place, nth))
         for number, pairs in wanted.items():
             stored = self.sources[number].fetch([nth for _, nth in pairs])
             for (place, _), one in zip(pairs, stored, strict=True):
                 found[place] = number, one
         return found
+
+    def _pick(self, index: int) -> tuple[int, int]:
+        """The source that an example is from, and its index there."""
+        order, counts, seen = _picks(self.weights)
+        block, offset = divmod(index, len(order))
+        number = int(order[offset])
+        return number, (block * counts[number] + int(seen[offset])) % len(self.sources[number])
+
+    def warn_shuffled(self) -> None:
+        for source in self.sources:
+            source.warn_shuffled()
+
+    def where(self, index: int) -> str:
+        number, nth = self._pick(index)
+        return self.sources[number].where(nth)
 
     def decode(self, stored: tuple[int, Any]) -> Example:
         """The example of a stored record. Raises ConfigError where it has other fields than the first source."""
@@ -173,6 +202,9 @@ class Mixture(Source):
 
     def raw(self, argument: str) -> Example:
         return self.sources[0].raw(argument)
+
+    def remembered(self) -> Source:
+        return self.sources[0].remembered()
 
     def identity(self) -> str:
         return f"mixture:{self.weights}:{':'.join(source.identity() for source in self.sources)}"

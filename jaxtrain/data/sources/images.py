@@ -1,88 +1,187 @@
 """Folders of images as a source."""
 
-import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.files import digest
-from jaxtrain.base.packages import needs
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.pixels import pixels
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+
+NOT_READ = (".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".dcm", ".ppm", ".pgm", ".pbm", ".tga")
+"""Images that `ImageFolder` does not read."""
+
+_SYSTEM = ("__MACOSX", "@eaDir", "lost+found")  # folders that operating systems make, with copies of images in some
+
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+
+_SHOWN = 20  # names in an error message
 
 
 @dataclass(frozen=True)
 class ImageFolder(Source):
     """{"image": u8[Y, X, C], "label": i32}: images in one folder a class, resized to `size` (height, width).
 
-    Classes are the folders' names in alphabetical order; without folders there is no label. C is 1 if `gray`, else 3.
-    Raises ConfigError for a folder without images, Damaged for an image that does not decode.
+    `classes` are the folders' names in the order of their labels: give all splits the same tuple, so that a split that
+    lacks a class keeps the numbers of the others. Images below a class's folder are of that class. Without folders
+    there are neither classes nor labels. C is 1 if `gray`, else 3.
+
+    Hidden files and folders (`.ipynb_checkpoints`, `._1.png`) and files that are no images are left out. The
+    orientation in the EXIF data is applied, a palette becomes its colours, what is transparent is laid over white; of
+    an animation it is the first frame. Raises ConfigError for a folder without images, folders that are not the
+    classes, a class without images, and kinds of images that are not read, such as TIFF. Raises Damaged, naming the
+    file, for an image that does not decode, has 16 bits a sample, or is neither gray nor RGB, such as CMYK.
     """
 
-    folder: str = field(metadata=NOT_IN_FINGERPRINT)
+    folder: str = field(metadata=PATH)
     size: tuple[PositiveInt, PositiveInt]
+    classes: tuple[str, ...] | None = None
     gray: bool = False
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their labels."""
-        return _listed(self.folder)[1]
+    def __post_init__(self) -> None:
+        make_absolute(self, "folder")
+        if self.classes is not None and len(set(self.classes)) != len(self.classes):
+            raise ConfigError(f"ImageFolder classes must differ from each other, got {self.classes}")
 
     def __len__(self) -> int:
-        return len(_listed(self.folder)[0])
+        return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
         return self.decode(self.fetch([index])[0])
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
         """Index and encoded bytes of each image."""
-        return [(index, self._bytes(_listed(self.folder)[0][index])) for index in indices]
-
-    def _bytes(self, path: str) -> bytes:
-        try:
-            return Path(path).read_bytes()
-        except OSError as error:
-            raise Damaged(path, None, f"it cannot be read ({error.strerror})") from error
+        return [(index, _bytes(self._files[index])) for index in indices]
 
     def decode(self, stored: tuple[int, bytes]) -> Example:
-        with needs("ImageFolder", "Pillow", "images"):
-            from PIL import Image
         index, raw = stored
-        path = Path(_listed(self.folder)[0][index])
+        path = self._files[index]
+        label = {"label": np.int32(self.classes.index(_class(path, self.folder)))} if self.classes else {}
+        return {"image": self._pixels(path, raw), **label}
+
+    def raw(self, argument: str) -> Example:
+        """An image file, decoded as those that are trained on."""
+        if not Path(argument).is_file():
+            raise ConfigError(f"this model reads image files, and there is no file {argument}")
         try:
-            with Image.open(io.BytesIO(raw)) as image:
-                resized = image.convert("L" if self.gray else "RGB").resize((self.size[1], self.size[0]))
-        except Exception as error:  # Pillow's formats raise kinds of their own, SyntaxError among them
-            raise Damaged(str(path), None, f"it is no image that can be read ({error})") from error
-        pixels = np.asarray(resized, np.uint8).reshape(*self.size, -1)
-        label = {"label": np.int32(self.classes.index(path.parent.name))} if self.classes else {}
-        return {"image": pixels, **label}
+            return {"image": self._pixels(argument, _bytes(argument))}
+        except Damaged as error:
+            raise ConfigError(str(error)) from error
+
+    def where(self, index: int) -> str:
+        return self._files[index]
 
     def identity(self) -> str:
-        """A hash of every image's name and size in bytes."""
-        files = _listed(self.folder)[0]
-        lines = "\n".join(f"{os.path.relpath(file, self.folder)} {os.path.getsize(file)}" for file in files)
-        return f"images:{digest(lines)}"
+        """How images are decoded, the classes, and a hash of every image's name and size in bytes."""
+        lines = "\n".join(f"{_relative(file, self.folder)} {os.path.getsize(file)}" for file in self._files)
+        return f"images:{self.size}:{self.gray}:{self.classes}:{digest(lines)}"
+
+    @property
+    def _files(self) -> tuple[str, ...]:
+        return _listed(self.folder, self.classes)
+
+    def _pixels(self, path: str, raw: bytes) -> np.ndarray:
+        try:
+            return pixels(raw, self.size, self.gray)
+        except ConfigError:
+            raise  # Pillow is not installed
+        except ValueError as error:
+            raise Damaged(path, None, f"it is no image that can be read ({error})") from error
+
+
+def folder_classes(folder: str) -> tuple[str, ...]:
+    """The names of the folders of images in `folder`, in alphabetical order: for the `classes` of `ImageFolder`.
+
+    Take them from the training split, once, for all splits and the task. A relative path is as in `ImageFolder`.
+    """
+    holder = ImageFolder(folder, (1, 1))
+    return tuple(sorted({_class(path, holder.folder) for path in _found(holder.folder)} - {""}))
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise Damaged(path, None, f"it cannot be read ({error.strerror})") from error
+
+
+def _relative(path: str, folder: str) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _class(path: str, folder: str) -> str:
+    """The name of the folder that an image is in, directly below the source's; "" if it is in that itself."""
+    return _relative(path, folder).rpartition("/")[0].partition("/")[0]
 
 
 @lru_cache(maxsize=16)
-def _listed(folder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _listed(folder: str, classes: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The images, in the order of their names. Raises ConfigError where they are not of these classes."""
+    found = _found(folder)
+    names = {_class(path, folder) for path in found} - {""}
+    if classes is None and names:
+        raise ConfigError(f"ImageFolder: {folder} holds folders of images: {_advice(names)}")
+    if classes is not None and "" in {_class(path, folder) for path in found}:
+        raise ConfigError(f"ImageFolder: {folder} holds images beside its folders, which have no class")
+    for name in sorted(names - set(classes or ())):
+        raise ConfigError(
+            f"ImageFolder: the folder {folder}/{name} is none of the classes{nearest(name, classes or ())}"
+        )
+    return found
+
+
+def _advice(names: set[str]) -> str:
+    if len(names) > _SHOWN:
+        return "give all splits and the task one tuple of classes, as from folder_classes(the folder of training)"
+    return f"give all splits and the task the same tuple of classes, for example classes={tuple(sorted(names))!r}"
+
+
+@lru_cache(maxsize=16)
+def _found(folder: str) -> tuple[str, ...]:
+    """All images below a folder. Raises ConfigError for what would be left out and should not."""
     root = Path(folder)
     if not root.is_dir():
         others = [other.name for other in root.parent.glob("*/")]
         raise ConfigError(f"ImageFolder: there is no folder {root}{nearest(root.name, others)}")
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not found:
+    files = sorted(_visible(root))
+    for path in files:
+        if path.suffix.lower() in NOT_READ:
+            raise ConfigError(f"ImageFolder: {path} is an image of a kind that is not read: save it as PNG, or move it")
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not images:
         raise ConfigError(f"ImageFolder: {root} holds no images ({', '.join(SUFFIXES)})")
-    classes = {path.parent.name for path in found if path.parent != root}
-    if classes and any(path.parent == root for path in found):
-        raise ConfigError(f"ImageFolder: {root} holds both images and folders of images; give each a class")
-    return tuple(map(str, found)), tuple(sorted(classes))
+    folders = {path.name for path in root.iterdir() if path.is_dir() and not _hidden(path.name)}
+    parents = {path.relative_to(root).parts[:-1] for path in images}
+    splits = {name for name in folders if name.lower() in _SPLITS}
+    if splits and (splits == folders or any((name,) not in parents for name in splits)):
+        one = sorted(splits)[0]
+        raise ConfigError(
+            f"ImageFolder: {root} holds the splits {', '.join(sorted(splits))}: make one ImageFolder of each, as of "
+            f"{root / one}, all with the same classes"
+        )
+    for name in sorted(folders - {parts[0] for parts in parents if parts}):
+        held = sorted(path.name for path in files if path.relative_to(root).parts[0] == name)[:3]
+        raise ConfigError(
+            f"ImageFolder: the folder {root / name} has no image that is read ({', '.join(SUFFIXES)}), "
+            f"but {', '.join(held) or 'no file at all'}: save them as PNG, or move the folder"
+        )
+    return tuple(map(str, images))
+
+
+def _visible(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        yield from (Path(folder, name) for name in files if not _hidden(name))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEM

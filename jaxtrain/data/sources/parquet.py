@@ -1,7 +1,8 @@
 """Parquet tables as a source."""
 
 import importlib
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.files import edges, require_file
 from jaxtrain.base.packages import needs
-from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.base import Example, Source, list_array
+from jaxtrain.data.sources.paths import PATH, make_absolute
+
+_KEPT = 8  # row groups in memory
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,19 @@ class Parquet(Source):
     """The rows of Parquet files, in the order of `paths`; lists become arrays.
 
     Reading a row reads its whole row group, and the last few groups are kept: quick in order, slow at random. To
-    shuffle, wrap it in `Stored` (copies it once to records on disk) or `InMemory`. `columns` are all by default. Raises
-    ConfigError for a missing file or column, Damaged for a file or row group that cannot be read.
+    shuffle, wrap it in `Stored` (copies it once to records on disk) or `InMemory`. `columns` are all by default. What
+    is neither number nor text (null, a date, a decimal, a struct) comes as its Python value, for a transform to encode;
+    a batch refuses it by column, row and file. Raises ConfigError for a missing file or column, Damaged for a file or
+    row group that cannot be read.
     """
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = field(metadata=PATH)
     columns: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.paths, str) or not self.paths:
+            raise ConfigError(f"Parquet needs a tuple of one or more paths, got {self.paths!r}")
+        make_absolute(self, "paths")
 
     def __len__(self) -> int:
         return int(_row_groups(self)[1][-1])
@@ -36,11 +47,33 @@ class Parquet(Source):
         which = int(np.searchsorted(ends, index, side="right"))
         rows = _read_group(self, *groups[which])
         row = index - (int(ends[which - 1]) if which else 0)
-        return {name: np.asarray(v) if isinstance(v := values[row], list) else v for name, values in rows.items()}
+        return {name: values[row] for name, values in rows.items()}
+
+    def where(self, index: int) -> str:
+        groups, ends = _row_groups(self)
+        which = int(np.searchsorted(ends, index, side="right"))
+        path = groups[which][0]
+        first = next(number for number, (file, _) in enumerate(groups) if file == path)
+        return f"row {index - (int(ends[first - 1]) if first else 0)} of {path}"
+
+    def warn_shuffled(self) -> None:
+        if len(_row_groups(self)[0]) > _KEPT:
+            _warn_slow(self)
 
     def identity(self) -> str:
         """The columns, and a sha256 of every file's size, first and last MiB; the last holds Parquet's metadata."""
         return f"parquet:{self.columns}:{edges(*map(Path, self.paths))}"
+
+
+@lru_cache(maxsize=64)
+def _warn_slow(source: Parquet) -> None:
+    """Says it once in a process."""
+    size = len(source) // len(_row_groups(source)[0])
+    logging.getLogger("jaxtrain.data").warning(
+        "Parquet: each row that is read at random decodes its row group of about %s rows, which is 100 times slower, "
+        "or more, than reading in order: wrap the source in Stored(...), which copies it once to records on disk",
+        f"{size:,}",
+    )
 
 
 @lru_cache(maxsize=64)
@@ -57,13 +90,40 @@ def _row_groups(source: Parquet) -> tuple[list[tuple[str, int]], np.ndarray]:
     return groups, np.cumsum(sizes or [0])
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=_KEPT)
 def _read_group(source: Parquet, path: str, number: int) -> dict[str, list[Any]]:
     columns = None if source.columns is None else list(source.columns)
     try:
-        return _open_table(path).read_row_group(number, columns=columns, use_threads=False).to_pydict()
+        table = _open_table(path).read_row_group(number, columns=columns, use_threads=False)
     except (OSError, ValueError) as error:
         raise Damaged(path, None, f"row group {number} cannot be read ({error})") from error
+    return {name: _values(path, name, column) for name, column in zip(table.column_names, table.columns, strict=True)}
+
+
+def _values(path: str, name: str, column: Any) -> list[Any]:
+    try:
+        values = column.to_pylist()
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"Parquet: column {name!r} of {path} is {column.type}, which cannot be read ({error}): leave it out by "
+            "naming the others in columns=(...)"
+        ) from error
+    kind, inner = str(column.type), column.type
+    while hasattr(inner, "value_type") and "list" in str(inner).partition("<")[0]:
+        inner = inner.value_type
+    dtype = _dtype(str(inner))
+    if kind == "uint64":
+        return [value if value is None else np.uint64(value) for value in values]
+    return [list_array(value, dtype) if isinstance(value, list) else value for value in values]
+
+
+def _dtype(kind: str) -> str | None:
+    """Of a list's elements, so that an empty list is of the same kind as others; None where the content decides."""
+    if kind in ("float", "double"):
+        return "float64"
+    if kind == "uint64":
+        return "uint64"
+    return "int64" if kind.lstrip("u").startswith("int") else None
 
 
 def _open_table(path: str) -> Any:

@@ -1,7 +1,8 @@
 """A source's examples, written to records on disk when first read."""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jaxtrain.base.files import atomic_folder, digest
 from jaxtrain.data.sources.array_record import ArrayRecord, write_array_record
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.sources.combine import Wrapper
+from jaxtrain.data.sources.paths import PATH, make_absolute
 
 _RECORDS = 10_000  # a file: reading one record costs more the more there are
 
@@ -20,10 +22,13 @@ class Stored(Wrapper):
     """Another source's examples, written to ArrayRecord files when first read, and from then on read from disk.
 
     The files are in a folder named by the other source's identity under `folder` (by default the user's cache), which
-    takes its name only when all are complete.
+    takes its name only when all are complete. Progress is printed on stderr.
     """
 
-    folder: str | None = None
+    folder: str | None = field(default=None, metadata=PATH)
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "folder")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -33,6 +38,12 @@ class Stored(Wrapper):
 
     def decode(self, stored: Any) -> Example:
         return self.records.decode(stored)
+
+    def where(self, index: int) -> str:
+        return self.records.where(index)
+
+    def warn_shuffled(self) -> None:
+        """Nothing: records are read by index."""
 
     @cached_property
     def records(self) -> ArrayRecord:
@@ -45,12 +56,20 @@ def _stored(source: Source, folder: Path) -> ArrayRecord:
     final = folder / digest(source.identity(), length=16)
     if not final.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
+        print(f"Stored: writing {len(source):,} examples to {final}, once", file=sys.stderr)
         try:
             with atomic_folder(final) as unfinished:
                 for part, start in enumerate(range(0, len(source), _RECORDS)):
                     rows = range(start, min(start + _RECORDS, len(source)))
                     write_array_record(unfinished / f"{part:05}.arrayrecord", (source[row] for row in rows))
+                    _print_progress(rows.stop, len(rows), len(source))
         except OSError:
             if not final.is_dir():  # else another process was quicker, with the same files
                 raise
     return ArrayRecord(tuple(str(path) for path in sorted(final.glob("*.arrayrecord"))))
+
+
+def _print_progress(done: int, new: int, total: int) -> None:
+    """A line for each tenth of all, at most ten."""
+    if 10 * done // total > 10 * (done - new) // total:
+        print(f"Stored: {done:,} of {total:,} examples", file=sys.stderr)

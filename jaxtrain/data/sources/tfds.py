@@ -1,6 +1,6 @@
 """Datasets that TensorFlow Datasets prepared, as a source."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.packages import needs
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.paths import PATH, make_absolute
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,10 @@ class Tfds(Source):
 
     name: str
     split: str
-    data_dir: str
+    data_dir: str = field(metadata=PATH)
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "data_dir")
 
     def __len__(self) -> int:
         return len(_open_tfds(self))

@@ -1,6 +1,6 @@
 """Rows of bytes of another source's text, held in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -40,6 +40,9 @@ class Windows(Source):
     def raw(self, argument: str) -> Example:
         """The bytes of a text of any length."""
         return {"tokens": np.frombuffer(argument.encode(), np.uint8).astype(np.int32)}
+
+    def remembered(self) -> Source:
+        return replace(self, source=self.source.remembered())
 
     def identity(self) -> str:
         return f"windows:{self.length}:{self.field}:{self.source.identity()}"

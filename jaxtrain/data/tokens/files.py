@@ -15,6 +15,7 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import atomic_write, digest, require_file
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.paths import PATH, make_absolute
 from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer
 
 MAGIC = b"jaxtoken"
@@ -133,7 +134,10 @@ class Documents(Source):
     Each is compared with its checksum when it is read. Raises Damaged for one that differs.
     """
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = field(metadata=PATH)
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "paths")
 
     def __len__(self) -> int:
         return _ends(self.paths)[-1]
@@ -167,9 +171,12 @@ def _place(ends: list[int], index: int) -> tuple[int, int]:
 class TokenSource(Source):
     """Rows of `length` + 1 tokens of token files. `tokenizer` encodes the texts that a trained model is given."""
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = field(metadata=PATH)
     length: PositiveInt
     tokenizer: Tokenizer = field(default_factory=Bytes)
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "paths")
 
     @property
     def vocab(self) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import atomic_write, digest, require_file
 from jaxtrain.base.packages import needs
 from jaxtrain.base.ranges import Checked, PositiveInt
 from jaxtrain.data.sources.base import Example
+from jaxtrain.data.sources.paths import PATH, make_absolute
 from jaxtrain.data.transforms.base import Transform
 
 
@@ -63,7 +63,10 @@ class Bytes(Tokenizer):
 class HuggingFace(Tokenizer):
     """A JSON file of the `tokenizers` library, identified by its content. Raises ConfigError where there is none."""
 
-    path: str = field(metadata=NOT_IN_FINGERPRINT)
+    path: str = field(metadata=PATH)
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "path")
 
     @property
     def vocab(self) -> int:

@@ -75,3 +75,37 @@ class Columns(Transform):
         parts = [np.ravel(self.field_of(example, name)) for name in self.fields]
         rest = {name: value for name, value in example.items() if name not in self.fields}
         return {**rest, self.to: np.concatenate(parts).astype(np.float32)}
+
+
+@dataclass(frozen=True)
+class Pad(Transform):
+    """The values in `field`, [n, …], filled up with `value` to [length, …], so that batches have one shape.
+
+    `mask` is the name of a new field, bool[length], that is True at the n values; by default "{field}_mask". Raises
+    ConfigError for more than `length` values; nothing is cut off.
+    """
+
+    field: str
+    length: int
+    value: float = 0
+    mask: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ConfigError(f"Pad length must be at least 1, got {self.length}")
+        if self.mask == "mask":
+            raise ConfigError('Pad: the field name "mask" is taken: it says which rows of a batch are real')
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        values = np.asarray(self.field_of(example, self.field))
+        if values.ndim < 1 or values.dtype.kind not in "biuf":
+            raise ConfigError(f"Pad: {self.field!r} must be numbers [n, …], got {values.dtype}{list(values.shape)}")
+        if len(values) > self.length:
+            raise ConfigError(f"Pad: {self.field!r} has {len(values)} values, more than the length {self.length}")
+        with np.errstate(invalid="ignore"):
+            fill = np.asarray(self.value).astype(values.dtype)
+        if not np.array_equal(fill, self.value, equal_nan=True):
+            raise ConfigError(f"Pad: the value {self.value} does not fit {self.field!r}, which is {values.dtype}")
+        padded = np.full((self.length, *values.shape[1:]), fill, values.dtype)
+        padded[: len(values)] = values
+        return {**example, self.field: padded, self.mask or f"{self.field}_mask": np.arange(self.length) < len(values)}

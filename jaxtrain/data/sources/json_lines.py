@@ -1,0 +1,89 @@
+"""JSON Lines files as a source."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.data.sources.base import Example, Source, list_array
+from jaxtrain.data.sources.offsets import Located, line_number, locate
+from jaxtrain.data.sources.paths import PATH, make_absolute
+
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class JsonLines(Source):
+    """The lines of JSON Lines files, an object each, in the order of `paths`; lists become arrays.
+
+    `floats` are the fields that are float64 though some line writes them without a point; other numbers are what they
+    are written as. A null or an object comes as its Python value; a batch refuses it with its line. Empty lines are
+    left out. Where lines begin is found once, by reading all, and kept in the user's cache. Raises ConfigError for a
+    missing or compressed file; Damaged, naming file and line, for what is no JSON object, a key that occurs twice and a
+    number beyond float64.
+    """
+
+    paths: tuple[str, ...] = field(metadata=PATH)
+    floats: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.paths, str) or not self.paths:
+            raise ConfigError(f"JsonLines needs a tuple of one or more paths, got {self.paths!r}")
+        make_absolute(self, "paths")
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> Example:
+        path, number, start = self._lines.find(index)
+        with open(path, "rb") as file:
+            file.seek(start)
+            line = file.readline()
+        try:
+            found = json.loads(line.removeprefix(_BOM), parse_float=_float, object_pairs_hook=_object)
+            if not isinstance(found, dict):
+                raise ValueError(f"it is a {type(found).__name__}, not an object")
+            return {name: self._value(name, value) for name, value in found.items()}
+        except ValueError as error:
+            raise Damaged(path, number, f"line {line_number(path, start)} cannot be read: {error}") from error
+
+    def where(self, index: int) -> str:
+        return self._lines.line(index)
+
+    def identity(self) -> str:
+        """The fields that are floats, and a sha256 of all files."""
+        return f"json_lines:{self.floats}:{self._lines.content()}"
+
+    def _value(self, name: str, value: Any) -> Any:
+        floats = name in self.floats
+        if isinstance(value, list):
+            return list_array(value, "float64" if floats else None if value else "int64")
+        return float(value) if floats and type(value) is int else value
+
+    @property
+    def _lines(self) -> Located:
+        return locate(self.paths, "JSON Lines", _starts)
+
+
+def _starts(file: BinaryIO) -> Iterator[int]:
+    start = 0
+    for line in file:
+        if line.strip(b" \t\r\n" + _BOM):
+            yield start
+        start += len(line)
+
+
+def _float(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"the number {text} is beyond float64")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the key {name!r} occurs twice")
+    return dict(pairs)

@@ -1,0 +1,71 @@
+"""Paths in values: a relative one counts from the folder of the experiment file, else from the current folder."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Generator
+from contextvars import ContextVar
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.base.config import NOT_IN_FINGERPRINT
+
+PATH = NOT_IN_FINGERPRINT
+"""Metadata of a field with the place of data: what they are is in the identity, where they lie is not."""
+
+_FOLDER: ContextVar[Path | None] = ContextVar("folder", default=None)
+
+_MOVED: ContextVar[tuple[Path, Path] | None] = ContextVar("moved", default=None)
+
+
+@contextlib.contextmanager
+def relative_to(folder: Path) -> Generator[None]:
+    """Within the block, relative paths in the values that are made count from this folder."""
+    token = _FOLDER.set(folder)
+    try:
+        yield
+    finally:
+        _FOLDER.reset(token)
+
+
+@contextlib.contextmanager
+def moved(before: Path, now: Path) -> Generator[None]:
+    """Within the block, an absolute path that is not there is looked for where it would be if the folder `before`, now
+    at `now`, had been moved together with it.
+    """
+    token = _MOVED.set((before, now))
+    try:
+        yield
+    finally:
+        _MOVED.reset(token)
+
+
+def make_absolute(value: Any, name: str) -> None:
+    """In `__post_init__` of a frozen dataclass: make the path, or the tuple of paths, in a field absolute.
+
+    So the value means the same files in any current folder, in a worker process, and when it is loaded from a run.
+    """
+    given = getattr(value, name)
+    if isinstance(given, str):
+        object.__setattr__(value, name, _absolute(given))
+    elif isinstance(given, tuple):
+        object.__setattr__(value, name, tuple(_absolute(path) if isinstance(path, str) else path for path in given))
+
+
+@lru_cache(maxsize=64)
+def _log_moved(place: str, other: str) -> None:
+    """Says it once in a process."""
+    logging.getLogger("jaxtrain.data").warning("%s is not there; reading %s instead", place, other)
+
+
+def _absolute(path: str) -> str:
+    if "://" in path:
+        return path
+    place = os.path.abspath(os.path.join(_FOLDER.get() or "", os.path.expanduser(path)))
+    if (folders := _MOVED.get()) is not None and not os.path.exists(place):
+        other = os.path.abspath(os.path.join(folders[1], os.path.relpath(place, folders[0])))
+        if other != place and os.path.exists(other):
+            _log_moved(place, other)
+            return other
+    return place

@@ -1,0 +1,137 @@
+"""Tar files as a source, with the names of WebDataset."""
+
+import io
+import json
+import tarfile
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.files import digest, edges, require_file
+from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.images import NOT_READ, SUFFIXES
+from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.pixels import pixels
+
+_FIELDS = {**dict.fromkeys(SUFFIXES, "image"), ".cls": "label", ".txt": "text"}
+"""The field of a member, by its ending; others are named as the ending is."""
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One file in a tar file."""
+
+    name: str
+    field: str
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Tar(Source):
+    """The examples of uncompressed tar files: members with the same name up to its first dot form one.
+
+    `7.jpg`, `7.cls`, `7.txt` are the fields "image" (u8[Y, X, C], decoded as by `ImageFolder`), "label" (an integer)
+    and "text"; an `.npy` is an array and a `.json` its value, under that name; any other is bytes. `7.left.jpg` is the
+    field "left". Images are resized to `size` (height, width) if it is given. Hidden members are left out. Raises
+    ConfigError for a missing or compressed file, links, two members of one field, and images that are not read. Raises
+    Damaged, naming file and member, for one that does not decode.
+    """
+
+    paths: tuple[str, ...] = field(metadata=PATH)
+    size: tuple[int, int] | None = None
+    gray: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.paths, str) or not self.paths:
+            raise ConfigError(f"Tar needs a tuple of one or more paths, got {self.paths!r}")
+        make_absolute(self, "paths")
+
+    def __len__(self) -> int:
+        return len(_examples(self.paths))
+
+    def __getitem__(self, index: int) -> Example:
+        path, number, members = self._find(index)
+        with open(path, "rb") as file:
+            example = {}
+            for member in members:
+                file.seek(member.start)
+                try:
+                    example[member.field] = self._decode(member, file.read(member.size))
+                except ConfigError:
+                    raise
+                except (ValueError, OSError, EOFError) as error:
+                    raise Damaged(path, number, f"its member {member.name} cannot be read ({error})") from error
+        return example
+
+    def where(self, index: int) -> str:
+        path, _, members = self._find(index)
+        return f"{members[0].name} of {path}"
+
+    def identity(self) -> str:
+        """How images are decoded, and a sha256 of every file's size, first and last MiB, and of all names and sizes."""
+        members = (member for _, _, some in _examples(self.paths) for member in some)
+        names = digest("\n".join(f"{member.name} {member.start} {member.size}" for member in members))
+        return f"tar:{self.size}:{self.gray}:{edges(*map(Path, self.paths))}:{names}"
+
+    def _find(self, index: int) -> tuple[str, int, tuple[_Member, ...]]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return _examples(self.paths)[index]
+
+    def _decode(self, member: _Member, raw: bytes) -> Any:
+        ending = Path(member.name).suffix.lower()
+        if ending in SUFFIXES:
+            return pixels(raw, self.size, self.gray)
+        if ending == ".cls":
+            return int(raw)
+        if ending == ".txt":
+            return raw.decode()
+        if ending == ".npy":
+            return np.load(io.BytesIO(raw), allow_pickle=False)
+        return json.loads(raw) if ending == ".json" else raw
+
+
+@lru_cache(maxsize=64)
+def _examples(paths: tuple[str, ...]) -> list[tuple[str, int, tuple[_Member, ...]]]:
+    """File, number in it, and members of every example."""
+    return [(path, number, members) for path in paths for number, members in enumerate(_grouped(path))]
+
+
+@lru_cache(maxsize=1024)
+def _grouped(path: str) -> list[tuple[_Member, ...]]:
+    """The members of each example of a file, in the order of their first ones."""
+    found: dict[str, dict[str, _Member]] = {}
+    require_file(path, "tar file")
+    try:
+        with tarfile.open(path, "r:") as opened:
+            for info in opened:
+                if info.isdir() or any(part.startswith(".") for part in Path(info.name).parts):
+                    continue
+                stem, member = _member(path, info)
+                if (other := found.setdefault(stem, {}).setdefault(member.field, member)) is not member:
+                    names = f"{other.name} and {member.name}"
+                    raise ConfigError(f"Tar: {path}: {names} are both the field {member.field!r} of one example")
+    except tarfile.TarError as error:
+        raise Damaged(path, None, f"it is no uncompressed tar file, or damaged ({error})") from error
+    return [tuple(members.values()) for members in found.values()]
+
+
+def _member(path: str, info: tarfile.TarInfo) -> tuple[str, _Member]:
+    """The stem that members of one example share, and the member."""
+    if not info.isreg() or info.issparse():
+        raise ConfigError(f"Tar: {path}: {info.name} is a link or no plain file: write the file itself")
+    folder, _, name = info.name.rpartition("/")
+    stem, _, endings = name.partition(".")
+    parts = endings.split(".")
+    ending = f".{parts[-1]}".lower()
+    if ending in NOT_READ:
+        raise ConfigError(f"Tar: {path}: {info.name} is an image of a kind that is not read: save it as PNG")
+    if not endings:
+        raise ConfigError(f"Tar: {path}: {info.name} has no ending that says what it is")
+    of = ".".join(parts[:-1]) or _FIELDS.get(ending, parts[-1])
+    return f"{folder}/{stem}", _Member(info.name, of, info.offset_data, info.size)
