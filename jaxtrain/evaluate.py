@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.data.pipeline import Pipeline
-from jaxtrain.experiment.start import Step
+from jaxtrain.experiment.start import SavedStep
 from jaxtrain.experiment.validate import check_evals
 from jaxtrain.program import Program
 from jaxtrain.runs.folder import Run
@@ -111,7 +111,7 @@ def _names(shapes: Mapping[str, Metric]) -> tuple[list[str], list[str]]:
     return known, unknown
 
 
-def evaluate_run(run: Run, step: Step | None = None, split: str | None = None) -> dict[str, dict[str, float]]:
+def evaluate_run(run: Run, step: SavedStep | None = None, split: str | None = None) -> dict[str, dict[str, float]]:
     """The metrics of a saved step by split: of all splits, or of one."""
     evals = run.experiment.evals
     if split is not None and split not in evals:
@@ -131,7 +131,7 @@ def _layout_here(run: Run) -> Layout:
     return run.experiment.layout
 
 
-def predict_run(run: Run, arguments: Sequence[str], step: Step | None = None) -> list[str]:
+def predict_run(run: Run, arguments: Sequence[str], step: SavedStep | None = None) -> list[str]:
     """One line for each text or file, from a saved step on one device."""
     run = run.without_data()
     data, task = run.experiment.data, run.experiment.task

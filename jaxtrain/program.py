@@ -100,6 +100,11 @@ class Program:
         self._evaluate = jax.jit(lambda state, batch: eval_step(task, fetch(state), batch), out_shardings=everywhere)
         self._predict = jax.jit(lambda state, batch: predict_step(task, fetch(state), batch), out_shardings=everywhere)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of each mesh axis."""
+        return dict(self.mesh.shape)
+
     def scope(self) -> Any:
         """While tracing inside, models see this program's layout."""
         return scope(self.experiment.layout, self.mesh, self.experiment.microbatches, self._used)

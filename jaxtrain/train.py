@@ -33,24 +33,21 @@ def train(
     with clock("compile"):
         program = Program(experiment)
         lowered = program.lower()
-        check_metrics(program)
         first = FirstState(program)
+        check_metrics(program)
     run = begin(folder, experiment, origin)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(run.checkpoints())
         start = done = checkpoints.latest() or 0
         journal = stack.enter_context(contextlib.closing(Journal(run.folder, experiment, start, clock)))
-        sizes = dict(program.mesh.shape)
-        journal.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=sizes)
-        if first.facts and not start:
-            journal.log_event("started", **first.facts)
+        journal.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=program.sizes)
         if replicated := replicated_leaves(experiment, program.state):
             journal.log_event("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
         journal.log_event("compiled", seconds=round(clock.account()["compile"], 2), **program.notes(lowered))
         with clock("checkpoint"):
-            state = checkpoints.restore(program.state)[0] if start else first.make()
+            state = checkpoints.restore(program.state)[0] if start else first.make(journal.log_event)
         batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, start)))
         stop = stack.enter_context(stop or StopSignal())
         stop.progress = lambda: (done, clock.phase)

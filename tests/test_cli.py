@@ -482,7 +482,7 @@ def test_help_comes_from_docstrings_for_the_program_every_group_and_every_verb(c
     assert "Build a dataset: a folder of files with a card." in call("data").out
     for words, shown in (
         ("train --help", "FILE[:FUNCTION]"),
-        ("evaluate --help", "The saved step; the latest by default."),
+        ("evaluate --help", 'The saved step, "best" or "latest"; the latest by default.'),
         ("data build --help", "The function that describes it, annotated `-> Dataset`."),
         ("launch slurm --help", "Flags of `jaxtrain train`, after two dashes."),
     ):

@@ -84,7 +84,7 @@ def test_a_host_metric_sees_every_row_once_in_the_order_of_the_source(devices: i
     found = evaluate(program, state, experiment.evals["test"])
     assert [found[f"order/row_{row}"] for row in range(11)] == TARGETS.tolist()
     whole = {"text": WORDS, "target": TARGETS, "mask": np.ones(11, bool)}
-    alone = experiment.task.predict(jax.device_get(state.params), whole)["values"][:, 0]
+    alone = experiment.task.predict(jax.device_get(state.evaluated), whole)["values"][:, 0]
     assert found["spearman"] == pytest.approx(spearmanr(alone, TARGETS).statistic)
 
 
@@ -113,7 +113,7 @@ def test_a_confusion_matrix_passes_through_microbatches_evaluation_files_and_kee
     experiment = classification(runtime=runtime, microbatches=2)
     run, state = train(experiment, tmp_path / "run")
     lines = {(line["step"], line["split"]): line for line in run.metrics()}
-    probabilities = experiment.task.predict(jax.device_get(state.params), {"text": WORDS})["probabilities"]
+    probabilities = experiment.task.predict(jax.device_get(state.evaluated), {"text": WORDS})["probabilities"]
     labels = (WORDS[:, 0] > 109).astype(int)
     last = lines[4, "test"]
     assert last["confusion/f1_macro"] == pytest.approx(f1_score(labels, np.argmax(probabilities, -1), average="macro"))

@@ -20,7 +20,7 @@ from jaxtrain.cli.launch import VERBS as LAUNCH
 from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams, use_utf8
 from jaxtrain.cli.verbs import Verbs
 from jaxtrain.experiment.experiment import config_facts
-from jaxtrain.experiment.start import Step
+from jaxtrain.experiment.start import SavedStep
 
 VERBS = Verbs(
     "Trains JAX experiments, and reads what they leave behind.\n\n"
@@ -91,7 +91,7 @@ def verify(experiment: Fields, devices: int = 8, meshes: tuple[str, ...] = ()) -
 
 
 @VERBS.verb
-def evaluate(run: RunFolder, step: Step | None = None, split: str | None = None, code: Code = None) -> None:
+def evaluate(run: RunFolder, step: SavedStep | None = None, split: str | None = None, code: Code = None) -> None:
     """Compute the metrics of a saved step of a run.
 
     Args:
@@ -112,7 +112,7 @@ def evaluate(run: RunFolder, step: Step | None = None, split: str | None = None,
 def predict(
     run: RunFolder,
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT|FILE …")],
-    step: Step | None = None,
+    step: SavedStep | None = None,
     code: Code = None,
 ) -> None:
     """Predict from texts or files, one line each, with a saved step of a run.

@@ -11,7 +11,7 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import digest, file_sha256, read_json
 from jaxtrain.base.ranges import Checked, NonNegativeInt
 
-Step = NonNegativeInt | Literal["best", "latest"]
+SavedStep = NonNegativeInt | Literal["best", "latest"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,14 @@ class Start(Checked):
 
     source: str = field(metadata=NOT_IN_FINGERPRINT)
     """A run folder, whose averaged parameters are taken where it kept them; or a file .npz or .safetensors."""
-    step: Step = field(default="latest", metadata=NOT_IN_FINGERPRINT)
+    step: SavedStep = field(default="latest", metadata=NOT_IN_FINGERPRINT)
     """Of a run: a saved step, the latest, or the best by its `keep.best`."""
     only: tuple[str, ...] = ("*",)
     """Path patterns of the parameters and the model state to set; the source must have each array that they match."""
     rename: Mapping[str, str] = field(default_factory=dict)
-    """Beginnings of paths in the source, and what stands here in place of each: `{"encoder": "blocks"}`."""
+    """Beginnings of paths in the source, and what stands here in place of each: `{"encoder": "blocks"}`; the beginning
+    `""` is that of all paths.
+    """
     cast: bool = False
     """Whether arrays of another dtype are cast; else they are refused."""
 
@@ -53,7 +55,7 @@ def _digest(files: tuple[tuple[str, int, int], ...], folder: str) -> str:
     return digest("\n".join(parts), length=16)
 
 
-def saved_step(run: Path, step: Step) -> int:
+def saved_step(run: Path, step: SavedStep) -> int:
     """The number of a saved step of a run. Raises ConfigError where there is none."""
     if not (run / "experiment.json").is_file():
         raise ConfigError(f"start: {run} is not a run: it has no experiment.json")

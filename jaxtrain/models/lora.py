@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.base.ranges import Positive, PositiveInt
+from jaxtrain.base.ranges import NonNegative, PositiveInt
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.layers import Linear
 from jaxtrain.models.params import named_variables
@@ -35,7 +35,7 @@ class LoRA(Model):
     layers: tuple[str, ...]
     """Path patterns of the layers, such as `"blocks/block/query"` or `"*/block/*"`."""
     rank: PositiveInt = 8
-    scale: Positive = 1.0
+    scale: NonNegative = 1.0
     """The factor of what is added; α / R in the paper."""
 
     def init(self, key: jax.Array, inputs: Any) -> Variables:

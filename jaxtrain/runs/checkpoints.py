@@ -15,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.experiment.experiment import Retention
-from jaxtrain.experiment.start import Step
+from jaxtrain.experiment.start import SavedStep
 
 Tree = TypeVar("Tree")
 
@@ -93,7 +93,7 @@ class Checkpoints:
         )
         self._manager.save(step, args=items, metrics=self._scored(metrics), force=True)
 
-    def restore(self, abstract: Tree, step: Step | None = None) -> tuple[Tree, dict[str, Any]]:
+    def restore(self, abstract: Tree, step: SavedStep | None = None) -> tuple[Tree, dict[str, Any]]:
         """The state and the record of `step` (None: the latest), the state with the shardings of `abstract`.
 
         abstract: a tree of `jax.ShapeDtypeStruct`; the result has its structure. Its mesh may be another than the one
@@ -178,7 +178,7 @@ class Checkpoints:
         # NaN compares with nothing, so it would be kept as the best by accident.
         return {best: float(metrics[best])} if math.isfinite(metrics[best]) else None
 
-    def _existing(self, step: Step | None) -> int:
+    def _existing(self, step: SavedStep | None) -> int:
         steps = self.steps()
         if not steps:
             raise ConfigError(f"there are no checkpoints in {self.folder}")

@@ -21,11 +21,11 @@ from jaxtrain.base.provenance import environment
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
 from jaxtrain.data.remembered import remember
 from jaxtrain.data.sources.images import ImageFolder
-from jaxtrain.data.sources.paths import moved
+from jaxtrain.data.sources.paths import moved_together
 from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin, load, load_code
-from jaxtrain.experiment.start import Step
+from jaxtrain.experiment.start import SavedStep
 from jaxtrain.program import Program
 from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.sharding.layout import Layout
@@ -75,7 +75,7 @@ class Run:
             made = load(self._code)[0]
         elif self._code is not None:
             load_code(Path(self._code.partition(":")[0]))
-        with moved(Path(self.saved.get("folder", self.folder)), self.folder.absolute()):
+        with moved_together(Path(self.saved.get("folder", self.folder)), self.folder.absolute()):
             return from_json(saved, made)
 
     def without_data(self) -> "Run":
@@ -95,7 +95,7 @@ class Run:
 
     def restore(
         self,
-        step: Step | None = None,
+        step: SavedStep | None = None,
         layout: Layout | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> Restored:

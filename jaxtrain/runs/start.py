@@ -4,7 +4,7 @@ Not here: resuming a run, whose whole state is restored.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -47,13 +47,15 @@ class FirstState:
         """For the log: how many arrays are set, and the names of those that are not, of unused and of cast ones."""
         if self._start is not None:
             self._source = source_of(self._start)
-            self._chosen, self.facts = choose(self._start, self._source.arrays, targets(program.state))
+            self._chosen, self.facts = matched(self._start, self._source.arrays, targets(program.state))
 
-    def make(self) -> TrainState:
-        """The state on its devices."""
+    def make(self, log: Callable[..., None] | None = None) -> TrainState:
+        """The state on its devices. `log(kind, **facts)` gets the event of a start from elsewhere."""
         state = self._program.init()
         if self._start is None:
             return state
+        if log is not None:
+            log("started", **self.facts)
         wanted = {path: (found, leaf) for path, (found, leaf) in self._chosen.items()}
         arrays = self._source.read({found.key: leaf for found, leaf in wanted.values()})
         parts: dict[str, Any] = {name: dict(getattr(state, name)) for name in PARTS}
@@ -71,7 +73,7 @@ def targets(state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
     return {path_name(path): leaf for path, leaf in leaves}
 
 
-def choose(
+def matched(
     start: Start, arrays: Mapping[str, Found], leaves: Mapping[str, jax.ShapeDtypeStruct]
 ) -> tuple[dict[str, tuple[Found, jax.ShapeDtypeStruct]], dict[str, Any]]:
     """What each leaf that is set comes from, by its path, and the facts for the log. Raises ConfigError."""
@@ -82,13 +84,13 @@ def choose(
         if not any(fnmatchcase(name, pattern) for name in by_path.values()):
             raise ConfigError(f"start.only: no array matches {pattern!r}{nearest(pattern, by_path.values())}")
     for beginning in start.rename:
-        if not any(name == beginning or name.startswith(f"{beginning}/") for name in arrays):
+        if not any(f"{name}/".startswith(f"{beginning}/".lstrip("/")) for name in arrays):
             raise ConfigError(
                 f"start.rename: {start.source} has nothing below {beginning!r}{nearest(beginning, arrays)}"
             )
     wrong, cast = [], []
     for path, name in wanted.items():
-        kind = kind_of(leaves[path])
+        kind = leaf_kind(leaves[path])
         if name not in found:
             wrong.append(f"  {name}: wanted {kind}, not found{nearest(name, found, listed=False)}")
         elif found[name].kind.partition("[")[2] != kind.partition("[")[2]:
@@ -115,12 +117,12 @@ def choose(
 def renamed(name: str, rename: Mapping[str, str]) -> str:
     """The path here of a path in the source."""
     for beginning, new in rename.items():
-        if name == beginning or name.startswith(f"{beginning}/"):
-            return f"{new}{name[len(beginning) :]}".strip("/")
+        if f"{name}/".startswith(f"{beginning}/".lstrip("/")):
+            return "/".join(filter(None, (new, name[len(beginning) :].strip("/"))))
     return name
 
 
-def kind_of(leaf: Any) -> str:
+def leaf_kind(leaf: Any) -> str:
     """Dtype and shape, such as `bfloat16[8,4]`."""
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
@@ -155,7 +157,7 @@ class FileSource:
                 from safetensors.numpy import load_file
 
                 self._arrays = load_file(path)
-        self.arrays = {name.replace(".", "/"): Found(name, kind_of(x)) for name, x in self._arrays.items()}
+        self.arrays = {name.replace(".", "/"): Found(name, leaf_kind(x)) for name, x in self._arrays.items()}
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """Arrays by key, in these shards and in the dtypes of the file."""

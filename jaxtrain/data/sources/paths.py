@@ -30,7 +30,7 @@ def relative_to(folder: Path) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def moved(before: Path, now: Path) -> Generator[None]:
+def moved_together(before: Path, now: Path) -> Generator[None]:
     """Within the block, an absolute path that is not there is looked for where it would be if the folder `before`, now
     at `now`, had been moved together with it.
     """

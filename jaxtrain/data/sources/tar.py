@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import digest, edges, require_file
+from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.sources.images import NOT_READ, SUFFIXES
 from jaxtrain.data.sources.paths import PATH, make_absolute
@@ -43,7 +44,7 @@ class Tar(Source):
     """
 
     paths: tuple[str, ...] = field(metadata=PATH)
-    size: tuple[int, int] | None = None
+    size: tuple[PositiveInt, PositiveInt] | None = None
     gray: bool = False
 
     def __post_init__(self) -> None:

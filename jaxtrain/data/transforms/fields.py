@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.base.ranges import AnyInt, Finite, Positive
+from jaxtrain.base.ranges import AnyInt, Finite, Positive, PositiveInt
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.transforms.base import Transform
 
@@ -86,13 +86,11 @@ class Pad(Transform):
     """
 
     field: str
-    length: int
-    value: float = 0
+    length: PositiveInt
+    value: Finite = 0
     mask: str | None = None
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ConfigError(f"Pad length must be at least 1, got {self.length}")
         if self.mask == "mask":
             raise ConfigError('Pad: the field name "mask" is taken: it says which rows of a batch are real')
 
