@@ -21,6 +21,7 @@ from jaxtrain.data import Pipeline
 from jaxtrain.datasets import Digits
 from jaxtrain.models import Model
 from jaxtrain.optimizers import AdamW, ConstantRate
+from jaxtrain.sharding import shard
 from jaxtrain.tasks import Loss, Task
 
 
@@ -45,13 +46,14 @@ class AutoencoderModule(nnx.Module):
         self.decoder, self.pixels = nnx.Linear(Z, M, rngs=rngs), nnx.Linear(M, P, rngs=rngs)
 
     def __call__(self, image_BYXC, context):
-        hidden_BM = nnx.relu(self.encoder(image_BYXC.reshape(image_BYXC.shape[0], -1)))
-        mean_BZ, log_variance_BZ = jnp.split(self.moments(hidden_BM), 2, axis=-1)
+        hidden_BM = shard(nnx.relu(self.encoder(image_BYXC.reshape(image_BYXC.shape[0], -1))), "batch", "mlp")
+        mean_BZ, log_variance_BZ = jnp.split(shard(self.moments(hidden_BM), "batch", None), 2, axis=-1)
         latent_BZ = mean_BZ
         if context.training:
             noise_BZ = jax.vmap(lambda key: jax.random.normal(key, mean_BZ.shape[1:]))(context.keys_B)
             latent_BZ += noise_BZ * jnp.exp(log_variance_BZ / 2)
-        logits = self.pixels(nnx.relu(self.decoder(latent_BZ))).reshape(image_BYXC.shape)
+        hidden_BM = shard(nnx.relu(self.decoder(latent_BZ)), "batch", "mlp")
+        logits = shard(self.pixels(hidden_BM), "batch", None).reshape(image_BYXC.shape)
         return {"logits": logits, "mean": mean_BZ, "log_variance": log_variance_BZ}
 
 

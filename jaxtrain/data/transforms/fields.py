@@ -87,7 +87,7 @@ class Pad(Transform):
 
     field: str
     length: PositiveInt
-    value: Finite = 0
+    value: float = 0
     mask: str | None = None
 
     def __post_init__(self) -> None:
