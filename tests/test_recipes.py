@@ -70,16 +70,16 @@ def test_a_recipe_trains_on_a_mesh_as_on_one_device(name: str, mesh: dict[str, i
     ("name", "metric", "least"),
     [
         ("linear", "accuracy", 0.9),
-        ("batch_norm", "accuracy", 0.95),
-        ("contrastive", "accuracy", 0.9),
+        ("batch_norm", "accuracy", 0.9),
+        ("contrastive", "accuracy", 0.25),  # of 64 images; by chance 0.016
         ("mean_teacher", "accuracy", 0.7),
-        ("multi_task", "accuracy", 0.9),
-        ("own_optimizer", "probability", 0.8),
+        ("multi_task", "accuracy", 0.8),
+        ("own_optimizer", "probability", 0.6),
     ],
 )
 def test_a_recipe_learns(name: str, metric: str, least: float, tmp_path: Path) -> None:
     experiment, _ = load(str(RECIPES / f"{name}.py"))
-    run, _ = train(experiment, tmp_path / name)
+    run, _ = train(replace(experiment, steps=150), tmp_path / name)
     assert [line for line in run.metrics() if line["split"] == "test"][-1][metric] >= least
 
 
@@ -124,14 +124,14 @@ def test_the_losses_of_a_gan_train_their_own_network_alone() -> None:
 def test_a_teacher_is_distilled_and_its_trunk_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits, _ = load(str(RECIPES.parent / "digits.py"))
     monkeypatch.chdir(tmp_path)
-    teacher, _ = train(replace(digits, steps=400, optimizer=digits.optimizer), Path("runs/teacher"))
+    teacher, _ = train(replace(digits, steps=150, evals={}), Path("runs/teacher"))
     for name, function, least in (
         ("teacher", "main", 0.9),
         ("fine_tune", "main", 0.85),
         ("fine_tune", "low_rank", 0.9),
     ):
         experiment, _ = load(f"{RECIPES / name}.py:{function}")
-        run, state = train(experiment, Path(f"runs/{name}-{function}"))
+        run, state = train(replace(experiment, steps=100), Path(f"runs/{name}-{function}"))
         assert [line for line in run.metrics() if line["split"] == "test"][-1]["accuracy"] >= least, name
         assert jax.tree.leaves(state.frozen)
     assert teacher.folder.exists()

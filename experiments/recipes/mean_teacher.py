@@ -25,7 +25,7 @@ from jaxtrain.tasks.base import cross_entropy
 class HideLabels(Transform):
     """The label is -1 in a share of the examples."""
 
-    share: Fraction = 0.9
+    share: Fraction = 0.5
 
     def __call__(self, example, rng):
         hidden = int(float(np.sum(example["image"])) * 1e4) % 1000 < 1000 * self.share
@@ -38,7 +38,7 @@ class MeanTeacher(Task):
 
     inputs: str = "image"
     decay: InnerFraction = 0.95
-    agreement: NonNegative = 1.0
+    agreement: NonNegative = 0.3
 
     def init(self, key, batch):
         params = self.model.init(key, self.read(batch)).params
@@ -71,7 +71,7 @@ class MeanTeacher(Task):
 
 
 def main() -> Experiment:
-    """A tenth of the labels is known."""
+    """Half of the labels are known."""
     return Experiment(
         task=MeanTeacher(model=ViT(outputs=10, patch=2, blocks=Blocks(width=64, layers=2, heads=4, dropout=0.1))),
         data=Pipeline(Digits("train"), (HideLabels(),), batch_size=64),
