@@ -1,5 +1,6 @@
 """An experiment: the five decisions of a training run, as a value."""
 
 from jaxtrain.experiment.experiment import Experiment, Retention, Runtime
+from jaxtrain.experiment.observers import EarlyStopping, ObservedRun, Observer, Scores
 
-__all__ = ["Experiment", "Retention", "Runtime"]
+__all__ = ["EarlyStopping", "Experiment", "ObservedRun", "Observer", "Retention", "Runtime", "Scores"]

@@ -14,6 +14,7 @@ from jaxtrain.base.config import NOT_IN_FINGERPRINT, check_types, flatten, in_fi
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.files import digest
 from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.experiment.observers import Observer
 from jaxtrain.optimizers import Optimizer
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.tasks.base import Task
@@ -65,12 +66,25 @@ class Runtime:
     """Of several processes, all end within this many seconds of the loss of one; 0 leaves that to jax."""
     compiler_options: Mapping[str, str | bool] = field(default_factory=dict)
     """Options of XLA for the train step, beside XLA_FLAGS."""
+    profile: str | None = None
+    """Steps to trace, both included, such as "100:110"; the run folder then has the trace in profile/."""
+
+    @property
+    def profiled(self) -> range:
+        """The steps to trace; none without `profile`. Raises ConfigError for what is no range of steps."""
+        if self.profile is None:
+            return range(0)
+        first, colon, last = self.profile.partition(":")
+        if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+            raise ConfigError(f"profile: {self.profile!r} is no range of steps from 1 on, such as 100:110")
+        return range(int(first), int(last) + 1)
 
     def __post_init__(self) -> None:
         check_types(self)
         for name, least in (("log_every", 1), ("eval_every", 1), ("save_every", 1), ("deadline", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least {least}")
+        _ = self.profiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +103,8 @@ class Experiment:
     layout: Layout = field(default_factory=Layout, metadata=NOT_IN_FINGERPRINT)
     microbatches: int = 1
     """How many microbatches a batch is cut into to save memory: gradients are accumulated, the update is the same."""
+    observers: tuple[Observer, ...] = field(default=(), metadata=NOT_IN_FINGERPRINT)
+    """What watches the run, and may end it early: `EarlyStopping()` and your own."""
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime, metadata=NOT_IN_FINGERPRINT)
 
