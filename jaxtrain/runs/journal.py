@@ -53,8 +53,8 @@ class Journal:
     def __init__(self, observers: Observers, clock: Clock, horizon: int | None = None) -> None:
         self._observers, self._clock, self._experiment = observers, clock, observers.experiment
         self.log_event = observers.log_event
-        horizon = horizon or self._experiment.steps
-        rates, steps = self._experiment.optimizer.rates(horizon), np.arange(self._experiment.steps)
+        self._horizon = horizon or self._experiment.steps
+        rates, steps = self._experiment.optimizer.rates(self._horizon), np.arange(self._experiment.steps)
         self._rates = {name: np.asarray(jax.vmap(rate)(steps)) for name, rate in rates.items()}
         self._in_flight: deque[Metrics] = deque()
         self._current: list[Metrics] = []
@@ -75,17 +75,17 @@ class Journal:
         self.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=sizes)
         if replicated := replicated_leaves(experiment, program.state):
             self.log_event("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
-        for horizon in sorted({each.steps for each in find(experiment.optimizer, Schedule) if each.steps}):
-            if horizon < experiment.steps:
-                note = f"the learning rate stays at its end value after step {horizon}: another horizon is another run"
-                self.log_event("schedule", horizon=horizon, of=experiment.steps, note=note)
-            if horizon > experiment.steps:
-                note = f"the run ends before its learning rate schedule, which has {horizon} steps"
-                self.log_event("schedule", horizon=horizon, of=experiment.steps, note=note)
+        horizons = {each.steps or self._horizon for each in find(experiment.optimizer, Schedule)} or {self._horizon}
+        for horizon in sorted(horizons - {experiment.steps}):
+            ends = f"the learning rate stays at its end value after step {horizon}"
+            note = ends if horizon < experiment.steps else "the run ends before its learning rate schedule"
+            self.log_event("schedule", horizon=horizon, of=experiment.steps, note=note)
 
     def log_compiled(self, program: Program, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> None:
         """Log how long compiling took, what the model chose, its FLOPs, and the memory that the compiler plans."""
-        seconds, used = round(self._clock.account()["compile"], 2), utilization(program)
+        with self._clock("compile"):
+            used = utilization(program)
+        seconds = round(self._clock.account()["compile"], 2)
         self.log_event("compiled", seconds=seconds, **program.notes(lowered), **used, **planned_memory(compiled))
         if "peak_flops" in used:
             self._mfu_at_one = used["flops"] / used["peak_flops"]
