@@ -70,9 +70,10 @@ class Observers:
         self._call("trained", step, metrics, rates)
 
     def evaluated(self, step: int, scores: Scores) -> None:
-        """The values of all evaluations after `step`."""
-        self._call("evaluated", step, scores)
-        self._wait()  # the device has nothing to do meanwhile, and the run may have to end
+        """The values of all evaluations after `step`; none call nobody."""
+        if scores:
+            self._call("evaluated", step, scores)
+            self._wait()  # the device has nothing to do meanwhile, and the run may have to end
 
     def saved(self, step: int) -> None:
         """The checkpoint of `step` is durable."""

@@ -51,6 +51,6 @@ class Profiler(Watcher):
         run.log_event(
             "profiled",
             steps=f"{first}:{step}",
-            xprof=f"xprof --logdir {self._folder}",
+            open=f"xprof --logdir {self._folder}",
             perfetto=str(traces[-1]) if traces else None,
         )
