@@ -13,7 +13,10 @@ from jaxtrain import Layout, Program
 from jaxtrain.base.flops import gradient_flops
 from jaxtrain.base.hardware import KNOWN, measured_cpu_flops, peak_flops
 from jaxtrain.models import Transformer
+from jaxtrain.models.variables import Context, Variables
 from jaxtrain.runs.utilization import model_flops, utilization
+from jaxtrain.tasks import LanguageModel
+from jaxtrain.tasks.base import Batch, Loss
 
 X, W = Shape((8, 4), jnp.float32), Shape((4, 4), jnp.float32)
 ONE = 2 * 8 * 4 * 4
@@ -130,3 +133,21 @@ def test_what_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         "flops": 34603008,
         "no_mfu": "the peak FLOP/s of cpu are not in base/hardware.py",
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnItsMesh(LanguageModel):
+    """Places its batch by the name of a mesh axis, so it cannot be traced without that mesh."""
+
+    def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
+        tokens = jax.lax.with_sharding_constraint(batch["tokens"], jax.sharding.PartitionSpec("data"))
+        return super().loss(variables, {**batch, "tokens": tokens}, context)
+
+
+def test_a_model_that_needs_its_mesh_trains_without_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = OnItsMesh(model=tiny.main().task.model)
+    program = Program(replace(tiny.main(), task=task, layout=Layout({"data": 2})), jax.devices()[:2])
+    program.lower()
+    found = utilization(program)
+    assert found.keys() == {"no_mfu"}
+    assert found["no_mfu"].startswith("the operations of the model cannot be counted: ")

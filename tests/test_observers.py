@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +21,7 @@ from jaxtrain.experiment import ObservedRun
 from jaxtrain.experiment.experiment import fingerprint
 from jaxtrain.optimizers import SGD, LinearDecay
 from jaxtrain.runs.checkpoints import Checkpoints
+from jaxtrain.runs.journal import Journal, Metrics
 from jaxtrain.runs.json_lines import read_lines
 from jaxtrain.runs.observers import Observers
 from jaxtrain.train import train
@@ -198,6 +201,38 @@ def test_every_line_is_the_same_to_the_last_bit_whether_or_not_the_run_was_resum
     assert values(run) == values(whole)
     trained = [line for line in values(run) if line["split"] == "train"]
     assert [line["step"] for line in trained] == [*range(log_every, 12, log_every), 12]
+
+
+def test_a_run_that_a_signal_stops_within_a_period_writes_its_line_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = replace(tiny.main(), runtime=replace(tiny.main().runtime, log_every=5))
+    whole, _ = train(experiment, tmp_path / "whole")
+    original = Journal.trained
+
+    def interrupted(self: Journal, step: int, metrics: Metrics) -> None:
+        original(self, step, metrics)
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "trained", interrupted)
+        run, _ = train(experiment, tmp_path / "run")
+    assert [line["step"] for line in run.metrics() if line["split"] == "train"] == [5]
+    run, _ = train(experiment, tmp_path / "run")
+    assert values(run) == values(whole)
+
+
+def test_speeds_are_those_of_the_steps_that_this_process_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxtrain.runs.utilization.peak_flops", lambda devices: None)
+    experiment = replace(tiny.main(), steps=10, runtime=replace(tiny.main().runtime, log_every=5))
+    killed_after_saving(8, experiment, tmp_path / "run", monkeypatch)
+    run, _ = train(experiment, tmp_path / "run")
+    for line in run.metrics():
+        if line["split"] == "train":  # 16 tokens an example, also where only 2 of 5 steps are of this process
+            assert line["tokens_per_second"] / line["examples_per_second"] == pytest.approx(16, rel=1e-12)
 
 
 def test_the_sums_of_a_period_pass_through_a_checkpoint_exactly_nan_and_infinity_too(tmp_path: Path) -> None:

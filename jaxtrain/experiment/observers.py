@@ -45,7 +45,8 @@ class Observer:
 
     Its methods are called on process 0 only, in a thread of their own, one after another in the order of the run:
     neither the device nor the loop waits for `trained` and `saved` unless they take longer than until the next call.
-    An error in one is an event, `observer_failed`, and the observer hears of nothing more; the run goes on.
+    An error in one is an event, `observer_failed`, and the observer hears of nothing more; the run goes on. The run
+    waits for `begun`, `evaluated` and `ended`, so a call that goes over a network needs a timeout.
     """
 
     @property
@@ -79,10 +80,10 @@ class Observer:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping(Observer):
-    """Ends a run whose evaluations improve no more, with a checkpoint and exit code 0.
+    """Ends a run whose evaluations improve no more (Prechelt 1998, doi:10.1007/3-540-49430-8_3).
 
-    What counts is read from the metrics of the run, so that a resumed run goes on counting. Raises `ConfigError` for
-    numbers that cannot be.
+    It counts in the metrics that the run has written, so that a resumed run counts on. Raises `ConfigError` for numbers
+    that cannot be.
     """
 
     metric: str = "validation/loss"

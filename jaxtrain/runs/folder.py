@@ -76,7 +76,7 @@ class Run:
     @property
     def horizon(self) -> int:
         """The steps that its learning rates are made for: those that it began with."""
-        return self.saved["horizon"]
+        return self.saved.get("horizon", self.saved["experiment"]["steps"])
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: `step`, `split`, and every metric as a float, NaN and infinities too."""

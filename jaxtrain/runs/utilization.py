@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.flops import gradient_flops
 from jaxtrain.base.hardware import peak_flops
 from jaxtrain.models.variables import Context, Variables
@@ -25,8 +24,8 @@ def utilization(program: Program) -> dict[str, Any]:
     devices = list(program.mesh.devices.flat)
     try:
         flops = model_flops(program)
-    except ConfigError as error:  # an implementation that was chosen for this mesh or platform
-        return {"no_mfu": f"the operations of the model cannot be counted: {error}"}
+    except Exception as error:  # a user's model may need its own mesh or platform; that must not cost the run
+        return {"no_mfu": f"the operations of the model cannot be counted: {type(error).__name__}: {error}"}
     if (peak := peak_flops(devices)) is None:
         return {"flops": flops, "no_mfu": f"the peak FLOP/s of {devices[0].device_kind} are not in base/hardware.py"}
     return {"flops": flops, "peak_flops": round(peak)}
