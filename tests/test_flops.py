@@ -140,13 +140,13 @@ class OnItsMesh(LanguageModel):
     """Places its batch by the name of a mesh axis, so it cannot be traced without that mesh."""
 
     def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
-        tokens = jax.lax.with_sharding_constraint(batch["tokens"], jax.sharding.PartitionSpec("data"))
+        tokens = jax.lax.with_sharding_constraint(batch["tokens"], jax.sharding.PartitionSpec("fsdp"))
         return super().loss(variables, {**batch, "tokens": tokens}, context)
 
 
-def test_a_model_that_needs_its_mesh_trains_without_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_needs_its_mesh_trains_without_a_count() -> None:
     task = OnItsMesh(model=tiny.main().task.model)
-    program = Program(replace(tiny.main(), task=task, layout=Layout({"data": 2})), jax.devices()[:2])
+    program = Program(replace(tiny.main(), task=task, layout=Layout({"fsdp": 2})), jax.devices()[:2])
     program.lower()
     found = utilization(program)
     assert found.keys() == {"no_mfu"}
