@@ -108,6 +108,33 @@ def test_an_error_of_an_observer_is_an_event_that_names_the_line_and_the_run_goe
     assert Recording.calls[-1] == ("ended", 6)
 
 
+class Answering(Observer):
+    """Returns what ends no run."""
+
+    def __init__(self, method: str, answer: object) -> None:
+        object.__setattr__(self, method, lambda *_: answer)
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "kind"),
+    [
+        ("begun", "done", "stopped"),
+        ("evaluated", "done", "stopped"),
+        ("evaluated", True, "observer_failed"),
+        ("trained", "done", "observer_failed"),
+    ],
+)
+def test_only_a_text_from_begun_or_evaluated_ends_a_run(method: str, answer: object, kind: str, tmp_path: Path) -> None:
+    stop = StopSignal()
+    observers = Observers(tmp_path, observed(Answering(method, answer)), 0, stop)
+    observers.begun(0)
+    observers.trained(2, {"loss": 1.0}, {})
+    observers.evaluated(3, {"validation": {"loss": 1.0}})
+    observers.close()
+    assert [event["kind"] for event in read_lines(tmp_path / "events.jsonl")] == [kind]
+    assert stop.requested(3, 1) == (kind == "stopped")
+
+
 @dataclass(frozen=True)
 class Refusing(Observer):
     """Refuses short runs."""

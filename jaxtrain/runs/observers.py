@@ -18,6 +18,9 @@ from jaxtrain.runs.profiler import Profiler
 from jaxtrain.runs.tensorboard import TensorBoard
 from jaxtrain.runs.watcher import Watcher
 
+MAY_END = ("begun", "evaluated")
+"""The methods whose answer ends a run: all processes are asked then whether it ends."""
+
 
 class Observers:
     """Calls every observer, on process 0 only. A reason to end the run goes to `stop`, by which all processes agree.
@@ -28,7 +31,7 @@ class Observers:
 
     def __init__(self, folder: Path, experiment: Experiment, start: int, stop: StopSignal) -> None:
         """`start`: the steps done. Metrics of later ones, written by a process that died since, are dropped."""
-        self.folder, self.experiment, self._start, self._stop = folder, experiment, start, stop
+        self.folder, self.experiment, self._stop = folder, experiment, stop
         first, profiled = is_first_process(), experiment.runtime.profiled
         log = MetricsLog(folder, first)
         log.rewind(start)
@@ -110,6 +113,8 @@ class Observers:
     def _guarded(self, observer: Observer, method: str, step: int, *arguments: Any) -> None:
         try:
             reason = getattr(observer, method)(self, step, *arguments)
+            if reason is not None and (method not in MAY_END or not isinstance(reason, str)):
+                raise TypeError(f"{method} returned {reason!r}: only a text ends a run, from {' or '.join(MAY_END)}")
         except Exception as error:  # an observer may raise anything, which must not cost the run
             self._mirrors = [each for each in self._mirrors if each is not observer]
             self._others = [each for each in self._others if each is not observer]
@@ -120,5 +125,5 @@ class Observers:
             self.log_event(kind, step=step, observer=name, method=method, error=where)
             return
         if reason is not None and self._stop.reason is None:
-            self._stop.reason = str(reason)
+            self._stop.reason = reason
             self.log_event("stopped", step=step, observer=type(observer).__name__, reason=self._stop.reason)
