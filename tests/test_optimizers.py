@@ -122,7 +122,9 @@ def test_a_horizon_and_a_first_rate_that_cannot_be_are_refused(fields, message):
 
 
 def test_a_warm_up_that_does_not_fit_into_the_horizon_is_refused():
-    with pytest.raises(ConfigError, match=r"schedule.warmup: 5 steps do not fit in a horizon of 4"):
+    with pytest.raises(
+        ConfigError, match=r"schedule.warmup: 5 steps do not fit in a run of 4, which is the schedule's own"
+    ):
         ConstantRate(warmup=5, steps=4).build(10)
 
 

@@ -47,9 +47,9 @@ class Schedule(ABC):
 
         Raises ConfigError if the warm-up does not fit in.
         """
-        horizon, what = (steps, "run") if self.steps is None else (self.steps, "horizon")
+        horizon, own = (steps, "") if self.steps is None else (self.steps, ", which is the schedule's own horizon")
         if not 0 <= self.warmup <= horizon:
-            raise ConfigError(f"optimizer.schedule.warmup: {self.warmup} steps do not fit in a {what} of {horizon}")
+            raise ConfigError(f"optimizer.schedule.warmup: {self.warmup} steps do not fit in a run of {horizon}{own}")
         rise = optax.linear_schedule(self.start * self.peak, self.peak, self.warmup)
         return optax.join_schedules([rise, self.after(max(horizon - self.warmup, 1))], [self.warmup])
 
