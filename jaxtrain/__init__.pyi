@@ -5,6 +5,10 @@ from jaxtrain.experiment.experiment import Experiment as Experiment
 from jaxtrain.experiment.experiment import Retention as Retention
 from jaxtrain.experiment.experiment import Runtime as Runtime
 from jaxtrain.experiment.files import load as load
+from jaxtrain.experiment.observers import EarlyStopping as EarlyStopping
+from jaxtrain.experiment.observers import ObservedRun as ObservedRun
+from jaxtrain.experiment.observers import Observer as Observer
+from jaxtrain.experiment.observers import Scores as Scores
 from jaxtrain.experiment.start import Start as Start
 from jaxtrain.program import Program as Program
 from jaxtrain.runs.folder import Run as Run

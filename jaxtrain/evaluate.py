@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.experiment.start import SavedStep
-from jaxtrain.experiment.validate import check_evals
+from jaxtrain.experiment.validate import check_evals, check_observers
 from jaxtrain.program import Program
 from jaxtrain.runs.folder import Run
 from jaxtrain.runs.journal import IN_FLIGHT
@@ -78,14 +78,17 @@ def _joined(parts: Sequence[Rows]) -> Rows:
 
 def check_metrics(program: Program) -> None:
     """Raises ConfigError, before any step, for what evaluations would find out late: a `keep.best` that none of them
-    reports, and host metrics that read what there is not. Traces, but computes nothing.
+    reports, nor what an observer reads, and host metrics that read what there is not. Traces, but computes nothing.
     """
     experiment = program.experiment
     check_evals(experiment)
-    best, host_metrics = experiment.runtime.keep.best or "", experiment.host_metrics
+    check_observers(experiment)
+    host_metrics, best = experiment.host_metrics, experiment.runtime.keep.best
+    needed = {best: "keep.best"} if best else {}
+    needed |= {name: f"observers.{number}" for number, each in enumerate(experiment.observers) for name in each.reads}
     for split, pipeline in experiment.evals.items():
-        wanted = best.removeprefix(f"{split}/") if best.startswith(f"{split}/") else None
-        if wanted is None and not host_metrics:
+        wanted = {name.partition("/")[2]: where for name, where in needed.items() if name.partition("/")[0] == split}
+        if not wanted and not host_metrics:
             continue
         batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in pipeline.example().items()}
         known, unknown = _names(jax.eval_shape(program.evaluate, program.state, batch))
@@ -95,9 +98,10 @@ def check_metrics(program: Program) -> None:
         if twice := host_metrics.keys() & {name.partition("/")[0] for name in [*known, *unknown]}:
             raise ConfigError(f"host_metrics: {min(twice)!r} is the name of a metric of the task: choose another")
         unknown += host_metrics
-        if wanted is not None and wanted not in known and wanted.partition("/")[0] not in unknown:
-            names = [f"{split}/{name}" for name in [*known, *unknown]]
-            raise ConfigError(f"keep.best: no evaluation reports {best!r}{nearest(best, names)}")
+        for name, where in wanted.items():
+            if name not in known and name.partition("/")[0] not in unknown:
+                full, names = f"{split}/{name}", [f"{split}/{each}" for each in [*known, *unknown]]
+                raise ConfigError(f"{where}: no evaluation reports {full!r}{nearest(full, names)}")
 
 
 def _names(shapes: Mapping[str, Metric]) -> tuple[list[str], list[str]]:

@@ -70,13 +70,19 @@ Batches = Generator[dict[str, jax.Array], None, None]
 class Program:
     """An experiment compiled for a mesh: its steps as functions of global arrays, and the batches to give them."""
 
-    def __init__(self, experiment: Experiment, devices: Sequence[jax.Device] | None = None):
-        """Traces, but puts nothing on a device. Raises ConfigError where layout, model and batch do not fit."""
+    def __init__(
+        self, experiment: Experiment, devices: Sequence[jax.Device] | None = None, horizon: int | None = None
+    ) -> None:
+        """Traces, but puts nothing on a device. Raises ConfigError where layout, model and batch do not fit.
+
+        horizon: the steps that learning rates are made for; None is `experiment.steps`.
+        """
+        horizon = horizon or experiment.steps
         self.experiment = experiment
         self.mesh = experiment.layout.make_mesh(devices)
         self._example = example = experiment.data.example()
-        self.state = abstract_state(experiment, self.mesh, example)
-        task, optimizer = experiment.task, experiment.optimizer.transformation(experiment.steps, self.state.params)
+        self.state = abstract_state(replace(experiment, steps=horizon), self.mesh, example)
+        task, optimizer = experiment.task, experiment.optimizer.transformation(horizon, self.state.params)
         frozen = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.state.frozen)]
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         everywhere = NamedSharding(self.mesh, P())

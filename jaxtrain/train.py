@@ -1,6 +1,6 @@
 """The training loop: compile, initialise or restore, and for each step train, then log, evaluate and save when due.
 
-Not here: the step itself, the layout of a run folder, and file formats.
+Not here: the step itself, the layout of a run folder, and what observes a run.
 """
 
 import contextlib
@@ -12,10 +12,9 @@ from jaxtrain.cluster.processes import StopSignal
 from jaxtrain.evaluate import check_metrics, evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import Origin
-from jaxtrain.experiment.validate import replicated_leaves
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
-from jaxtrain.runs.folder import Run, begin
+from jaxtrain.runs.folder import Run, begin, horizon_of_run
 from jaxtrain.runs.journal import Journal
 from jaxtrain.runs.start import FirstState
 from jaxtrain.step import TrainState
@@ -26,12 +25,13 @@ def train(
 ) -> tuple[Run, TrainState]:
     """Train to `experiment.steps` updates in `folder` (a new one by default), resuming its run if it holds one.
 
-    Returns the run and its last state. Stops early, with a checkpoint, on a signal; `stop.code` then is not 0. Raises
-    ConfigError, before anything is written, where experiment, devices and folder do not fit together.
+    Returns the run and its last state. Stops early, with a checkpoint, on a signal, and then `stop.code` is not 0, or
+    by an observer. Raises ConfigError, before anything is written, where experiment, devices and folder do not fit
+    together.
     """
-    clock, runtime = Clock(), experiment.runtime
+    clock, runtime, stop = Clock(), experiment.runtime, stop or StopSignal()
     with clock("compile"):
-        program = Program(experiment)
+        program = Program(experiment, horizon=horizon_of_run(folder, experiment))
         lowered = program.lower()
         first = FirstState(program)
         check_metrics(program)
@@ -39,37 +39,38 @@ def train(
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(run.checkpoints())
         start = done = checkpoints.latest() or 0
-        journal = stack.enter_context(contextlib.closing(Journal(run.folder, experiment, start, clock)))
-        journal.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=program.sizes)
-        if replicated := replicated_leaves(experiment, program.state):
-            journal.log_event("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
+        journal = stack.enter_context(contextlib.closing(Journal(run.observers(start, stop), clock, run.horizon)))
+        journal.log_begun(program, start)
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
-        journal.log_event("compiled", seconds=round(clock.account()["compile"], 2), **program.notes(lowered))
+        journal.log_compiled(program, lowered, step)
         with clock("checkpoint"):
-            state = checkpoints.restore(program.state)[0] if start else first.make(journal.log_event)
+            state, record = checkpoints.restore(program.state) if start else (first.make(journal.log_event), {})
         batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, start)))
-        stop = stack.enter_context(stop or StopSignal())
+        stack.enter_context(stop)
         stop.progress = lambda: (done, clock.phase)
+        journal.begun(start, record)
 
-        for done in range(start + 1, experiment.steps + 1):
+        steps = start if stop.requested(start, 1) else experiment.steps
+        for done in range(start + 1, steps + 1):
             with clock("data"):
                 batch = next(batches)
             with clock("step"), jax.transfer_guard("disallow"):
                 state, metrics = step(state, batch)
             with clock("step"):
                 journal.trained(done, metrics)
-            ending = done == experiment.steps or stop.requested(done, runtime.log_every)
             scores = None
             if done % runtime.eval_every == 0 or done == experiment.steps:
                 journal.flush()
                 with clock("eval"):
                     found = {split: evaluate(program, state, data) for split, data in experiment.evals.items()}
                     scores = journal.evaluated(done, found)
+            ending = done == experiment.steps or stop.requested(done, runtime.log_every, runtime.eval_every)
             if done % runtime.save_every == 0 or ending:
                 journal.flush()  # a run resumed from this checkpoint will not write these metrics again
                 with clock("checkpoint"):
-                    checkpoints.save(done, state, {"step": done}, scores)
+                    checkpoints.save(done, state, journal.record(done), scores)
+                journal.saved(done)
             if ending:
                 break
         with clock("checkpoint"):

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from jaxtrain.datasets.bundled import digits
 from jaxtrain.experiment import Retention, Runtime
 from jaxtrain.experiment.files import load
 from jaxtrain.models import ViT
-from jaxtrain.optimizers import Standard
+from jaxtrain.optimizers import Standard, with_horizon
 from jaxtrain.runs.folder import begin
 from jaxtrain.tasks import Classification
 
@@ -348,7 +349,8 @@ def test_what_is_left_of_a_folder_whose_making_was_killed_is_no_hindrance(folder
     (folder / "run").mkdir()
     for name in ("texts.py", "environment.json", ".experiment.json.7.tmp"):
         (folder / "run" / name).write_text("half")
-    assert begin(folder / "run", experiment, origin).experiment == experiment
+    begun = replace(experiment, optimizer=with_horizon(experiment.optimizer, experiment.steps))
+    assert begin(folder / "run", experiment, origin).experiment == begun
 
 
 def test_an_unknown_step_split_or_run_is_refused_with_those_that_there_are(call, trained, monkeypatch):

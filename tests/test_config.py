@@ -80,6 +80,6 @@ def test_an_object_in_memory_is_taken_only_from_one_of_the_same_identity() -> No
 
 def test_values_of_two_classes_with_equal_fields_have_another_fingerprint() -> None:
     one, two = flatten(ConstantRate(peak=0.1)), flatten(LinearDecay(peak=0.1))
-    assert one == {"kind": "ConstantRate", "peak": 0.1, "warmup": 0}
-    assert two == {"kind": "LinearDecay", "peak": 0.1, "warmup": 0, "floor": 0.0}
+    assert one == {"kind": "ConstantRate", "peak": 0.1, "warmup": 0, "start": 0.0, "steps": None}
+    assert two == {"kind": "LinearDecay", "peak": 0.1, "warmup": 0, "start": 0.0, "steps": None, "floor": 0.0}
     assert flatten((ConstantRate(), LinearDecay()))["1.kind"] == "LinearDecay"

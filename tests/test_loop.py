@@ -14,11 +14,13 @@ import test_metrics_log
 import tiny
 
 from jaxtrain import Mean, Program
+from jaxtrain.cluster.processes import StopSignal
 from jaxtrain.data import Pipeline
 from jaxtrain.evaluate import evaluate
 from jaxtrain.experiment import Retention
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.journal import Journal, Metrics
+from jaxtrain.runs.observers import Observers
 from jaxtrain.train import train
 
 STATE: Any = None
@@ -58,7 +60,8 @@ class Result:
 
 def test_the_loop_is_never_more_than_two_steps_ahead_of_the_device(tmp_path: Path) -> None:
     experiment = replace(tiny.main(), runtime=replace(tiny.main().runtime, log_every=100))
-    device, journal, ahead = Device(), Journal(tmp_path, experiment, 0, Clock()), []
+    device, ahead = Device(), []
+    journal = Journal(Observers(tmp_path, experiment, 0, StopSignal()), Clock())
     for step in range(1, 12):
         journal.trained(step, device.start(float(step)))
         ahead.append(device.unfinished)

@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from google.protobuf import message_factory
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.cluster.processes import StopSignal
 from jaxtrain.runs.json_lines import read_lines
 from jaxtrain.runs.metrics_log import MetricsLog, read_metrics
+from jaxtrain.runs.observers import Observers
+from jaxtrain.runs.tensorboard import TensorBoard
 
+RUN: Any = None
+"""Files need nothing of the run that they are called with."""
 Event = message_factory.GetMessageClass(event_pb2.DESCRIPTOR.message_types_by_name["Event"])
 
 
@@ -39,9 +45,9 @@ def scalars(folder: Path) -> list[tuple[int, str, float]]:
 
 
 def test_metrics_are_lines_that_any_json_reader_takes_and_tensorboard_shows(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path)
-    log.metrics(10, "train", {"loss": 0.5, "norm": math.inf})
-    log.metrics(10, "validation", {"loss": math.nan, "low": -math.inf})
+    for observer in (MetricsLog(tmp_path), TensorBoard(tmp_path / "tensorboard", 0)):
+        observer.trained(RUN, 10, {"loss": 0.5}, {"norm": math.inf})
+        observer.evaluated(RUN, 10, {"validation": {"loss": math.nan, "low": -math.inf}})
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -114,25 +120,27 @@ def test_a_damaged_line_before_the_last_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_drops_the_metrics_after_its_checkpoint(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path)
+    log, shown = MetricsLog(tmp_path), TensorBoard(tmp_path / "tensorboard", 0)
     for step in (1, 2, 3):
-        log.metrics(step, "train", {"loss": step, "bad": math.nan})
-    log = MetricsLog(tmp_path)
+        for observer in (log, shown):
+            observer.trained(RUN, step, {"loss": step}, {"bad": math.nan})
+    log, shown = MetricsLog(tmp_path), TensorBoard(tmp_path / "tensorboard", 2)
     log.rewind(2)
-    log.metrics(3, "train", {"loss": 30})
+    for observer in (log, shown):
+        observer.trained(RUN, 3, {"loss": 30}, {})
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 2), (3, 30)]
     assert lines[0]["bad"] == "nan"
     sessions = [e for e in tensorboard_events(tmp_path) if e.HasField("session_log")]
-    assert [(e.step, e.session_log.status) for e in sessions] == [(3, 1)]
+    assert [(e.step, e.session_log.status) for e in sessions] == [(1, 1), (3, 1)]
     assert (3, "train/loss", 30) in scalars(tmp_path)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
 def test_a_tensorboard_that_cannot_be_written_is_reported_once_and_never_stops_the_run(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
-    log = MetricsLog(tmp_path)
-    log.metrics(1, "train", {"loss": 1.0})
-    log.metrics(2, "train", {"loss": 1.0})
+    observers = Observers(tmp_path, tiny.main(), 0, StopSignal())
+    observers.trained(1, {"loss": 1.0}, {})
+    observers.trained(2, {"loss": 1.0}, {})
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 2
     assert [event["kind"] for event in read_lines(tmp_path / "events.jsonl")] == ["tensorboard_failed"]

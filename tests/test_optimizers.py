@@ -7,7 +7,20 @@ import pytest
 from jaxtrain import ConfigError, eval_step, init_state, train_step
 from jaxtrain.models import NGrams
 from jaxtrain.models.base import PREDICTION
-from jaxtrain.optimizers import SGD, WSD, AdamW, ConstantRate, CosineDecay, LinearDecay, Lion, Muon, averaged
+from jaxtrain.optimizers import (
+    SGD,
+    WSD,
+    AdamW,
+    ConstantRate,
+    CosineDecay,
+    Frozen,
+    Groups,
+    LinearDecay,
+    Lion,
+    Muon,
+    averaged,
+    with_horizon,
+)
 from jaxtrain.tasks import Regression, Variables
 
 TASK = Regression(model=NGrams(outputs=1, buckets=32, words=4, width=4), inputs="text")
@@ -69,6 +82,49 @@ def test_the_first_update_uses_the_first_rate_and_a_run_sees_as_many_rates_as_st
     optimizer = SGD(schedule=ConstantRate(peak=1.0, warmup=2), momentum=0.0, clip=None)
     assert jnp.all(update(optimizer, grads, steps=2)[0]["block"]["scale"] == 0)
     assert jnp.all(update(optimizer, grads, steps=2, times=2)[0]["block"]["scale"] == -0.5)
+
+
+def test_a_warm_up_may_begin_above_zero_at_a_fraction_of_the_peak():
+    assert rates(ConstantRate(peak=8.0, warmup=4, start=0.5), 5) == [4, 5, 6, 7, 8, 8]
+    assert rates(ConstantRate(peak=8.0, warmup=2, start=1.0), 3) == [8, 8, 8, 8]
+
+
+def test_a_horizon_of_its_own_stands_whatever_the_steps_and_the_rate_stays_at_its_end_value_after_it():
+    schedules = {
+        "cosine": CosineDecay(peak=1.0, floor=0.5, steps=2),
+        "line": LinearDecay(peak=1.0, floor=0.5, steps=2),
+        "wsd": WSD(peak=1.0, decay=1.0, floor=0.5, steps=2),
+    }
+    found = {name: rates(schedule, 4) for name, schedule in schedules.items()}
+    assert found == {name: [1, 0.75, 0.5, 0.5, 0.5] for name in schedules}
+    assert rates(LinearDecay(peak=1.0, steps=4), 2) == [1, 0.75, 0.5]
+
+
+def test_a_horizon_is_given_to_the_schedules_that_have_none_in_groups_too():
+    own, none = LinearDecay(peak=1.0, steps=2), LinearDecay(peak=1.0)
+    optimizer = Groups(groups={"head": SGD(schedule=own), "body": SGD(schedule=none), "*": Frozen()})
+    assert with_horizon(optimizer, 8) == Groups(
+        groups={"head": SGD(schedule=own), "body": SGD(schedule=LinearDecay(peak=1.0, steps=8)), "*": Frozen()}
+    )
+    assert with_horizon(with_horizon(optimizer, 8), 16) == with_horizon(optimizer, 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"start": 0.1}, "schedule.start: 0.1 is where a warm-up begins, but warmup is 0"),
+    ],
+)
+def test_a_horizon_and_a_first_rate_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        WSD(**fields)
+
+
+def test_a_warm_up_that_does_not_fit_into_the_horizon_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"schedule.warmup: 5 steps do not fit in a run of 4, which is the schedule's own"
+    ):
+        ConstantRate(warmup=5, steps=4).build(10)
 
 
 def test_a_warm_up_that_does_not_fit_is_refused():

@@ -26,9 +26,9 @@ EXIT_SECONDS = 60
 def test_each_signal_requests_a_stop_with_its_own_exit_code(number: signal.Signals, code: int) -> None:
     before = signal.getsignal(number)
     with StopSignal() as stop:
-        assert not stop.requested(1, every=1)
+        assert not stop.requested(1, 1)
         os.kill(os.getpid(), number)
-        assert stop.requested(2, every=10)
+        assert stop.requested(2, 10)
         assert stop.code == code
     assert signal.getsignal(number) is before
 

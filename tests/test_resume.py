@@ -21,6 +21,7 @@ from jaxtrain import program as program_module
 from jaxtrain.base.files import read_json
 from jaxtrain.data import Arrays, Pipeline, Take, Windows
 from jaxtrain.evaluate import evaluate_run, predict_run
+from jaxtrain.optimizers import CosineDecay
 from jaxtrain.program import Program
 from jaxtrain.runs.checkpoints import Checkpoints
 from jaxtrain.runs.clock import Clock
@@ -138,7 +139,8 @@ def test_a_run_folder_explains_itself_and_gives_back_experiment_state_and_data(t
     assert {"git", "packages", "hardware"} <= read_json(tmp_path / "run" / "environment.json").keys()
 
     run = Run(tmp_path / "run", code=tiny.__file__)
-    assert run.experiment == experiment
+    schedule = CosineDecay(peak=1e-2, warmup=2, steps=STEPS)
+    assert run.experiment == replace(experiment, optimizer=replace(tiny.main().optimizer, schedule=schedule))
     restored = run.restore(8, devices=jax.devices()[:1])
     assert int(restored.state.step) == 8
     state = restored.state

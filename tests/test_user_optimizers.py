@@ -23,6 +23,12 @@ class Adan(Optimizer):
         return optax.adan(optax.linear_schedule(self.rate, 0.0, steps))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LineToZero(Optimizer):
+    def build(self, steps: int) -> optax.GradientTransformation:
+        return optax.sgd(optax.linear_schedule(1.0, 0.0, steps))
+
+
 OWN = replace(tiny.main(), optimizer=Adan(), steps=4)
 
 
@@ -66,6 +72,16 @@ def test_a_run_with_it_can_be_saved_and_logs_no_rate_that_it_does_not_know(tmp_p
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert not any("learning_rate" in line for line in lines)
     assert Run(tmp_path / "run").experiment.optimizer == Adan()
+
+
+def test_it_is_built_for_the_horizon_of_its_run_when_that_is_resumed_with_other_steps(tmp_path):
+    experiment = replace(OWN, optimizer=LineToZero(), steps=2, evals={})
+    train(experiment, tmp_path / "run")
+    run, state = train(replace(experiment, steps=4), tmp_path / "run")
+    done = run.restore(2, devices=jax.devices()[:1]).state.params
+    # At the horizon the rate is 0: nothing moves after step 2.
+    same = [np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (state.params, done)), strict=True)]
+    assert all(same)
 
 
 def test_a_standard_optimizer_logs_its_schedule():

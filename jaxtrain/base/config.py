@@ -4,7 +4,7 @@ Not here: what the values mean. Loading runs no code of a run folder.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -54,6 +54,20 @@ def find(value: Any, kind: type[T]) -> Iterator[T]:
         yield value
     for _, part in _parts(value):
         yield from find(part, kind)
+
+
+def changed(value: Any, kind: type[T], change: Callable[[T], T]) -> Any:
+    """The same value with every instance of `kind` inside it, at any depth, replaced by what `change` makes of it."""
+    if isinstance(value, kind):
+        return change(value)
+    old = dict(_parts(value))
+    new = {name: changed(part, kind, change) for name, part in old.items()}
+    other = {name: part for name, part in new.items() if part is not old[name]}
+    if not other:
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **other)
+    return tuple(new.values()) if isinstance(value, tuple) else {**value, **other}
 
 
 def to_json(value: Any) -> Any:

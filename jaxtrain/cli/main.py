@@ -54,7 +54,7 @@ def train(experiment: Fields, run: Path | None = None) -> int:
     with join_processes(lambda: config_facts(config, origin.file), config.runtime.deadline, report_error) as stop:
         made, state = train_to_the_end(config, run, origin, stop)
     done = int(state.step)
-    if done == config.steps:
+    if done == config.steps or stop.code == ExitCode.FINISHED:  # an observer may have ended it
         return ExitCode.FINISHED
     again = shlex.join(["jaxtrain", *sys.argv[1:], *([] if run else ["--run", str(made.folder)])])
     print(f"stopped after step {done} of {config.steps}; resume with:\n{again}", file=sys.stderr)

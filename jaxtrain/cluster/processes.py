@@ -87,7 +87,7 @@ def broadcast_from_first(number: int) -> int:
 
 
 class StopSignal:
-    """A request to stop between two steps: Ctrl-C, SIGTERM or SIGUSR1. A second Ctrl-C stops at once."""
+    """A request to stop between two steps: Ctrl-C, SIGTERM, SIGUSR1, an observer's. A second Ctrl-C stops at once."""
 
     CODES: ClassVar = {
         signal.SIGINT: ExitCode.INTERRUPTED,
@@ -100,6 +100,8 @@ class StopSignal:
         self._on_error = on_error
         self.code = ExitCode.FINISHED
         """The exit code of a run that stops on a signal; FINISHED while none has come."""
+        self.reason: str | None = None
+        """Why the run ends early by its own rule, with the exit code FINISHED; set in process 0."""
         self.progress: Callable[[], tuple[int, str]] = lambda: (0, "start")
         """The step and the phase that the run is in."""
 
@@ -120,15 +122,17 @@ class StopSignal:
             raise KeyboardInterrupt
         self.code = self.code or self.CODES[signal.Signals(number)]
 
-    def requested(self, step: int, every: int) -> bool:
+    def requested(self, step: int, *every: int) -> bool:
         """Whether to stop after this step: the same answer in every process.
 
-        Each process receives its own signals, so several agree by a collective, after each `every`-th step.
+        Each process receives its own signals, so several agree by a collective, after each step that one of `every`
+        divides.
         """
         if jax.process_count() == 1:
-            return bool(self.code)
-        if step % every:
+            return bool(self.code or self.reason)
+        if all(step % each for each in every):
             return False
-        agreed = int(multihost_utils.process_allgather(np.array(int(self.code))).max())
-        self.code = ExitCode(agreed) or self.code  # a signal may have arrived during the collective
-        return agreed > 0
+        own = np.array([int(self.code), int(self.reason is not None)])
+        code, early = multihost_utils.process_allgather(own).max(axis=0).tolist()
+        self.code = ExitCode(code) or self.code  # a signal may have arrived during the collective
+        return code > 0 or early > 0

@@ -1,6 +1,7 @@
 """An experiment: the five decisions of a training run, as a value."""
 
 from jaxtrain.experiment.experiment import Experiment, Retention, Runtime
+from jaxtrain.experiment.observers import EarlyStopping, ObservedRun, Observer, Scores
 from jaxtrain.experiment.start import Start
 
-__all__ = ["Experiment", "Retention", "Runtime", "Start"]
+__all__ = ["EarlyStopping", "Experiment", "ObservedRun", "Observer", "Retention", "Runtime", "Scores", "Start"]

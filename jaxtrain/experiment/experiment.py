@@ -15,6 +15,7 @@ from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.files import digest
 from jaxtrain.base.ranges import Checked, NonNegativeInt, PositiveInt, Range, Seed
 from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.experiment.observers import Observer
 from jaxtrain.experiment.start import Start
 from jaxtrain.optimizers import Optimizer
 from jaxtrain.sharding.layout import Layout
@@ -65,9 +66,22 @@ class Runtime(Checked):
     """Of several processes, all end within this many seconds of the loss of one; 0 leaves that to jax."""
     compiler_options: Mapping[str, str | bool] = field(default_factory=dict)
     """Options of XLA for the train step, beside XLA_FLAGS."""
+    profile: str | None = None
+    """Steps to trace, both included, such as "100:110"; the run folder then has the trace in profile/."""
+
+    @property
+    def profiled(self) -> range:
+        """The steps to trace; none without `profile`. Raises ConfigError for what is no range of steps."""
+        if self.profile is None:
+            return range(0)
+        first, colon, last = self.profile.partition(":")
+        if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+            raise ConfigError(f"profile: {self.profile!r} is no range of steps from 1 on, such as 100:110")
+        return range(int(first), int(last) + 1)
 
     def __post_init__(self) -> None:
         check_types(self)
+        _ = self.profiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +102,8 @@ class Experiment(Checked):
     layout: Layout = field(default_factory=Layout, metadata=NOT_IN_FINGERPRINT)
     microbatches: PositiveInt = 1
     """How many microbatches a batch is cut into to save memory: gradients are accumulated, the update is the same."""
+    observers: tuple[Observer, ...] = field(default=(), metadata=NOT_IN_FINGERPRINT)
+    """What watches the run, and may end it early: `EarlyStopping()` and your own."""
     seed: Seed = 0
     runtime: Runtime = field(default_factory=Runtime, metadata=NOT_IN_FINGERPRINT)
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.models.params import parted
 from jaxtrain.optimizers import map_state
@@ -73,6 +73,21 @@ def check_evals(experiment: Experiment) -> None:
         raise ConfigError(
             f"keep.best: the best checkpoint is chosen among steps that are both evaluated (every {evaluated}, "
             f"eval_every) and saved (every {saved}, save_every) up to step {steps}: set save_every to {evaluated}"
+        )
+
+
+def check_observers(experiment: Experiment) -> None:
+    """Raises ConfigError for what an observer refuses, and for a profile of steps that the run does not have."""
+    for number, observer in enumerate(experiment.observers):
+        observer.check(experiment)
+        for name in observer.reads:
+            if (split := name.partition("/")[0]) not in experiment.evals:
+                raise ConfigError(
+                    f"observers.{number}: {name!r} is of no split in evals{nearest(split, experiment.evals)}"
+                )
+    if (last := max(experiment.runtime.profiled, default=0)) > experiment.steps:
+        raise ConfigError(
+            f"profile: {experiment.runtime.profile!r} ends with step {last}, but the run has {experiment.steps} steps"
         )
 
 

@@ -16,6 +16,7 @@ from jaxtrain.optimizers.standard import (
     Optimizer,
     Schedule,
     Standard,
+    with_horizon,
 )
 from jaxtrain.optimizers.state import (
     AverageState,
@@ -48,4 +49,5 @@ __all__ = [
     "map_state",
     "master_weights",
     "widened",
+    "with_horizon",
 ]

@@ -5,32 +5,59 @@ Not here: the update itself. `train_step` takes any `optax.GradientTransformatio
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import jax
 import optax
 from optax import contrib
 
+from jaxtrain.base.config import changed
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.base.ranges import Checked, Fraction, FractionBelow1, NonNegative, NonNegativeInt, Positive, Range
+from jaxtrain.base.ranges import (
+    Checked,
+    Fraction,
+    FractionBelow1,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Range,
+)
 from jaxtrain.optimizers.state import average_parameters, has_narrow, master_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Checked, ABC):
-    """A learning rate for every step. All of them warm up linearly from 0 to `peak`."""
+    """A learning rate for every step. All of them warm up linearly to `peak`, and keep the rate at the end of their
+    horizon for all steps after it.
+    """
 
     peak: NonNegative = 1e-3
     warmup: NonNegativeInt = 0
     """Steps of warm-up."""
+    start: NonNegative = 0.0
+    """The rate of the first step of a warm-up, as a fraction of `peak`."""
+    steps: PositiveInt | None = None
+    """The horizon: how many steps the schedule is made for. None is the run's steps when it begins; a run keeps that
+    when it is resumed with other `steps`.
+    """
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a first rate without warm-up."""
+        if self.start and not self.warmup:
+            raise ConfigError(f"optimizer.schedule.start: {self.start} is where a warm-up begins, but warmup is 0")
 
     def build(self, steps: int) -> optax.Schedule:
-        """Step to learning rate, for a run of `steps` updates. Raises ConfigError if the warm-up does not fit in."""
-        if self.warmup > steps:
-            raise ConfigError(f"optimizer.schedule.warmup: {self.warmup} steps do not fit in a run of {steps}")
-        rise = optax.linear_schedule(0.0, self.peak, self.warmup)
-        return optax.join_schedules([rise, self.after(max(steps - self.warmup, 1))], [self.warmup])
+        """Step to learning rate, for a run of `steps` updates unless the schedule has its own horizon.
+
+        Raises ConfigError if the warm-up does not fit in.
+        """
+        horizon, own = (steps, "") if self.steps is None else (self.steps, ", which is the schedule's own horizon")
+        if self.warmup > horizon:
+            raise ConfigError(f"optimizer.schedule.warmup: {self.warmup} steps do not fit in a run of {horizon}{own}")
+        rise = optax.linear_schedule(self.start * self.peak, self.peak, self.warmup)
+        return optax.join_schedules([rise, self.after(max(horizon - self.warmup, 1))], [self.warmup])
 
     @abstractmethod
     def after(self, steps: int) -> optax.Schedule:
@@ -100,7 +127,10 @@ class Optimizer(Checked, ABC):
 
     @abstractmethod
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The transformation for a run of `steps` steps."""
+        """The transformation for a run of `steps` steps.
+
+        A run that is resumed with other steps still builds it for those that it began with.
+        """
 
     def transformation(self, steps: int, params: Any) -> optax.GradientTransformation:
         """What a run uses: `build`, by `master_weights` where a parameter is narrower than f32."""
@@ -153,6 +183,11 @@ class Standard(Optimizer):
                     f"optimizer.decayed: no parameter is named {name!r}; known: {', '.join(sorted(known))}"
                 )
         return jax.tree.map(lambda name: name in self.decayed, names)
+
+
+def with_horizon(optimizer: Optimizer, steps: int) -> Optimizer:
+    """The optimizer with `steps` as the horizon of all of its schedules that have none of their own."""
+    return changed(optimizer, Schedule, lambda one: replace(one, steps=steps) if one.steps is None else one)
 
 
 def last_name(path: Any) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from jaxtrain.base.text import duration, number
+from jaxtrain.experiment.observers import ObservedRun, Scores
+from jaxtrain.runs.watcher import Watcher
 
 
-class Console:
+class Console(Watcher):
     """Progress on `stream` (None: stderr): a tqdm bar if that is a terminal, else one line per call of `metrics`.
 
     A stream that is closed, or can no longer be written, is no reason to stop a run: nothing more is shown then.
@@ -44,6 +46,19 @@ class Console:
             self._bar = tqdm(
                 total=self._steps, initial=self._done, file=self._stream, unit=" steps", dynamic_ncols=True
             )
+
+    def stepped(self, run: ObservedRun, step: int, metrics: Any) -> None:
+        self.step(step)
+
+    def trained(self, run: ObservedRun, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        self.metrics(step, "train", metrics)
+
+    def evaluated(self, run: ObservedRun, step: int, scores: Scores) -> None:
+        for split, values in scores.items():
+            self.metrics(step, split, values)
+
+    def event(self, kind: str, **fields: object) -> None:
+        self.print("  ".join([kind, *(f"{name} {value}" for name, value in fields.items())]))
 
     def step(self, done: int) -> None:
         """Show that `done` steps are done."""

@@ -18,7 +18,7 @@ from jaxtrain.base.config import difference, find, flatten, from_json, to_json
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import read_json, write_json
 from jaxtrain.base.provenance import environment
-from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
+from jaxtrain.cluster.processes import StopSignal, broadcast_from_first, is_first_process
 from jaxtrain.data.remembered import remember
 from jaxtrain.data.sources.images import ImageFolder
 from jaxtrain.data.sources.paths import moved_together
@@ -26,8 +26,10 @@ from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin, load, load_code
 from jaxtrain.experiment.start import SavedStep
+from jaxtrain.optimizers import with_horizon
 from jaxtrain.program import Program
 from jaxtrain.runs.metrics_log import read_metrics
+from jaxtrain.runs.observers import Observers
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import TrainState
 
@@ -60,7 +62,8 @@ class Run:
             raise ConfigError(f"{self.folder} is not a run: it has no experiment.json{_runs_near(self.folder)}")
         self.saved: Mapping[str, Any] = read_json(self.folder / "experiment.json")
         if experiment is not None:
-            _check_same(self.folder, self.saved["config"], experiment)
+            self._experiment = _as_begun(experiment, self.horizon)
+            _check_same(self.folder, self.saved["config"], self._experiment)
 
     @functools.cached_property
     def experiment(self) -> Experiment:
@@ -89,6 +92,11 @@ class Run:
         run._experiment = self._from_json({**saved, "data": inputs, "evals": dict.fromkeys(saved["evals"], inputs)})
         return run
 
+    @property
+    def horizon(self) -> int:
+        """The steps that its learning rates are made for: those that it began with."""
+        return self.saved.get("horizon", self.saved["experiment"]["steps"])
+
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: `step`, `split`, and every metric as a float, NaN and infinities too."""
         return read_metrics(self.folder)
@@ -104,11 +112,15 @@ class Run:
         layout: instead of the run's own; any layout can restore any run.
         """
         experiment = self.experiment if layout is None else replace(self.experiment, layout=layout)
-        program = Program(experiment, devices)
+        program = Program(experiment, devices, self.horizon)
         with self.checkpoints(read_only=True) as checkpoints:
             state, record = checkpoints.restore(program.state, step)
         batches = program.batches(experiment.data, record["step"])
         return Restored(experiment, program, state, batches)
+
+    def observers(self, start: int, stop: StopSignal) -> Observers:
+        """All that observes the run as it is trained on from step `start`; `stop` is how they end it."""
+        return Observers(self.folder, self.experiment, start, stop)
 
     def checkpoints(self, read_only: bool = False) -> Any:
         """The run's `Checkpoints`."""
@@ -117,8 +129,24 @@ class Run:
         return Checkpoints(self.folder / "checkpoints", self.experiment.runtime.keep, read_only=read_only)
 
 
+def horizon_of_run(folder: Path | None, experiment: Experiment) -> int:
+    """The steps that learning rates are made for: those that the run in `folder` began with, else the experiment's."""
+    exists = folder is not None and (folder / "experiment.json").is_file()
+    return (
+        read_json(folder / "experiment.json").get("horizon", experiment.steps)
+        if folder and exists
+        else experiment.steps
+    )
+
+
+def _as_begun(experiment: Experiment, horizon: int) -> Experiment:
+    """With the horizon written in its schedules, so that it is in the fingerprint."""
+    return replace(experiment, optimizer=with_horizon(experiment.optimizer, horizon))
+
+
 def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) -> Run:
-    """The run in `folder`, created or about to be resumed; without a folder, a new one under runs/.
+    """The run in `folder`, created or about to be resumed; without a folder, a new one under runs/. It keeps the
+    horizon of its schedules that it is created with.
 
     Raises ConfigError where the folder holds a run of another experiment, naming the differences, or cannot be written.
     """
@@ -128,13 +156,15 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
         name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
     now = time.strftime("%Y%m%d-%H%M%S", time.localtime(broadcast_from_first(int(time.time()))))
     folder = folder or Path("runs") / name / now
+    horizon = horizon_of_run(folder, experiment)
+    experiment = _as_begun(experiment, horizon)
     try:
         if (folder / "experiment.json").is_file():
             _check_same(folder, read_json(folder / "experiment.json")["config"], experiment)
         elif folder.exists() and not _unfinished(folder, origin):
             raise ConfigError(f"{folder} exists and is not a run: choose another --run folder")
         if is_first_process():
-            _write_files(folder, experiment, origin)
+            _write_files(folder, experiment, horizon, origin)
     except OSError as error:
         raise ConfigError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
     broadcast_from_first(0)  # a barrier: no process reads the folder before process 0 has written it
@@ -169,10 +199,11 @@ def _unfinished(folder: Path, origin: Origin | None) -> bool:
     return folder.is_dir() and all(path.name in left or path.suffix == ".tmp" for path in folder.iterdir())
 
 
-def _write_files(folder: Path, experiment: Experiment, origin: Origin | None) -> None:
+def _write_files(folder: Path, experiment: Experiment, horizon: int, origin: Origin | None) -> None:
     saved = {
         "version": importlib.metadata.version("jaxtrain"),
         "fingerprint": fingerprint(experiment),
+        "horizon": horizon,
         "origin": None if origin is None else f"{origin.file}:{origin.function}",
         "config": flatten(experiment),
         "experiment": to_json(experiment),

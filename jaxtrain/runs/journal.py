@@ -1,22 +1,27 @@
-"""The running account of a run: metrics and events, to files and console, without making the device wait.
+"""The running account of a run: every step's metrics, and what happened, to its observers, without making the device
+wait.
 
-Metrics stay on the device until the period after theirs has ended. Not here: when something is due, and file formats.
+Metrics stay on the device until the period after theirs has ended. Not here: when something is due, and who observes.
 """
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from jaxtrain.cluster.processes import is_first_process
-from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.base.config import find
+from jaxtrain.base.hardware import peak_memory, planned_memory
+from jaxtrain.experiment.observers import Scores
+from jaxtrain.experiment.validate import replicated_leaves
+from jaxtrain.optimizers import Schedule
+from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
-from jaxtrain.runs.console import Console
-from jaxtrain.runs.metrics_log import MetricsLog
+from jaxtrain.runs.observers import Observers
+from jaxtrain.runs.utilization import utilization
 from jaxtrain.tasks.metrics import Mean, Metric, merge, values_by_name
 
 IN_FLIGHT = 2
@@ -35,7 +40,9 @@ class _Period:
     last_step: int
     seconds: float
     metrics: list[Metrics]
-    """One for each step."""
+    """One for each step that this process trained."""
+    before: Mapping[str, Any]
+    """The sums of the period's steps before the run was resumed, as in a checkpoint."""
 
 
 class _Rate:
@@ -52,30 +59,57 @@ class _Rate:
 
 
 class Journal:
-    """Collects every step's metrics on the device, and writes their values over each `runtime.log_every` steps.
+    """Collects each step's metrics on the device, and gives observers their values over `runtime.log_every` steps.
 
-    One line of metrics for each period and each evaluation. Lines up to a step are on disk after `flush`, so a
-    checkpoint of this step that is saved next never stands without them.
+    Lines up to a step are on disk after `flush`, so a checkpoint of this step that is saved next never stands without
+    them. The sums of a period that has not ended are saved with the checkpoint: a resumed run writes the same values.
+
+    horizon: the steps that learning rates are made for.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, start: int, clock: Clock) -> None:
-        """`start`: the steps done. Metrics of later ones, written by a process that died since, are dropped."""
-        self._log = MetricsLog(folder, is_first_process())
-        self._log.rewind(start)
-        self._console = Console(experiment.steps, start, is_first_process())
-        self._experiment, self._clock, self._done = experiment, clock, start
-        self._rates = {name: _Rate(rate) for name, rate in experiment.optimizer.rates(experiment.steps).items()}
+    def __init__(self, observers: Observers, clock: Clock, horizon: int | None = None) -> None:
+        self._observers, self._clock, self._experiment = observers, clock, observers.experiment
+        self.log_event = observers.log_event
+        self._horizon = horizon or self._experiment.steps
+        self._rates = {name: _Rate(rate) for name, rate in self._experiment.optimizer.rates(self._horizon).items()}
         self._in_flight: deque[Metrics] = deque()
         self._current: list[Metrics] = []
+        self._before: Mapping[str, Any] = {}
         self._ended: _Period | None = None
         """The last period that has ended, until it is written."""
         self._trained_before = 0.0
         """Seconds of training before the current period."""
+        self._done, self._saving = 0, 0
+        """The last step trained, and the last one whose checkpoint may not be durable yet; 0 for none."""
+        self._mfu_at_one = 0.0
+        """The model FLOPs utilization at one step a second; 0 where it is not known."""
 
-    def log_event(self, kind: str, **fields: object) -> None:
-        """Write an event to events.jsonl and the console."""
-        self._log.event(kind, **fields)
-        self._console.print("  ".join([kind, *(f"{name} {value}" for name, value in fields.items())]))
+    def log_begun(self, program: Program, start: int) -> None:
+        """Log what is known before the step is compiled: the mesh, and what the user may not expect."""
+        experiment, run = self._experiment, self._observers
+        sizes = dict(program.mesh.shape)
+        self.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=sizes)
+        if replicated := replicated_leaves(experiment, program.state):
+            self.log_event("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
+        horizons = {each.steps or self._horizon for each in find(experiment.optimizer, Schedule)} or {self._horizon}
+        for horizon in sorted(horizons - {experiment.steps}):
+            ends = f"the learning rate stays at its end value after step {horizon}"
+            note = ends if horizon < experiment.steps else "the run ends before its learning rate schedule"
+            self.log_event("schedule", horizon=horizon, of=experiment.steps, note=note)
+
+    def log_compiled(self, program: Program, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> None:
+        """Log how long compiling took, what the model chose, its FLOPs, and the memory that the compiler plans."""
+        with self._clock("compile"):
+            used = utilization(program)
+        seconds = round(self._clock.account()["compile"], 2)
+        self.log_event("compiled", seconds=seconds, **program.notes(lowered), **used, **planned_memory(compiled))
+        if "peak_flops" in used:
+            self._mfu_at_one = used["flops"] / used["peak_flops"]
+
+    def begun(self, start: int, record: Mapping[str, Any]) -> None:
+        """Training begins after `start` steps; `record` is that of their checkpoint, {} without one."""
+        self._done, self._before = start, record.get("period", {})
+        self._observers.begun(start)
 
     def trained(self, step: int, metrics: Metrics) -> None:
         """Take the metrics of a step that was dispatched. Blocks only until the step `IN_FLIGHT` before it is done."""
@@ -84,33 +118,45 @@ class Journal:
         if len(self._in_flight) > IN_FLIGHT:
             jax.block_until_ready(self._in_flight.popleft())
         self._done = step
-        self._console.step(step)
+        self._observers.stepped(step, metrics)
         if step % self._experiment.runtime.log_every == 0:
             self._end_period()
 
-    def evaluated(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """Write the metrics of an evaluation by split; returns them named split/metric."""
-        for split, values in scores.items():
-            self._write(step, split, values, {})
+    def evaluated(self, step: int, scores: Scores) -> dict[str, float]:
+        """Give the metrics of an evaluation to the observers; returns them named split/metric."""
+        self._observers.evaluated(step, scores)
         return {f"{split}/{name}": value for split, values in scores.items() for name, value in values.items()}
 
+    def record(self, step: int) -> dict[str, Any]:
+        """What a checkpoint of `step` keeps beside the arrays: the sums of the period that has not ended. JSON."""
+        sums = merge([*_restored(self._before, self._current), *jax.device_get(self._current)]) if self._current else {}
+        return {"step": step, "period": {name: _plain(metric) for name, metric in sums.items()}}
+
+    def saved(self, step: int) -> None:
+        """The checkpoint of `step` is being saved: the one before is durable."""
+        if self._saving:
+            self._observers.saved(self._saving)
+        self._saving = step
+
     def ended(self, step: int) -> None:
-        """Write all that is left: no more steps follow."""
-        if self._current:
-            self._end_period()
+        """Give all that is left to the observers: no more steps follow, and all checkpoints are durable."""
+        if self._current and (step == self._experiment.steps or self._observers.finished):
+            self._end_period()  # else the run will be resumed, and end the period then
         self.flush()
-        self.log_event("ended", step=step, of=self._experiment.steps)
+        self.saved(0)
+        self.log_event("ended", step=step, of=self._experiment.steps, **peak_memory())
+        self._observers.ended(step)
 
     def close(self) -> None:
-        """Close the console."""
-        self._console.close()
+        """Close the observers."""
+        self._observers.close()
 
     def _end_period(self) -> None:
         self.flush()
         account = self._clock.account()
         trained = account["data"] + account["step"]  # speeds leave out compiling, evaluating and saving
-        self._ended = _Period(self._done, trained - self._trained_before, self._current)
-        self._current, self._trained_before = [], trained
+        self._ended = _Period(self._done, trained - self._trained_before, self._current, self._before)
+        self._current, self._before, self._trained_before = [], {}, trained
 
     def flush(self) -> None:
         """Write the period that has ended, if any. Blocks until its last step is done."""
@@ -118,17 +164,27 @@ class Journal:
             return
         period, self._ended = self._ended, None
         with self._clock("step"):
-            metrics = merge(jax.device_get(period.metrics))
-        loss = metrics["loss"]
-        assert isinstance(loss, Mean)
-        examples, tokens = self._experiment.data.batch_size * len(period.metrics), float(loss.weight)
+            own = jax.device_get(period.metrics)
+            metrics = merge([*_restored(period.before, own), *own])
+        losses = [metrics["loss"] for metrics in own]
+        tokens = sum(float(loss.weight) for loss in losses if isinstance(loss, Mean))
+        examples = self._experiment.data.batch_size * len(own)
         rates = {"examples_per_second": examples / period.seconds}
         rates |= {"tokens_per_second": tokens / period.seconds} if tokens > examples else {}
+        rates |= {"mfu": self._mfu_at_one * len(own) / period.seconds} if self._mfu_at_one else {}
         rates |= {name: rate(period.last_step - 1) for name, rate in self._rates.items()}
         rates |= {f"seconds_{phase}": seconds for phase, seconds in self._clock.account().items()}
-        self._write(period.last_step, "train", values_by_name(metrics), rates)
+        self._observers.trained(period.last_step, values_by_name(metrics), rates)
 
-    def _write(self, step: int, split: str, values: Mapping[str, float], more: Mapping[str, float]) -> None:
-        """`more` goes to the files only."""
-        self._log.metrics(step, split, {**values, **more})
-        self._console.metrics(step, split, values)
+
+def _plain(metric: Metric) -> dict[str, Any]:
+    return {each.name: np.asarray(getattr(metric, each.name)).tolist() for each in fields(metric)}
+
+
+def _restored(sums: Mapping[str, Any], like: list[Metrics]) -> list[Metrics]:
+    """What `_plain` saved, as metrics of the same classes as those of a step; [] where that step reports others."""
+    kinds = {name: type(metric) for name, metric in like[0].items()}
+    known = {name: {each.name for each in fields(kind)} for name, kind in kinds.items()}
+    if known != {name: set(arrays) for name, arrays in sums.items()}:
+        return []
+    return [{name: kind(**{each: np.asarray(x) for each, x in sums[name].items()}) for name, kind in kinds.items()}]

@@ -1,0 +1,105 @@
+"""Counts the floating-point operations of a function and its gradient off its jaxpr, loops included.
+
+XLA's own count (`cost_analysis`) has the body of a loop once, however often it runs. Not here: how fast they are done.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr, Literal
+
+
+def gradient_flops(function: Callable[..., Any], params: Any, *arguments: Any) -> int:
+    """The operations of the matmuls and convolutions in `function(params, *arguments)` and in its gradient by `params`.
+
+    A matmul of m×k by k×n has 2·m·k·n. Its gradient has as many again for each operand that depends on the parameters.
+    Recomputation by remat does not count, nor do additions elsewhere; a `while` loop counts as one pass, a `cond` as
+    its largest branch. Arguments may be abstract.
+    """
+    jaxpr = jax.make_jaxpr(function)(params, *arguments).jaxpr
+    trained = len(jax.tree.leaves(params))
+    return _count(jaxpr, [number < trained for number in range(len(jaxpr.invars))])[0]
+
+
+def _count(jaxpr: Jaxpr, depends: Sequence[bool]) -> tuple[int, list[bool]]:
+    """The operations, and which results depend on the parameters, given which arguments do."""
+    known = dict(zip(jaxpr.invars, depends, strict=True))
+
+    def read(variables: Sequence[Any]) -> list[bool]:
+        return [not isinstance(each, Literal) and known.get(each, False) for each in variables]
+
+    total = 0
+    for equation in jaxpr.eqns:
+        flops, results = _of_equation(equation, read(equation.invars))
+        total += flops
+        for variable, result in zip(equation.outvars, results, strict=True):
+            known[variable] = result and jnp.issubdtype(getattr(variable.aval, "dtype", bool), jnp.inexact)
+    return total, read(jaxpr.outvars)
+
+
+def _of_equation(equation: Any, depends: list[bool]) -> tuple[int, list[bool]]:
+    name, outputs = equation.primitive.name, len(equation.outvars)
+    if name in MATMULS:
+        left, right = (variable.aval.shape for variable in equation.invars[:2])
+        flops = MATMULS[name](equation.params, left, right, equation.outvars[0].aval.shape)
+        return flops * (1 + sum(depends[:2])), [any(depends)]
+    if name == "stop_gradient":
+        return 0, [False] * outputs
+    if name == "scan":
+        return _of_scan(equation.params, depends)
+    if name == "cond":
+        branches = [_count(branch.jaxpr, depends[1:]) for branch in equation.params["branches"]]
+        results = [any(each) for each in zip(*(result for _, result in branches), strict=True)]
+        return max(flops for flops, _ in branches), results
+    if name == "while":
+        body, skipped = equation.params["body_jaxpr"].jaxpr, equation.params["cond_nconsts"]
+        return _count(body, depends[skipped:])[0], [any(depends)] * outputs
+    for inner in map(_inner, equation.params.values()):
+        if inner is not None and len(inner.invars) == len(depends) and len(inner.outvars) == outputs:
+            return _count(inner, depends)
+    return 0, [any(depends)] * outputs
+
+
+def _of_scan(params: dict[str, Any], depends: list[bool]) -> tuple[int, list[bool]]:
+    jaxpr, first, last = params["jaxpr"].jaxpr, params["num_consts"], params["num_consts"] + params["num_carry"]
+    while True:  # what is carried may depend on the parameters from a later pass on
+        flops, results = _count(jaxpr, depends)
+        carried = [one or two for one, two in zip(depends[first:last], results, strict=False)]
+        if carried == depends[first:last]:
+            return flops * params["length"], results
+        depends = [*depends[:first], *carried, *depends[last:]]
+
+
+def _inner(value: Any) -> Any:
+    """The jaxpr of a call, closed or not; None for any other parameter of an equation."""
+    inner = getattr(value, "jaxpr", value)
+    return inner if hasattr(inner, "eqns") else None
+
+
+Shape = tuple[int, ...]
+
+
+def _dot_general(params: dict[str, Any], left: Shape, right: Shape, output: Shape) -> int:
+    (contracted, _), _ = params["dimension_numbers"]
+    return 2 * math.prod(output) * math.prod(left[dim] for dim in contracted)
+
+
+def _ragged_dot(params: dict[str, Any], left: Shape, right: Shape, output: Shape) -> int:
+    (contracted, _), _ = params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+    return 2 * math.prod(output) * math.prod(left[dim] for dim in contracted)
+
+
+def _convolution(params: dict[str, Any], left: Shape, right: Shape, output: Shape) -> int:
+    features = right[params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(output) * math.prod(right) // features
+
+
+MATMULS: dict[str, Callable[[dict[str, Any], Shape, Shape, Shape], int]] = {
+    "dot_general": _dot_general,
+    "ragged_dot_general": _ragged_dot,
+    "conv_general_dilated": _convolution,
+}
+"""The operations that are counted, by the name of their primitive."""

@@ -1,0 +1,129 @@
+"""All observers of a run as one: files, console, TensorBoard, profiler, and those of its experiment.
+
+Not here: what any of them does, and when they are called.
+"""
+
+import traceback
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.cluster.processes import StopSignal, is_first_process
+from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.experiment.observers import Observer, Scores
+from jaxtrain.runs.console import Console
+from jaxtrain.runs.metrics_log import MetricsLog, read_metrics
+from jaxtrain.runs.profiler import Profiler
+from jaxtrain.runs.tensorboard import TensorBoard
+from jaxtrain.runs.watcher import Watcher
+
+MAY_END = ("begun", "evaluated")
+"""The methods whose answer ends a run: all processes are asked then whether it ends."""
+
+
+class Observers:
+    """Calls every observer, on process 0 only. A reason to end the run goes to `stop`, by which all processes agree.
+
+    Files and console are called first, and an error of theirs ends the run. TensorBoard and the profiler are called in
+    the loop too, those of the experiment in a thread; an error of theirs is an event, and they are called no more.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment, start: int, stop: StopSignal) -> None:
+        """`start`: the steps done. Metrics of later ones, written by a process that died since, are dropped."""
+        self.folder, self.experiment, self._stop = folder, experiment, stop
+        first, profiled = is_first_process(), experiment.runtime.profiled
+        log = MetricsLog(folder, first)
+        log.rewind(start)
+        self._own: list[Watcher] = [log, Console(experiment.steps, start, first)]
+        self._mirrors: list[Watcher] = [TensorBoard(folder / "tensorboard", start)] if first else []
+        self._mirrors += [Profiler(folder / "profile", profiled)] if first and profiled else []
+        self._others: list[Observer] = list(experiment.observers) if first else []
+        self._thread = ThreadPoolExecutor(1, "observers")
+        self._last_call: Future[None] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether an observer ended the run."""
+        return self._stop.reason is not None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return read_metrics(self.folder)
+
+    def log_event(self, kind: str, **fields: object) -> None:
+        """Write an event to events.jsonl and the console."""
+        for each in self._own:
+            each.event(kind, **fields)
+
+    def begun(self, step: int) -> None:
+        """Training begins after `step`."""
+        self._call("begun", step)
+        self._wait()
+
+    def stepped(self, step: int, metrics: Any) -> None:
+        """A step was dispatched, whose metrics are still on the device."""
+        for each in self._own:
+            each.stepped(self, step, metrics)
+        for mirror in self._mirrors:
+            self._guarded(mirror, "stepped", step, metrics)
+
+    def trained(self, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        """The values over a period that ended with `step`."""
+        self._call("trained", step, metrics, rates)
+
+    def evaluated(self, step: int, scores: Scores) -> None:
+        """The values of all evaluations after `step`; none call nobody."""
+        if scores:
+            self._call("evaluated", step, scores)
+            self._wait()  # the device has nothing to do meanwhile, and the run may have to end
+
+    def saved(self, step: int) -> None:
+        """The checkpoint of `step` is durable."""
+        self._call("saved", step)
+
+    def ended(self, step: int) -> None:
+        """No more steps follow."""
+        self._call("ended", step)
+        self._wait()
+
+    def close(self) -> None:
+        """Call nothing more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        for each in (*self._mirrors, *self._own):
+            each.close()
+
+    def _call(self, method: str, step: int, *arguments: Any) -> None:
+        for each in self._own:
+            getattr(each, method)(self, step, *arguments)
+        for each in self._mirrors:
+            self._guarded(each, method, step, *arguments)
+        if self._others:
+            self._wait()  # an observer that takes longer than a period holds the run up, rather than pile up calls
+            self._last_call = self._thread.submit(self._call_others, method, step, *arguments)
+
+    def _call_others(self, method: str, step: int, *arguments: Any) -> None:
+        for each in self._others:
+            self._guarded(each, method, step, *arguments)
+
+    def _wait(self) -> None:
+        if self._last_call is not None:
+            self._last_call.result()
+
+    def _guarded(self, observer: Observer, method: str, step: int, *arguments: Any) -> None:
+        try:
+            reason = getattr(observer, method)(self, step, *arguments)
+            if reason is not None and (method not in MAY_END or not isinstance(reason, str)):
+                raise TypeError(f"{method} returned {reason!r}: only a text ends a run, from {' or '.join(MAY_END)}")
+        except Exception as error:  # an observer may raise anything, which must not cost the run
+            self._mirrors = [each for each in self._mirrors if each is not observer]
+            self._others = [each for each in self._others if each is not observer]
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
+            name = type(observer).__name__
+            kind = "tensorboard_failed" if name == "TensorBoard" else "observer_failed"
+            self.log_event(kind, step=step, observer=name, method=method, error=where)
+            return
+        if reason is not None and self._stop.reason is None:
+            self._stop.reason = reason
+            self.log_event("stopped", step=step, observer=type(observer).__name__, reason=self._stop.reason)

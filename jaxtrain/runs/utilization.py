@@ -1,0 +1,53 @@
+"""Model FLOPs utilization: the operations that a model needs a second, as a fraction of what its devices can do
+(Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+"""
+
+from typing import Any
+
+import jax
+
+from jaxtrain.base.flops import gradient_flops
+from jaxtrain.base.hardware import peak_flops
+from jaxtrain.models.variables import Context, Variables
+from jaxtrain.program import Program
+from jaxtrain.sharding.constraints import scope
+from jaxtrain.sharding.layout import Layout
+from jaxtrain.step import with_params
+from jaxtrain.tasks.checks import loss_of
+
+
+def utilization(program: Program) -> dict[str, Any]:
+    """`flops` of a step and `peak_flops` of the program's devices per second, for the log.
+
+    Instead of what is not known there is `no_mfu`, which says why.
+    """
+    devices = list(program.mesh.devices.flat)
+    try:
+        flops = model_flops(program)
+    except Exception as error:  # a user's model may need its own mesh or platform; that must not cost the run
+        return {"no_mfu": f"the operations of the model cannot be counted: {type(error).__name__}: {error}"}
+    if (peak := peak_flops(devices)) is None:
+        return {"flops": flops, "no_mfu": f"the peak FLOP/s of {devices[0].device_kind} are not in base/hardware.py"}
+    return {"flops": flops, "peak_flops": round(peak)}
+
+
+def model_flops(program: Program) -> int:
+    """The operations of a step by `gradient_flops`, those of the optimizer left out.
+
+    Counted as if on one device and with dense attention, so that the number depends on the model and the batch only:
+    attention has all pairs of positions, also those that a causal mask hides.
+    """
+    task, state = program.experiment.task, _shapes(program.state)
+    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in program.experiment.data.example().items()}
+    keys_B = jax.eval_shape(lambda key: jax.random.split(key, batch["mask"].shape[0]), state.key)
+
+    def loss(params: Any, fixed: Variables, batch: Any, step: Any, keys_B: Any) -> jax.Array:
+        context = Context(step, keys_B, batch["mask"])
+        return loss_of(task, with_params(params, fixed), batch, context).mean.total
+
+    with scope(Layout(), Layout().abstract_mesh(1), platform="tpu"):
+        return gradient_flops(loss, state.params, state.fixed, batch, state.step, keys_B)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
