@@ -36,6 +36,7 @@ ROOMS = {
         "experts",
         "transformer",
         "vit",
+        "recurrent",
         "ngrams",
         "resnet",
     ),

@@ -5,8 +5,20 @@ from jaxtrain.models.batch_norm import BatchNorm
 from jaxtrain.models.experts import Experts
 from jaxtrain.models.layers import Precision
 from jaxtrain.models.ngrams import NGrams
+from jaxtrain.models.recurrent import Recurrent
 from jaxtrain.models.resnet import ResNet
 from jaxtrain.models.transformer import Blocks, Transformer
 from jaxtrain.models.vit import ViT
 
-__all__ = ["BatchNorm", "Blocks", "Experts", "Model", "NGrams", "Precision", "ResNet", "Transformer", "ViT"]
+__all__ = [
+    "BatchNorm",
+    "Blocks",
+    "Experts",
+    "Model",
+    "NGrams",
+    "Precision",
+    "Recurrent",
+    "ResNet",
+    "Transformer",
+    "ViT",
+]

@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """The sizes of a transformer's activations, from which the textbook computes what a step has to send."""
+    """The sizes of a model's activations, from which the textbook computes what a step has to send."""
 
     length: int
     """Positions of a row in the blocks."""
@@ -16,8 +16,11 @@ class Activations:
     layers: int
     rounds: int = 1
     """How often a batch passes through the stages of a pipeline."""
-    heads: int
-    kv_heads: int
+    heads: int = 1
+    kv_heads: int = 0
+    """Key/value heads; 0 where there is no attention."""
+    state: int = 0
+    """Entries of a recurrent state, which is passed on along `length`; 0 where there is none."""
     ring: bool = False
     """Whether attention runs as a ring where `length` is split."""
     compute: Literal["float32", "bfloat16"] = "float32"
