@@ -13,6 +13,7 @@ from jaxtrain.evaluate import check_metrics, evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import Origin
 from jaxtrain.experiment.validate import replicated_leaves
+from jaxtrain.experiment.verified import is_verified, split_axes
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.folder import Run, begin
@@ -42,6 +43,8 @@ def train(
         journal.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=sizes)
         if replicated := replicated_leaves(experiment, program.state):
             journal.log_event("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
+        if len(axes := split_axes(sizes)) > 1 and not is_verified(experiment, sizes):
+            journal.log_event("never_verified", axes=" × ".join(axes), command="jaxtrain verify, or train --verify")
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
         journal.log_event("compiled", seconds=round(clock.account()["compile"], 2), **program.notes(lowered))

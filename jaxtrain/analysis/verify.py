@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import jax
@@ -49,11 +49,13 @@ def verify(
     meshes: Sequence[Mesh] = (),
     strict: bool = False,
     updates: int = STEPS,
+    passed: Callable[[Mesh], None] = lambda mesh: None,
 ) -> bool:
     """Print on each of these meshes, or on every mesh that fits if none are given, whether the experiment trains as on
     one device, and whether it sends no more than needed. True if it trains so on all; if `strict`, and sends no more.
 
     updates: how many are compared.
+    passed: called with every mesh on which it trains as on one device.
 
     Raises ConfigError where the experiment does not fit even one device, and for a given mesh that does not fit.
     """
@@ -93,6 +95,8 @@ def verify(
             nothing = (math.nan, math.nan, 0, 0, 0, 0)
             verdict = Verdict(found[0].mesh.shape, *nothing, (f"XLA: {str(error).splitlines()[0]}",), ())
         verdicts.append(verdict)
+        if not verdict.differences:
+            passed(verdict.mesh)
         cells = "  ".join(word.ljust(len(title)) for word, title in zip(verdict.row(), titles, strict=True))
         why = (*verdict.differences, *verdict.excess)
         print(f"{named(verdict.mesh):{width}}  {cells}", *why, sep="\n  ", flush=True)
@@ -164,6 +168,18 @@ def candidates(axes: Sequence[str], own: Mesh, devices: int) -> list[list[Mesh]]
                 options: list[Mesh] = [dict(zip(names, each, strict=True)) for each in sizes]
                 found += [options] if own not in options[:1] else []
     return found
+
+
+def meshes_like(mesh: Mesh) -> list[Mesh]:
+    """At most three small meshes of at least 4 devices, if that can be, with the axes of this one: each size divides
+    that of the axis, and all have as many devices. [] for a mesh of one device.
+    """
+    sizes = {axis: size for axis, size in mesh.items() if size != 1}
+    least = {axis: next(n for n in itertools.count(2) if size < 0 or size % n == 0) for axis, size in sizes.items()}
+    doubled: list[Mesh] = [{**least, axis: 4} for axis, size in sizes.items() if size < 0 or size % 4 == 0]
+    if doubled and math.prod(least.values()) <= 4:
+        return doubled[:3]
+    return [least] if least else []
 
 
 def _factors(number: int, count: int) -> list[tuple[int, ...]]:
