@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 from conftest import FAST
+from jaxprs import equations
 
 from jaxtrain import MEGATRON, ConfigError, Experiment, Layout, Program
 from jaxtrain.analysis.hlo import IGNORED, collectives, counted
@@ -18,7 +20,7 @@ from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.models import Precision, Recurrent
 from jaxtrain.models.recurrent import linear_recurrence
 from jaxtrain.models.sizes import Activations
-from jaxtrain.models.variables import Variables
+from jaxtrain.models.variables import Context, Variables
 from jaxtrain.optimizers import SGD, ConstantRate
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.sharding.layout import plain
@@ -249,3 +251,15 @@ def test_a_small_version_divides_as_before_and_describes_its_state():
 def test_fields_that_do_not_fit_each_other_are_refused(fields, words):
     with pytest.raises(ConfigError, match=words):
         Recurrent(**fields)
+
+
+def test_dropout_draws_for_the_embedding_and_for_both_parts_of_a_block():
+    model, keys_B = replace(DECODER, dropout=0.5), jax.random.split(jax.random.key(0), 3)
+    given = variables(DECODER)
+
+    def draws(context: Context) -> int:
+        found = equations(lambda ids: model.apply(given, ids, context)[0], IDS)
+        return sum(each.primitive.name == "random_bits" for each in found)
+
+    assert draws(Context(keys_B=keys_B)) == 3  # the blocks are scanned
+    assert draws(Context()) == 0

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import tiny
 
-from jaxtrain import MEGATRON, Experiment, Layout
+from jaxtrain import MEGATRON, ConfigError, Experiment, Layout
 from jaxtrain.analysis.verify import meshes_like
 from jaxtrain.base.errors import ExitCode
 from jaxtrain.cli import first
 from jaxtrain.cli.first import fields, verify_first
+from jaxtrain.cli.main import run
 from jaxtrain.experiment import verified
 from jaxtrain.experiment.files import load
 from jaxtrain.experiment.verified import is_verified, remember_verified
@@ -28,6 +29,7 @@ BOTH = {"data": 4, "fsdp": 2}
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # which `verify` changes
 
 
 def on(mesh: dict[str, int], **more: Any) -> Experiment:
@@ -180,29 +182,65 @@ def test_of_several_processes_only_the_first_verifies(monkeypatch):
         assert len(process.commands) == (number == "0")
 
 
-@pytest.mark.slow
-def test_train_verify_verifies_once_and_a_wrong_model_is_not_trained(tmp_path):
-    file = tmp_path / "loops.py"
+def loops(folder: Path) -> Path:
+    """An experiment file of a loop over time that trains as one device on three axes, of one that does not, and of a
+    transformer that sends more than needed.
+    """
+    file = folder / "loops.py"
     file.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "from jaxtrain import Experiment\nfrom test_scan_over_time import ALL, experiment\n\n\n"
+        "from jaxtrain import Experiment\nfrom test_scan_over_time import ALL, experiment\n"
+        "from test_verify import Misnamed, with_model\n\n\n"
         "def right() -> Experiment:\n    return experiment(True, ALL)\n\n\n"
-        "def wrong() -> Experiment:\n    return experiment(False, ALL)\n"
+        "def wrong() -> Experiment:\n    return experiment(False, ALL)\n\n\n"
+        'def more() -> Experiment:\n    return with_model(Misnamed, kernel="up", axes=("mlp", "embed"))\n'
     )
+    return file
+
+
+def test_the_command_verify_remembers_what_passed_and_fails_on_what_did_not(tmp_path):
+    file, flags = loops(tmp_path), ["--updates", "1", "--meshes", "data 2 fsdp 2 tensor 2"]
+    mesh = {"data": 4, "fsdp": 4, "tensor": 2}
+    assert run(["verify", f"{file}:right", *flags]) == ExitCode.FINISHED
+    assert is_verified(load(f"{file}:right")[0], mesh)
+    assert run(["verify", f"{file}:wrong", *flags]) == ExitCode.FAILED
+    assert not is_verified(load(f"{file}:wrong")[0], mesh)
+
+
+@pytest.mark.slow
+def test_the_command_verify_fails_on_what_is_sent_beyond_what_is_needed_only_if_strict(tmp_path):
+    words = ["verify", f"{loops(tmp_path)}:more", "--updates", "1", "--meshes", "tensor 8"]
+    assert run(words) == ExitCode.FINISHED
+    assert run([*words, "--strict"]) == ExitCode.FAILED
+
+
+def test_no_update_at_all_cannot_be_compared():
+    with pytest.raises(ConfigError, match=r"--updates 0: give at least 1"):
+        run(["verify", str(ROOT / "tests" / "tiny.py"), "--updates", "0"])
+
+
+def test_a_job_for_a_cluster_takes_verify_among_the_flags_of_train(capsys):
+    run(["launch", "slurm", str(ROOT / "tests" / "tiny.py:data"), "--nodes", "2", "--", "--verify", "--steps", "5"])
+    assert "--verify --steps 5" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_train_verify_verifies_once_and_a_wrong_model_is_not_trained(tmp_path):
+    file = loops(tmp_path)
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
 
-    def run(function: str) -> subprocess.CompletedProcess:
+    def start(function: str) -> subprocess.CompletedProcess:
         folder = str(tmp_path / function)
         command = [sys.executable, "-m", "jaxtrain", "train", f"{file}:{function}", "--verify", "--run", folder]
         return subprocess.run(command, env={**os.environ, **flags}, capture_output=True, text=True, check=False)
 
-    done = run("right")
+    done = start("right")
     assert done.returncode == 0, done.stderr
     assert "--verify: one step on data 2 fsdp 2 tensor 2, beside one device" in done.stderr
     assert "The mesh trains as one device does" in done.stderr
     assert "never_verified" not in done.stderr
-    assert "--verify" not in run("right").stderr
-    done = run("wrong")
+    assert "--verify" not in start("right").stderr
+    done = start("wrong")
     assert done.returncode == 1
     assert "the first gradient differs by" in done.stderr
     assert "--verify failed, so nothing was trained or written" in done.stderr
