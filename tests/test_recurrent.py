@@ -189,7 +189,8 @@ def alone(pooled: bool, layers: int) -> tuple[list[float], Any]:
 @pytest.mark.parametrize(
     ("mesh", "microbatches", "pooled", "layers"),
     [
-        (ALL, 2, False, 2),
+        (ALL, 1, False, 2),
+        pytest.param(ALL, 2, False, 2, marks=pytest.mark.slow),
         pytest.param({"data": 8}, 2, False, 2, marks=pytest.mark.slow),
         pytest.param({"fsdp": 8}, 1, False, 2, marks=pytest.mark.slow),
         pytest.param({"tensor": 8}, 1, False, 2, marks=pytest.mark.slow),

@@ -190,10 +190,11 @@ def loops(folder: Path) -> Path:
     file.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "from jaxtrain import Experiment\nfrom test_scan_over_time import ALL, experiment\n"
-        "from test_verify import Misnamed, with_model\n\n\n"
+        "\n\n"
         "def right() -> Experiment:\n    return experiment(True, ALL)\n\n\n"
         "def wrong() -> Experiment:\n    return experiment(False, ALL)\n\n\n"
-        'def more() -> Experiment:\n    return with_model(Misnamed, kernel="up", axes=("mlp", "embed"))\n'
+        "def more() -> Experiment:\n    from test_verify import Misnamed, with_model\n\n"
+        '    return with_model(Misnamed, kernel="up", axes=("mlp", "embed"))\n'
     )
     return file
 
