@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxtrain.cluster.processes import StopSignal
 from jaxtrain.optimizers import WSD, AdamW, ConstantRate, CosineDecay, LinearDecay, Schedule
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.journal import RATES_AT_ONCE, Journal
+from jaxtrain.runs.observers import Observers
 
 
 def journal(folder: Path, schedule: Schedule, steps: int) -> Journal:
     """The account of a run that was begun with this schedule."""
     experiment = replace(tiny.main(), optimizer=AdamW(schedule=schedule), steps=steps)
-    return Journal(folder, experiment, 0, Clock())
+    return Journal(Observers(folder, experiment, 0, StopSignal()), Clock())
 
 
 def test_a_run_of_a_thousand_million_steps_needs_no_memory_for_its_rates(tmp_path: Path) -> None:

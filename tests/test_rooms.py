@@ -50,6 +50,7 @@ ROOMS = {
         "experts",
         "transformer",
         "vit",
+        "recurrent",
         "ngrams",
         "resnet",
         "lora",
@@ -98,7 +99,7 @@ ROOMS = {
         "build",
         "check",
     ),
-    "experiment": ("start", "observers", "experiment", "files", "validate"),
+    "experiment": ("start", "observers", "experiment", "files", "validate", "verified"),
     "step": (),
     "program": (),
     "cluster": ("environment", "connection", "server", "rendezvous", "processes"),
@@ -121,7 +122,7 @@ ROOMS = {
     "train": (),
     "analysis": ("hlo", "describe", "textbook", "explain", "shrink", "judge", "verify", "databench"),
     "launch": ("job", "slurm", "tpu", "kubernetes", "local"),
-    "cli": ("terminal", "verbs", "flags", "data", "launch", "main"),
+    "cli": ("terminal", "verbs", "flags", "data", "launch", "first", "main"),
 }
 """Rooms from the ground up, and the order of files within each: a module imports only from those before it. Where a
 folder stands for its files, these are not ordered; files that are not named come at the place of their folder.

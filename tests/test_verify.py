@@ -153,18 +153,29 @@ def test_neither_analysis_nor_the_loop_knows_an_architecture():
 
 def test_a_kernel_whose_dims_have_each_others_names_fails_and_is_named_by_its_line(capsys):
     experiment = with_model(Misnamed, kernel="up", axes=("mlp", "embed"))
-    assert not verify(experiment, jax.devices(), [{"tensor": 8}])
+    assert not verify(experiment, jax.devices(), [{"tensor": 8}], strict=True)
     said = capsys.readouterr().out
-    assert "1 of 1 meshes fail: tensor 8." in said
+    assert "The mesh trains as one device does. Error (--strict): 1 of 1 send more than needed: tensor 8." in said
     assert "most of the rest are:" in said
     assert "transformer.py" in said
     assert "self.up(h_BLD)" in said
 
 
+def test_what_is_sent_beyond_the_textbook_is_a_warning_unless_strict(capsys):
+    experiment = with_model(Misnamed, kernel="up", axes=("mlp", "embed"))
+    assert verify(experiment, jax.devices(), [{"tensor": 8}], updates=1)
+    said = capsys.readouterr().out
+    assert "8 simulated devices, 1 step of 8 rows" in said
+    [row] = [line for line in said.splitlines() if line.startswith("tensor 8 ")]
+    assert row.endswith("passes, but sends too much")
+    assert "self.up(h_BLD)" in said
+    assert "The mesh trains as one device does. Warning: 1 of 1 send more than needed: tensor 8." in said
+
+
 @pytest.mark.slow
 def test_a_kernel_that_no_longer_splits_fails_and_is_named_by_its_size(capsys):
     experiment = with_model(Misnamed, kernel="query", axes=("embed", "outputs"))
-    assert not verify(experiment, jax.devices(), [{"tensor": 8}])
+    assert not verify(experiment, jax.devices(), [{"tensor": 8}], strict=True)
     assert "as large as blocks/block/query/kernel" in capsys.readouterr().out
 
 

@@ -16,6 +16,7 @@ from jaxtrain.models.sizes import smaller
 from jaxtrain.optimizers import Optimizer
 
 STEPS = 5
+"""Updates that `jaxtrain verify` compares by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,14 @@ class Recorded(Optimizer):
         return self.inner.frozen(paths)
 
 
-def shrink(experiment: Experiment, devices: int) -> Experiment:
-    """The same experiment with a small model, in f32, on a few of its own rows.
+def shrink(experiment: Experiment, devices: int, steps: int = STEPS) -> Experiment:
+    """The same experiment with a small model, in f32, on the few of its own rows that so many steps need.
 
     Sizes keep their common divisors with `devices`, so that the same meshes fit.
     """
     task = experiment.task
     data = replace(experiment.data, batch_size=devices, workers=0, threads=0)
-    columns = _columns(itertools.islice(data.batches(), STEPS))
+    columns = _columns(itertools.islice(data.batches(), steps))
     model, inputs = task.model.shrunk(devices), task.read(data.example())
     sizes = model.describe(inputs)
     if sizes and sizes.vocab and isinstance(task.inputs, str):

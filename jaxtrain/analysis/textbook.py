@@ -108,6 +108,9 @@ def _context_parallel(step: Step) -> Counter[Key]:
     chunks of activations to their place in the sequence, and their gradients back.
 
     Without a causal mask keys and values are all-gathered in both passes, and their gradients reduce-scattered.
+
+    In a recurrent layer every device all-gathers the last state f32[B, M] of each other one and how much of an earlier
+    state is left in it; their gradients are reduce-scattered.
     """
     found: Counter[Key] = Counter()
     if not step.along or step.activations is None:
@@ -115,7 +118,11 @@ def _context_parallel(step: Step) -> Counter[Key]:
     sizes, devices = step.activations, step.over(step.along)
     entries = step.inside * step.length * sizes.width // sizes.heads * sizes.kv_heads
     entries //= step.over(step.heads)
-    if sizes.ring:
+    states = 2 * step.inside * sizes.state // step.over(step.heads) * devices * 4
+    if sizes.state:
+        found[key_of("all-gather", step.along, states)] += step.turns
+        found[key_of("reduce-scatter", step.along, states)] += step.turns
+    elif sizes.ring:
         found[key_of("collective-permute", step.along, entries * step.itemsize)] += 4 * (devices - 1) * step.turns
         found[key_of("collective-permute", step.along, entries * 4)] += 2 * devices * step.turns
         chunk = step.positions * sizes.width * step.itemsize // 2

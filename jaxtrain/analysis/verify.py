@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import jax
@@ -43,14 +43,26 @@ def simulate(devices: int) -> list[jax.Device]:
     return found[:devices]
 
 
-def verify(experiment: Experiment, devices: Sequence[jax.Device], meshes: Sequence[Mesh] = ()) -> bool:
-    """Print a verdict on each of these meshes, or on every mesh that fits if none are given. True if all passed.
+def verify(
+    experiment: Experiment,
+    devices: Sequence[jax.Device],
+    meshes: Sequence[Mesh] = (),
+    strict: bool = False,
+    updates: int = STEPS,
+    passed: Callable[[Mesh], None] = lambda mesh: None,
+) -> bool:
+    """Print on each of these meshes, or on every mesh that fits if none are given, whether the experiment trains as on
+    one device, and whether it sends no more than needed. True if it trains so on all; if `strict`, and sends no more.
+
+    updates: how many are compared.
+    passed: called with every mesh on which it trains as on one device.
 
     Raises ConfigError where the experiment does not fit even one device, and for a given mesh that does not fit.
     """
     started, count = time.monotonic(), len(devices)
-    small = shrink(experiment, count)
-    print(f"{count} simulated devices, {STEPS} steps of {count} rows of the experiment's own data, in f32")
+    small = shrink(experiment, count, updates)
+    steps = "1 step" if updates == 1 else f"{updates} steps"
+    print(f"{count} simulated devices, {steps} of {count} rows of the experiment's own data, in f32")
     tasks = ({f"task.{path}": value for path, value in flatten(each.task).items()} for each in (experiment, small))
     if changed := difference(*tasks):
         print(f"made smaller, so that it takes seconds:\n{changed}")
@@ -81,15 +93,17 @@ def verify(experiment: Experiment, devices: Sequence[jax.Device], meshes: Sequen
             verdict = judge(*found, alone, batches, reference)
         except jax.errors.JaxRuntimeError as error:  # XLA cannot compile some meshes
             nothing = (math.nan, math.nan, 0, 0, 0, 0)
-            verdict = Verdict(found[0].mesh.shape, *nothing, (f"XLA: {str(error).splitlines()[0]}",))
+            verdict = Verdict(found[0].mesh.shape, *nothing, (f"XLA: {str(error).splitlines()[0]}",), ())
         verdicts.append(verdict)
+        if not verdict.differences:
+            passed(verdict.mesh)
         cells = "  ".join(word.ljust(len(title)) for word, title in zip(verdict.row(), titles, strict=True))
-        print(f"{named(verdict.mesh):{width}}  {cells}", *verdict.failures, sep="\n  ", flush=True)
+        why = (*verdict.differences, *verdict.excess)
+        print(f"{named(verdict.mesh):{width}}  {cells}", *why, sep="\n  ", flush=True)
     if refused:
         print("\nnot tried, since they do not fit:", *refused, sep="\n")
-    wrong = [named(verdict.mesh) for verdict in verdicts if verdict.failures]
-    print(f"\n{_summary(len(verdicts), wrong)} ({time.monotonic() - started:.0f} s)")
-    return bool(verdicts) and not wrong
+    print(f"\n{_summary(verdicts, strict)} ({time.monotonic() - started:.0f} s)")
+    return bool(verdicts) and not any(one.differences or (strict and one.excess) for one in verdicts)
 
 
 def read_mesh(words: str, devices: int) -> Mesh:
@@ -108,14 +122,20 @@ def named(mesh: Mesh) -> str:
     return " ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
-def _summary(count: int, wrong: Sequence[str]) -> str:
-    if not count:
+def _summary(verdicts: Sequence[Verdict], strict: bool) -> str:
+    if not verdicts:
         return "No mesh fits this experiment; the reasons are above."
-    if wrong:
-        return f"{len(wrong)} of {count} meshes fail: {', '.join(wrong)}."
-    if count == 1:
-        return "The mesh trains as one device does and sends no more than the textbook asks for."
-    return f"All {count} meshes train as one device does and send no more than the textbook asks for."
+    count = len(verdicts)
+    wrong = [named(one.mesh) for one in verdicts if one.differences]
+    more = [named(one.mesh) for one in verdicts if one.excess]
+    these, train, send = ("The mesh", "trains", "sends") if count == 1 else (f"All {count} meshes", "train", "send")
+    if not wrong and not more:
+        return f"{these} {train} as one device does and {send} no more than the textbook asks for."
+    first = (
+        f"{len(wrong)} of {count} meshes fail: {', '.join(wrong)}." if wrong else f"{these} {train} as one device does."
+    )
+    kind = "Error (--strict)" if strict else "Warning"
+    return f"{first} {kind}: {len(more)} of {count} send more than needed: {', '.join(more)}." if more else first
 
 
 def _axes(experiment: Experiment) -> list[str]:
@@ -148,6 +168,18 @@ def candidates(axes: Sequence[str], own: Mesh, devices: int) -> list[list[Mesh]]
                 options: list[Mesh] = [dict(zip(names, each, strict=True)) for each in sizes]
                 found += [options] if own not in options[:1] else []
     return found
+
+
+def meshes_like(mesh: Mesh) -> list[Mesh]:
+    """At most three small meshes of at least 4 devices, if that can be, with the axes of this one: each size divides
+    that of the axis, and all have as many devices. [] for a mesh of one device.
+    """
+    sizes = {axis: size for axis, size in mesh.items() if size != 1}
+    least = {axis: next(n for n in itertools.count(2) if size < 0 or size % n == 0) for axis, size in sizes.items()}
+    doubled: list[Mesh] = [{**least, axis: 4} for axis, size in sizes.items() if size < 0 or size % 4 == 0]
+    if doubled and math.prod(least.values()) <= 4:
+        return doubled[:3]
+    return [least] if least else []
 
 
 def _factors(number: int, count: int) -> list[tuple[int, ...]]:

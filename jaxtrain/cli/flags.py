@@ -50,7 +50,7 @@ def chosen(words: Sequence[str], verb: str) -> Chosen | None:
 
 
 def parse(where: str, flags: Sequence[str]) -> Chosen:
-    """The experiment of the words of `jaxtrain train` but for --run."""
+    """The experiment of the words of `jaxtrain train` but for --run and --verify."""
     words = [where, *flags]
     return tyro.cli(Chosen, args=words, prog="jaxtrain train", registry=registry(chosen(words, "train")))
 

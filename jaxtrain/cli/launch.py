@@ -67,7 +67,8 @@ def _checked(job: AnyJob, train_flags: Sequence[str]) -> AnyJob:
     if any(flag.split("=")[0] == "--run" for flag in train_flags):
         raise ConfigError("give --run before `--`: all processes and restarts share it")
     job = replace(job, flags=tuple(train_flags))
-    print(f"{job.title}: {check_devices(job, parse(job.experiment, train_flags).experiment)}", file=sys.stderr)
+    fields = [flag for flag in train_flags if flag != "--verify"]
+    print(f"{job.title}: {check_devices(job, parse(job.experiment, fields).experiment)}", file=sys.stderr)
     return job
 
 

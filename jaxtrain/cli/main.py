@@ -1,6 +1,7 @@
 """The command line: verbs that make of flags what they call. Not here: anything that they do."""
 
 import contextlib
+import functools
 import io
 import os
 import shlex
@@ -41,16 +42,23 @@ Code = Annotated[str | None, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
 
 
 @VERBS.verb
-def train(experiment: Fields, run: Path | None = None) -> int:
+def train(
+    experiment: Fields, run: Path | None = None, verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+) -> int:
     """Train an experiment, or resume its run.
 
     Args:
         run: The run's folder; a new one under runs/ by default.
+        verify: First compare a step with one device, as `jaxtrain verify` does, on small meshes with the same axes;
+            once for an experiment and a version of jax.
     """
+    from jaxtrain.cli.first import verify_first
     from jaxtrain.cluster.processes import join_processes
     from jaxtrain.train import train as train_to_the_end
 
     config, origin = experiment.experiment, experiment.origin
+    if verify and (failed := verify_first(config, sys.argv[1:])):
+        return failed
     with join_processes(lambda: config_facts(config, origin.file), config.runtime.deadline, report_error) as stop:
         made, state = train_to_the_end(config, run, origin, stop)
     done = int(state.step)
@@ -76,18 +84,34 @@ def explain(experiment: Fields, devices: int | None = None) -> None:
 
 
 @VERBS.verb
-def verify(experiment: Fields, devices: int = 8, meshes: tuple[str, ...] = ()) -> int:
+def verify(
+    experiment: Fields,
+    devices: int = 8,
+    meshes: tuple[str, ...] = (),
+    strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    updates: int = 5,
+) -> int:
     """Train an experiment, made small, on every mesh of simulated devices, and compare with one device.
+
+    Two verdicts on each mesh: whether it trains as one device does, else the command fails; and whether it sends no
+    more than needed, else there is a warning with the lines that send it.
 
     Args:
         devices: How many devices to simulate.
         meshes: Meshes such as "data 2 tensor 4", or "fsdp" alone for all devices; every one that fits by default.
+        strict: Fail on what is sent beyond what is needed, too.
+        updates: How many updates to compare.
     """
     from jaxtrain.analysis.verify import read_mesh, simulate
     from jaxtrain.analysis.verify import verify as compare
+    from jaxtrain.experiment.verified import remember_verified
 
-    chosen_meshes = [read_mesh(words, devices) for words in meshes]
-    return ExitCode.FINISHED if compare(experiment.experiment, simulate(devices), chosen_meshes) else ExitCode.FAILED
+    if updates < 1:
+        raise ConfigError(f"--updates {updates}: give at least 1")
+    config, chosen_meshes = experiment.experiment, [read_mesh(words, devices) for words in meshes]
+    passed = functools.partial(remember_verified, config)
+    right = compare(config, simulate(devices), chosen_meshes, strict, updates, passed)
+    return ExitCode.FINISHED if right else ExitCode.FAILED
 
 
 @VERBS.verb

@@ -6,8 +6,21 @@ from jaxtrain.models.experts import Experts
 from jaxtrain.models.layers import Precision
 from jaxtrain.models.lora import LoRA
 from jaxtrain.models.ngrams import NGrams
+from jaxtrain.models.recurrent import Recurrent
 from jaxtrain.models.resnet import ResNet
 from jaxtrain.models.transformer import Blocks, Transformer
 from jaxtrain.models.vit import ViT
 
-__all__ = ["BatchNorm", "Blocks", "Experts", "LoRA", "Model", "NGrams", "Precision", "ResNet", "Transformer", "ViT"]
+__all__ = [
+    "BatchNorm",
+    "Blocks",
+    "Experts",
+    "LoRA",
+    "Model",
+    "NGrams",
+    "Precision",
+    "Recurrent",
+    "ResNet",
+    "Transformer",
+    "ViT",
+]

@@ -149,6 +149,13 @@ def fold(keys_B: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
     return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
 
+def residual(x_BLD: jax.Array) -> jax.Array:
+    """Activations f[B, L, D], placed as the residual stream between blocks."""
+    # Where an axis splits `length` already, the sum over shards of `mlp` or `heads` comes before the split by
+    # `residual_length`: XLA gathers the positions if it has to do both at once.
+    return shard(shard(x_BLD, "batch", "length", None) if split("length") else x_BLD, "batch", "residual_length", None)
+
+
 class Stack(nnx.Module):
     """N equal blocks whose parameters are stacked on a `layers` dim and scanned, so that compile time and host time do
     not grow with depth.

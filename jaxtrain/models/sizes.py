@@ -9,7 +9,7 @@ from jaxtrain.base.ranges import Checked, NonNegativeInt, PositiveInt
 
 @dataclass(frozen=True, kw_only=True)
 class Activations(Checked):
-    """The sizes of a transformer's activations, from which the textbook computes what a step has to send."""
+    """The sizes of a model's activations, from which the textbook computes what a step has to send."""
 
     length: PositiveInt
     """Positions of a row in the blocks."""
@@ -18,8 +18,11 @@ class Activations(Checked):
     layers: PositiveInt
     rounds: PositiveInt = 1
     """How often a batch passes through the stages of a pipeline."""
-    heads: PositiveInt
-    kv_heads: PositiveInt
+    heads: PositiveInt = 1
+    kv_heads: NonNegativeInt = 0
+    """Key/value heads; 0 where there is no attention."""
+    state: NonNegativeInt = 0
+    """Entries of a recurrent state, which is passed on along `length`; 0 where there is none."""
     ring: bool = False
     """Whether attention runs as a ring where `length` is split."""
     compute: Literal["float32", "bfloat16"] = "float32"

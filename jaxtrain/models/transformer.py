@@ -23,11 +23,11 @@ from jaxtrain.base.ranges import Checked, FractionBelow1, PositiveInt
 from jaxtrain.models.attention import Attention, attention, choose
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.experts import Experts, ExpertsModule
-from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, rotate
+from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, residual, rotate
 from jaxtrain.models.ring import unzigzag, zigzag
 from jaxtrain.models.sizes import Activations, divide_alike, smaller
 from jaxtrain.models.variables import Context
-from jaxtrain.sharding.constraints import shard, split
+from jaxtrain.sharding.constraints import shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,23 +159,17 @@ class Block(nnx.Module):
         mixed = attention(q_BLHK, k_BLGK, v_BLGK, self.causal, segments_BL, self.config.attention)
         # This constrains the gradient too: else XLA splits the backward pass of attention by position.
         mixed_BLHK = shard(mixed, "batch", "length", "heads", None)
-        added = _residual(self.attention_out(mixed_BLHK.reshape(B, L, -1)))
+        added = residual(self.attention_out(mixed_BLHK.reshape(B, L, -1)))
         x_BLD = x_BLD + dropout(added, rate, fold(keys_B, 0), order_L)
 
         h_BLD = shard(self.norm_mlp(x_BLD), "batch", "length", None)
         added_BLD, aux_losses = self.experts(h_BLD) if self.config.experts.count else (self._feed_forward(h_BLD), {})
-        added = _residual(added_BLD)
+        added = residual(added_BLD)
         return x_BLD + dropout(added, rate, fold(keys_B, 1), order_L), aux_losses
 
     def _feed_forward(self, h_BLD: jax.Array) -> jax.Array:
         h_BLM = shard(jax.nn.silu(self.gate(h_BLD)) * self.up(h_BLD), "batch", "length", "mlp")
         return self.down(h_BLM)
-
-
-def _residual(x_BLD: jax.Array) -> jax.Array:
-    # Where an axis splits `length` already, the sum over shards of `mlp` or `heads` comes before the split by
-    # `residual_length`: XLA gathers the positions if it has to do both at once.
-    return shard(shard(x_BLD, "batch", "length", None) if split("length") else x_BLD, "batch", "residual_length", None)
 
 
 @dataclass(frozen=True, kw_only=True)

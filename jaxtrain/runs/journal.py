@@ -17,6 +17,7 @@ from jaxtrain.base.config import find
 from jaxtrain.base.hardware import peak_memory, planned_memory
 from jaxtrain.experiment.observers import Scores
 from jaxtrain.experiment.validate import replicated_leaves
+from jaxtrain.experiment.verified import is_verified, split_axes
 from jaxtrain.optimizers import Schedule
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
@@ -91,6 +92,8 @@ class Journal:
         self.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=sizes)
         if replicated := replicated_leaves(experiment, program.state):
             self.log_event("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
+        if len(axes := split_axes(sizes)) > 1 and not is_verified(experiment, sizes):
+            self.log_event("never_verified", axes=" × ".join(axes), command="jaxtrain verify, or train --verify")
         horizons = {each.steps or self._horizon for each in find(experiment.optimizer, Schedule)} or {self._horizon}
         for horizon in sorted(horizons - {experiment.steps}):
             ends = f"the learning rate stays at its end value after step {horizon}"

@@ -124,6 +124,28 @@ def shard_map_by_name(
     return jax.shard_map(function, in_specs=inputs, out_specs=outputs, axis_names=names, check_vma=False)(*arrays)
 
 
+def shard_map_rows(function: Callable[..., Any], params: Any, *arrays: jax.Array) -> Any:
+    """`function(params, *arrays)` on the local rows of each device, for a loop that uses parameters in every iteration,
+    such as a `jax.lax.scan` over time.
+
+    Each parameter is gathered once before the loop, and its gradient is summed over devices once after it. XLA alone
+    sums in every iteration, and on CPUs wrongly where parameters are split (jax 0.10.2 to 0.12.0). Dims that other mesh
+    axes split stay split; `shard(kernel_DF, None, None)` within `function` gathers these too.
+
+    params: a tree of whole parameters.
+    arrays: rows on dim 0, as in all that `function` returns.
+
+    Where no layout is in scope it is called on all rows.
+    """
+    axes = tuple(split("batch"))
+    if not axes:
+        return function(params, *arrays)
+    specs = (P(), *(P(axes),) * len(arrays))
+    # With check_vma the sums over devices of gradients would be put inside the loop.
+    run = jax.shard_map(function, in_specs=specs, out_specs=P(axes), axis_names={*axes}, check_vma=False)
+    return run(params, *arrays)
+
+
 def target_platform() -> str:
     """`cpu`, `gpu` or `tpu`: what the program being traced is for."""
     scope = _SCOPE.get()
