@@ -272,6 +272,16 @@ def test_a_run_of_many_devices_predicts_one_row_at_a_time(tmp_path: Path) -> Non
     assert len(predict_run(Run(tmp_path / "run", experiment=experiment), ["abcab"])) == 1
 
 
+def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
+    made = [begin(None, replace(tiny.main(), seed=seed), None).folder for seed in (1, 1, 2)]
+    first = made[0].name
+    assert [folder.name for folder in made] == [first, f"{first}-2", f"{first}-3"]
+
+
 def _leaves(tree: object) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtrain.base.ranges import Checked
 from jaxtrain.models.params import name_axes
 from jaxtrain.models.stages import pipeline
-from jaxtrain.sharding.constraints import shard, split, target_platform
+from jaxtrain.sharding.constraints import manual_axes, shard, split, target_platform
 
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the outputs of matmuls with weights, or everything."""
@@ -120,7 +120,7 @@ class Embedding(nnx.Module):
         """The embeddings f[B, L, D] of the ids i[B, L]."""
         # The table is gathered over `embed` first: where both dims are split, XLA would replicate all of it to index it
         # ("involuntary full rematerialization").
-        x_BLD = shard(self.table[...], "vocab", None)[ids_BL].astype(self.precision.activations)
+        x_BLD = _look_up(shard(self.table[...], "vocab", None), ids_BL).astype(self.precision.activations)
         # Two constraints, since XLA gathers the table or permutes the rows if it has to sum over the shards of the
         # vocabulary and split by position at once.
         x_BLD = shard(x_BLD, "batch", "length", None)
@@ -129,6 +129,15 @@ class Embedding(nnx.Module):
     def logits(self, x_BLD: jax.Array) -> jax.Array:
         """The logits f[B, L, V], by the same table (Press & Wolf 2017, arXiv:1608.05859)."""
         return dot(x_BLD, shard(self.table[...], "vocab", None).T, self.precision)
+
+
+def _look_up(table_VD: jax.Array, ids_BL: jax.Array) -> jax.Array:
+    if split("vocab") and manual_axes() and jax.__version_info__ >= (0, 11):
+        # This XLA aborts (spmd_partitioner_util.cc: Check failed) where a dim that is split over devices is indexed
+        # inside of a shard_map over other mesh axes, as that of microbatches is.
+        one_hot_BLV = jax.nn.one_hot(ids_BL, table_VD.shape[0], dtype=table_VD.dtype)
+        return jnp.matmul(one_hot_BLV, table_VD, precision="highest")
+    return table_VD[ids_BL]
 
 
 def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, order_L: np.ndarray | None = None) -> jax.Array:

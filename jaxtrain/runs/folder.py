@@ -154,8 +154,7 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
     name = "run"
     if origin is not None:
         name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
-    now = time.strftime("%Y%m%d-%H%M%S", time.localtime(broadcast_from_first(int(time.time()))))
-    folder = folder or Path("runs") / name / now
+    folder = folder or _new_folder(Path("runs") / name)
     horizon = horizon_of_run(folder, experiment)
     experiment = _as_begun(experiment, horizon)
     try:
@@ -182,6 +181,26 @@ def _check_classes(experiment: Experiment) -> None:
                 f"{name}: the classes {classes} are not those of {found[0][0]}, {found[0][1]}: labels would mean "
                 "other classes; write the tuple once and give it to all"
             )
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder of this run alone, named by the time: runs that begin in the same second get a number behind it."""
+    now = time.strftime("%Y%m%d-%H%M%S", time.localtime(broadcast_from_first(int(time.time()))))
+    number = 0
+    while is_first_process():
+        number += 1
+        try:
+            _numbered(parent / now, number).mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"a run folder in {parent} cannot be made: {error.strerror or error}") from error
+    return _numbered(parent / now, broadcast_from_first(number))
+
+
+def _numbered(folder: Path, number: int) -> Path:
+    return folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], experiment: Experiment) -> None:

@@ -84,11 +84,16 @@ def row_axes() -> tuple[str, ...]:
     return scope.layout.row_axes(_sizes()) if scope else ()
 
 
+def manual_axes() -> tuple[str, ...]:
+    """The mesh axes of the `jax.shard_map` that is being traced."""
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
 def sum_over_rows(x: jax.Array) -> jax.Array:
     """`x`, a sum over the rows that are here, summed over all devices: inside of a `jax.shard_map` over the mesh axes
     that split rows, a device holds a part of them. Elsewhere rows are those of the whole batch, and `x` is returned.
     """
-    scope, manual = _SCOPE.get(), jax.sharding.get_abstract_mesh().manual_axes
+    scope, manual = _SCOPE.get(), manual_axes()
     axes = tuple(axis for axis in mesh_axes(scope.layout.rules["batch"]) if axis in manual) if scope else ()
     return jax.lax.psum(x, axes) if axes else x
 
