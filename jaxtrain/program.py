@@ -49,8 +49,8 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: B
     def keep(leaf: jax.ShapeDtypeStruct, param: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
         return place(leaf, spec, kept_in) if leaf.shape == param.shape else place(leaf)
 
-    check_sizes(experiment, sizes)
     check_whole_batch(experiment, sizes)
+    check_sizes(experiment, sizes)
     specs, kept = layout.specs(named.params, sizes), layout.specs(named.params, sizes, kept=True)
     (params, fixed), (kept, _) = (parted(tree, frozen, "frozen") for tree in (specs, kept))
     state_specs = layout.specs(named.state, sizes, "model_state")

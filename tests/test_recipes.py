@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_layouts import FAST
 
-from jaxtrain import Experiment, Layout, Program, load
+from jaxtrain import ConfigError, Experiment, Layout, Program, load
 from jaxtrain.train import train
 
 RECIPES = Path(__file__).resolve().parent.parent / "experiments" / "recipes"
@@ -63,6 +63,13 @@ def test_a_recipe_trains_on_a_mesh_as_on_one_device(name: str, mesh: dict[str, i
     # The sign of a gradient near 0 is another one on another mesh.
     if name != "own_optimizer":
         jax.tree.map(close, arrays, alone)
+
+
+@pytest.mark.parametrize(("mesh", "microbatches"), [({}, 2), ({"stage": 2}, 1)], ids=str)
+def test_microbatches_and_stages_are_refused_for_a_loss_over_the_whole_batch(mesh: Any, microbatches: int) -> None:
+    experiment = replace(recipe("contrastive"), layout=Layout(mesh), microbatches=microbatches)
+    with pytest.raises(ConfigError, match="would change the loss of Contrastive, which compares all rows of a batch"):
+        Program(experiment, jax.devices()[: 2 if mesh else 1])
 
 
 @pytest.mark.slow

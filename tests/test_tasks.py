@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from jaxtrain import ConfigError, Mean, eval_step, init_state, predict_step, train_step
-from jaxtrain.models import Blocks, NGrams, Transformer
+from jaxtrain.models import Blocks, Model, NGrams, Transformer
 from jaxtrain.models.base import PREDICTION
 from jaxtrain.sharding.layout import plain
 from jaxtrain.step import TrainState
@@ -216,3 +217,24 @@ def test_a_batch_of_nothing_but_filling_rows_says_nan_and_not_zero():
     assert isinstance(loss, Mean)
     assert np.isnan(float(loss))
     assert float(loss.total) == 0
+
+
+def test_a_nan_in_rows_that_the_mask_leaves_out_reaches_neither_loss_nor_gradient():
+    model = Wide()
+    task, optimizer = Regression(model=model, inputs="x"), optax.sgd(0.1)
+    x, target = RNG.normal(size=(4, 3)).astype(np.float32), np.array([0.5, -1.0, 2.0, 1.0], np.float32)
+    whole = {"x": x, "target": target, "mask": MASK}
+    holes = {**whole, "x": np.where(MASK[:, None], x, np.nan), "target": np.where(MASK, target, np.inf)}
+    state = state_of(task, whole, optimizer)
+    step = jax.jit(lambda state, batch: train_step(task, optimizer, state, batch))
+    (one, metrics), (other, expected) = step(state, holes), step(state, whole)
+    assert equal(one.params, other.params)
+    assert float(metrics["loss"]) == float(expected["loss"])
+    assert np.isfinite(float(eval_step(task, state, holes)["loss"]))
+
+
+class Wide(Model):
+    """One linear layer."""
+
+    def build(self, rngs, inputs):
+        return nnx.Linear(inputs.shape[-1], 1, rngs=rngs)
