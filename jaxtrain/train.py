@@ -51,8 +51,7 @@ def train(
         stop.progress = lambda: (done, clock.phase)
         journal.begun(start, record)
 
-        steps = start if stop.requested(start, 1) else experiment.steps
-        for done in range(start + 1, steps + 1):
+        for done in range(start + 1, 1 + (start if stop.requested(start, 1) else experiment.steps)):
             with clock("data"):
                 batch = next(batches)
             with clock("step"), jax.transfer_guard("disallow"):

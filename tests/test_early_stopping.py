@@ -71,8 +71,8 @@ def test_nan_is_never_an_improvement() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"patience": 0}, r"EarlyStopping\(patience=0\): give a number of evaluations of at least 1"),
-        ({"least": -0.5}, r"EarlyStopping\(least=-0.5\)"),
+        ({"patience": 0}, "EarlyStopping.patience: 0 is not at least 1"),
+        ({"least": -0.5}, "EarlyStopping.least: -0.5 is not at least 0"),
         ({"mode": "lowest"}, "mode: 'lowest'"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from jaxtrain.base.config import check_types
-from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.ranges import Checked, NonNegative, PositiveInt
 
 Scores = Mapping[str, Mapping[str, float]]
 """The metrics of evaluations: by split, then by name."""
@@ -33,7 +33,7 @@ class ObservedRun(Protocol):
 
 
 @dataclass(frozen=True)
-class Observer:
+class Observer(Checked):
     """Watches a run. One of your own is a frozen dataclass with the methods it needs, in `Experiment.observers`:
 
         @dataclass(frozen=True)
@@ -88,19 +88,15 @@ class EarlyStopping(Observer):
 
     metric: str = "validation/loss"
     """Of an evaluation, as split/metric."""
-    patience: int = 5
+    patience: PositiveInt = 5
     """How many evaluations in a row may pass without an improvement; the last of them ends the run."""
     mode: Literal["min", "max"] = "min"
     """Whether lower or higher is better. NaN is never better."""
-    least: float = 0.0
+    least: NonNegative = 0.0
     """An improvement is by more than this."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.patience < 1:
-            raise ConfigError(f"EarlyStopping(patience={self.patience}): give a number of evaluations of at least 1")
-        if not 0 <= self.least < math.inf:
-            raise ConfigError(f"EarlyStopping(least={self.least}): give a number of at least 0")
 
     @property
     def reads(self) -> tuple[str, ...]:

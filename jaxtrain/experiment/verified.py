@@ -12,9 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jaxtrain.base.cache import cache
-from jaxtrain.base.config import find, flatten
+from jaxtrain.base.config import changed, find, flatten
 from jaxtrain.base.files import digest, write_json
 from jaxtrain.experiment.experiment import Experiment, fingerprint
+from jaxtrain.optimizers import Schedule
 
 
 def remember_verified(experiment: Experiment, mesh: Mapping[str, int]) -> None:
@@ -42,5 +43,7 @@ def _record(experiment: Experiment, mesh: Mapping[str, int]) -> Path:
     sources = sorted(digest(Path(file).read_bytes()) for file in files if file)
     rules = flatten(replace(experiment.layout, mesh={}))
     versions = [version(name) for name in ("jax", "jaxlib", "jaxtrain")]
-    facts = [fingerprint(experiment), sorted(split_axes(mesh)), rules, sources, versions]
+    # Without horizons, which a run has once it has begun: whatever they are, it computes the same way.
+    optimizer = changed(experiment.optimizer, Schedule, lambda schedule: replace(schedule, steps=None))
+    facts = [fingerprint(replace(experiment, optimizer=optimizer)), sorted(split_axes(mesh)), rules, sources, versions]
     return cache("verified") / f"{digest(json.dumps(facts, sort_keys=True), length=32)}.json"
