@@ -5,6 +5,7 @@ from jaxtrain.experiment.experiment import Experiment as Experiment
 from jaxtrain.experiment.experiment import Retention as Retention
 from jaxtrain.experiment.experiment import Runtime as Runtime
 from jaxtrain.experiment.files import load as load
+from jaxtrain.experiment.fit import fit as fit
 from jaxtrain.experiment.start import Start as Start
 from jaxtrain.program import Program as Program
 from jaxtrain.runs.folder import Run as Run

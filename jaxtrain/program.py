@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -98,7 +98,10 @@ class Program:
             out_shardings=(shardings, everywhere),
         )
         self._evaluate = jax.jit(lambda state, batch: eval_step(task, fetch(state), batch), out_shardings=everywhere)
-        self._predict = jax.jit(lambda state, batch: predict_step(task, fetch(state), batch), out_shardings=everywhere)
+        self._predict = jax.jit(
+            lambda state, batch: in_units_of_data(experiment, predict_step(task, fetch(state), batch)),
+            out_shardings=everywhere,
+        )
 
     def scope(self) -> Any:
         """While tracing inside, models see this program's layout."""
@@ -140,7 +143,7 @@ class Program:
             return self._evaluate(state, batch)
 
     def predict(self, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        """The predictions for a global batch."""
+        """The predictions for a global batch, in the units of the data."""
         with self.scope():
             return self._predict(state, batch)
 
@@ -178,6 +181,15 @@ def _where(pipeline: Pipeline, step: int, rows: np.ndarray, training: bool, row:
     """What a local row is made of."""
     index = pipeline.record(step, int(rows[row]), training)
     return f"row {rows[row]} of batch {step}" if index is None else pipeline.source.where(index)
+
+
+def in_units_of_data(experiment: Experiment, values: Mapping[str, Any], labels: bool = False) -> dict[str, Any]:
+    """Predictions (or `labels`, fields of a batch) by name; the transforms of those fields that the task estimates are
+    undone.
+    """
+    names = experiment.task.fields_of()
+    fields = {field: field for field in names.values()} if labels else names
+    return {name: experiment.data.undo(fields[name], x) if name in fields else x for name, x in values.items()}
 
 
 def fetched(state: TrainState) -> TrainState:

@@ -12,6 +12,7 @@ from jaxtrain.cluster.processes import StopSignal
 from jaxtrain.evaluate import check_metrics, evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import Origin
+from jaxtrain.experiment.fit import fit
 from jaxtrain.experiment.validate import replicated_leaves
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
@@ -30,6 +31,8 @@ def train(
     ConfigError, before anything is written, where experiment, devices and folder do not fit together.
     """
     clock, runtime = Clock(), experiment.runtime
+    with clock("data"):
+        experiment = fit(experiment, folder)
     with clock("compile"):
         program = Program(experiment)
         lowered = program.lower()

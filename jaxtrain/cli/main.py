@@ -20,6 +20,7 @@ from jaxtrain.cli.launch import VERBS as LAUNCH
 from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams, use_utf8
 from jaxtrain.cli.verbs import Verbs
 from jaxtrain.experiment.experiment import config_facts
+from jaxtrain.experiment.fit import fit
 from jaxtrain.experiment.start import Step
 
 VERBS = Verbs(
@@ -72,7 +73,7 @@ def explain(experiment: Fields, devices: int | None = None) -> None:
 
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices {devices}: give a number of devices, at least 1")
-    print(describe(experiment.experiment, devices or jax.device_count()))
+    print(describe(fit(experiment.experiment), devices or jax.device_count()))
 
 
 @VERBS.verb
@@ -87,7 +88,9 @@ def verify(experiment: Fields, devices: int = 8, meshes: tuple[str, ...] = ()) -
     from jaxtrain.analysis.verify import verify as compare
 
     chosen_meshes = [read_mesh(words, devices) for words in meshes]
-    return ExitCode.FINISHED if compare(experiment.experiment, simulate(devices), chosen_meshes) else ExitCode.FAILED
+    return (
+        ExitCode.FINISHED if compare(fit(experiment.experiment), simulate(devices), chosen_meshes) else ExitCode.FAILED
+    )
 
 
 @VERBS.verb

@@ -25,6 +25,7 @@ from jaxtrain.data.sources.paths import moved
 from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin, load, load_code
+from jaxtrain.experiment.fit import fitted_as
 from jaxtrain.experiment.start import Step
 from jaxtrain.program import Program
 from jaxtrain.runs.metrics_log import read_metrics
@@ -60,6 +61,7 @@ class Run:
             raise ConfigError(f"{self.folder} is not a run: it has no experiment.json{_runs_near(self.folder)}")
         self.saved: Mapping[str, Any] = read_json(self.folder / "experiment.json")
         if experiment is not None:
+            self._experiment = experiment = fitted_as(experiment, self.saved)
             _check_same(self.folder, self.saved["config"], experiment)
 
     @functools.cached_property

@@ -84,6 +84,12 @@ class Task(Checked, ABC):
         numbers = self.model.allowed()
         return {self.inputs: numbers} if numbers and isinstance(self.inputs, str) else {}
 
+    def fields_of(self) -> Mapping[str, str]:
+        """The predictions that estimate a field of the batch: the name of each, and the field. They are given in the
+        units of the data: the field's transforms are undone. By default none.
+        """
+        return {}
+
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """One row of a prediction (numpy values) as a line of text."""
         return "  ".join(f"{name} {value}" for name, value in prediction.items())
