@@ -133,6 +133,29 @@ class Program:
         with self.scope():
             return self._init()
 
+    def fitted(self, state: TrainState) -> TrainState:
+        """The first state with what its task fits in one pass over the training split, in the source's order."""
+        task, example, pipeline = self.experiment.task, self._example, self.experiment.data
+        everywhere = NamedSharding(self.mesh, P())
+        rows = {**example, "mask": np.ones(pipeline.batch_size, bool)}
+        with self.scope():
+            if jax.eval_shape(lambda state: task.count(state.evaluated, rows), state) is None:
+                return state
+            count = jax.jit(
+                lambda counts, state, batch: task.count(state.evaluated, batch, counts),
+                donate_argnums=0,
+                out_shardings=everywhere,
+            )
+            counts = None
+            with contextlib.closing(self.epoch(pipeline)) as batches:
+                for batch in batches:
+                    counts = jax.block_until_ready(count(counts, state, batch))  # so that batches do not pile up
+            fit = jax.jit(
+                lambda state, counts: replace(state, model_state=task.fit(state.evaluated, example, counts)),
+                out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.state),
+            )
+            return fit(state, counts)
+
     def begun(self, state: TrainState) -> TrainState:
         """The state with its parameters as they are and optimizer state made anew from them."""
         return self._begun(state)

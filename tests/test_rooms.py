@@ -49,6 +49,7 @@ ROOMS = {
         "transformer",
         "vit",
         "ngrams",
+        "naive_bayes",
         "resnet",
         "lora",
     ),

@@ -5,9 +5,22 @@ from jaxtrain.models.batch_norm import BatchNorm
 from jaxtrain.models.experts import Experts
 from jaxtrain.models.layers import Precision
 from jaxtrain.models.lora import LoRA
+from jaxtrain.models.naive_bayes import NaiveBayes
 from jaxtrain.models.ngrams import NGrams
 from jaxtrain.models.resnet import ResNet
 from jaxtrain.models.transformer import Blocks, Transformer
 from jaxtrain.models.vit import ViT
 
-__all__ = ["BatchNorm", "Blocks", "Experts", "LoRA", "Model", "NGrams", "Precision", "ResNet", "Transformer", "ViT"]
+__all__ = [
+    "BatchNorm",
+    "Blocks",
+    "Experts",
+    "LoRA",
+    "Model",
+    "NGrams",
+    "NaiveBayes",
+    "Precision",
+    "ResNet",
+    "Transformer",
+    "ViT",
+]

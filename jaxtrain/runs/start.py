@@ -51,7 +51,7 @@ class FirstState:
 
     def make(self) -> TrainState:
         """The state on its devices."""
-        state = self._program.init()
+        state = self._program.fitted(self._program.init())
         if self._start is None:
             return state
         wanted = {path: (found, leaf) for path, (found, leaf) in self._chosen.items()}
