@@ -13,20 +13,20 @@ from dataclasses import replace
 from jaxtrain.data import Pipeline, Utf8
 from jaxtrain.datasets import MovieReviews
 from jaxtrain.experiment import Experiment, Runtime
-from jaxtrain.models import NGrams
+from jaxtrain.models import NaiveBayes
 from jaxtrain.optimizers import AdamW, LinearDecay
 from jaxtrain.tasks import Classification
 
 
 def main() -> Experiment:
-    """Hashed word n-grams of raw bytes."""
-    data = Pipeline(MovieReviews("train"), (Utf8(2048),), batch_size=128)
+    """Log-count ratios of hashed word n-grams of raw bytes."""
+    data = Pipeline(MovieReviews("train"), (Utf8(4096),), batch_size=128)
     held_out = replace(data, shuffle=False)
     return Experiment(
-        task=Classification(model=NGrams(), inputs="bytes", classes=("negative", "positive")),
+        task=Classification(model=NaiveBayes(words=768), inputs="bytes", classes=("negative", "positive")),
         data=data,
-        optimizer=AdamW(schedule=LinearDecay(peak=1e-2, warmup=20)),
-        steps=465,
+        optimizer=AdamW(schedule=LinearDecay(peak=3e-3, warmup=20)),
+        steps=311,
         evals={
             "validation": replace(held_out, source=MovieReviews("validation")),
             "test": replace(held_out, source=MovieReviews("test")),

@@ -48,6 +48,8 @@ class NaiveBayes(Model):
     """Texts that must hold an n-gram; rarer ones are left out."""
     smoothing: Positive = 1.0
     """What is added to each count."""
+    initial: NonNegative = 0.0
+    """The weights at first; any but 0 begin as naive Bayes, whose classes they do not change."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError where the keys of n-grams need more than 31 bits."""
@@ -68,7 +70,7 @@ class NaiveBayesModule(nnx.Module):
 
     def __init__(self, config: NaiveBayes, rngs: nnx.Rngs):
         drawn = jax.random.normal(rngs.params(), (config.buckets, config.outputs))
-        self.weights = nnx.Param(jnp.zeros(config.buckets), axes=("vocab",))
+        self.weights = nnx.Param(jnp.full(config.buckets, config.initial), axes=("vocab",))
         self.bias = nnx.Param(jnp.zeros(config.outputs), axes=("outputs",))
         self.ratios = nnx.BatchStat(drawn, axes=("vocab", None))
         self.tags = nnx.BatchStat(jnp.zeros(config.buckets, jnp.int32), axes=("vocab",))
