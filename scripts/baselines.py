@@ -33,7 +33,7 @@ def sentiment() -> None:
     model = LogisticRegression(C=10, max_iter=1000).fit(vectorizer.fit_transform(texts), labels)
     score = model.score(vectorizer.transform(held_texts), held_labels)
     print(f"reviews  TF-IDF of words and pairs + logistic regression  {score:.3f}")
-    counter = CountVectorizer(ngram_range=(1, 3), binary=True, min_df=2)
+    counter = CountVectorizer(ngram_range=(1, 3), binary=True, token_pattern=r"\b\w+\b")
     present, positive = counter.fit_transform(texts), np.ravel(labels) == 1
     smoothed = [1 + np.ravel(present[rows].sum(0)) for rows in (positive, ~positive)]
     ratios = np.log(smoothed[0] / smoothed[0].sum()) - np.log(smoothed[1] / smoothed[1].sum())

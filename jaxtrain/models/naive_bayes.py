@@ -81,9 +81,9 @@ class NaiveBayesModule(nnx.Module):
         keys_BG, first_BG = self._keys(bytes_BL)
         places_BG, tags_BG = self._split(keys_BG)
         used_BG = first_BG & (shard(self.tags[...], "vocab")[places_BG] == tags_BG)
-        scores_VO = shard(self.weights[...][:, None] * self.ratios[...], "vocab", None)
-        scores_BGO = jnp.where(used_BG[..., None], scores_VO[places_BG], 0)
-        return scores_BGO.sum(1) + self.bias[...], {}
+        weights_BG = jnp.where(used_BG, shard(self.weights[...], "vocab")[places_BG], 0)
+        ratios_BGO = shard(self.ratios[...], "vocab", None)[places_BG]
+        return (weights_BG[..., None] * ratios_BGO).sum(1) + self.bias[...], {}
 
     def count(self, bytes_BL: jax.Array, labels_BO: jax.Array, counts: jax.Array | None) -> jax.Array:
         """How many texts of each label hold each key, f32[V · T, O]: those of a batch added to `counts`."""
@@ -107,12 +107,13 @@ class NaiveBayesModule(nnx.Module):
         self.tags[...] = tags_V.astype(jnp.int32)
 
     def _keys(self, bytes_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The keys u32[B, G] of the n-grams of each text, sorted, and where a key is there for the first time."""
+        """The keys u32[B, G] of the n-grams of each text, each once, and the places where there is one."""
         hashes_BG, present_BG = ngram_hashes(bytes_BL, self.config.words, self.config.order)
         keys_BG = hashes_BG % jnp.uint32(self.config.buckets * self.config.tags)
         keys_BG = jnp.sort(jnp.where(present_BG, keys_BG, _NONE), axis=1)
         repeated_BG = jnp.pad(keys_BG[:, 1:] == keys_BG[:, :-1], ((0, 0), (1, 0)))
-        return keys_BG, ~repeated_BG & (keys_BG != _NONE)
+        first_BG = ~repeated_BG & (keys_BG != _NONE)
+        return jnp.where(first_BG, keys_BG, 0), first_BG
 
     def _split(self, keys_BG: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The bucket and the tag of each key."""

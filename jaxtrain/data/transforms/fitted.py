@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Self
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.base.config import NOT_IN_FINGERPRINT, to_json
@@ -163,13 +161,15 @@ class Quantiles(FittedTransform):
         """The quantiles at these places, f[..., channels]."""
         if name not in self.fields:
             return values
-        cuts_CQ = np.asarray(self.known()[self.fields.index(name)], np.float32)
-        if values.shape[-1:] != cuts_CQ.shape[:1]:  # one number a row, without a dim of channels
-            return self._at(values, cuts_CQ[0])
-        return jnp.stack([self._at(values[..., channel], cuts) for channel, cuts in enumerate(cuts_CQ)], -1)
+        import jax.numpy as jnp  # not at the top: reading data needs no jax
 
-    def _at(self, values: Any, cuts: np.ndarray) -> jax.Array:
-        return jnp.interp(values, self._places().astype(np.float32), cuts)
+        cuts_CQ, places = (
+            np.asarray(self.known()[self.fields.index(name)], np.float32),
+            self._places().astype(np.float32),
+        )
+        if values.shape[-1:] != cuts_CQ.shape[:1]:  # one number a row, without a dim of channels
+            return jnp.interp(values, places, cuts_CQ[0])
+        return jnp.stack([jnp.interp(values[..., channel], places, cuts) for channel, cuts in enumerate(cuts_CQ)], -1)
 
     def _places(self) -> np.ndarray:
         return np.linspace(0, 1, self.count)
