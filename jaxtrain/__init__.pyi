@@ -5,6 +5,7 @@ from jaxtrain.experiment.experiment import Experiment as Experiment
 from jaxtrain.experiment.experiment import Retention as Retention
 from jaxtrain.experiment.experiment import Runtime as Runtime
 from jaxtrain.experiment.files import load as load
+from jaxtrain.experiment.fit import fit as fit
 from jaxtrain.experiment.observers import EarlyStopping as EarlyStopping
 from jaxtrain.experiment.observers import ObservedRun as ObservedRun
 from jaxtrain.experiment.observers import Observer as Observer

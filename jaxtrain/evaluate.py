@@ -12,7 +12,7 @@ from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.experiment.validate import check_evals, check_observers
-from jaxtrain.program import Program
+from jaxtrain.program import Program, in_units_of_data
 from jaxtrain.runs.folder import Run
 from jaxtrain.runs.journal import IN_FLIGHT
 from jaxtrain.sharding.layout import Layout
@@ -36,7 +36,8 @@ def evaluate(program: Program, state: TrainState, pipeline: Pipeline) -> dict[st
 
     def finish(metrics: dict[str, Metric], predictions: Batch, labels: Batch) -> dict[str, Metric]:
         if host_metrics:
-            rows.append(_real_rows(predictions, labels))
+            predictions, labels = _real_rows(predictions, labels)
+            rows.append((predictions, in_units_of_data(program.experiment, labels, labels=True)))
         return jax.device_get(metrics)
 
     def finished() -> Iterator[dict[str, Metric]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -104,7 +104,10 @@ class Program:
             out_shardings=(shardings, everywhere),
         )
         self._evaluate = jax.jit(lambda state, batch: eval_step(task, fetch(state), batch), out_shardings=everywhere)
-        self._predict = jax.jit(lambda state, batch: predict_step(task, fetch(state), batch), out_shardings=everywhere)
+        self._predict = jax.jit(
+            lambda state, batch: in_units_of_data(experiment, predict_step(task, fetch(state), batch)),
+            out_shardings=everywhere,
+        )
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -141,6 +144,29 @@ class Program:
         with self.scope():
             return self._init()
 
+    def fitted(self, state: TrainState) -> TrainState:
+        """The first state with what its task fits in one pass over the training split, in the source's order."""
+        task, example, pipeline = self.experiment.task, self._example, self.experiment.data
+        everywhere = NamedSharding(self.mesh, P())
+        rows = {**example, "mask": np.ones(pipeline.batch_size, bool)}
+        with self.scope():
+            if jax.eval_shape(lambda state: task.count(state.evaluated, rows), state) is None:
+                return state
+            count = jax.jit(
+                lambda counts, state, batch: task.count(state.evaluated, batch, counts),
+                donate_argnums=0,
+                out_shardings=everywhere,
+            )
+            counts = None
+            with contextlib.closing(self.epoch(pipeline)) as batches:
+                for batch in batches:
+                    counts = jax.block_until_ready(count(counts, state, batch))  # so that batches do not pile up
+            fit = jax.jit(
+                lambda state, counts: replace(state, model_state=task.fit(state.evaluated, example, counts)),
+                out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.state),
+            )
+            return fit(state, counts)
+
     def begun(self, state: TrainState) -> TrainState:
         """The state with its parameters as they are and optimizer state made anew from them."""
         return self._begun(state)
@@ -151,7 +177,7 @@ class Program:
             return self._evaluate(state, batch)
 
     def predict(self, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-        """The predictions for a global batch."""
+        """The predictions for a global batch, in the units of the data."""
         with self.scope():
             return self._predict(state, batch)
 
@@ -189,6 +215,15 @@ def _where(pipeline: Pipeline, step: int, rows: np.ndarray, training: bool, row:
     """What a local row is made of."""
     index = pipeline.record(step, int(rows[row]), training)
     return f"row {rows[row]} of batch {step}" if index is None else pipeline.source.where(index)
+
+
+def in_units_of_data(experiment: Experiment, values: Mapping[str, Any], labels: bool = False) -> dict[str, Any]:
+    """Predictions (or `labels`, fields of a batch) by name; the transforms of those fields that the task estimates are
+    undone.
+    """
+    names = experiment.task.fields_of()
+    fields = {field: field for field in names.values()} if labels else names
+    return {name: experiment.data.undo(fields[name], x) if name in fields else x for name, x in values.items()}
 
 
 def fetched(state: TrainState) -> TrainState:

@@ -12,6 +12,7 @@ from jaxtrain.cluster.processes import StopSignal
 from jaxtrain.evaluate import check_metrics, evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import Origin
+from jaxtrain.experiment.fit import fit
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.folder import Run, begin, horizon_of_run
@@ -31,9 +32,8 @@ def train(
     """
     clock, runtime, stop = Clock(), experiment.runtime, stop or StopSignal()
     with clock("compile"):
-        program = Program(experiment, horizon=horizon_of_run(folder, experiment))
-        lowered = program.lower()
-        first = FirstState(program)
+        program = Program(fit(experiment, folder), horizon=horizon_of_run(folder, experiment))
+        experiment, lowered, first = program.experiment, program.lower(), FirstState(program)
         check_metrics(program)
     run = begin(folder, experiment, origin)
     with contextlib.ExitStack() as stack:

@@ -29,11 +29,12 @@ ROOT = Path(__file__).parent.parent
 GOLDENS = Path(__file__).parent / "goldens" / "losses.json"
 STEPS = 3
 ALL = {"data": 2, "fsdp": 2, "tensor": 2}
+TWO = {"data": 4, "tensor": 2}  # for models whose arrays have no dim that fsdp splits
 CASES: dict[str, tuple[str, dict[str, int]]] = {
     "sentiment": ("sentiment.py", {}),
-    "sentiment, three axes": ("sentiment.py", ALL),
+    "sentiment, two axes": ("sentiment.py", TWO),
     "bncc": ("bncc.py", {}),
-    "bncc, three axes": ("bncc.py", ALL),
+    "bncc, two axes": ("bncc.py", TWO),
     "digits": ("digits.py", {}),
     "digits, three axes": ("digits.py", ALL),
     "char_lm": ("char_lm.py", {}),

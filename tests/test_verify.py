@@ -297,4 +297,5 @@ def test_every_shipped_experiment_passes(name, tmp_path, monkeypatch):
         monkeypatch.setenv("JAXTRAIN_DATA", str(tmp_path))
         build(load_kind(f"{ROOT}/experiments/datasets.py:bncc", Dataset)[0], tmp_path)
     experiment, _ = load(f"{ROOT}/experiments/{name}.py")
-    assert verify(experiment, jax.devices(), [ALL])
+    no_fsdp = name in ("sentiment", "bncc")  # whose arrays have no dim that fsdp splits
+    assert verify(experiment, jax.devices(), [{"data": 4, "tensor": 2} if no_fsdp else ALL])

@@ -13,6 +13,7 @@ from jaxtrain.cli.verbs import Verbs
 from jaxtrain.datasets.card import FILE, Card
 from jaxtrain.datasets.spec import Dataset
 from jaxtrain.experiment.files import load_kind
+from jaxtrain.experiment.fit import fit
 
 VERBS = Verbs("Datasets with cards: build, show, check, compare; how fast an experiment reads its own.")
 
@@ -114,7 +115,7 @@ def bench(
     from jaxtrain.analysis.databench.advise import advice
     from jaxtrain.analysis.databench.measure import bench as measure
 
-    report = measure(experiment.experiment, batches, tune, step_seconds)
+    report = measure(fit(experiment.experiment), batches, tune, step_seconds)
     print(report, advice(report))
     if picture is not None:
         from jaxtrain.analysis.databench.draw import timeline

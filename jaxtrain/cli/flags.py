@@ -3,9 +3,10 @@
 Not here: any verb.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, get_args, get_origin
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import (
@@ -18,6 +19,7 @@ from tyro.constructors import (
 )
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.data.transforms.fitted import FittedTransform
 from jaxtrain.experiment.experiment import Experiment, Runtime
 from jaxtrain.experiment.files import Origin, load
 
@@ -61,6 +63,7 @@ def registry(default: Chosen | None) -> ConstructorRegistry:
     rules.primitive_rule(_pairs)
     rules.primitive_rule(lambda info: _file(default) if info.type is Origin else None)
     rules.struct_rule(lambda info: _fields(default) if info.type is Chosen else None)
+    rules.struct_rule(_without_fitted)
     return rules
 
 
@@ -100,6 +103,16 @@ def _fields(default: Chosen | None) -> StructConstructorSpec:
         return Chosen(spec.instantiate(**values), origin)
 
     return StructConstructorSpec(instantiate=make, fields=(file, *flat))
+
+
+def _without_fitted(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """A transform that is fitted: its fitted values are no flag."""
+    if not isinstance(info.default, FittedTransform):
+        return None
+    hints = get_type_hints(type(info.default), include_extras=True)
+    kept = [field.name for field in fields(info.default) if field.name != "fitted"]
+    flags = (StructFieldSpec(name, hints[name], getattr(info.default, name)) for name in kept)
+    return StructConstructorSpec(instantiate=functools.partial(replace, info.default), fields=tuple(flags))
 
 
 def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:

@@ -21,6 +21,7 @@ from jaxtrain.cli.launch import VERBS as LAUNCH
 from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams, use_utf8
 from jaxtrain.cli.verbs import Verbs
 from jaxtrain.experiment.experiment import config_facts
+from jaxtrain.experiment.fit import fit
 from jaxtrain.experiment.start import SavedStep
 
 VERBS = Verbs(
@@ -80,7 +81,7 @@ def explain(experiment: Fields, devices: int | None = None) -> None:
 
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices {devices}: give a number of devices, at least 1")
-    print(describe(experiment.experiment, devices or jax.device_count()))
+    print(describe(fit(experiment.experiment), devices or jax.device_count()))
 
 
 @VERBS.verb
@@ -108,7 +109,7 @@ def verify(
 
     if updates < 1:
         raise ConfigError(f"--updates {updates}: give at least 1")
-    config, chosen_meshes = experiment.experiment, [read_mesh(words, devices) for words in meshes]
+    config, chosen_meshes = fit(experiment.experiment), [read_mesh(words, devices) for words in meshes]
     passed = functools.partial(remember_verified, config)
     right = compare(config, simulate(devices), chosen_meshes, strict, updates, passed)
     return ExitCode.FINISHED if right else ExitCode.FAILED

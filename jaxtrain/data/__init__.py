@@ -26,6 +26,7 @@ from jaxtrain.data.tokens.tokenizers import Bytes, HuggingFace, Tokenize, Tokeni
 from jaxtrain.data.transforms.audio import LogMel
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 from jaxtrain.data.transforms.fields import Columns, Normalize, OneHot, Pad, Select
+from jaxtrain.data.transforms.fitted import Categories, FittedTransform, Quantiles, Standardize, TfIdf
 from jaxtrain.data.transforms.images import CentralCrop, CutMix, Flip, RandomCrop, Shift
 from jaxtrain.data.transforms.text import Hash, Utf8
 
@@ -34,6 +35,7 @@ __all__ = [
     "Arrays",
     "BatchTransform",
     "Bytes",
+    "Categories",
     "CentralCrop",
     "Columns",
     "Csv",
@@ -41,6 +43,7 @@ __all__ = [
     "Damaged",
     "Documents",
     "Example",
+    "FittedTransform",
     "Flip",
     "Hash",
     "HostBatch",
@@ -58,13 +61,16 @@ __all__ = [
     "Pad",
     "Parquet",
     "Pipeline",
+    "Quantiles",
     "RandomCrop",
     "Select",
     "Shift",
     "Source",
+    "Standardize",
     "Stored",
     "Take",
     "Tar",
+    "TfIdf",
     "Tfds",
     "Tokenize",
     "Tokenizer",

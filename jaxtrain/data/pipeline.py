@@ -5,6 +5,7 @@ Processes, workers and threads only split the rows and the work, so none of them
 iterator state to save.
 """
 
+import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,6 +98,22 @@ class Pipeline(Checked):
         """
         steps = self.steps_per_epoch
         return self._read(_Steps(self, self._order(None), self._rows(rows), 0, steps, training=False))
+
+    def examples(self) -> Generator[Example, None, None]:
+        """Every example once, in the source's order, transformed as in `epoch`; none is stacked."""
+        draws, size = _Draws(self.seed), self._size()
+        for start in range(0, size, self.batch_size):
+            indices = range(start, min(start + self.batch_size, size))
+            for index, stored in zip(indices, self.source.fetch(indices), strict=True):
+                with _named(functools.partial(self.source.where, index)):
+                    example = self._transformed(self.source.decode(stored), draws.at(0), training=False)
+                yield example
+
+    def undo(self, name: str, values: Any) -> Any:
+        """Values of field `name` of a batch, f[rows, …], as before the transforms, of those that can be undone."""
+        for transform in reversed(self.transforms):
+            values = transform.evaluating().undo(name, values)
+        return values
 
     def record(self, step: int, row: int, training: bool) -> int | None:
         """The index in the source of a row of a global batch; None where `batch_transforms` make a row of several."""

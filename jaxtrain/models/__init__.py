@@ -5,6 +5,7 @@ from jaxtrain.models.batch_norm import BatchNorm
 from jaxtrain.models.experts import Experts
 from jaxtrain.models.layers import Precision
 from jaxtrain.models.lora import LoRA
+from jaxtrain.models.naive_bayes import NaiveBayes
 from jaxtrain.models.ngrams import NGrams
 from jaxtrain.models.recurrent import Recurrent
 from jaxtrain.models.resnet import ResNet
@@ -18,6 +19,7 @@ __all__ = [
     "LoRA",
     "Model",
     "NGrams",
+    "NaiveBayes",
     "Precision",
     "Recurrent",
     "ResNet",

@@ -84,6 +84,21 @@ class Model(Checked, ABC):
                 layer.advance(at(statistics.sums, path)["sums"])
         return by_path(nnx.state(module, nnx.BatchStat))
 
+    def count(self, variables: Variables, inputs: Any, labels_BC: jax.Array, counts: Any = None) -> Any:
+        """What the module's `count(inputs, labels_BC, counts)` adds to `counts`, which are None before the first batch.
+
+        labels_BC: f32, 1 for the class of a row; all 0 for rows that count for nothing. A module without this method
+        fits nothing: None.
+        """
+        module: Any = self.module(variables, inputs)
+        return module.count(inputs, labels_BC, counts) if hasattr(module, "count") else None
+
+    def fit(self, variables: Variables, inputs: Any, counts: Any) -> Any:
+        """The state after the module's `fit(counts)`, with the counts of the training split."""
+        module: Any = self.module(variables, inputs)
+        module.fit(counts)
+        return by_path(nnx.state(module, nnx.BatchStat))
+
     def allowed(self) -> Allowed | None:
         """The numbers that the inputs may hold; None is any."""
         return None

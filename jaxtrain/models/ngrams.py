@@ -54,16 +54,22 @@ class NGramsModule(nnx.Module):
 
     def __call__(self, bytes_BL: jax.Array, context: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The logits f32[B, O], and no auxiliary losses."""
-        words_BW, valid_BW = word_hashes(bytes_BL, self.config.words)
-        grams, present = [words_BW], [valid_BW]
-        for distance in range(1, self.config.order):
-            grams.append(grams[-1] * jnp.uint32(0x01000193) + jnp.roll(words_BW, -distance, axis=1))
-            present.append(valid_BW & (jnp.roll(valid_BW, -distance, axis=1)).at[:, -distance:].set(False))
-        ids = _mix(jnp.concatenate(grams, 1)) % jnp.uint32(self.config.buckets)
-        weight = jnp.concatenate(present, 1)[..., None].astype(jnp.float32)
+        hashes_BG, present_BG = ngram_hashes(bytes_BL, self.config.words, self.config.order)
+        ids = hashes_BG % jnp.uint32(self.config.buckets)
+        weight = present_BG[..., None].astype(jnp.float32)
         rows = self.table(ids.astype(jnp.int32)) * weight
         mean_BD = rows.sum(1) / jnp.maximum(weight.sum(1), 1) ** 0.5
         return self.head(dropout(mean_BD, self.config.dropout, context.keys_B)).astype(jnp.float32), {}
+
+
+def ngram_hashes(bytes_BL: jax.Array, words: int, order: int) -> tuple[jax.Array, jax.Array]:
+    """The hashes u32[B, W · order] of the n-grams of up to `order` words, of the first W words, and which exist."""
+    words_BW, valid_BW = word_hashes(bytes_BL, words)
+    grams, present = [words_BW], [valid_BW]
+    for distance in range(1, order):
+        grams.append(grams[-1] * jnp.uint32(0x01000193) + jnp.roll(words_BW, -distance, axis=1))
+        present.append(valid_BW & (jnp.roll(valid_BW, -distance, axis=1)).at[:, -distance:].set(False))
+    return _mix(jnp.concatenate(grams, 1)), jnp.concatenate(present, 1)
 
 
 def word_hashes(bytes_BL: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:

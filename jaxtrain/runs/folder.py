@@ -25,6 +25,7 @@ from jaxtrain.data.sources.paths import moved_together
 from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin, load, load_code
+from jaxtrain.experiment.fit import fitted_as
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.optimizers import with_horizon
 from jaxtrain.program import Program
@@ -62,7 +63,7 @@ class Run:
             raise ConfigError(f"{self.folder} is not a run: it has no experiment.json{_runs_near(self.folder)}")
         self.saved: Mapping[str, Any] = read_json(self.folder / "experiment.json")
         if experiment is not None:
-            self._experiment = _as_begun(experiment, self.horizon)
+            self._experiment = _as_begun(fitted_as(experiment, self.saved), self.horizon)
             _check_same(self.folder, self.saved["config"], self._experiment)
 
     @functools.cached_property

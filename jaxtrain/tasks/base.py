@@ -64,6 +64,19 @@ class Task(Checked, ABC):
         """New variables, `AxisNamed` arrays in nested dicts; only the shapes in `batch` matter."""
         return self.model.init(key, self.read(batch))
 
+    def count(self, variables: Variables, batch: Batch, counts: Any = None) -> Any:
+        """What `fit` needs to know of the training split: `counts`, None before its first batch, and those of a batch.
+
+        Sums over rows, so that they are the same on any mesh. None, as by default, if nothing is fitted.
+        """
+        return None
+
+    def fit(self, variables: Variables, batch: Batch, counts: Any) -> Any:
+        """The state that training begins with, from the counts of the training split; by default by the model's `fit`.
+        Of `batch` only the shapes matter.
+        """
+        return self.model.fit(variables, self.read(batch), counts)
+
     @abstractmethod
     def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
         """The loss of a batch, its metrics and statistics, over the rows that `mask` marks; a pure function."""
@@ -83,6 +96,12 @@ class Task(Checked, ABC):
         """The numbers that fields of a batch may hold, by field; by default those that the model says of its inputs."""
         numbers = self.model.allowed()
         return {self.inputs: numbers} if numbers and isinstance(self.inputs, str) else {}
+
+    def fields_of(self) -> Mapping[str, str]:
+        """The predictions that estimate a field of the batch: the name of each, and the field. They are given in the
+        units of the data: the field's transforms are undone. By default none.
+        """
+        return {}
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """One row of a prediction (numpy values) as a line of text."""

@@ -12,6 +12,7 @@ from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import AnyInt, FractionBelow1, NonNegative
 from jaxtrain.models.checks import kind_of
+from jaxtrain.models.variables import Variables
 from jaxtrain.tasks.base import Batch, batch_field, cross_entropy
 from jaxtrain.tasks.supervised import Supervised
 
@@ -63,6 +64,13 @@ class Classification(Supervised):
             of_class_C = jnp.array(self.class_weights)
             weight_B = weight_B * (label @ of_class_C if self.soft else of_class_C[label])
         return weight_B if self.ignore is None else weight_B * (label != self.ignore)
+
+    def count(self, variables: Variables, batch: Batch, counts: Any = None) -> Any:
+        """By the model's `count`, of the rows whose weight is not 0."""
+        label = self._labels(batch)
+        labels_BC = label if self.soft else jax.nn.one_hot(label, len(self.classes))
+        labels_BC = jnp.where((self.weigh(batch) > 0)[:, None], labels_BC, 0)
+        return self.model.count(variables, self.read(batch), labels_BC, counts)
 
     def allowed(self) -> Mapping[str, Allowed]:
         """Class numbers, or probabilities."""

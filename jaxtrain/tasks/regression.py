@@ -15,7 +15,11 @@ from jaxtrain.tasks.supervised import Supervised
 
 @dataclass(frozen=True, kw_only=True)
 class Regression(Supervised):
-    """Trains a model with O outputs by squared error."""
+    """Trains a model with O outputs by squared error.
+
+    Loss and metrics are in the units of the batch: after `Standardize` of the target, in its standard deviations.
+    Predictions, and what host metrics compare with them, are in the units of the data.
+    """
 
     target: str = "target"
     """The field of a batch with the targets, f[B, O], or f[B] for one output."""
@@ -35,6 +39,10 @@ class Regression(Supervised):
     def allowed(self) -> Mapping[str, Allowed]:
         """Finite targets."""
         return {**super().allowed(), self.target: Allowed(why="NaN and infinity have no squared error")}
+
+    def fields_of(self) -> Mapping[str, str]:
+        """The values estimate the target."""
+        return {"values": self.target}
 
     def prediction(self, outputs: jax.Array) -> dict[str, jax.Array]:
         """`values` f32[B, O]."""

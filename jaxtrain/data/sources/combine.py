@@ -15,6 +15,7 @@ from jaxtrain.base.files import digest
 from jaxtrain.base.ranges import Positive, PositiveInt
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.transforms.base import Transform
+from jaxtrain.data.transforms.fitted import FittedTransform
 
 _BLOCK = 1000
 
@@ -89,6 +90,10 @@ class Mapped(Wrapper):
 
     def __post_init__(self) -> None:
         for transform in self.transforms:
+            if isinstance(transform, FittedTransform) and transform.fitted is None:
+                raise ConfigError(
+                    f"Mapped: {transform!r} is fitted on the training split: give it to the pipeline's transforms"
+                )
             if transform.training_only or transform.evaluating() != transform:
                 raise ConfigError(f"Mapped: {transform!r} is random: give it to the pipeline's transforms")
 

@@ -29,6 +29,13 @@ class Transform(Checked, ABC):
         """The transform to use instead in evaluation and prediction."""
         return self
 
+    def undo(self, name: str, values: Any) -> Any:
+        """Values of field `name` as they were before this transform, f[rows, …], of numpy or traced by jax.
+
+        By default unchanged: what cannot be undone is given as it is.
+        """
+        return values
+
     def field_of(self, example: Mapping[str, Any], name: str) -> Any:
         """Field `name` of an example. Raises ConfigError with the nearest right name when there is none."""
         if name not in example:

@@ -1,6 +1,7 @@
 """Transforms of fields: select, scale, encode."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,12 @@ class Normalize(Transform):
             **example,
             self.field: (value - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32),
         }
+
+    def undo(self, name: str, values: Any) -> Any:
+        """values · std + mean."""
+        if name != self.field:
+            return values
+        return values * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
 
 
 @dataclass(frozen=True)

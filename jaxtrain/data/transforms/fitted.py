@@ -1,0 +1,285 @@
+"""Transforms whose numbers come from the training split: mean and std, categories, quantiles, a vocabulary with idf.
+
+Not here: which examples they are fitted on, and where the fitted values are kept.
+"""
+
+import json
+import re
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Annotated, Any, Self
+
+import numpy as np
+
+from jaxtrain.base.config import NOT_IN_FINGERPRINT, to_json
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import digest
+from jaxtrain.base.ranges import Checked, Finite, Positive, PositiveInt, Range
+from jaxtrain.data.sources.base import Example
+from jaxtrain.data.transforms.base import Transform
+
+
+@dataclass(frozen=True)
+class FittedTransform(Transform):
+    """A transform that is fitted on the training split before a run begins.
+
+    `fit` gives the transform with a value in its field `fitted`. The values are saved with the
+    run and never fitted again: evaluation and `predict` read them.
+    """
+
+    fitted: Any = field(default=None, kw_only=True, metadata=NOT_IN_FINGERPRINT)
+    """The values, made of what JSON and dataclasses hold; their hash is in the fingerprint, by `identity`."""
+
+    @abstractmethod
+    def fit(self, examples: Iterable[Example]) -> Self:
+        """This transform with its fitted values: a function of the examples, in one pass over them."""
+
+    def unfitted(self) -> Self:
+        """This transform without its fitted values."""
+        return replace(self, fitted=None)
+
+    def identity(self) -> str:
+        """A hash of the fitted values."""
+        if self.fitted is None:
+            return "not fitted"
+        return f"fitted:{digest(json.dumps(to_json(self.fitted), sort_keys=True), length=16)}"
+
+    def known(self) -> Any:
+        """The fitted values. Raises ConfigError where there are none."""
+        if self.fitted is None:
+            raise ConfigError(
+                f"{self!r} is not fitted: a run fits it on its training split when it begins; "
+                "in Python, use the experiment that jaxtrain.fit(experiment) returns"
+            )
+        return self.fitted
+
+
+@dataclass(frozen=True)
+class Moments(Checked):
+    """Mean and standard deviation of a field, one a channel (last dimension)."""
+
+    mean: tuple[Finite, ...]
+    std: tuple[Positive, ...]
+
+
+@dataclass(frozen=True)
+class Standardize(FittedTransform):
+    """(value - mean) / std as float32, with the mean and the (biased) standard deviation of the training split.
+
+    One mean and std a channel (last dimension); where all values are equal the std is taken as 1. Fields that an
+    example lacks are skipped, since inputs for prediction have no target. Predictions of a field are given back in the
+    units of the data.
+    """
+
+    fields: tuple[str, ...]
+
+    def fit(self, examples: Iterable[Example]) -> Self:
+        """One pass in float64, by Chan et al. 1979. Raises ConfigError for NaN, infinity and another channel count."""
+        sums: list[tuple[int, np.ndarray, np.ndarray]] = [(0, np.zeros(()), np.zeros(()))] * len(self.fields)
+        for number, example in enumerate(examples):
+            for place, name in enumerate(self.fields):
+                count, mean, squares = sums[place]
+                rows = _channels(self, example, name, number, None if count == 0 else len(mean))
+                if not len(rows):
+                    continue
+                new = rows.mean(0)
+                shift, total = new - mean, count + len(rows)
+                squares = squares + ((rows - new) ** 2).sum(0) + shift**2 * (count * len(rows) / total)
+                sums[place] = total, mean + shift * (len(rows) / total), squares
+        found = []
+        for name, (count, mean, squares) in zip(self.fields, sums, strict=True):
+            if not count:
+                raise ConfigError(f"Standardize: the training split has no values in {name!r}")
+            std = np.sqrt(squares / count)
+            found.append(Moments(tuple(mean.tolist()), tuple(np.where(std > 0, std, 1).tolist())))
+        return replace(self, fitted=tuple(found))
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        new = dict(example)
+        for name, moments in zip(self.fields, self.known(), strict=True):
+            if name in example:
+                value = np.asarray(example[name], np.float64)
+                _check_channels(self, name, value, len(moments.mean))
+                new[name] = ((value - _like(moments.mean, value)) / _like(moments.std, value)).astype(np.float32)
+        return new
+
+    def undo(self, name: str, values: Any) -> Any:
+        """values · std + mean."""
+        if name not in self.fields:
+            return values
+        moments = self.known()[self.fields.index(name)]
+        return values * np.asarray(moments.std, np.float32) + np.asarray(moments.mean, np.float32)
+
+
+@dataclass(frozen=True)
+class Quantiles(FittedTransform):
+    """Where a value lies among those of the training split, float32 in 0…1, by linear interpolation between quantiles.
+
+    Each channel (last dimension) by itself. A value that is several quantiles at once gets the middle of them; those
+    out of the range seen get 0 or 1. Fields that an example lacks are skipped. All values of the training split are
+    held in memory while it is fitted. Predictions of a field are given back in the units of the data.
+    """
+
+    fields: tuple[str, ...]
+    count: Annotated[int, Range(at_least=2, hint="the least and the largest value")] = 100
+    """How many quantiles."""
+
+    def fit(self, examples: Iterable[Example]) -> Self:
+        """The quantiles of all values at once. Raises ConfigError for NaN, infinity and another channel count."""
+        rows: list[list[np.ndarray]] = [[] for _ in self.fields]
+        for number, example in enumerate(examples):
+            for name, seen in zip(self.fields, rows, strict=True):
+                seen.append(_channels(self, example, name, number, seen[0].shape[1] if seen else None))
+        found = []
+        for name, seen in zip(self.fields, rows, strict=True):
+            if not sum(map(len, seen)):
+                raise ConfigError(f"Quantiles: the training split has no values in {name!r}")
+            cuts = np.quantile(np.concatenate(seen), self._places(), axis=0)
+            found.append(tuple(tuple(one) for one in np.maximum.accumulate(cuts).T.tolist()))
+        return replace(self, fitted=tuple(found))
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        new, places = dict(example), self._places()
+        for name, channels in zip(self.fields, self.known(), strict=True):
+            if name not in example:
+                continue
+            value = np.asarray(example[name], np.float64)
+            _check_channels(self, name, value, len(channels))
+            rows = value.reshape(-1, len(channels))
+            done = np.empty(rows.shape, np.float32)
+            for channel, cuts in enumerate(np.asarray(channels)):
+                low = np.interp(rows[:, channel], cuts, places)
+                high = 1 - np.interp(-rows[:, channel], -cuts[::-1], places)
+                done[:, channel] = (low + high) / 2  # they differ where quantiles are equal
+            new[name] = done.reshape(value.shape)
+        return new
+
+    def undo(self, name: str, values: Any) -> Any:
+        """The quantiles at these places, f[..., channels]."""
+        if name not in self.fields:
+            return values
+        import jax.numpy as jnp  # not at the top: reading data needs no jax
+
+        cuts_CQ, places = (
+            np.asarray(self.known()[self.fields.index(name)], np.float32),
+            self._places().astype(np.float32),
+        )
+        if values.shape[-1:] != cuts_CQ.shape[:1]:  # one number a row, without a dim of channels
+            return jnp.interp(values, places, cuts_CQ[0])
+        return jnp.stack([jnp.interp(values[..., channel], places, cuts) for channel, cuts in enumerate(cuts_CQ)], -1)
+
+    def _places(self) -> np.ndarray:
+        return np.linspace(0, 1, self.count)
+
+
+@dataclass(frozen=True)
+class Categories(FittedTransform):
+    """The number of a text's or integer's value among those of the training split, in sorted order from 1, as int32.
+
+    0 is a value that the training split lacks or that it holds less often than `least`. A missing field is skipped.
+    """
+
+    field: str
+    least: PositiveInt = 1
+
+    def fit(self, examples: Iterable[Example]) -> Self:
+        """Raises ConfigError for values that are neither text nor integers, and where both are there."""
+        counts = Counter(self._value(self.field_of(example, self.field)) for example in examples)
+        if len({type(value) for value in counts}) > 1:
+            raise ConfigError(f"Categories: {self.field!r} holds both text and integers")
+        return replace(self, fitted=tuple(sorted(value for value, count in counts.items() if count >= self.least)))
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        if self.field not in example:
+            return example
+        return {**example, self.field: np.int32(self._numbers.get(self._value(example[self.field]), 0))}
+
+    @cached_property
+    def _numbers(self) -> dict[str | int, int]:
+        return {value: number for number, value in enumerate(self.known(), 1)}
+
+    def _value(self, value: Any) -> str | int:
+        if isinstance(value, str | bytes):
+            return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        if np.ndim(value) or np.asarray(value).dtype.kind not in "biu":
+            raise ConfigError(f"Categories: {self.field!r} is {value!r}, neither a text nor an integer")
+        return int(value)
+
+
+@dataclass(frozen=True)
+class Vocabulary(Checked):
+    """Words in alphabetical order, and the inverse document frequency of each."""
+
+    words: tuple[str, ...]
+    idf: tuple[Positive, ...]
+
+
+@dataclass(frozen=True)
+class TfIdf(FittedTransform):
+    """Replace the text in `field` by its TF-IDF in `to`: float32[size], of length 1, or 0 for a text of no known word.
+
+    The vocabulary is the `size` words of two or more letters or digits, in lower case, that are most frequent in the
+    training split, of equals the first by alphabet; if it has fewer, the last entries are 0. The inverse document
+    frequency of a word that is in d of n texts is ln((1 + n) / (1 + d)) + 1.
+    """
+
+    field: str
+    size: PositiveInt = 1000
+    to: str = "features"
+
+    def fit(self, examples: Iterable[Example]) -> Self:
+        """Counts words, and texts of each word."""
+        words, texts, total = Counter[str](), Counter[str](), 0
+        for example in examples:
+            found = self._words(example)
+            words.update(found)
+            texts.update(set(found))
+            total += 1
+        chosen = sorted(sorted(words, key=lambda word: (-words[word], word))[: self.size])
+        idf = np.log((1 + total) / (1 + np.array([texts[word] for word in chosen], np.float64))) + 1
+        return replace(self, fitted=Vocabulary(tuple(chosen), tuple(idf.tolist())))
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        vector = np.zeros(self.size)
+        for word, count in Counter(self._words(example)).items():
+            if word in self._columns:
+                column, idf = self._columns[word]
+                vector[column] = count * idf
+        rest = {name: value for name, value in example.items() if name != self.field}
+        return {**rest, self.to: (vector / (np.linalg.norm(vector) or 1)).astype(np.float32)}
+
+    @cached_property
+    def _columns(self) -> dict[str, tuple[int, float]]:
+        known = self.known()
+        return {word: (column, known.idf[column]) for column, word in enumerate(known.words)}
+
+    def _words(self, example: Example) -> Sequence[str]:
+        text = self.field_of(example, self.field)
+        if not isinstance(text, str | bytes):
+            raise ConfigError(f"TfIdf: {self.field!r} must be str or bytes, got {type(text).__name__}")
+        return re.findall(r"\w\w+", (text.decode(errors="replace") if isinstance(text, bytes) else text).lower())
+
+
+def _channels(who: FittedTransform, example: Example, name: str, number: int, wanted: int | None) -> np.ndarray:
+    """The values of a field as float64[n, channels]; a single number is one channel."""
+    value = np.asarray(who.field_of(example, name))
+    where = f"{type(who).__name__}: {name!r} in example {number} of the training split"
+    if value.dtype.kind not in "biuf" or not np.isfinite(value).all():
+        raise ConfigError(f"{where} is not finite numbers: {value!r}")
+    channels = value.shape[-1] if value.ndim else 1
+    if wanted not in (None, channels):
+        raise ConfigError(f"{where} has {channels} channels (its last dimension), but those before it {wanted}")
+    return value.astype(np.float64).reshape(-1, channels)
+
+
+def _check_channels(who: FittedTransform, name: str, value: np.ndarray, channels: int) -> None:
+    if (value.shape[-1] if value.ndim else 1) != channels:
+        raise ConfigError(f"{type(who).__name__}: fitted on {channels} channels, but {name!r} has shape {value.shape}")
+
+
+def _like(numbers: tuple[float, ...], value: np.ndarray) -> np.ndarray:
+    """One number a channel, or a scalar for a scalar."""
+    return np.asarray(numbers if value.ndim else numbers[0], np.float64)

@@ -1,0 +1,90 @@
+"""Fitting an experiment's transforms on its training split, once. Not here: how each of them is fitted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jaxtrain.base.config import from_json
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import read_json
+from jaxtrain.base.registry import name_of
+from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.data.transforms.base import Transform
+from jaxtrain.data.transforms.fitted import FittedTransform
+from jaxtrain.experiment.experiment import Experiment
+
+
+def fit(experiment: Experiment, folder: Path | None = None) -> Experiment:
+    """The experiment whose transforms have their fitted values, in its data and in all its evals.
+
+    Each is fitted in one pass over the training split in the source's order, on examples as those before it make them
+    in evaluation. Every process of a run reads the whole split and finds the same values. Transforms of the run in
+    `folder` are not fitted again: they have the values that it saved.
+
+    Raises ConfigError for a transform of an evaluation that is not one of the training data: nothing is fitted there.
+    """
+    file = folder / "experiment.json" if folder is not None else None
+    if file is not None and file.is_file():
+        experiment = fitted_as(experiment, read_json(file))
+    done: list[Transform] = []
+    for transform in experiment.data.transforms:
+        if isinstance(transform, FittedTransform) and transform.fitted is None:
+            transform = transform.fit(replace(experiment.data, transforms=tuple(done)).examples())
+        done.append(transform)
+    return _shared(experiment, done)
+
+
+def fitted_as(experiment: Experiment, saved: Mapping[str, Any]) -> Experiment:
+    """The experiment with the fitted values of those of its transforms that a saved run has too.
+
+    saved: the content of the run's `experiment.json`.
+    """
+    transforms, known = experiment.data.transforms, saved["experiment"]["data"]["transforms"]
+    if not any(isinstance(transform, FittedTransform) for transform in transforms):
+        return experiment
+    return _shared(
+        experiment, [_saved(*pair) for pair in zip(transforms, known, strict=False)] + [*transforms][len(known) :]
+    )
+
+
+def _saved(transform: Transform, saved: Mapping[str, Any]) -> Transform:
+    if (
+        isinstance(transform, FittedTransform)
+        and transform.fitted is None
+        and saved["$kind"] == name_of(type(transform))
+    ):
+        found = from_json(saved)
+        return found if found.unfitted() == transform else transform
+    return transform
+
+
+def _shared(experiment: Experiment, transforms: Sequence[Transform]) -> Experiment:
+    """The experiment with these transforms of its data, whose fitted values its evals have too."""
+    if not any(isinstance(each, FittedTransform) for data in _pipelines(experiment) for each in data.transforms):
+        return experiment
+    fitted = [each for each in transforms if isinstance(each, FittedTransform)]
+    for number, each in enumerate(fitted):
+        if each.unfitted() in [other.unfitted() for other in fitted[:number]]:
+            raise ConfigError(f"data.transforms: {each.unfitted()!r} is there twice")
+    evals = {
+        split: replace(data, transforms=tuple(_with_values(each, fitted, split) for each in data.transforms))
+        for split, data in experiment.evals.items()
+    }
+    return replace(experiment, data=replace(experiment.data, transforms=tuple(transforms)), evals=evals)
+
+
+def _with_values(transform: Transform, fitted: Sequence[FittedTransform], split: str) -> Transform:
+    if not isinstance(transform, FittedTransform) or transform.fitted is not None:
+        return transform
+    found = next((each for each in fitted if each.unfitted() == transform), None)
+    if found is None:
+        raise ConfigError(
+            f"evals.{split}: {transform!r} is not among the transforms of `data`: it is fitted on the training split "
+            "alone, so both must have the same"
+        )
+    return found
+
+
+def _pipelines(experiment: Experiment) -> list[Pipeline]:
+    return [experiment.data, *experiment.evals.values()]
