@@ -5,8 +5,8 @@
 
 Measured on 2 CPU cores, three seeds: accuracy 0.863 on the 233 skills of the test split, by all three; 8 s to build, 16
 to 40 s to train on a busy machine. Baseline on the same split: TF-IDF of words and pairs with logistic regression,
-0.845 (scripts/baselines.py). All settings were chosen on five folds of the training split, where such a model reaches 0.895
-and TF-IDF 0.867.
+0.845 (scripts/baselines.py). All settings were chosen on five folds of the training split, where such a model reaches
+0.895 and TF-IDF 0.867.
 """
 
 from dataclasses import replace
