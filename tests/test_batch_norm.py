@@ -100,6 +100,7 @@ def trained(mesh: tuple[tuple[str, int], ...], microbatches: int = 1, steps: int
     return losses, jax.device_get(state.params), jax.device_get(state.model_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [
@@ -132,6 +133,7 @@ def trained_stem() -> jax.Array:
     return jax.lax.conv_general_dilated(jnp.asarray(IMAGES[:16]), kernel, (1, 1), "SAME", dimension_numbers=dims)
 
 
+@pytest.mark.slow
 def test_evaluation_uses_running_statistics_so_that_a_row_does_not_depend_on_the_others() -> None:
     optimizer = SGD().build(1)
     batch = {name: x[:8] for name, x in ROWS.items()} | {"mask": np.ones(8, bool)}

@@ -382,6 +382,7 @@ def test_train_evaluate_and_predict_work_from_the_command_line(call, trained):
     assert {"negative", "positive"} < set(second.split())
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_with_a_run_also_for_more_steps(call, folder):
     assert call("train", "texts.py", "--run", "run", "--steps", "1").code == 0
     assert call("train", "texts.py", "--run=run", "--steps", "2", "--log-every", "1").code == 0
@@ -560,6 +561,7 @@ def test_the_scripts_of_other_shells_complete_files_where_no_flag_fits(call, she
     assert result.out.startswith({"zsh": "#compdef jaxtrain", "fish": "# AUTO"}[shell])
 
 
+@pytest.mark.slow
 def test_the_real_command_exits_with_2_and_shows_a_traceback_only_when_asked(folder):
     command = [sys.executable, "-m", "jaxtrain"]
     calls = (

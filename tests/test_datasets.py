@@ -89,6 +89,7 @@ def plain(value):
 SHIPPED = ("bncc", "digits", "tumours", pytest.param("sentiment", marks=pytest.mark.slow))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_numbers_of_a_shipped_datasets_card_are_what_a_reader_counts(name, tmp_path):
     made: Dataset = load_kind(f"{ROOT}/experiments/datasets.py:{name}", Dataset)[0]

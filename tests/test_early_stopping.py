@@ -122,6 +122,7 @@ def test_the_run_ends_with_a_checkpoint_says_why_and_stays_ended(tmp_path: Path)
     assert [(line["step"], line["split"]) for line in run.metrics()] == expected
 
 
+@pytest.mark.slow
 def test_a_resumed_run_counts_on_and_another_patience_is_the_same_run(tmp_path: Path) -> None:
     train(replace(stopping(patience=3), steps=4), tmp_path / "run")
     _, state = train(stopping(patience=3), tmp_path / "run")

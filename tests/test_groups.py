@@ -142,6 +142,7 @@ def test_each_group_has_its_own_average_and_evaluation_uses_those_there_are() ->
     jax.tree.map(np.testing.assert_array_equal, mixed["blocks"], now["blocks"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [{"fsdp": 8}, pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow)],

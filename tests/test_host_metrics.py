@@ -76,6 +76,7 @@ def regression(**changes: Any) -> Experiment:
     return Experiment(**(fields | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_host_metric_sees_every_row_once_in_the_order_of_the_source(devices: int):
     experiment = regression(layout=Layout({"data": devices}))

@@ -311,6 +311,7 @@ done
 """
 
 
+@pytest.mark.slow
 def test_workers_of_a_tpu_vm_restart_after_75_or_a_kill_and_end_on_stop(
     here: Path, cli: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

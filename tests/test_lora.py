@@ -61,6 +61,7 @@ def drop(given: Variables) -> Variables:
     return replace(ADAPTED, scale=0.0).merged(given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh", [{"fsdp": 8}, pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow)], ids=str
 )

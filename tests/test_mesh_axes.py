@@ -112,6 +112,7 @@ def test_the_axes_that_split_rows_alone_are_read_off_the_rules():
     assert Layout({}, {**rules, "embed": ("fsdp", "pod")}).row_axes({"pod": 2, "data": 2, "fsdp": 2}) == ("data",)
 
 
+@pytest.mark.slow
 def test_gradients_of_microbatches_are_summed_over_two_row_axes_once_at_the_end():
     rules = {**RULES, "batch": ("pod", "data", "fsdp")}
     losses, sent = trained(on(Layout({"pod": 2, "data": 2}, rules), 2))
@@ -138,7 +139,19 @@ def test_microbatches_that_do_not_divide_the_rows_of_a_device_name_its_axes():
 
 OTHER_MEANINGS = {
     # A folder, a room or a command by this name, and what the clock accounts for.
-    "data": {"registry", "main", "combine", "stored", "clock", "folder", "journal", "train", "rendezvous", "server"},
+    "data": {
+        "registry",
+        "main",
+        "combine",
+        "fit",
+        "stored",
+        "clock",
+        "folder",
+        "journal",
+        "train",
+        "rendezvous",
+        "server",
+    },
     # What a module is called with.
     "context": {"checks"},
     # A column of a table.

@@ -87,6 +87,7 @@ def fitted(made: Experiment, devices: int = 1) -> TrainState:
     return program.fitted(program.init())
 
 
+@pytest.mark.slow
 def test_ratios_and_logits_are_those_of_plain_python():
     state = fitted(experiment())
     winners, expected = ratios(TEXTS, LABELS, MODEL)
@@ -126,6 +127,7 @@ def test_rows_without_weight_and_microbatches_change_nothing():
     np.testing.assert_allclose(fitted(experiment(task=task)).model_state["ratios"], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_fits_once_and_keeps_the_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     counted = []
     count = Classification.count

@@ -216,6 +216,7 @@ def values(run: Any) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if not name.startswith(speeds)} for line in run.metrics()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_every", [5, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_line_is_the_same_to_the_last_bit_whether_or_not_the_run_was_resumed_within_its_period(
     log_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +231,7 @@ def test_every_line_is_the_same_to_the_last_bit_whether_or_not_the_run_was_resum
     assert [line["step"] for line in trained] == [*range(log_every, 12, log_every), 12]
 
 
+@pytest.mark.slow
 def test_a_run_that_a_signal_stops_within_a_period_writes_its_line_when_it_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +252,7 @@ def test_a_run_that_a_signal_stops_within_a_period_writes_its_line_when_it_is_re
     assert values(run) == values(whole)
 
 
+@pytest.mark.slow
 def test_speeds_are_those_of_the_steps_that_this_process_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +288,7 @@ def line_decay(steps: int, horizon: int | None = None) -> Experiment:
     return replace(tiny.main(), optimizer=optimizer, steps=steps, evals={}, runtime=runtime)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_horizon_when_it_is_resumed_with_other_steps_and_says_so_first(tmp_path: Path) -> None:
     train(line_decay(3), tmp_path / "run")
     run, _ = train(line_decay(6), tmp_path / "run")

@@ -37,6 +37,7 @@ VERBS = (
     "train experiments/digits.py",
     "train experiments/char_lm.py",
     "train experiments/sentiment.py",
+    "train experiments/recipes/gan.py",
     "explain experiments/digits.py",
     "verify experiments/digits.py",
     "evaluate",

@@ -114,6 +114,7 @@ def test_a_run_in_this_process_stops_at_a_signal_and_resumes_to_the_same_losses(
     assert all(same)
 
 
+@pytest.mark.slow
 def test_a_finished_run_stays_as_it_is_and_one_with_more_steps_resumes(tmp_path: Path) -> None:
     experiment = replace(tiny.main(), steps=4)
     train(experiment, tmp_path / "run")
@@ -196,6 +197,7 @@ def test_every_second_of_a_run_is_in_its_account_and_speeds_count_reading_and_tr
     assert [line["tokens_per_second"] for line in lines] == [64, *[32] * 11]
 
 
+@pytest.mark.slow
 def test_metrics_are_fetched_from_the_device_once_a_period_when_the_next_one_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

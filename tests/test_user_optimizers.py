@@ -74,6 +74,7 @@ def test_a_run_with_it_can_be_saved_and_logs_no_rate_that_it_does_not_know(tmp_p
     assert Run(tmp_path / "run").experiment.optimizer == Adan()
 
 
+@pytest.mark.slow
 def test_it_is_built_for_the_horizon_of_its_run_when_that_is_resumed_with_other_steps(tmp_path):
     experiment = replace(OWN, optimizer=LineToZero(), steps=2, evals={})
     train(experiment, tmp_path / "run")

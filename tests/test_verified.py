@@ -102,6 +102,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_training_on_several_axes_says_in_one_line_that_they_were_never_verified(tmp_path, capsys):
     train(on(BOTH), tmp_path / "never")
     [line] = [line for line in capsys.readouterr().err.splitlines() if "never_verified" in line]
@@ -199,6 +200,7 @@ def loops(folder: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_the_command_verify_remembers_what_passed_and_fails_on_what_did_not(tmp_path):
     file, flags = loops(tmp_path), ["--updates", "1", "--meshes", "data 2 fsdp 2 tensor 2"]
     mesh = {"data": 4, "fsdp": 4, "tensor": 2}

@@ -151,6 +151,7 @@ def test_neither_analysis_nor_the_loop_knows_an_architecture():
             assert "jaxtrain.models" not in imports(file), file
 
 
+@pytest.mark.slow
 def test_a_kernel_whose_dims_have_each_others_names_fails_and_is_named_by_its_line(capsys):
     experiment = with_model(Misnamed, kernel="up", axes=("mlp", "embed"))
     assert not verify(experiment, jax.devices(), [{"tensor": 8}], strict=True)
