@@ -116,6 +116,7 @@ def test_a_network_with_batch_norm_trains_on_every_mesh_as_on_one_device(mesh: A
         close(one, other)
 
 
+@pytest.mark.slow
 def test_microbatches_add_up_to_the_statistics_of_the_whole_batch() -> None:
     (_, _, whole), (_, _, parts) = (trained((), count, steps=1) for count in (1, 4))
     # Only the first norm sees inputs that no other norm has changed.

@@ -157,6 +157,7 @@ def test_each_second_is_counted_in_the_stage_that_takes_it(monkeypatch, transfor
     batches.close()
 
 
+@pytest.mark.slow
 def test_every_stage_of_every_batch_is_measured_and_one_follows_the_other():
     found = bench(replace(tiny.data(), data=replace(tiny.data().data, threads=2)), steps=3)
     assert (found.rows, found.device, found.shared) == (16, f"8 {jax.devices()[0].device_kind}", True)

@@ -105,6 +105,7 @@ def test_a_metric_that_no_evaluation_reports_is_refused_before_anything_is_writt
     check_metrics(Program(stopping()))
 
 
+@pytest.mark.slow
 def test_the_run_ends_with_a_checkpoint_says_why_and_stays_ended(tmp_path: Path) -> None:
     run, state = train(stopping(patience=2), tmp_path / "run")
     assert int(state.step) == 6  # the evaluation after step 2 is the first, those after 4 and 6 are no better

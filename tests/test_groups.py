@@ -52,6 +52,7 @@ def close_trees(one: Any, other: Any) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), one, other)
 
 
+@pytest.mark.slow
 def test_every_group_moves_by_its_own_rate_and_a_frozen_one_not_at_all() -> None:
     groups = Groups(groups={"head/*": sgd(0.5), "embedding/*": Frozen(), "*": sgd(0.25)})
     program = Program(experiment(groups), jax.devices()[:1])
@@ -131,6 +132,7 @@ def test_the_rates_of_all_groups_are_logged_with_their_patterns() -> None:
     assert rates == {"learning_rate/head/*": 0.5, "learning_rate/*": 0.5}
 
 
+@pytest.mark.slow
 def test_each_group_has_its_own_average_and_evaluation_uses_those_there_are() -> None:
     groups = Groups(groups={"head/*": sgd(0.5, ema=0.9), "*": sgd(0.25)})
     before, state = run(Program(experiment(groups), jax.devices()[:1]), steps=1)

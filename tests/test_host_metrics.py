@@ -107,6 +107,7 @@ def classification(**changes: Any) -> Experiment:
     return Experiment(**(fields | changes))
 
 
+@pytest.mark.slow
 def test_a_confusion_matrix_passes_through_microbatches_evaluation_files_and_keep_best(tmp_path: Path):
     runtime = Runtime(
         log_every=2, eval_every=2, save_every=2, keep=Retention(best="test/confusion/f1_macro", mode="max")

@@ -147,6 +147,7 @@ def test_after_a_kill_and_a_resume_every_step_of_every_split_is_written_once_and
     }
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_by_the_scores_of_its_own_step_stays_and_the_last_step_is_saved(tmp_path: Path) -> None:
     # The loss falls, so the highest one is the first: it stays only if it was saved with its score.
     keep = Retention(last=1, best="validation/loss", mode="max")

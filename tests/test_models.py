@@ -229,6 +229,7 @@ def test_every_dropout_of_every_layer_draws_from_keys_of_its_own(monkeypatch):
     assert len(set(used)) == len(used)
 
 
+@pytest.mark.slow
 def test_remat_and_unroll_change_no_gradient():
     model, inputs, _ = MODELS["decoder"]
     variables = initial(model, inputs.shape, inputs.dtype)

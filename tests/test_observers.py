@@ -56,6 +56,7 @@ def observed(*observers: Observer, **changes: Any) -> Experiment:
     return replace(tiny.main(), observers=observers, steps=6, **{"runtime": runtime, **changes})
 
 
+@pytest.mark.slow
 def test_an_observer_is_called_in_the_order_of_the_run_with_periods_and_checkpoints_late(tmp_path: Path) -> None:
     Recording.calls.clear()
     train(observed(Recording()), tmp_path / "run")

@@ -183,6 +183,7 @@ def test_parameters_in_bf16_have_gradients_moments_copies_and_an_average_in_f32(
     assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "layout", "microbatches"),
     [

@@ -122,6 +122,7 @@ def test_what_is_kept_for_a_parameter_lies_as_it_does_through_chains_masks_and_p
     assert set(specs(experiment, 4, "count")) == {P()}
 
 
+@pytest.mark.slow
 def test_a_factored_optimizer_trains_and_of_its_state_only_what_has_a_parameters_shape_is_split():
     experiment = with_optimizer(Factored(), Layout({"fsdp": 2}))
     assert specs(experiment, 2, "v_row/embedding/table") == specs(experiment, 2, "v_col/embedding/table") == [P()]

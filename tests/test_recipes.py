@@ -48,6 +48,7 @@ def trained(name: str, mesh: tuple[tuple[str, int], ...]) -> tuple[list[float], 
     return losses, jax.device_get((state.params, state.model_state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [(name, MESHES[2]) if name in ("contrastive", "gan") else slow(name, MESHES[2]) for name in NAMES]

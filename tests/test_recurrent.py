@@ -188,6 +188,7 @@ def alone(pooled: bool, layers: int) -> tuple[list[float], Any]:
     return trained(experiment(Layout(), 1, pooled, layers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "microbatches", "pooled", "layers"),
     [

@@ -220,6 +220,7 @@ def test_metrics_are_fetched_from_the_device_once_a_period_when_the_next_one_has
     assert fetched_after == [8, 12, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (8, 12))])
 def test_a_run_killed_as_soon_as_a_checkpoint_is_durable_has_every_line_of_metrics_once(
     saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

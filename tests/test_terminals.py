@@ -141,6 +141,7 @@ def slow_but(*quick):
     return [name if name in quick else slow(name) for name in COMMANDS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but("explain | true", "train | head", "predict in ascii"))
 def test_no_command_ends_in_a_traceback(done, name):
     assert "Traceback" not in done(name).err + done(name).out.decode("latin-1")

@@ -42,6 +42,7 @@ def losses(layout: Layout, devices: int) -> tuple[Program, list[float]]:
     return program, found
 
 
+@pytest.mark.slow
 def test_an_optax_transformation_of_ones_own_trains_fully_sharded_as_on_one_device():
     program, found = losses(Layout({"fsdp": 8}), 8)
     np.testing.assert_allclose(found, losses(Layout(), 1)[1], rtol=2e-5)

@@ -125,6 +125,7 @@ def test_a_small_experiment_passes(capsys):
     assert "The mesh trains as one device does" in said
 
 
+@pytest.mark.slow
 def test_a_users_model_is_shrunk_and_described_by_itself(capsys):
     assert verify(series(Series()), jax.devices(), [ALL])
     said = capsys.readouterr().out
@@ -162,6 +163,7 @@ def test_a_kernel_whose_dims_have_each_others_names_fails_and_is_named_by_its_li
     assert "self.up(h_BLD)" in said
 
 
+@pytest.mark.slow
 def test_what_is_sent_beyond_the_textbook_is_a_warning_unless_strict(capsys):
     experiment = with_model(Misnamed, kernel="up", axes=("mlp", "embed"))
     assert verify(experiment, jax.devices(), [{"tensor": 8}], updates=1)
