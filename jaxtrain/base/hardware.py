@@ -52,7 +52,9 @@ KNOWN = {
     "NVIDIA H200": Hardware(989e12, 141 * GB, 4800e9, _H200),
     "NVIDIA B200": Hardware(2250e12, 180 * GB, 7700e9, _HGX),
 }
-"""By `device_kind`; from the vendors' data sheets of November 2026. NVIDIA prints twice the FLOP/s, with sparsity."""
+"""By `device_kind`, from the vendors' data sheets, of which only that of TPU v5e was read again in November 2026.
+NVIDIA prints twice the FLOP/s, with sparsity.
+"""
 
 
 def peak_flops(devices: list[jax.Device]) -> float | None:
