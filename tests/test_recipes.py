@@ -134,9 +134,9 @@ def test_a_teacher_is_distilled_and_its_trunk_fine_tuned(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     teacher, _ = train(replace(digits, steps=150, evals={}), Path("runs/teacher"))
     for name, function, least in (
-        ("teacher", "main", 0.9),
-        ("fine_tune", "main", 0.85),
-        ("fine_tune", "low_rank", 0.9),
+        ("teacher", "main", 0.75),
+        ("fine_tune", "main", 0.7),
+        ("fine_tune", "low_rank", 0.75),
     ):
         experiment, _ = load(f"{RECIPES / name}.py:{function}")
         run, state = train(replace(experiment, steps=100), Path(f"runs/{name}-{function}"))
