@@ -140,7 +140,7 @@ class Program:
         return self.lower().compile()
 
     def init(self) -> TrainState:
-        """The state before the first step, initialised in its shards."""
+        """The state before the first step, initialised in its shards. A model that fits arrays needs `fitted` too."""
         with self.scope():
             return self._init()
 

@@ -35,7 +35,7 @@ class Recorded(Optimizer):
 
 
 def shrink(experiment: Experiment, devices: int, steps: int = STEPS) -> Experiment:
-    """The same experiment with a small model, in f32, on the few of its own rows that so many steps need.
+    """The same experiment with a small model, in f32, on the first rows of its own data, enough for `steps`.
 
     Sizes keep their common divisors with `devices`, so that the same meshes fit.
     """

@@ -110,7 +110,7 @@ class Pipeline(Checked):
                 yield example
 
     def undo(self, name: str, values: Any) -> Any:
-        """Values of field `name` of a batch, f[rows, …], as before the transforms, of those that can be undone."""
+        """Values of field `name` of a batch, f[rows, …], with all invertible transforms of that field inverted."""
         for transform in reversed(self.transforms):
             values = transform.evaluating().undo(name, values)
         return values

@@ -129,7 +129,7 @@ class Optimizer(Checked, ABC):
     def build(self, steps: int) -> optax.GradientTransformation:
         """The transformation for a run of `steps` steps.
 
-        A run that is resumed with other steps still builds it for those that it began with.
+        A run that is resumed with other steps keeps the horizon it began with.
         """
 
     def transformation(self, steps: int, params: Any) -> optax.GradientTransformation:
@@ -141,7 +141,7 @@ class Optimizer(Checked, ABC):
         return {}
 
     def frozen(self, paths: Collection[str]) -> list[str]:
-        """Of the paths of all parameters those that are not trained; none by default."""
+        """The paths of the parameters that are not trained; none by default. `paths`: those of all parameters."""
         return []
 
 

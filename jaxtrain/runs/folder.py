@@ -95,7 +95,7 @@ class Run:
 
     @property
     def horizon(self) -> int:
-        """The steps that its learning rates are made for: those that it began with."""
+        """The horizon of its learning rate schedules: the steps of the run when it began."""
         return self.saved.get("horizon", self.saved["experiment"]["steps"])
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -131,7 +131,7 @@ class Run:
 
 
 def horizon_of_run(folder: Path | None, experiment: Experiment) -> int:
-    """The steps that learning rates are made for: those that the run in `folder` began with, else the experiment's."""
+    """The horizon of learning rate schedules: that of the run in `folder`, else the steps of the experiment."""
     exists = folder is not None and (folder / "experiment.json").is_file()
     return (
         read_json(folder / "experiment.json").get("horizon", experiment.steps)

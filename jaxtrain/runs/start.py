@@ -44,7 +44,7 @@ class FirstState:
         """Raises ConfigError where the source of `experiment.start` lacks an array, or has another shape or dtype."""
         self._program, self._start = program, program.experiment.start
         self.facts: dict[str, Any] = {}
-        """For the log: how many arrays are set, and the names of those that are not, of unused and of cast ones."""
+        """For the log: how many arrays are set, and the names of the drawn, the unused and the cast ones."""
         if self._start is not None:
             self._source = source_of(self._start)
             self._chosen, self.facts = matched(self._start, self._source.arrays, targets(program.state))
@@ -56,11 +56,9 @@ class FirstState:
             return state
         if log is not None:
             log("started", **self.facts)
-        wanted = {path: (found, leaf) for path, (found, leaf) in self._chosen.items()}
-        arrays = self._source.read({found.key: leaf for found, leaf in wanted.values()})
-        parts: dict[str, Any] = {name: dict(getattr(state, name)) for name in PARTS}
-        parts = {name: jax.tree.map(lambda leaf: leaf, part) for name, part in parts.items()}  # copies of the dicts
-        for path, (found, leaf) in wanted.items():
+        arrays = self._source.read({found.key: leaf for found, leaf in self._chosen.values()})
+        parts = jax.tree.map(lambda leaf: leaf, {name: getattr(state, name) for name in PARTS})  # copies of the dicts
+        for path, (found, leaf) in self._chosen.items():
             value = arrays[found.key]
             cast = value if value.dtype == leaf.dtype else jax.device_put(value.astype(leaf.dtype), leaf.sharding)
             insert(parts, path.split("/"), cast)

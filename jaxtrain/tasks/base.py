@@ -93,7 +93,7 @@ class Task(Checked, ABC):
         """The predictions by name, rows on dim 0, for a batch without labels and mask."""
 
     def allowed(self) -> Mapping[str, Allowed]:
-        """The numbers that fields of a batch may hold, by field; by default those that the model says of its inputs."""
+        """The range of the numbers in each field of a batch; by default `Model.allowed`, for the inputs."""
         numbers = self.model.allowed()
         return {self.inputs: numbers} if numbers and isinstance(self.inputs, str) else {}
 
