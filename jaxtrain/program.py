@@ -140,12 +140,14 @@ class Program:
         return self.lower().compile()
 
     def init(self) -> TrainState:
-        """The state before the first step, initialised in its shards. A model that fits arrays needs `fitted` too."""
+        """The state before the first step, initialised in its shards. What the task fits, such as log-count ratios, is
+        fitted in one pass over the training split.
+        """
         with self.scope():
-            return self._init()
+            state = self._init()
+        return self._fitted(state)
 
-    def fitted(self, state: TrainState) -> TrainState:
-        """The first state with what its task fits in one pass over the training split, in the source's order."""
+    def _fitted(self, state: TrainState) -> TrainState:
         task, example, pipeline = self.experiment.task, self._example, self.experiment.data
         everywhere = NamedSharding(self.mesh, P())
         rows = {**example, "mask": np.ones(pipeline.batch_size, bool)}

@@ -10,14 +10,17 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxtrain import ConfigError, Experiment, Layout, Program, Run
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.models import NaiveBayes
 from jaxtrain.models.variables import Variables
 from jaxtrain.optimizers import AdamW
-from jaxtrain.step import TrainState
+from jaxtrain.step import TrainState, init_state, train_step
 from jaxtrain.tasks import Classification
 from jaxtrain.train import train
 
@@ -83,8 +86,7 @@ def experiment(**changes: Any) -> Experiment:
 
 
 def fitted(made: Experiment, devices: int = 1) -> TrainState:
-    program = Program(made, jax.devices()[:devices])
-    return program.fitted(program.init())
+    return Program(made, jax.devices()[:devices]).init()
 
 
 @pytest.mark.slow
@@ -115,6 +117,18 @@ def test_every_mesh_fits_the_same_bits(mesh: dict[str, int]):
     assert {name: x.sharding for name, x in many.model_state.items()} == {
         name: x.sharding for name, x in wanted.items()
     }
+
+
+def test_counting_on_a_mesh_sends_keys_and_not_the_table():
+    sizes = {"data": 2, "tensor": 2}
+    program = Program(experiment(layout=Layout(sizes)), jax.devices()[:4])
+    task, rows = program.experiment.task, next(program.epoch(program.experiment.data))
+    counts = jax.device_put(np.zeros((64, 3), np.float32), NamedSharding(program.mesh, P()))
+    with program.scope():
+        count = jax.jit(lambda *given: task.count(given[0].evaluated, *given[1:]), out_shardings=counts.sharding)
+        program_text = count.lower(program.state, rows, counts).compile().as_text()
+    assert "all-gather" in str(program_text)
+    assert "all-reduce" not in str(program_text)
 
 
 def test_rows_without_weight_and_microbatches_change_nothing():
@@ -149,8 +163,14 @@ def test_what_fits_nothing_reads_no_data(monkeypatch: pytest.MonkeyPatch):
     made = experiment()
     program = Program(replace(made, task=replace(made.task, model=NGrams(outputs=3, buckets=8, width=4))))
     monkeypatch.setattr(Program, "epoch", lambda *_: pytest.fail("it was read"))
-    state = program.init()
-    assert program.fitted(state) is state
+    assert int(program.init().step) == 0
+
+
+def test_a_bare_step_on_ratios_that_were_never_fitted_has_no_loss():
+    made, optimizer = experiment(), optax.sgd(1.0)
+    batch = next(made.data.batches())
+    _, metrics = train_step(made.task, optimizer, init_state(made.task, optimizer, jax.random.key(0), batch), batch)
+    assert np.isnan(float(metrics["loss"]))
 
 
 def test_keys_of_more_than_31_bits_are_refused():

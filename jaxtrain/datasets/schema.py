@@ -5,6 +5,7 @@ records that differ.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.ranges import Checked, NonNegativeInt
-from jaxtrain.datasets.fields import Column, Field, parse, shown, type_name
+from jaxtrain.datasets.fields import Column, Field, Value, parse, shown, type_name
 from jaxtrain.datasets.histogram import divergence, rebin
 
 _LISTED = 20  # entries of a vocabulary in an error message
@@ -94,23 +95,34 @@ class Schema(Checked):
 def _violations(field: Field, value: Any, present: bool) -> Iterable[str]:
     expected = type_name(field.kind, field.dtype, field.shape)
     if value is None:
-        if not field.missing:
-            yield f"{'is None' if present else 'is missing'}, expected {expected}"
-        return
+        return () if field.missing else (f"{'is None' if present else 'is missing'}, expected {expected}",)
     try:
         seen = parse(value)
     except ConfigError as error:
-        yield f"{error}, expected {expected}"
-        return
-    fits = seen.kind == field.kind or (seen.kind, field.kind) == ("integer", "number")
-    if fits and field.kind not in ("text", "bytes"):
-        own, wanted = np.dtype(seen.dtype), np.dtype(field.dtype)
-        fits = np.can_cast(own, wanted, "safe") if hasattr(value, "dtype") else own.kind != "f" or wanted.kind == "f"
-    if not fits or len(seen.shape) != len(field.shape):
-        yield f"{type_name(seen.kind, seen.dtype, seen.shape)} {shown(value)}, expected {expected}"
-        return
+        return (f"{error}, expected {expected}",)
+    if not _fits(field, seen, typed=hasattr(value, "dtype")):
+        return (f"{type_name(seen.kind, seen.dtype, seen.shape)} {shown(value)}, expected {expected}",)
+    return itertools.chain(_sizes(field, seen, expected), _contents(field, value, seen))
+
+
+def _fits(field: Field, seen: Value, typed: bool) -> bool:
+    """Whether kind, dtype and number of dimensions may stand in the field."""
+    if len(seen.shape) != len(field.shape):
+        return False
+    if seen.kind != field.kind and (seen.kind, field.kind) != ("integer", "number"):
+        return False
+    if field.kind in ("text", "bytes"):
+        return True
+    own, wanted = np.dtype(seen.dtype), np.dtype(field.dtype)
+    return np.can_cast(own, wanted, "safe") if typed else own.kind != "f" or wanted.kind == "f"
+
+
+def _sizes(field: Field, seen: Value, expected: str) -> Iterable[str]:
     if any(wanted not in (None, size) for size, wanted in zip(seen.shape, field.shape, strict=True)):
         yield f"{type_name(seen.kind, seen.dtype, seen.shape)}, expected {expected}"
+
+
+def _contents(field: Field, value: Any, seen: Value) -> Iterable[str]:
     if seen.missing:
         if not field.missing:
             yield f"{shown(value)} counts as missing, which it never was"

@@ -66,13 +66,12 @@ class NaiveBayes(Model):
 
 
 class NaiveBayesModule(nnx.Module):
-    """Hashing, ratios by bucket, weighted sum. Until it is fitted the ratios are drawn at random."""
+    """Hashing, ratios by bucket, weighted sum. Until they are fitted the ratios are NaN, and so are the logits."""
 
     def __init__(self, config: NaiveBayes, rngs: nnx.Rngs):
-        drawn = jax.random.normal(rngs.params(), (config.buckets, config.outputs))
         self.weights = nnx.Param(jnp.full(config.buckets, config.initial), axes=("vocab",))
         self.bias = nnx.Param(jnp.zeros(config.outputs), axes=("outputs",))
-        self.ratios = nnx.BatchStat(drawn, axes=("vocab", None))
+        self.ratios = nnx.BatchStat(jnp.full((config.buckets, config.outputs), jnp.nan), axes=("vocab", None))
         self.tags = nnx.BatchStat(jnp.zeros(config.buckets, jnp.int32), axes=("vocab",))
         self.config = config
 
@@ -91,6 +90,8 @@ class NaiveBayesModule(nnx.Module):
         size = self.config.buckets * self.config.tags
         counts = jnp.zeros((size, self.config.outputs)) if counts is None else counts
         keys_BG = jnp.where(first_BG, keys_BG, size).astype(jnp.int32)  # out of range: dropped
+        # Keys are gathered, since to sum the counts over devices would send the whole table for every batch.
+        keys_BG, labels_BO = shard(keys_BG, None, None), shard(labels_BO, None, None)
         labels_BGO = jnp.broadcast_to(labels_BO[:, None], (*keys_BG.shape, labels_BO.shape[1]))
         return counts.at[keys_BG].add(labels_BGO, mode="drop")
 

@@ -51,7 +51,7 @@ class FirstState:
 
     def make(self, log: Callable[..., None] | None = None) -> TrainState:
         """The state on its devices. `log(kind, **facts)` gets the event of a start from elsewhere."""
-        state = self._program.fitted(self._program.init())
+        state = self._program.init()
         if self._start is None:
             return state
         if log is not None:
