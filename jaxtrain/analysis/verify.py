@@ -9,12 +9,13 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import jax
+import numpy as np
 
-from jaxtrain.analysis.judge import QUICKLY, Verdict, judge, trained
+from jaxtrain.analysis.judge import QUICKLY, Gradient, Losses, Verdict, judge, trained
 from jaxtrain.analysis.shrink import STEPS, shrink
 from jaxtrain.base.config import difference, flatten
 from jaxtrain.base.errors import ConfigError
@@ -23,6 +24,8 @@ from jaxtrain.program import Program
 from jaxtrain.sharding.layout import mesh_axes
 
 Mesh = Mapping[str, int]
+Found = tuple[Program, jax.stages.Lowered]
+"""A program for a mesh that fits, and its train step, traced."""
 
 
 def simulate(devices: int) -> list[jax.Device]:
@@ -76,10 +79,7 @@ def verify(
         tried = candidates([axis for axis, why in unfit.items() if not why], _own(experiment, count), count)
     width = max(len(named(mesh)) for options in tried for mesh in options)
     fitting = (_first_that_fits(small, options, devices) for options in tried)
-    fitting = list(fitting) if meshes else fitting  # given meshes are all checked before anything is trained
-    for found in fitting if meshes else ():
-        if isinstance(found, str):
-            raise ConfigError(found)
+    fitting = _all_that_fit(fitting) if meshes else fitting
     reference = trained(alone, alone, batches, lowered.compile(QUICKLY))
     titles = ("loss differs", "gradient differs", "collectives", "bytes/device", "of textbook", "")
     print(f"\n{len(tried)} meshes to try" if not meshes else "")
@@ -89,11 +89,7 @@ def verify(
         if isinstance(found, str):
             refused.append(f"  {found}")
             continue
-        try:
-            verdict = judge(*found, alone, batches, reference)
-        except jax.errors.JaxRuntimeError as error:  # XLA cannot compile some meshes
-            nothing = (math.nan, math.nan, 0, 0, 0, 0)
-            verdict = Verdict(found[0].mesh.shape, *nothing, (f"XLA: {str(error).splitlines()[0]}",), ())
+        verdict = _judged(found, alone, batches, reference)
         verdicts.append(verdict)
         if not verdict.differences:
             passed(verdict.mesh)
@@ -189,9 +185,28 @@ def _factors(number: int, count: int) -> list[tuple[int, ...]]:
     return [(size, *rest) for size in first for rest in _factors(number // size, count - 1)]
 
 
-def _first_that_fits(
-    experiment: Experiment, options: Sequence[Mesh], devices: Sequence[jax.Device]
-) -> tuple[Program, jax.stages.Lowered] | str:
+def _all_that_fit(found: Iterable[Found | str]) -> list[Found]:
+    """All of them, before any is trained. Raises ConfigError for the first mesh that does not fit."""
+    programs = []
+    for each in found:
+        if isinstance(each, str):
+            raise ConfigError(each)
+        programs.append(each)
+    return programs
+
+
+def _judged(
+    found: Found, alone: Program, batches: Sequence[Mapping[str, np.ndarray]], reference: tuple[Losses, Gradient]
+) -> Verdict:
+    """The verdict on a program; it fails where XLA cannot compile it."""
+    try:
+        return judge(*found, alone, batches, reference)
+    except jax.errors.JaxRuntimeError as error:
+        nothing = (math.nan, math.nan, 0, 0, 0, 0)
+        return Verdict(found[0].mesh.shape, *nothing, (f"XLA: {str(error).splitlines()[0]}",), ())
+
+
+def _first_that_fits(experiment: Experiment, options: Sequence[Mesh], devices: Sequence[jax.Device]) -> Found | str:
     """A program for the first of these meshes that fits; if none does, why the first one does not."""
     refused = []
     for mesh in options:
