@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import conftest
@@ -14,7 +13,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-import tiny
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain import MEGATRON, RULES, ZERO1, ConfigError, Experiment, Layout, Program, init_state
@@ -245,7 +243,7 @@ def test_every_layout_begins_with_the_same_parameters(name):
         slow("encoder", {"data": 2, "fsdp": 2, "tensor": 2}, 2),
         slow("lm", {"data": 8}, 2),
         slow("lm", {"data": 2, "fsdp": 4}, 2),
-        slow("lm", {"data": 2, "fsdp": 2, "tensor": 2}, 2),
+        ("lm", {"data": 2, "fsdp": 2, "tensor": 2}, 2),  # jax 0.12 aborted here, over the look-up of embeddings
         slow("lm", {"fsdp": 4, "tensor": 2}, 4),
         slow("vit", {"data": 2, "fsdp": 2, "tensor": 2}, 2),
         slow("ngrams", {"data": 2, "fsdp": 2, "tensor": 2}, 4),
@@ -436,9 +434,3 @@ def test_megatron_splits_the_residual_stream_by_length_over_the_axis_that_splits
     sizes = {"data": 2, "tensor": 4}
     assert Layout(sizes, MEGATRON).spec(names, sizes, (8, 16, 32), "x") == P("data", "tensor", None)
     assert Layout(sizes).spec(names, sizes, (8, 16, 32), "x") == P("data", None, None)
-
-
-def test_gradient_accumulation_compiles_on_three_mesh_axes():
-    """The XLA of jax 0.12 aborted here, over the look-up of embeddings."""
-    layout = Layout({"data": 2, "fsdp": 2, "tensor": 2})
-    Program(replace(tiny.main(), layout=layout, microbatches=2)).lower().compile(compiler_options=FAST)
