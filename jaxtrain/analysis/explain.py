@@ -45,7 +45,7 @@ def explain(experiment: Experiment, devices: int) -> str:
                 "×".join(map(str, leaf.shape)),
                 str(leaf.dtype),
                 shown,
-                _spec(spec),
+                _spec_text(spec),
                 size(_local(leaf)),
                 why,
             )
@@ -84,7 +84,7 @@ def explain(experiment: Experiment, devices: int) -> str:
     return f"{head}\n\n{table(rows)}\n\n{table(totals)}"
 
 
-def _spec(spec: Any) -> str:
+def _spec_text(spec: Any) -> str:
     return f"P({', '.join('·'.join(mesh_axes(entry)) or 'None' for entry in spec)})"
 
 

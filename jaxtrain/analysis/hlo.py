@@ -140,7 +140,7 @@ def _walk(
             seen.add(channel[0] if channel else "")
             yield from _read(name, base, kind.endswith("-start"), shape, rest, times, mesh)
         elif ring := re.search(r"body=%?(\S*windowed_dot_general_body_(ag|rs)[^ ,]*)", rest):
-            yield _ring(bodies[ring[1]], ring[2], times, mesh)
+            yield _ring_of(bodies[ring[1]], ring[2], times, mesh)
         elif not kind.endswith("-done"):
             trips = functools.partial(_trips, bodies, rest) if kind == "while" else lambda: 1
             for called in _CALLED.findall(rest):
@@ -170,7 +170,7 @@ def _read(
         yield Collective(kind, axes, size, times, where[1] if where else "", int(frame[1]) if frame else 0)
 
 
-def _ring(body: list[str], kind: str, times: int, mesh: Mapping[str, int]) -> Collective:
+def _ring_of(body: list[str], kind: str, times: int, mesh: Mapping[str, int]) -> Collective:
     """The all-gather or reduce-scatter that a TPU overlaps with a matmul: a loop that sends one shard in each iteration
     while the previous shard is multiplied (Wang et al. 2023, doi:10.1145/3567955.3567959).
     """

@@ -141,7 +141,7 @@ def _moved(arrays: Counter[Any], mesh: Mapping[str, int]) -> float:
 
 def _culprits(expected: Counter[Any], program: Program) -> Iterator[str]:
     """The collectives that send most beyond the textbook, with the source lines of their operations."""
-    mesh, sizes = program.mesh.shape, _sizes(program)
+    mesh, sizes = program.mesh.shape, _names_by_bytes(program)
     with _own_source_lines():
         text = program.lower().compile().as_text() or ""
     found = collectives(text, mesh, SMALLEST)
@@ -155,7 +155,7 @@ def _culprits(expected: Counter[Any], program: Program) -> Iterator[str]:
             yield from (f"  {line}" for line in list(lines)[:4])
 
 
-def _sizes(program: Program) -> dict[int, list[str]]:
+def _names_by_bytes(program: Program) -> dict[int, list[str]]:
     """The parameters by the bytes that a device holds of them."""
     found: dict[int, list[str]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(program.state.params):

@@ -74,7 +74,7 @@ def verify(
     lowered = alone.lower()
     refused, tried = list[str](), [[mesh] for mesh in meshes]
     if not meshes:
-        unfit = {axis: _unfit(small, axis, devices) for axis in _axes(small)}
+        unfit = {axis: _unfit(small, axis, devices) for axis in _mesh_axes_of(small)}
         refused = [f"  {why}" for why in unfit.values() if why]
         tried = candidates([axis for axis, why in unfit.items() if not why], _own(experiment, count), count)
     width = max(len(named(mesh)) for options in tried for mesh in options)
@@ -134,7 +134,7 @@ def _summary(verdicts: Sequence[Verdict], strict: bool) -> str:
     return f"{first} {kind}: {len(more)} of {count} send more than needed: {', '.join(more)}." if more else first
 
 
-def _axes(experiment: Experiment) -> list[str]:
+def _mesh_axes_of(experiment: Experiment) -> list[str]:
     """The mesh axes in the layout's rules."""
     return list(dict.fromkeys(axis for rule in experiment.layout.rules.values() for axis in mesh_axes(rule)))
 

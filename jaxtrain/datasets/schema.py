@@ -102,7 +102,7 @@ def _violations(field: Field, value: Any, present: bool) -> Iterable[str]:
         return (f"{error}, expected {expected}",)
     if not _fits(field, seen, typed=hasattr(value, "dtype")):
         return (f"{type_name(seen.kind, seen.dtype, seen.shape)} {shown(value)}, expected {expected}",)
-    return itertools.chain(_sizes(field, seen, expected), _contents(field, value, seen))
+    return itertools.chain(_shape_violations(field, seen, expected), _value_violations(field, value, seen))
 
 
 def _fits(field: Field, seen: Value, typed: bool) -> bool:
@@ -117,12 +117,12 @@ def _fits(field: Field, seen: Value, typed: bool) -> bool:
     return np.can_cast(own, wanted, "safe") if typed else own.kind != "f" or wanted.kind == "f"
 
 
-def _sizes(field: Field, seen: Value, expected: str) -> Iterable[str]:
+def _shape_violations(field: Field, seen: Value, expected: str) -> Iterable[str]:
     if any(wanted not in (None, size) for size, wanted in zip(seen.shape, field.shape, strict=True)):
         yield f"{type_name(seen.kind, seen.dtype, seen.shape)}, expected {expected}"
 
 
-def _contents(field: Field, value: Any, seen: Value) -> Iterable[str]:
+def _value_violations(field: Field, value: Any, seen: Value) -> Iterable[str]:
     if seen.missing:
         if not field.missing:
             yield f"{shown(value)} counts as missing, which it never was"

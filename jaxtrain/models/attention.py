@@ -65,10 +65,10 @@ def attention(
     """
     implementation = choose(implementation, causal, q_BLHK.dtype)
     with note("attention", implementation):
-        return _attend(implementation, q_BLHK, k_BTGK, v_BTGK, causal, segments_BL)
+        return _dispatch(implementation, q_BLHK, k_BTGK, v_BTGK, causal, segments_BL)
 
 
-def _attend(
+def _dispatch(
     implementation: Attention,
     q_BLHK: jax.Array,
     k_BTGK: jax.Array,
