@@ -24,7 +24,7 @@ from jaxtrain.program import Program
 from jaxtrain.sharding.layout import mesh_axes
 
 Mesh = Mapping[str, int]
-Found = tuple[Program, jax.stages.Lowered]
+Traced = tuple[Program, jax.stages.Lowered]
 """A program for a mesh that fits, and its train step, traced."""
 
 
@@ -185,7 +185,7 @@ def _factors(number: int, count: int) -> list[tuple[int, ...]]:
     return [(size, *rest) for size in first for rest in _factors(number // size, count - 1)]
 
 
-def _all_that_fit(found: Iterable[Found | str]) -> list[Found]:
+def _all_that_fit(found: Iterable[Traced | str]) -> list[Traced]:
     """All of them, before any is trained. Raises ConfigError for the first mesh that does not fit."""
     programs = []
     for each in found:
@@ -196,7 +196,7 @@ def _all_that_fit(found: Iterable[Found | str]) -> list[Found]:
 
 
 def _judged(
-    found: Found, alone: Program, batches: Sequence[Mapping[str, np.ndarray]], reference: tuple[Losses, Gradient]
+    found: Traced, alone: Program, batches: Sequence[Mapping[str, np.ndarray]], reference: tuple[Losses, Gradient]
 ) -> Verdict:
     """The verdict on a program; it fails where XLA cannot compile it."""
     try:
@@ -206,7 +206,7 @@ def _judged(
         return Verdict(found[0].mesh.shape, *nothing, (f"XLA: {str(error).splitlines()[0]}",), ())
 
 
-def _first_that_fits(experiment: Experiment, options: Sequence[Mesh], devices: Sequence[jax.Device]) -> Found | str:
+def _first_that_fits(experiment: Experiment, options: Sequence[Mesh], devices: Sequence[jax.Device]) -> Traced | str:
     """A program for the first of these meshes that fits; if none does, why the first one does not."""
     refused = []
     for mesh in options:
