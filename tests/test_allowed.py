@@ -1,18 +1,21 @@
 """Labels, targets and tokens that the loss cannot mean are refused, by field, value and record, before they train."""
 
-from dataclasses import replace
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxtrain import ConfigError, Experiment, Program
 from jaxtrain.base.allowed import Allowed, check_values
 from jaxtrain.base.errors import Damaged
 from jaxtrain.data import Arrays, Pipeline
-from jaxtrain.models import Blocks, NGrams, Transformer
+from jaxtrain.models import Blocks, Model, NGrams, Transformer
 from jaxtrain.models.variables import Context
 from jaxtrain.optimizers import SGD
 from jaxtrain.tasks import Classification, LanguageModel, MultiLabel, Regression, Task
@@ -22,6 +25,18 @@ MODEL = NGrams(outputs=3, buckets=16, words=4, width=4)
 CLASSIFY = Classification(model=MODEL, inputs="text", classes=("a", "b", "c"))
 REGRESS = Regression(model=replace(MODEL, outputs=1), inputs="text")
 SPEAK = LanguageModel(model=Transformer(vocab=32, blocks=Blocks(width=8, layers=1, heads=2, mlp=8)))
+
+
+@dataclass(frozen=True)
+class Line(Model):
+    def build(self, rngs: nnx.Rngs, inputs: Any) -> nnx.Module:
+        return nnx.Linear(inputs.shape[-1], 1, rngs=rngs)
+
+
+@dataclass(frozen=True)
+class Gaps(Line):
+    def allowed(self) -> None:
+        return None
 
 
 def experiment(task: Task, columns: dict[str, Any], shuffle: bool = False) -> Experiment:
@@ -96,6 +111,60 @@ def test_targets_that_are_not_finite_stop_the_run(value: float) -> None:
     target[9] = value
     said = first_wrong(REGRESS, {"text": TEXT, "target": target})
     assert said.startswith(f"example 9 of Arrays: field 'target' is {value}, not one of the finite numbers")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_inputs_that_are_not_finite_stop_the_run(value: float) -> None:
+    inputs = np.ones((12, 2), np.float32)
+    inputs[7, 1] = value
+    task = Regression(model=Line(), inputs="x")
+    said = first_wrong(task, {"x": inputs, "target": np.zeros(12, np.float32)})
+    assert said == (
+        f"example 7 of Arrays: field 'x' is {value} at [1], not one of the finite numbers: NaN and infinity would "
+        "spread to every parameter"
+    )
+
+
+def test_a_model_may_read_nan() -> None:
+    task, batch = Regression(model=Gaps(), inputs="x"), {"x": np.full((4, 2), np.nan), "mask": np.ones(4, bool)}
+    check_values(batch, task.allowed(), str)
+
+
+def test_large_inputs_whose_sum_overflows_are_finite() -> None:
+    batch = {"x": np.full((4, 8), 3e38, np.float32), "mask": np.ones(4, bool)}
+    check_values(batch, {"x": Allowed()}, str)
+    check_values({**batch, "x": np.full((4, 8), 6e4, np.float16)}, {"x": Allowed()}, str)
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan])
+def test_weights_of_rows_are_not_negative(value: float) -> None:
+    weights = np.ones(12, np.float32)
+    weights[2] = value
+    said = first_wrong(replace(CLASSIFY, weights="w"), {"text": TEXT, "label": labels(), "w": weights})
+    assert said.startswith(f"example 2 of Arrays: field 'w' is {value}, not one of the numbers from 0 to inf")
+
+
+def test_soft_labels_sum_to_1() -> None:
+    soft = np.full((12, 3), 1 / 3, np.float32)
+    soft[5] = [1, 1, 0]
+    said = first_wrong(replace(CLASSIFY, soft=True), {"text": TEXT, "label": soft})
+    assert said == "example 5 of Arrays: field 'label' sums to 2, not 1: soft labels are probabilities"
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda: replace(CLASSIFY, classes=("a",)), "Classification.classes: 1 names: there is nothing to tell apart"),
+        (lambda: replace(CLASSIFY, classes=("a", "b", "a")), "Classification.classes: 'a' stands there 2 times"),
+        (lambda: replace(CLASSIFY, inputs="label"), "Classification.inputs: 'label' is the label"),
+        (lambda: replace(CLASSIFY, class_weights=(0.0, 0.0, 0.0)), "Classification.class_weights: all are 0"),
+        (lambda: MultiLabel(model=MODEL, inputs="text", classes=()), "MultiLabel.classes: 0 names"),
+        (lambda: MultiLabel(model=MODEL, inputs=("text", "label"), classes=("a",)), "MultiLabel.inputs: 'label' is"),
+    ],
+)
+def test_classes_that_cannot_be_learned_are_refused(made: Callable[[], Task], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        made()
 
 
 @pytest.mark.parametrize("value", [32, -1])

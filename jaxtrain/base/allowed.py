@@ -20,9 +20,16 @@ class Allowed:
     ignored: int | None = None
     why: str = ""
     """What says so, for the message."""
+    sum: float | None = None
+    """What the numbers of the last dim add up to, within 1 %."""
+
+    @property
+    def any_finite(self) -> bool:
+        """Whether all finite numbers are allowed."""
+        return bool(np.isinf(self.least) and np.isinf(self.most))
 
     def __str__(self) -> str:
-        if np.isinf(self.least) and np.isinf(self.most):
+        if self.any_finite:
             return "finite numbers"
         also = "" if self.ignored is None else f", or {self.ignored}"
         return f"numbers from {self.least:g} to {self.most:g}{also}"
@@ -42,20 +49,28 @@ def check_values(batch: Mapping[str, np.ndarray], allowed: Mapping[str, Allowed]
     """
     for name, numbers in allowed.items():
         values: Any = batch.get(name)
-        if values is None or values.dtype.kind not in "iuf" or _inside(values, numbers):
+        if values is None or values.dtype.kind not in ("f" if numbers.any_finite else "iuf"):
             continue
-        wrong = numbers.outside(values) & batch["mask"].reshape(-1, *(1,) * (values.ndim - 1))
-        if wrong.any():
-            at = tuple(int(i) for i in np.argwhere(wrong)[0])
-            place = f" at {list(at[1:])}" if at[1:] else ""
-            raise Damaged(
-                where(at[0]), None, f"field {name!r} is {values[at]}{place}, not one of the {numbers}: {numbers.why}"
-            )
+        if not _inside(values, numbers):
+            wrong = numbers.outside(values) & batch["mask"].reshape(-1, *(1,) * (values.ndim - 1))
+            for at in np.argwhere(wrong).tolist():
+                place = f" at {at[1:]}" if at[1:] else ""
+                what = f"is {values[*at]}{place}, not one of the {numbers}"
+                raise Damaged(where(at[0]), None, f"field {name!r} {what}: {numbers.why}")
+        if numbers.sum is not None:
+            sums_B = values.sum(-1, dtype=np.float64)
+            for row in np.flatnonzero((np.abs(sums_B / numbers.sum - 1) > 0.01) & batch["mask"]).tolist():
+                what = f"sums to {sums_B[row]:g}, not {numbers.sum:g}"
+                raise Damaged(where(row), None, f"field {name!r} {what}: {numbers.why}")
 
 
 def _inside(values: np.ndarray, numbers: Allowed) -> bool:
-    """Whether all values are allowed, by two passes without copies. NaN compares with nothing."""
+    """Whether all values are allowed, in passes without copies. NaN compares with nothing."""
     if values.size == 0:
         return True
+    if numbers.any_finite:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(values.sum()):
+                return True  # one pass for what is nearly always so
     least, most = values.min(), values.max()
     return bool(least >= numbers.least and most <= numbers.most and np.isfinite(least) and np.isfinite(most))

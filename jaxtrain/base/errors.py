@@ -45,6 +45,10 @@ def nearest(name: str, names: Iterable[str], listed: bool = True) -> str:
     return f"; known: {', '.join(known)}" if known and listed else ""
 
 
+class Diverged(Exception):
+    """A run whose gradients or loss are no longer finite: exit code 4."""
+
+
 class Damaged(Exception):
     """A file, or record `record` (from 0) of it, that cannot be read or is not what was written."""
 

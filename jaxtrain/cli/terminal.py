@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Generator
 from typing import Any, TextIO, cast
 
-from jaxtrain.base.errors import ConfigError, Damaged, ExitCode
+from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode
 
 _show_tracebacks = False
 
@@ -24,7 +24,7 @@ def show_tracebacks(wanted: bool) -> None:
 
 def report_error(error: BaseException) -> int:
     """Prints an error for a person, with its traceback only where it is a bug; returns the exit code."""
-    expected = isinstance(error, ConfigError | Damaged | KeyboardInterrupt)
+    expected = isinstance(error, ConfigError | Damaged | Diverged | KeyboardInterrupt)
     if _show_tracebacks or not expected:
         traceback.print_exception(error)
     elif isinstance(error, KeyboardInterrupt):
@@ -39,6 +39,8 @@ def report_error(error: BaseException) -> int:
         )
     if isinstance(error, ConfigError):
         return ExitCode.USER_ERROR
+    if isinstance(error, Diverged):
+        return ExitCode.DIVERGED
     return ExitCode.INTERRUPTED if isinstance(error, KeyboardInterrupt) else ExitCode.FAILED
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from jaxtrain.base.config import find
+from jaxtrain.base.errors import Diverged
 from jaxtrain.base.hardware import peak_memory, planned_memory
 from jaxtrain.experiment.observers import Scores
 from jaxtrain.experiment.validate import replicated_leaves
@@ -131,8 +132,17 @@ class Journal:
         return {f"{split}/{name}": value for split, values in scores.items() for name, value in values.items()}
 
     def record(self, step: int) -> dict[str, Any]:
-        """What a checkpoint of `step` keeps beside the arrays: the sums of the period that has not ended. JSON."""
+        """What a checkpoint of `step` keeps beside the arrays: the sums of the period that has not ended. JSON.
+
+        Raises Diverged where that period's gradients are not finite, so that such a state is not saved.
+        """
         sums = merge([*_restored(self._before, self._current), *jax.device_get(self._current)]) if self._current else {}
+        try:
+            check_finite(step, sums)
+        except Diverged:
+            self._end_period()  # so that its metrics are written
+            self.flush()
+            raise
         return {"step": step, "period": {name: _plain(metric) for name, metric in sums.items()}}
 
     def saved(self, step: int) -> None:
@@ -162,7 +172,10 @@ class Journal:
         self._current, self._before, self._trained_before = [], {}, trained
 
     def flush(self) -> None:
-        """Write the period that has ended, if any. Blocks until its last step is done."""
+        """Write the period that has ended, if any. Blocks until its last step is done.
+
+        Raises Diverged, after they are written, where gradients or loss are not finite.
+        """
         if self._ended is None:
             return
         period, self._ended = self._ended, None
@@ -178,6 +191,21 @@ class Journal:
         rates |= {name: rate(period.last_step - 1) for name, rate in self._rates.items()}
         rates |= {f"seconds_{phase}": seconds for phase, seconds in self._clock.account().items()}
         self._observers.trained(period.last_step, values_by_name(metrics), rates)
+        check_finite(period.last_step, metrics)
+
+
+def check_finite(step: int, sums: Metrics) -> None:
+    """Raises Diverged where the loss or the gradients of a period that ends with `step` are not finite.
+
+    A period without weight has sums of 0, whose means are NaN: it changed nothing.
+    """
+    for name in ("gradient_norm", "loss"):
+        found = sums.get(name)
+        if isinstance(found, Mean) and not np.isfinite(found.total).all():
+            raise Diverged(
+                f"step {step} or shortly before: {name} is {found.value():g}, so this run has diverged and stops, and "
+                "this state is not saved. Try a lower peak of the learning rate, a longer warm-up or clip in a new run"
+            )
 
 
 def _plain(metric: Metric) -> dict[str, Any]:

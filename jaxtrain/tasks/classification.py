@@ -1,5 +1,6 @@
 """Classification into one or several of C classes. Shapes: B batch, C classes."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,11 +36,14 @@ class Classification(Supervised):
     """The weight of the rows of each class in loss and metrics; empty weighs all alike."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for another number of class weights than of classes, and for `soft` with `ignore`."""
+        """Raises ConfigError for classes that cannot be, class weights that do not fit them, `soft` with `ignore`."""
+        _check_classes(self, 2)
         if self.class_weights and len(self.class_weights) != len(self.classes):
             raise ConfigError(
                 f"Classification.class_weights: {len(self.class_weights)} weights for {len(self.classes)} classes"
             )
+        if self.class_weights and not any(self.class_weights):
+            raise ConfigError("Classification.class_weights: all are 0, so nothing would be learned")
         if self.soft and self.ignore is not None:
             raise ConfigError("Classification.ignore: soft labels have no number: leave out rows by `weights`")
 
@@ -76,7 +80,7 @@ class Classification(Supervised):
         """Class numbers, or probabilities."""
         count = len(self.classes)
         if self.soft:
-            return {**super().allowed(), self.label: Allowed(0, 1, why="soft labels are probabilities")}
+            return {**super().allowed(), self.label: Allowed(0, 1, sum=1, why="soft labels are probabilities")}
         why = f"there are {count} classes" + (
             "" if self.ignore is not None else "; `ignore` leaves out one number more"
         )
@@ -113,6 +117,10 @@ class MultiLabel(Supervised):
     label: str = "label"
     """The field of a batch with 1 for every class that a row is of and 0 for others, [B, C]."""
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError for classes that cannot be."""
+        _check_classes(self, 1)
+
     def rows(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The cross-entropy in nats summed over classes, `accuracy` over classes, `exact` where all are right."""
         label_BC = batch_field(batch, self.label, "MultiLabel.label")
@@ -133,3 +141,14 @@ class MultiLabel(Supervised):
     def prediction(self, outputs: jax.Array) -> dict[str, jax.Array]:
         """`probabilities` f32[B, C], each by itself."""
         return {"probabilities": jax.nn.sigmoid(outputs)}
+
+
+def _check_classes(task: Classification | MultiLabel, least: int) -> None:
+    """Raises ConfigError for fewer than `least` classes, a name that stands twice, and a label that is an input."""
+    kind, inputs = type(task).__name__, (task.inputs,) if isinstance(task.inputs, str) else task.inputs
+    if len(task.classes) < least:
+        raise ConfigError(f"{kind}.classes: {len(task.classes)} names: there is nothing to tell apart below {least}")
+    if twice := [name for name, count in Counter(task.classes).items() if count > 1]:
+        raise ConfigError(f"{kind}.classes: {twice[0]!r} stands there {task.classes.count(twice[0])} times")
+    if task.label in inputs:
+        raise ConfigError(f"{kind}.inputs: {task.label!r} is the label: the model would read what it is to learn")

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxtrain.base.allowed import Allowed
 from jaxtrain.models.variables import Context, Variables
 from jaxtrain.tasks.base import Batch, Loss, Task, batch_field
 from jaxtrain.tasks.metrics import Mean, Metric
@@ -43,6 +44,11 @@ class Supervised(Task):
         if self.weights is None:
             return batch["mask"]
         return batch["mask"] * batch_field(batch, self.weights, f"{type(self).__name__}.weights")
+
+    def allowed(self) -> Mapping[str, Allowed]:
+        """Those of the inputs, and weights from 0 on: a negative one would train a row away from its target."""
+        weights = {} if self.weights is None else {self.weights: Allowed(0, why="these are weights of rows")}
+        return {**super().allowed(), **weights}
 
     def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
         """The weighted means over rows."""
