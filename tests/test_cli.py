@@ -258,7 +258,7 @@ FILES = {
         "Pipeline",
     ),
     "a list for a tuple": ("tuple(", "list(", "task.classes: ['0', ", "is a value of type list, not tuple[str, ...]"),
-    "a number for a text": ("inputs='image'", "inputs=3", "task.inputs: 3 is a value of type int, not", "str"),
+    "a number for a text": ("inputs='image'", "inputs=3", "inputs: 3 is a value of type int, not", "str"),
     "a value that its class refuses": ('"train"', '"trian"', "line 13: Digits has no split 'trian'", "'train'?"),
     "a syntax error": ("return Experiment(", "return Experiment((", "line 11: SyntaxError", "never closed"),
     "a package that is missing": ("\nfrom jaxtrain.data", "\nimport pandsa\nfrom jaxtrain.data", "line 2", "'pandsa'"),
