@@ -72,6 +72,7 @@ ROOMS = {
         "sources/paths",
         "sources/pixels",
         "sources/base",
+        "sources/contents",
         "sources/offsets",
         "sources/images",
         "transforms",
