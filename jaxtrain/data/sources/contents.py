@@ -5,7 +5,6 @@ Not here: what an identity has beside it.
 
 import contextlib
 import hashlib
-import json
 import sys
 import threading
 import time
