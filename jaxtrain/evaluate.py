@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.data.remembered import RememberedPipeline, remember_inputs
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.experiment.validate import check_evals, check_observers
@@ -151,10 +152,12 @@ def _layout_here(run: Run) -> Layout:
 
 
 def predict_run(run: Run, arguments: Sequence[str], step: SavedStep | None = None) -> list[str]:
-    """One line for each text or file, from a saved step on one device."""
+    """One line for each text or file, from a saved step on one device: what evaluation would give for such a row."""
     run = run.without_data()
     data, task = run.experiment.data, run.experiment.task
-    batches = [data.prepare([data.source.raw(argument)]) for argument in arguments]
+    if not isinstance(data, RememberedPipeline):
+        data = remember_inputs(data, run.experiment.evals, task.inputs)
+    batches = [data.read(argument) for argument in arguments]
     restored = run.restore(step, Layout(), jax.devices()[:1])
     predictions = [jax.device_get(restored.program.predict(restored.state, batch)) for batch in batches]
     return [task.describe({name: value[0] for name, value in one.items()}) for one in predictions]

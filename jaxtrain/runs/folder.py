@@ -21,7 +21,7 @@ from jaxtrain.base.files import read_json, write_json
 from jaxtrain.base.provenance import environment
 from jaxtrain.cluster.processes import StopSignal, broadcast_from_first, is_first_process
 from jaxtrain.data.pipeline import Pipeline
-from jaxtrain.data.remembered import remember
+from jaxtrain.data.remembered import remember_inputs
 from jaxtrain.data.sources.contents import by_former_rule
 from jaxtrain.data.sources.images import ImageFolder
 from jaxtrain.data.sources.paths import moved_together
@@ -276,7 +276,7 @@ def _write_files(folder: Path, experiment: Experiment, horizon: int, origin: Ori
         "origin": None if origin is None else f"{origin.file}:{origin.function}",
         "config": flatten(experiment),
         "experiment": to_json(experiment),
-        "inputs": to_json(remember(experiment.data)),
+        "inputs": to_json(remember_inputs(experiment.data, experiment.evals, experiment.task.inputs)),
         "folder": str(folder.absolute()),
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -83,7 +83,7 @@ class ArrayRecord(Source):
 
     def identity(self) -> str:
         """A sha256 of all files."""
-        return f"array_record:{content(self.paths)}"
+        return f"array_record:{content(self.paths, kind='ArrayRecord file')}"
 
 
 @lru_cache(maxsize=64)

@@ -33,16 +33,16 @@ _FORMER: ContextVar[bool] = ContextVar("former", default=False)
 _known: dict[str, str] = {}
 
 
-def content(paths: Sequence[str], listing: str = "") -> str:
+def content(paths: Sequence[str], listing: str = "", kind: str = "file") -> str:
     """A sha256 of a listing and of all bytes of files, in this order, whatever their names and places.
 
     A file is read again when its path, size, times or inode are others than those that are remembered. Progress is
-    printed on stderr where more than 1 GiB is read. Raises ConfigError for a missing file, Damaged for one that cannot
-    be read.
+    printed on stderr where more than 1 GiB is read. Raises ConfigError for a missing file, which it calls a `kind`,
+    Damaged for one that cannot be read.
     """
     if _FORMER.get():
         return digest(listing) if listing else edges(*map(Path, paths))
-    states = [file_state(path) for path in paths]
+    states = [file_state(path, kind) for path in paths]
     whole = digest(listing, *states)
     if whole not in _known:
         _known[whole] = digest(listing, *_hashes(paths, states))
@@ -61,9 +61,9 @@ def by_former_rule() -> Generator[None]:
         _FORMER.reset(token)
 
 
-def file_state(path: str) -> str:
+def file_state(path: str, kind: str = "file") -> str:
     """A short text that changes whenever a file does: of its place, size, times and inode."""
-    found = require_file(path).stat()
+    found = require_file(path, kind).stat()
     # The time of its last change of state too: an edit can put the other one back, as `cp -p` and `rsync -t` do.
     return digest(f"{path}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_ino}")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import atomic_write, digest, require_file
+from jaxtrain.base.files import atomic_write, digest
 from jaxtrain.data.sources.contents import file_state, is_settled
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -73,10 +73,9 @@ def locate(paths: tuple[str, ...], kind: str, scan: Scan) -> Located:
 
 @lru_cache(maxsize=1024)
 def _offsets(path: str, kind: str, scan: Scan) -> Offsets:
-    require_file(path, f"{kind} file")
     if Path(path).suffix in _COMPRESSED:
         raise ConfigError(f"{path} is compressed, so no record can be read by its index: decompress it first")
-    kept = cache("offsets") / f"{digest(kind, file_state(path))}.npz"
+    kept = cache("offsets") / f"{digest(kind, file_state(path, f'{kind} file'))}.npz"
     try:
         with np.load(kept) as found:
             return Offsets(found["starts"], str(found["content"]))

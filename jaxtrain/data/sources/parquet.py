@@ -62,7 +62,7 @@ class Parquet(Source):
 
     def identity(self) -> str:
         """The columns, and a sha256 of all files."""
-        return f"parquet:{self.columns}:{content(self.paths)}"
+        return f"parquet:{self.columns}:{content(self.paths, kind='Parquet file')}"
 
 
 @lru_cache(maxsize=64)
