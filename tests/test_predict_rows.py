@@ -584,6 +584,13 @@ def test_a_user_reads_raw_inputs_of_a_source_as_before(user):
     assert RememberedSource({"text": ("text", ())}).raw("hi") == {"text": "hi"}
 
 
+def test_an_empty_text_is_refused_where_nothing_fills_it_up(user):
+    kept = read_back(Pipeline(Windows(Arrays({"text": TEXTS}), 8), batch_size=2), "tokens", {})
+    with pytest.raises(ConfigError, match="'' is empty: nothing is left of it for 'tokens'"):
+        kept.read("")
+    assert kept_of({"text": TEXTS}, Utf8(4), inputs="bytes").read("")["bytes"].tolist() == [[0, 0, 0, 0]]
+
+
 # The whole way, of the shipped experiments.
 
 SHIPPED = sorted(

@@ -136,7 +136,7 @@ CODE_LINES = {
     "models": 1500,
     "tasks": 800,
     "optimizers": 350,
-    "data": 2350,
+    "data": 2600,
     "datasets": 1650,
     "experiment": 550,
     "step": 120,
@@ -147,7 +147,7 @@ CODE_LINES = {
     "train": 80,
     "analysis": 1500,
     "reports": 700,
-    "deploy": 1300,
+    "deploy": 1050,
     "launch": 520,
     "cli": 550,
 }

@@ -29,8 +29,15 @@ class RememberedPipeline(Pipeline):
         return {name: np.zeros((1, *shape), dtype) for name, (dtype, shape) in self.row.items()}
 
     def read(self, argument: str) -> HostBatch:
-        """A batch of one raw input, a text or the path of a file, as evaluation would make it of such an example."""
-        return self.prepare([self.source.raw(argument)])
+        """A batch of one raw input, a text or the path of a file, as evaluation would make it of such an example.
+
+        Raises ConfigError for one that cannot be read, and for an empty one that no transform fills up.
+        """
+        batch = self.prepare([self.source.raw(argument)])
+        for name, value in batch.items():
+            if not value.size:
+                raise ConfigError(f"{argument!r} is empty: nothing is left of it for {name!r}")
+        return batch
 
     def _changed(self, transform: Transform, example: Example, rng: np.random.Generator) -> Example:
         """A transform of a field that a raw input has not, such as the label, is left out."""
