@@ -36,7 +36,7 @@ _known: dict[str, str] = {}
 def content(paths: Sequence[str], listing: str = "", kind: str = "file") -> str:
     """A sha256 of a listing and of all bytes of files, in this order, whatever their names and places.
 
-    A file is read again when its path, size, times or inode are others than those that are remembered. Progress is
+    A file is read again when its path, size or times are others than those that are remembered. Progress is
     printed on stderr where more than 1 GiB is read. Raises ConfigError for a missing file, which it calls a `kind`,
     Damaged for one that cannot be read.
     """
@@ -62,10 +62,10 @@ def by_former_rule() -> Generator[None]:
 
 
 def file_state(path: str, kind: str = "file") -> str:
-    """A short text that changes whenever a file does: of its place, size, times and inode."""
+    """A short text that changes whenever a file does: of its place, size and times."""
     found = require_file(path, kind).stat()
-    # The time of its last change of state too: an edit can put the other one back, as `cp -p` and `rsync -t` do.
-    return digest(f"{path}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_ino}")
+    # The time of its last change of state too, which nobody can set: an edit can put the other one back, as `rsync -t`.
+    return digest(f"{path}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}")
 
 
 def is_settled(path: str) -> bool:
