@@ -498,7 +498,7 @@ def kept_of(columns: Mapping[str, Any], *transforms: Transform, inputs: str = "x
 
 def test_pixels_are_not_given_to_a_model_of_floats_on_another_scale(user):
     image = PIXELS[..., :1].astype(np.float32)
-    with pytest.raises(ConfigError, match=r"2.png cannot be read as 'x' .*not all in 0…1.*\.npy"):
+    with pytest.raises(ConfigError, match=r"2.png cannot be read as a x .*not all in 0…1.*\.npy"):
         kept_of({"x": image}).read(png(user / "2.png", PIXELS[2, ..., 0]))
     with pytest.raises(ConfigError, match="not all in 0…1"):
         kept_of({"x": image / 127.5 - 1}).read(png(user / "2.png", PIXELS[2, ..., 0]))
@@ -511,7 +511,7 @@ def test_arrays_that_would_be_changed_by_a_cast_are_refused(user):
         kept_of({"x": PIXELS}).read(npy(user / "f.npy", PIXELS[0] / 255))
     with pytest.raises(ConfigError, match=r"its integers are up to 25., where the floats of the data are in 0…1"):
         kept_of({"x": PIXELS / 255}).read(npy(user / "i.npy", PIXELS[0]))
-    with pytest.raises(ConfigError, match=r"cannot be read as 'x' of shape \[3\]"):
+    with pytest.raises(ConfigError, match=r"cannot be read as a x of shape \[3\]"):
         kept_of({"x": VECTORS}).read(npy(user / "two.npy", VECTORS[0, :2]))
     with pytest.raises(ConfigError, match=r"'age' is to be .*its numbers do not fit int64"):
         kept_of({"age": np.arange(6), "x": VECTORS[:, 0]}, Columns(("age", "x"), "x")).read('{"age": 1.5, "x": 2}')

@@ -149,8 +149,7 @@ class RememberedSource(Source):
             raise ConfigError(f"{argument}: the model reads {names}: give a JSON object with these, or a file .json")
         texts = [name for name, (kind, _) in self.kinds.items() if kind in ("text", "bytes")]
         if texts:
-            text = raw_text(argument, self.kinds[texts[0]][0] == "bytes")
-            return {texts[0]: text}
+            return {texts[0]: raw_text(argument, self.kinds[texts[0]][0] == "bytes")}
         name = max(self.kinds, key=lambda name: np.prod(np.abs(self.kinds[name][1])))
         (dtype, shape), path = self.kinds[name], Path(argument)
         if not os.path.isfile(argument):
@@ -162,20 +161,22 @@ class RememberedSource(Source):
                 raise ValueError("give the array itself, in a file .npy")
             if name in self.unscaled:
                 raise ValueError(
-                    "its floats are not all in 0…1, so what they are made of pixels by is not known: give the array "
-                    "itself, in a file .npy, or keep u8 images in the source and scale them by Normalize"
+                    "its floats are not all in 0…1, so how pixels become them is not known: give the array itself, in "
+                    "a file .npy, or train on u8 images and scale them by Normalize"
                 )
             image = pixels(path.read_bytes(), (shape[0], shape[1]), gray=shape[2:] in ((), (1,))).reshape(shape)
             return {name: (image.astype(np.float32) / 255 if np.dtype(dtype).kind == "f" else image).astype(dtype)}
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read as {name!r} of shape {list(shape)}: {error}") from error
+            raise ConfigError(f"{path} cannot be read as a {name} of shape {list(shape)}: {error}") from error
 
     def _object(self, argument: str) -> Example | None:
         """The fields of a JSON object; None where the argument is none with a field of this source."""
         in_file = argument.endswith(".json") and os.path.isfile(argument)
+        if not in_file and not argument.lstrip().startswith("{"):
+            return None
         try:
             found = json.loads(Path(argument).read_text(encoding="utf-8") if in_file else argument)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(found, dict) or not found.keys() & self.kinds.keys():
             return None
