@@ -382,6 +382,16 @@ CASES: dict[str, tuple[type[Source], Callable[[Path], Case]]] = {
         Mapped,
         lambda user: Case(Mapped(records(user.parent / "data"), (OneHot("label", (0, 1)), *READ)), TEXT),
     ),
+    "mapped inside": (
+        Mapped,
+        lambda user: Case(Take(Mapped(records(user.parent / "data"), (OneHot("label", (0, 1)), *READ)), 5), TEXT),
+    ),
+    "mixture of mapped": (
+        Mixture,
+        lambda user: Case(
+            Mixture((Mapped(records(user.parent / "data"), (OneHot("label", (0, 1)), *READ)),), (1,)), TEXT
+        ),
+    ),
     "mixture": (
         Mixture,
         lambda user: Case(Mixture((records(user.parent / "data"),) * 2, (1, 1)), {2: TEXTS[1]}, READ),
@@ -555,6 +565,52 @@ def test_what_a_transform_lacks_of_the_inputs_is_an_error(user):
 class Strict(Transform):
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         raise ConfigError("strict")
+
+
+@dataclass(frozen=True)
+class Scaled(Transform):
+    """Times the field `scale`, which is 1 where it is missing."""
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {**example, "x": np.float32(example["x"] * example.get("scale", 1.0))}
+
+
+def test_fields_are_needed_that_change_the_input_or_that_it_cannot_be_made_without(user):
+    """`scale` may be missing but changes the input; `one` is the same in all examples but cannot be missing."""
+    columns = {"x": VECTORS, "scale": [1.0, 2, 3, 4, 5, 6], "label": LABELS}
+    with pytest.raises(ConfigError, match="the model reads x, scale:"):
+        kept_of(columns, Scaled()).read(npy(user / "x.npy", VECTORS[1]))
+    columns = {"age": np.arange(6), "one": np.ones(6, int), "label": LABELS}
+    with pytest.raises(ConfigError, match="the model also reads one"):
+        kept_of(columns, Columns(("age", "one"), "x")).read('{"age": 2}')
+
+
+@dataclass(frozen=True)
+class Noisy(Transform):
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {**example, "x": (example["x"] + rng.normal(size=3)).astype(np.float32)}
+
+
+def test_noise_in_evaluation_is_the_same_noise(user):
+    data = Pipeline(Arrays({"x": VECTORS}), (Noisy(),), batch_size=3, seed=1)
+    test = replace(data, seed=7, shuffle=False)
+    found = read_back(data, "x", {"test": test}).read(npy(user / "x.npy", VECTORS[2]))
+    np.testing.assert_array_equal(found["x"][0], next(test.epoch())["x"][2])
+
+
+@dataclass(frozen=True)
+class Encoded(Transform):
+    """Of bytes alone."""
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {"x": np.frombuffer(bytes.fromhex(example["raw"].hex())[:2], np.uint8)}
+
+
+def test_bytes_in_the_data_are_bytes_of_a_text_or_of_a_file(user):
+    kept = kept_of({"raw": [b"ab\xff", b"cd"]}, Encoded())
+    (user / "file").write_bytes(b"\xff\xfe")
+    assert kept.read("file")["x"].tolist() == [[255, 254]]
+    assert kept.read("no")["x"].tolist() == [[110, 111]]
 
 
 def test_a_fit_of_targets_does_not_ask_for_targets(user):
