@@ -10,6 +10,8 @@ from jax.experimental import multihost_utils
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.data.remembered import RememberedPipeline, remember_inputs
+from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.experiment.validate import check_evals, check_observers
 from jaxtrain.program import Program, in_units_of_data
@@ -139,13 +141,26 @@ def _names(shapes: Mapping[str, Metric]) -> tuple[list[str], list[str]]:
     return known, unknown
 
 
-def evaluate_run(run: Run, step: SavedStep | None = None, split: str | None = None) -> dict[str, dict[str, float]]:
-    """The metrics of a saved step by split: of all splits, or of one."""
+def evaluate_run(
+    run: Run, step: SavedStep | None = None, split: str | None = None, data: Experiment | None = None
+) -> dict[str, dict[str, float]]:
+    """The metrics of a saved step by split: of all splits, or of one.
+
+    data: an experiment whose evaluations are taken instead of the run's; what differs from the run's is printed on
+        stderr. Without it, raises ConfigError for a split whose data are not those that the run recorded.
+    """
+    run = run if data is None else run.on(data)
     evals = run.experiment.evals
     if split is not None and split not in evals:
         raise ConfigError(f"this experiment has no split {split!r}{nearest(split, evals)}")
-    restored = run.restore(step, _layout_here(run))
     chosen = evals if split is None else {split: evals[split]}
+    for name, pipeline in chosen.items():
+        if found := run.difference(name, pipeline, data_alone=data is None):
+            line = f"evals.{name}: not the data that the run recorded (run → now): {found}"
+            if data is None:
+                raise ConfigError(f"{line}: put those back, or evaluate on these by --data FILE[:FUNCTION]")
+            print(line, file=sys.stderr)
+    restored = run.restore(step, _layout_here(run))
     return {name: evaluate(restored.program, restored.state, pipeline) for name, pipeline in chosen.items()}
 
 
@@ -160,10 +175,12 @@ def _layout_here(run: Run) -> Layout:
 
 
 def predict_run(run: Run, arguments: Sequence[str], step: SavedStep | None = None) -> list[str]:
-    """One line for each text or file, from a saved step on one device."""
+    """One line for each text or file, from a saved step on one device: what evaluation would give for such a row."""
     run = run.without_data()
     data, task = run.experiment.data, run.experiment.task
-    batches = [data.prepare([data.source.raw(argument)]) for argument in arguments]
+    if not isinstance(data, RememberedPipeline):
+        data = remember_inputs(data, run.experiment.evals, task.inputs)
+    batches = [data.read(argument) for argument in arguments]
     restored = run.restore(step, Layout(), jax.devices()[:1])
     predictions = [jax.device_get(restored.program.predict(restored.state, batch)) for batch in batches]
     return [task.describe({name: value[0] for name, value in one.items()}) for one in predictions]

@@ -168,6 +168,10 @@ def test_the_lowest_is_the_best_when_asked_for_and_the_later_of_equals(tmp_path)
         for step, loss in enumerate([3.0, 1.0, 1.0, 2.0], start=1):
             checkpoints.save(step, small(step), {}, {"loss": loss})
         assert (checkpoints.steps(), checkpoints.best()) == ([3, 4], 3)
+    with Checkpoints(tmp_path / "all", Retention(last=9, best="loss")) as checkpoints:
+        for step, loss in enumerate([3.0, 1.0, 1.0, 2.0], start=1):
+            checkpoints.save(step, small(step), {}, {"loss": loss})
+        assert (checkpoints.steps(), checkpoints.best()) == ([1, 2, 3, 4], 3)
     with Checkpoints(tmp_path, Retention(best="accuracy")) as checkpoints:
         assert checkpoints.best() is None
     with Checkpoints(tmp_path) as checkpoints:

@@ -116,7 +116,9 @@ def verify(
 
 
 @VERBS.verb
-def evaluate(run: RunFolder, step: SavedStep | None = None, split: str | None = None, code: Code = None) -> None:
+def evaluate(
+    run: RunFolder, step: SavedStep | None = None, split: str | None = None, code: Code = None, data: Code = None
+) -> None:
     """Compute the metrics of a saved step of a run.
 
     Args:
@@ -124,12 +126,16 @@ def evaluate(run: RunFolder, step: SavedStep | None = None, split: str | None = 
         step: The saved step, "best" or "latest"; the latest by default.
         split: One split; all by default.
         code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
+        data: An experiment whose evaluations are taken instead of the run's; without it, data that are not those that
+            the run recorded are refused.
     """
     from jaxtrain.base.text import number
     from jaxtrain.evaluate import evaluate_run
+    from jaxtrain.experiment.files import load
     from jaxtrain.runs.folder import Run
 
-    for name, values in evaluate_run(Run(run, code), step, split).items():
+    other = None if data is None else load(data)[0]
+    for name, values in evaluate_run(Run(run, code), step, split, other).items():
         print(name, *(f"{metric} {number(value)}" for metric, value in values.items()), sep="  ")
 
 

@@ -169,8 +169,11 @@ class Pipeline(Checked):
     def _transformed(self, example: Example, rng: np.random.Generator, training: bool) -> Example:
         for transform in self.transforms:
             if training or not transform.training_only:
-                example = (transform if training else transform.evaluating())(example, rng)
+                example = self._changed(transform if training else transform.evaluating(), example, rng)
         return example
+
+    def _changed(self, transform: Transform, example: Example, rng: np.random.Generator) -> Example:
+        return transform(example, rng)
 
 
 class _Draws:

@@ -1,13 +1,18 @@
 """What a run remembers of its data, so that `predict` opens no data file: transforms, fields, shapes and dtypes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.pipeline import Pipeline
-from jaxtrain.data.sources.base import HostBatch
+from jaxtrain.data.sources.base import Example, HostBatch, RememberedSource, Source, spread
+from jaxtrain.data.sources.combine import Mapped, Mixture, Wrapper
+from jaxtrain.data.transforms.base import Transform
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,113 @@ class RememberedPipeline(Pipeline):
     def _first(self) -> HostBatch:
         return {name: np.zeros((1, *shape), dtype) for name, (dtype, shape) in self.row.items()}
 
+    def read(self, argument: str) -> HostBatch:
+        """A batch of one raw input, a text or the path of a file, as evaluation would make it of such an example.
 
-def remember(pipeline: Pipeline) -> RememberedPipeline:
-    """What is saved of a pipeline with a run. Reads one example."""
+        Raises ConfigError for one that cannot be read, and for an empty one that no transform fills up.
+        """
+        batch = self.prepare([self.source.raw(argument)])
+        for name, value in batch.items():
+            if not value.size:
+                raise ConfigError(f"{argument!r} is empty: nothing is left of it for {name!r}")
+        return batch
+
+    def _changed(self, transform: Transform, example: Example, rng: np.random.Generator) -> Example:
+        """A transform of a field that a raw input has not, such as the label, is left out."""
+        watched = _Watched(example)
+        try:
+            return transform(watched, rng)
+        except (ConfigError, KeyError):
+            if not watched.lacking:
+                raise
+            return example
+
+    def needs(self, examples: Sequence[Example], wanted: Sequence[str]) -> list[str]:
+        """The fields of examples that these fields of a batch are made of; all where that cannot be seen.
+
+        A field is needed where that of another example in its place makes other values of the wanted ones.
+        """
+
+        def made(example: Example) -> list[Any]:
+            try:
+                found = self._transformed(example, np.random.default_rng(0), training=False)
+            except Exception:  # a transform of a user may raise anything where a field is missing
+                return []
+            return [np.asarray(found[name]) for name in wanted if name in found]
+
+        def differ(changed: Example, before: list[Any]) -> bool:
+            now = made(changed)
+            return len(now) != len(before) or not all(map(np.array_equal, now, before))
+
+        first, found = examples[0], made(examples[0])
+        if not found:
+            return [*first]
+        return [
+            name
+            for name in first
+            if any(differ({**first, name: one[name]}, found) for one in examples[1:] if name in one)
+            or differ({other: value for other, value in first.items() if other != name}, found)
+        ]
+
+
+class _Watched(dict[str, Any]):
+    """Notes whether a field was looked for that is not there."""
+
+    lacking = False
+
+    def __contains__(self, name: object) -> bool:
+        found = super().__contains__(name)
+        self.lacking |= not found
+        return found
+
+    def __missing__(self, name: str) -> Any:
+        self.lacking = True
+        raise KeyError(name)
+
+
+def remember(
+    pipeline: Pipeline, inputs: Pipeline | None = None, wanted: str | Sequence[str] = ()
+) -> RememberedPipeline:
+    """What is saved of a pipeline with a run. Reads a few examples.
+
+    inputs: the pipeline by which raw inputs are prepared; the same by default.
+    wanted: the fields of a batch that the model reads. A raw input has those fields of an example that they are made
+        of, and no others.
+    """
     row = {name: (x.dtype.name, x.shape[1:]) for name, x in pipeline.example().items()}
-    source, size = pipeline.source.remembered(), pipeline.batch_size
-    return RememberedPipeline(source, pipeline.transforms, size, seed=pipeline.seed, row=row)
+    inputs = inputs or pipeline
+    inner, before = _read_by(inputs.source) if wanted else (inputs.source, ())
+    source = inner.remembered()
+    kept = RememberedPipeline(source, (*before, *inputs.transforms), pipeline.batch_size, seed=inputs.seed, row=row)
+    if wanted and isinstance(source, RememberedSource):
+        examples = spread(inner)
+        needed = kept.needs(examples, (wanted,) if isinstance(wanted, str) else wanted)
+        only = [{name: one[name] for name in needed if name in one} for one in examples]
+        return replace(kept, source=replace(RememberedSource.like(only), whole=True))
+    return kept
+
+
+def remember_inputs(data: Pipeline, evals: Mapping[str, Pipeline], wanted: str | Sequence[str]) -> RememberedPipeline:
+    """`remember`, with raw inputs prepared as in the evaluations; where these differ, which is logged, as in `data`."""
+    wanted, ways = ((wanted,) if isinstance(wanted, str) else wanted), []
+    for pipeline in evals.values():
+        transforms = [each.evaluating() for each in pipeline.transforms if not each.training_only]
+        way = transforms, {name: x.shape[1:] for name, x in pipeline.example().items() if name in wanted}
+        ways += [way] if way not in ways else []
+    if len(ways) > 1:
+        logging.getLogger("jaxtrain.data").warning(
+            "the evaluations %s prepare the model's input in different ways: predict prepares it as `data` does, "
+            "without augmentation",
+            ", ".join(evals),
+        )
+    return remember(data, next(iter(evals.values())) if len(ways) == 1 else data, wanted)
+
+
+def _read_by(source: Source) -> tuple[Source, tuple[Transform, ...]]:
+    """The source inside of others that reads raw inputs, and the transforms of those around it."""
+    if type(source) is Mapped:
+        inner, before = _read_by(source.source)
+        return inner, (*before, *source.transforms)
+    if isinstance(source, Wrapper) and type(source).raw is Wrapper.raw:
+        return _read_by(source.source)
+    return _read_by(source.sources[0]) if type(source) is Mixture else (source, ())

@@ -59,21 +59,32 @@ def saved_step(run: Path, step: SavedStep) -> int:
     """The number of a saved step of a run. Raises ConfigError where there is none."""
     if not (run / "experiment.json").is_file():
         raise ConfigError(f"start: {run} is not a run: it has no experiment.json")
-    steps = sorted(int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdigit())
+    steps = saved_steps(run / "checkpoints")
     if step == "best":
-        return _best(run, steps)
+        keep = read_json(run / "experiment.json")["experiment"]["runtime"]["keep"]
+        if (best := best_step(run / "checkpoints", keep["best"], keep["mode"])) is None:
+            raise ConfigError(
+                f"start: {run} has no best checkpoint: it was not trained with --keep.best, or saved none"
+            )
+        return best
     if not steps or (step != "latest" and step not in steps):
         which = "" if step == "latest" else f" of step {step}"
         raise ConfigError(f"start: {run} has no checkpoint{which}: there are {steps}")
     return steps[-1] if step == "latest" else step
 
 
-def _best(run: Path, steps: list[int]) -> int:
-    keep = read_json(run / "experiment.json")["experiment"]["runtime"]["keep"]
-    scores = {step: run / "checkpoints" / str(step) / "metrics" / "metrics" for step in steps}
-    saved = {step: read_json(file).get(keep["best"]) for step, file in scores.items() if file.is_file()}
-    known = {step: score for step, score in saved.items() if score is not None}
-    if not known:
-        raise ConfigError(f"start: {run} has no best checkpoint: it was not trained with --keep.best, or saved none")
-    sign = -1 if keep["mode"] == "min" else 1
-    return max(known, key=lambda step: (sign * known[step], step))
+def saved_steps(checkpoints: Path) -> list[int]:
+    """The steps of the durable checkpoints in a folder, ascending."""
+    return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
+
+
+def best_step(checkpoints: Path, metric: str | None, mode: str) -> int | None:
+    """The saved step with the best value of a metric ("min" or "max"), the later of equals.
+
+    None where no checkpoint has a value of this metric: a run may be resumed with another than its older ones have.
+    """
+    scores = {step: checkpoints / str(step) / "metrics" / "metrics" for step in saved_steps(checkpoints)}
+    saved = {step: read_json(file).get(metric) for step, file in scores.items() if file.is_file()}
+    sign = -1 if mode == "min" else 1
+    known = {step: (sign * score, step) for step, score in saved.items() if score is not None}
+    return max(known, key=lambda step: known[step], default=None)

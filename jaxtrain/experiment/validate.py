@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.experiment.observers import EarlyStopping
 from jaxtrain.models.params import parted
 from jaxtrain.optimizers import map_state
 from jaxtrain.sharding.layout import Layout, mesh_axes, path_name
@@ -74,6 +75,34 @@ def check_evals(experiment: Experiment) -> None:
             f"keep.best: the best checkpoint is chosen among steps that are both evaluated (every {evaluated}, "
             f"eval_every) and saved (every {saved}, save_every) up to step {steps}: set save_every to {evaluated}"
         )
+
+
+def interval_facts(experiment: Experiment) -> list[str]:
+    """What intervals come to that a user may not expect, a sentence each: what happens once or late, and what never."""
+    runtime, steps, facts = experiment.runtime, experiment.steps, []
+    keep, saved = runtime.keep, runtime.save_every
+    evaluated = runtime.eval_every if experiment.evals else steps
+    every = {"log_every": runtime.log_every, "eval_every": evaluated, "save_every": saved}
+    if above := [f"{name} {number}" for name, number in every.items() if number > steps]:
+        facts.append(f"the run has {steps} steps, fewer than {', '.join(above)}: that happens once, at the last step")
+    if uneven := [f"{name} {number}" for name, number in every.items() if number < steps and steps % number]:
+        facts.append(f"the last step, {steps}, counts too though it is no multiple of {', '.join(uneven)}")
+    if keep.best is not None and evaluated < steps and evaluated % saved:
+        facts.append(
+            f"keep.best is the best of the evaluations whose step is saved, one in {saved // evaluated}: for the best "
+            f"of all, set save_every to {evaluated}"
+        )
+    if keep.every is not None and keep.every % saved:
+        common = math.lcm(keep.every, saved)
+        whether = f"every {common}" if common <= steps else f"none: the first would be {common}"
+        facts.append(f"keep.every {keep.every} keeps the saved steps (every {saved}) that it divides, {whether}")
+    count = -(-steps // evaluated)
+    facts += [
+        f"observers.{number} ends nothing: its patience is {each.patience}, of {count} evaluation{'s' * (count > 1)}"
+        for number, each in enumerate(experiment.observers)
+        if isinstance(each, EarlyStopping) and count <= each.patience
+    ]
+    return facts
 
 
 def check_observers(experiment: Experiment) -> None:

@@ -15,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.experiment.experiment import Retention
-from jaxtrain.experiment.start import SavedStep
+from jaxtrain.experiment.start import SavedStep, best_step
 
 Tree = TypeVar("Tree")
 
@@ -143,12 +143,8 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best value of the metric `Retention.best`, the later of equals; None without any."""
-        if self.keep.best is None or not self.steps():
-            return None
-        step = self._manager.best_step()
-        # A run may be resumed with another metric than its older checkpoints were saved with.
-        known = step is not None and self.keep.best in (self._manager.metrics(step) or {})
-        return step if known else None
+        self.wait()
+        return best_step(self.folder, self.keep.best, self.keep.mode)
 
     def wait(self) -> None:
         """Block until every save is durable. Raises the error of a save that failed."""

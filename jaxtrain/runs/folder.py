@@ -6,8 +6,9 @@ Everything after training needs only the folder. Not here: training.
 import functools
 import importlib.metadata
 import json
+import logging
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import read_json, write_json
 from jaxtrain.base.provenance import environment
 from jaxtrain.cluster.processes import StopSignal, broadcast_from_first, is_first_process
-from jaxtrain.data.remembered import remember
+from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.data.remembered import remember_inputs
+from jaxtrain.data.sources.contents import by_former_rule
 from jaxtrain.data.sources.images import ImageFolder
 from jaxtrain.data.sources.paths import moved_together
 from jaxtrain.datasets.source import Built
@@ -92,6 +95,27 @@ class Run:
         run = Run(self.folder, self._code)
         run._experiment = self._from_json({**saved, "data": inputs, "evals": dict.fromkeys(saved["evals"], inputs)})
         return run
+
+    def on(self, other: Experiment) -> "Run":
+        """The same run with the evaluations of another experiment, whose fitted transforms get this run's values."""
+        run = Run(self.folder, self._code)
+        run._experiment = replace(self.without_data().experiment, evals=fitted_as(other, self.saved).evals)
+        return run
+
+    def difference(self, split: str, pipeline: Pipeline, data_alone: bool) -> str:
+        """What is not as the run recorded it of a split, in a line; "" where nothing differs.
+
+        data_alone: by the content of its data and tokenizers, whatever the values around them.
+        """
+        start, recorded = f"evals.{split}.", self.saved["config"]
+        before = {path.removeprefix(start): value for path, value in recorded.items() if path.startswith(start)}
+        if not before:
+            return "the run has no such split"
+        now = _known_as(before, pipeline, f"evals.{split}")
+        if data_alone:
+            kept = _outermost(path for path in before if path in now and path.endswith(".identity"))
+            before, now = ({path: one[path] for path in kept} for one in (before, now))
+        return "; ".join(line.strip() for line in difference(before, now).splitlines())
 
     @property
     def horizon(self) -> int:
@@ -205,12 +229,37 @@ def _numbered(folder: Path, number: int) -> Path:
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], experiment: Experiment) -> None:
-    now = to_json(flatten(experiment))
-    if before != now:
+    if before != (now := _known_as(before, experiment, "the run")):
         raise ConfigError(
             f"{folder} is a run of another experiment; resume with the same one, or choose another --run folder. "
             f"What differs (run → now):\n{difference(before, now)}"
         )
+
+
+def _known_as(before: Mapping[str, Any], value: Any, name: str) -> dict[str, Any]:
+    """A value flattened. An identity recorded by the former rule is by that rule if it is equal, and that is logged."""
+    now = to_json(flatten(value))
+    if before == now:
+        return now
+    with by_former_rule():
+        former = to_json(flatten(value))
+    known = {path: former[path] for path in now if now[path] != before.get(path) == former[path]}
+    if known:
+        logging.getLogger("jaxtrain.data").warning(
+            "%s: %s was recorded by the sizes and ends of files (of images, names and sizes), and those are equal: an "
+            "edit between them would not be seen. Resuming the run records all that the files hold",
+            name,
+            ", ".join(_outermost(known)),
+        )
+    return now | known
+
+
+def _outermost(identities: Iterable[str]) -> list[str]:
+    """Of paths of identities, those that are not inside of another one's value."""
+    paths = list(identities)
+    return [
+        path for path in paths if not any(path != one and path.startswith(one[: -len("identity")]) for one in paths)
+    ]
 
 
 def _unfinished(folder: Path, origin: Origin | None) -> bool:
@@ -227,7 +276,7 @@ def _write_files(folder: Path, experiment: Experiment, horizon: int, origin: Ori
         "origin": None if origin is None else f"{origin.file}:{origin.function}",
         "config": flatten(experiment),
         "experiment": to_json(experiment),
-        "inputs": to_json(remember(experiment.data)),
+        "inputs": to_json(remember_inputs(experiment.data, experiment.evals, experiment.task.inputs)),
         "folder": str(folder.absolute()),
     }
     folder.mkdir(parents=True, exist_ok=True)

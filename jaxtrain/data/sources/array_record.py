@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import atomic_write, edges, require_file
+from jaxtrain.base.files import atomic_write, require_file
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.contents import content
 from jaxtrain.data.sources.paths import PATH, make_absolute
 
 
@@ -81,8 +82,8 @@ class ArrayRecord(Source):
         return f"record {found.record} of {found.file}"
 
     def identity(self) -> str:
-        """A sha256 of every file's size, first and last MiB; the last holds ArrayRecord's index of chunks."""
-        return f"array_record:{edges(*map(Path, self.paths))}"
+        """A sha256 of all files."""
+        return f"array_record:{content(self.paths, kind='ArrayRecord file')}"
 
 
 @lru_cache(maxsize=64)

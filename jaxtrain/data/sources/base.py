@@ -1,9 +1,13 @@
 """Sources: examples, each read by its index."""
 
+import json
+import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -71,57 +75,151 @@ class Source(Checked, ABC):
         """Called before examples are read in a random order; logs once where that is slow."""
 
     def raw(self, argument: str) -> Example:
-        """A command-line argument, a text or the path of a file, as an example of this source without a label.
-
-        Images get this source's shape [Y, X, C], and are u8 if its images are, else f32 in 0…1; .npy files hold the
-        array itself. Raises ConfigError for a file that cannot be read.
-        """
-        like = self[0]
-        texts = [name for name, value in like.items() if isinstance(value, str | bytes)]
-        if texts:
-            return {texts[0]: argument}
-        name, value = max(like.items(), key=lambda item: np.size(item[1]))
-        path = Path(argument)
-        if not path.is_file():
-            raise ConfigError(f"this model reads files with its {name!r}, and there is no file {argument}")
-        try:
-            if path.suffix == ".npy":
-                return {name: np.load(path, allow_pickle=False).astype(value.dtype).reshape(value.shape)}
-            Y, X, C = value.shape
-            image = pixels(path.read_bytes(), (Y, X), gray=C == 1).reshape(value.shape)
-            return {name: image if image.dtype == value.dtype else image.astype(np.float32) / 255}
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read as a {name} of shape {list(value.shape)}: {error}") from error
+        """A command-line argument as an example of this source without a label: see `RememberedSource.raw`."""
+        return self.remembered().raw(argument)
 
     def remembered(self) -> "Source":
-        """What a run saves of this source, so that `raw` opens no data file: a source of one empty example like the
-        first that is not damaged. A source with a `raw` of its own, which must not need data files, is saved itself.
+        """What a run saves of this source, so that `raw` opens no data file: a source of one empty example like those
+        that are not damaged. A source with a `raw` of its own, which must not need data files, is saved itself.
         """
-        if type(self).raw is not Source.raw:
-            return self
-        for index in range(len(self)):
-            with suppress(Damaged):
-                return RememberedSource({name: _kind(value) for name, value in self[index].items()})
-        raise Damaged(repr(self), None, "every record is damaged")
+        return self if type(self).raw is not Source.raw else RememberedSource.like(spread(self))
+
+
+def spread(source: Source) -> list[Example]:
+    """At most five examples from all over a source, those that are not damaged. Raises Damaged where all are."""
+    size, found = len(source), []
+    for tried, index in enumerate(chain((part * (size - 1) // 4 for part in range(5)), range(size))):
+        with suppress(Damaged):
+            found += [source[index]] if tried < 5 or not found else []
+        if found and tried >= 4:
+            return found
+    raise Damaged(repr(source), None, "every record is damaged")
 
 
 @dataclass(frozen=True)
 class RememberedSource(Source):
-    """One example of zeros and empty texts, with the fields of another source: for its shapes alone.
-
-    kinds: dtype and shape of every field; the dtype of text is "text".
-    """
+    """One example of zeros and empty texts, with fields of another source: for their shapes, and to read raw inputs."""
 
     kinds: Mapping[str, tuple[str, tuple[int, ...]]]
+    """Dtype and shape of every field; the dtype of text is "text" or "bytes", a dim that differs is -1."""
+    unscaled: tuple[str, ...] = ()
+    """Fields of floats that are not all in 0…1."""
+    whole: bool = False
+    """Whether a raw input has to have all fields."""
+
+    @classmethod
+    def like(cls, examples: Sequence[Example]) -> "RememberedSource":
+        """Of the fields of some examples."""
+        kinds, unscaled = {}, []
+        for name, value in examples[0].items():
+            dtype, shape = _kind(value)
+            alike = [np.asarray(one[name]) for one in examples if name in one and np.ndim(one[name]) == len(shape)]
+            kinds[name] = (
+                dtype,
+                tuple(n if all(other.shape[dim] == n for other in alike) else -1 for dim, n in enumerate(shape)),
+            )
+            if np.dtype(dtype if dtype not in ("text", "bytes") else bool).kind == "f":
+                unscaled += [name] if any((each < 0).any() or (each > 1).any() for each in alike) else []
+        return cls(kinds, tuple(unscaled))
 
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, index: int) -> Example:
-        return {name: "" if kind == "text" else np.zeros(shape, kind) for name, (kind, shape) in self.kinds.items()}
+        empty = {"text": "", "bytes": b""}
+        return {
+            name: empty[kind] if kind in empty else np.zeros([max(n, 0) for n in shape], kind)
+            for name, (kind, shape) in self.kinds.items()
+        }
 
     def identity(self) -> str:
         return f"remembered:{self.kinds}"
+
+    def raw(self, argument: str) -> Example:
+        """A command-line argument as an example without a label: a text or the path of a file for the text field, or
+        else the largest; or a JSON object with all fields, in itself or in a file .json.
+
+        Images get this source's shape, and its dtype: floats are in 0…1. .npy files hold the array itself. Raises
+        ConfigError for a file that cannot be read, floats on another scale, and an object with other fields.
+        """
+        if (fields := self._object(argument)) is not None:
+            return fields
+        if self.whole and len(self.kinds) > 1:
+            names = ", ".join(self.kinds)
+            raise ConfigError(f"{argument}: the model reads {names}: give a JSON object with these, or a file .json")
+        texts = [name for name, (kind, _) in self.kinds.items() if kind in ("text", "bytes")]
+        if texts:
+            return {texts[0]: raw_text(argument, self.kinds[texts[0]][0] == "bytes")}
+        name = max(self.kinds, key=lambda name: np.prod(np.abs(self.kinds[name][1])))
+        (dtype, shape), path = self.kinds[name], Path(argument)
+        if not os.path.isfile(argument):
+            raise ConfigError(f"this model reads files with its {name!r}, and there is no file {argument}")
+        try:
+            if path.suffix == ".npy":
+                return {name: self._array(name, np.load(path, allow_pickle=False))}
+            if len(shape) not in (2, 3) or -1 in shape:
+                raise ValueError("give the array itself, in a file .npy")
+            if name in self.unscaled:
+                raise ValueError(
+                    "its floats are not all in 0…1, so how pixels become them is not known: give the array itself, in "
+                    "a file .npy, or train on u8 images and scale them by Normalize"
+                )
+            image = pixels(path.read_bytes(), (shape[0], shape[1]), gray=shape[2:] in ((), (1,))).reshape(shape)
+            return {name: (image.astype(np.float32) / 255 if np.dtype(dtype).kind == "f" else image).astype(dtype)}
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read as a {name} of shape {list(shape)}: {error}") from error
+
+    def _object(self, argument: str) -> Example | None:
+        """The fields of a JSON object; None where the argument is none with a field of this source."""
+        in_file = argument.endswith(".json") and os.path.isfile(argument)
+        if not in_file and not argument.lstrip().startswith("{"):
+            return None
+        try:
+            found = json.loads(Path(argument).read_text(encoding="utf-8") if in_file else argument)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(found, dict) or not found.keys() & self.kinds.keys():
+            return None
+        if missing := self.kinds.keys() - found.keys():
+            raise ConfigError(f"{argument}: the model also reads {', '.join(sorted(missing))}")
+        values = {}
+        for name, (kind, shape) in self.kinds.items():
+            value = found[name]
+            try:
+                if isinstance(value, str) != (kind in ("text", "bytes")):
+                    raise ValueError(f"it is {value!r}")
+                text = value.encode() if kind == "bytes" else value
+                values[name] = text if isinstance(value, str) else self._array(name, np.asarray(value))[()]
+            except (ValueError, TypeError, OverflowError) as error:
+                raise ConfigError(f"{argument}: {name!r} is to be {kind}{list(shape)}: {error}") from error
+        return values
+
+    def _array(self, name: str, given: np.ndarray) -> np.ndarray:
+        """An array in a field's shape and dtype. Raises ValueError where it does not fit."""
+        kind, shape = self.kinds[name]
+        array, whole = given.astype(kind), given.dtype.kind in "biu"
+        if np.dtype(kind).kind in "biu" and not np.array_equal(array, given):
+            raise ValueError(f"its numbers do not fit {array.dtype}")
+        if whole and array.dtype.kind == "f" and name not in self.unscaled and shape and (array.max(initial=0) > 1):
+            raise ValueError(f"its integers are up to {array.max():g}, where the floats of the data are in 0…1")
+        if -1 not in shape:
+            return array.reshape(shape)
+        if array.ndim != len(shape) or any(n not in (-1, size) for n, size in zip(shape, array.shape, strict=True)):
+            raise ValueError(f"it is of shape {list(array.shape)}")
+        return array
+
+
+def raw_text(argument: str, as_bytes: bool = False) -> Any:
+    """A text, or all of a file's content where the argument is the path of a file. Raises ConfigError for no UTF-8."""
+    path = Path(argument)
+    try:
+        if not os.path.isfile(argument):  # of Path, it raises for long texts
+            if path.suffix in (".txt", ".json", ".md", ".npy") and len(argument.split()) == 1:
+                logging.getLogger("jaxtrain.data").warning("there is no file %s: it is read as a text", argument)
+            return argument.encode() if as_bytes else argument
+        return path.read_bytes() if as_bytes else path.read_bytes().decode()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{argument} cannot be read as a text: {error}") from error
 
 
 def list_array(values: Sequence[Any], dtype: str | None) -> np.ndarray:
@@ -134,7 +232,7 @@ def list_array(values: Sequence[Any], dtype: str | None) -> np.ndarray:
 
 
 def _kind(value: Any) -> tuple[str, tuple[int, ...]]:
+    if isinstance(value, str | bytes):
+        return "text" if isinstance(value, str) else "bytes", ()
     array = np.asarray(value)
-    if isinstance(value, str | bytes) or array.dtype == object:  # an object is none that a raw input has
-        return "text" if isinstance(value, str | bytes) else "bool", ()
-    return array.dtype.str, array.shape
+    return ("bool", ()) if array.dtype == object else (array.dtype.str, array.shape)  # an object is no raw input's

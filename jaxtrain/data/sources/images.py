@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
-from jaxtrain.base.files import digest
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.contents import content
 from jaxtrain.data.sources.paths import PATH, make_absolute
 from jaxtrain.data.sources.pixels import pixels
 
@@ -81,9 +81,9 @@ class ImageFolder(Source):
         return self._files[index]
 
     def identity(self) -> str:
-        """How images are decoded, the classes, and a hash of every image's name and size in bytes."""
+        """How images are decoded, the classes, and a sha256 of the names and bytes of all images."""
         lines = "\n".join(f"{_relative(file, self.folder)} {os.path.getsize(file)}" for file in self._files)
-        return f"images:{self.size}:{self.gray}:{self.classes}:{digest(lines)}"
+        return f"images:{self.size}:{self.gray}:{self.classes}:{content(self._files, lines)}"
 
     @property
     def _files(self) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import atomic_write, digest, edges, require_file
+from jaxtrain.base.files import atomic_write, digest
+from jaxtrain.data.sources.contents import file_state, is_settled
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
@@ -72,16 +73,16 @@ def locate(paths: tuple[str, ...], kind: str, scan: Scan) -> Located:
 
 @lru_cache(maxsize=1024)
 def _offsets(path: str, kind: str, scan: Scan) -> Offsets:
-    state = require_file(path, f"{kind} file").stat()
     if Path(path).suffix in _COMPRESSED:
         raise ConfigError(f"{path} is compressed, so no record can be read by its index: decompress it first")
-    # Beside size, first and last MiB the time: a change in the middle of a large file.
-    kept = cache("offsets") / f"{digest(kind, edges(Path(path)), str(state.st_mtime_ns), path)}.npz"
+    kept = cache("offsets") / f"{digest(kind, file_state(path, f'{kind} file'))}.npz"
     try:
         with np.load(kept) as found:
             return Offsets(found["starts"], str(found["content"]))
     except (OSError, ValueError, KeyError):
         made = _scan(path, scan)
+    if not is_settled(path):
+        return made
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(kept) as temporary, temporary.open("wb") as file:

@@ -4,15 +4,15 @@ import importlib
 import logging
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
-from jaxtrain.base.files import edges, require_file
+from jaxtrain.base.files import require_file
 from jaxtrain.base.packages import needs
 from jaxtrain.data.sources.base import Example, Source, list_array
+from jaxtrain.data.sources.contents import content
 from jaxtrain.data.sources.paths import PATH, make_absolute
 
 _KEPT = 8  # row groups in memory
@@ -61,8 +61,8 @@ class Parquet(Source):
             _warn_slow(self)
 
     def identity(self) -> str:
-        """The columns, and a sha256 of every file's size, first and last MiB; the last holds Parquet's metadata."""
-        return f"parquet:{self.columns}:{edges(*map(Path, self.paths))}"
+        """The columns, and a sha256 of all files."""
+        return f"parquet:{self.columns}:{content(self.paths, kind='Parquet file')}"
 
 
 @lru_cache(maxsize=64)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import digest, edges, require_file
+from jaxtrain.base.files import digest, require_file
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.contents import content
 from jaxtrain.data.sources.images import NOT_READ, SUFFIXES
 from jaxtrain.data.sources.paths import PATH, make_absolute
 from jaxtrain.data.sources.pixels import pixels
@@ -74,10 +75,10 @@ class Tar(Source):
         return f"{members[0].name} of {path}"
 
     def identity(self) -> str:
-        """How images are decoded, and a sha256 of every file's size, first and last MiB, and of all names and sizes."""
+        """How images are decoded, a sha256 of all files, and one of all names and sizes."""
         members = (member for _, _, some in _examples(self.paths) for member in some)
         names = digest("\n".join(f"{member.name} {member.start} {member.size}" for member in members))
-        return f"tar:{self.size}:{self.gray}:{edges(*map(Path, self.paths))}:{names}"
+        return f"tar:{self.size}:{self.gray}:{content(self.paths)}:{names}"
 
     def _find(self, index: int) -> tuple[str, int, tuple[_Member, ...]]:
         if not 0 <= index < len(self):

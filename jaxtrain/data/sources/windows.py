@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.ranges import PositiveInt
-from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.base import Example, Source, raw_text
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Windows(Source):
         return 256
 
     def raw(self, argument: str) -> Example:
-        """The bytes of a text of any length."""
-        return {"tokens": np.frombuffer(argument.encode(), np.uint8).astype(np.int32)}
+        """The bytes of a text of any length, or of a file."""
+        return {"tokens": np.frombuffer(raw_text(argument, as_bytes=True), np.uint8).astype(np.int32)}
 
     def remembered(self) -> Source:
         return replace(self, source=self.source.remembered())

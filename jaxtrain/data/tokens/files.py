@@ -1,6 +1,7 @@
 """Token files: documents as one memory-mapped array of ids, and their rows as a source."""
 
 import json
+import logging
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import atomic_write, digest, require_file
 from jaxtrain.base.ranges import PositiveInt
-from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.base import Example, RememberedSource, Source, raw_text
 from jaxtrain.data.sources.paths import PATH, make_absolute
 from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer
 
@@ -183,8 +184,29 @@ class TokenSource(Source):
         return max(open_tokens(path).vocab for path in self.paths)
 
     def raw(self, argument: str) -> Example:
-        """The tokens of a text of any length."""
-        return {"tokens": self.tokenizer.encode([argument])[0].astype(np.int32)}
+        """The tokens of a text of any length, or of a file. Raises ConfigError where the token files, if they are
+        there, were written by another tokenizer.
+        """
+        if other := self._other_tokenizer([path for path in self.paths if Path(path).is_file()]):
+            raise ConfigError(other)
+        return {"tokens": self.tokenizer.encode([raw_text(argument)])[0].astype(np.int32)}
+
+    def remembered(self) -> Source:
+        """This source. Where its tokenizer is not that of its files, which is logged, one that reads no texts."""
+        if not (other := self._other_tokenizer(self.paths)):
+            return self
+        logging.getLogger("jaxtrain.data").warning("%s", other)
+        return RememberedSource.like([{"tokens": self[0]["tokens"]}])
+
+    def _other_tokenizer(self, paths: Sequence[str]) -> str:
+        own = self.tokenizer.identity()
+        for path in paths:
+            if (written := open_tokens(path).tokenizer) != own:
+                return (
+                    f"{type(self).__name__}: {path} was written by the tokenizer {written}, but tokenizer={own}: texts "
+                    "for predict would become other tokens, so give the tokenizer that wrote it"
+                )
+        return ""
 
 
 @dataclass(frozen=True)
