@@ -135,7 +135,7 @@ CODE_LINES = {
     "models": 1500,
     "tasks": 800,
     "optimizers": 350,
-    "data": 2350,
+    "data": 2500,
     "datasets": 1650,
     "experiment": 550,
     "step": 120,
@@ -146,7 +146,7 @@ CODE_LINES = {
     "train": 80,
     "analysis": 1500,
     "reports": 700,
-    "deploy": 1300,
+    "deploy": 1150,
     "launch": 520,
     "cli": 550,
 }

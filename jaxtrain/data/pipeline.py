@@ -18,7 +18,7 @@ from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import Checked, NonNegativeInt, PositiveInt, Seed
 from jaxtrain.data.sources.base import Example, HostBatch, Indexed, Source
-from jaxtrain.data.stack import stack
+from jaxtrain.data.stack import check_alike, stack
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 
 _ENDLESS = 1 << 40
@@ -228,7 +228,10 @@ class _Steps:
                     # Position 0 for all when evaluating, so that a row has the same bits as in `prepare`.
                     random = draws.at(position if training else 0)
                     rows[done] = self.pipeline._transformed(rows[done], random, training)
-        return {**stack(rows, lambda row: source.where(indices[row])), "mask": mask}
+        batch = {**stack(rows, lambda row: source.where(indices[row])), "mask": mask}
+        if self.training:  # its step is compiled for the shapes of the first example
+            check_alike(batch, self.pipeline._first, lambda: source.where(indices[0]), lambda: source.where(0))
+        return batch
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import atomic_write, edges, require_file
+from jaxtrain.base.files import atomic_write, edges
 from jaxtrain.data.sources.base import Example, Source
-from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ArrayRecord(Source):
 @lru_cache(maxsize=64)
 def _open_records(paths: tuple[str, ...]) -> Any:
     for path in paths:
-        require_file(path, "ArrayRecord file")
+        data_file(path, "ArrayRecord file")
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     try:

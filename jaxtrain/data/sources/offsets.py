@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import atomic_write, digest, edges, require_file
+from jaxtrain.base.files import atomic_write, digest, edges
+from jaxtrain.data.sources.paths import data_file
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
@@ -72,7 +73,7 @@ def locate(paths: tuple[str, ...], kind: str, scan: Scan) -> Located:
 
 @lru_cache(maxsize=1024)
 def _offsets(path: str, kind: str, scan: Scan) -> Offsets:
-    state = require_file(path, f"{kind} file").stat()
+    state = data_file(path, f"{kind} file").stat()
     if Path(path).suffix in _COMPRESSED:
         raise ConfigError(f"{path} is compressed, so no record can be read by its index: decompress it first")
     # Beside size, first and last MiB the time: a change in the middle of a large file.

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.config import NOT_IN_FINGERPRINT
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import require_file
 
 PATH = NOT_IN_FINGERPRINT
 """Metadata of a field with the place of data: what they are is in the identity, where they lie is not."""
@@ -45,12 +47,39 @@ def make_absolute(value: Any, name: str) -> None:
     """In `__post_init__` of a frozen dataclass: make the path, or the tuple of paths, in a field absolute.
 
     So the value means the same files in any current folder, in a worker process, and when it is loaded from a run.
+    Raises ConfigError for a file that is named twice, whose examples would count twice.
     """
     given = getattr(value, name)
     if isinstance(given, str):
         object.__setattr__(value, name, _absolute(given))
     elif isinstance(given, tuple):
-        object.__setattr__(value, name, tuple(_absolute(path) if isinstance(path, str) else path for path in given))
+        places = tuple(_absolute(path) if isinstance(path, str) else path for path in given)
+        if twice := next((place for place in places if places.count(place) > 1), None):
+            raise ConfigError(
+                f"{type(value).__name__} {name} name {twice} twice: name each file once, and weigh sources by Mixture"
+            )
+        object.__setattr__(value, name, places)
+
+
+def data_file(path: str, kind: str) -> Path:
+    """The path of a file that is there; `kind` as in `require_file`.
+
+    Raises ConfigError with the nearest name, or with what the path has that names no file: a folder, a pattern, a
+    variable of the shell.
+    """
+    if os.path.isdir(path):
+        raise ConfigError(f"{path} is a folder, not a {kind}: name the files in it, {_LISTING}")
+    try:
+        return require_file(path, kind)
+    except ConfigError as error:
+        if set("*?[").intersection(path):
+            raise ConfigError(f"{error}; patterns are not expanded: {_LISTING}") from None
+        if "$" in path:
+            raise ConfigError(f"{error}; variables are not expanded: write os.environ[...] in the file") from None
+        raise
+
+
+_LISTING = "as by tuple(sorted(glob.glob(pattern)))"
 
 
 @lru_cache(maxsize=64)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import atomic_write, digest, require_file
+from jaxtrain.base.files import atomic_write, digest
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
-from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer
 
 MAGIC = b"jaxtoken"
@@ -90,7 +90,7 @@ class TokenFile:
 @lru_cache(maxsize=256)
 def open_tokens(path: str) -> TokenFile:
     """A token file, memory-mapped and kept open. Raises ConfigError or Damaged where it cannot be read."""
-    size = require_file(path, "token file").stat().st_size
+    size = data_file(path, "token file").stat().st_size
     with open(path, "rb") as file:
         magic, length = file.read(len(MAGIC)), int.from_bytes(file.read(8), "little")
         text = file.read(min(length, 1 << 20)) if magic == MAGIC else b""

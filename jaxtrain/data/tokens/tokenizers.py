@@ -129,6 +129,10 @@ class Tokenize(Transform):
     to: str = "tokens"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        tokens = self.tokenizer.encode([self.field_of(example, self.field)])[0][: self.length]
-        rest = {name: value for name, value in example.items() if name != self.field}
-        return {**rest, self.to: np.pad(tokens.astype(np.int32), (0, self.length - len(tokens)))}
+        text = self.text_of(example, self.field)
+        try:
+            text = text.decode() if isinstance(text, bytes) else text
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"Tokenize: {self.field!r} is no UTF-8 text: {error}") from error
+        tokens = self.tokenizer.encode([text])[0][: self.length].astype(np.int32)
+        return self.replaced(example, (self.field,), self.to, np.pad(tokens, (0, self.length - len(tokens))))

@@ -5,6 +5,7 @@ Not here: which examples they are fitted on, and where the fitted values are kep
 
 import json
 import re
+import unicodedata
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import digest
 from jaxtrain.base.ranges import Checked, Finite, Positive, PositiveInt, Range
 from jaxtrain.data.sources.base import Example
-from jaxtrain.data.transforms.base import Transform
+from jaxtrain.data.transforms.base import Transform, check_once
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ class Standardize(FittedTransform):
 
     fields: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        check_once(self, "fields")
+
     def fit(self, examples: Iterable[Example]) -> Self:
         """One pass in float64, by Chan et al. 1979. Raises ConfigError for NaN, infinity and another channel count."""
         sums: list[tuple[int, np.ndarray, np.ndarray]] = [(0, np.zeros(()), np.zeros(()))] * len(self.fields)
@@ -101,7 +105,7 @@ class Standardize(FittedTransform):
         new = dict(example)
         for name, moments in zip(self.fields, self.known(), strict=True):
             if name in example:
-                value = np.asarray(example[name], np.float64)
+                value = self.numbers_of(example, name, np.float64)
                 _check_channels(self, name, value, len(moments.mean))
                 new[name] = ((value - _like(moments.mean, value)) / _like(moments.std, value)).astype(np.float32)
         return new
@@ -127,6 +131,9 @@ class Quantiles(FittedTransform):
     count: Annotated[int, Range(at_least=2, hint="the least and the largest value")] = 100
     """How many quantiles."""
 
+    def __post_init__(self) -> None:
+        check_once(self, "fields")
+
     def fit(self, examples: Iterable[Example]) -> Self:
         """The quantiles of all values at once. Raises ConfigError for NaN, infinity and another channel count."""
         rows: list[list[np.ndarray]] = [[] for _ in self.fields]
@@ -146,7 +153,7 @@ class Quantiles(FittedTransform):
         for name, channels in zip(self.fields, self.known(), strict=True):
             if name not in example:
                 continue
-            value = np.asarray(example[name], np.float64)
+            value = self.numbers_of(example, name, np.float64)
             _check_channels(self, name, value, len(channels))
             rows = value.reshape(-1, len(channels))
             done = np.empty(rows.shape, np.float32)
@@ -180,6 +187,7 @@ class Categories(FittedTransform):
     """The number of a text's or integer's value among those of the training split, in sorted order from 1, as int32.
 
     0 is a value that the training split lacks or that it holds less often than `least`. A missing field is skipped.
+    Texts that differ only in how accents are written (NFC, NFD) are one.
     """
 
     field: str
@@ -199,11 +207,11 @@ class Categories(FittedTransform):
 
     @cached_property
     def _numbers(self) -> dict[str | int, int]:
-        return {value: number for number, value in enumerate(self.known(), 1)}
+        return {self._value(value): number for number, value in enumerate(self.known(), 1)}
 
     def _value(self, value: Any) -> str | int:
         if isinstance(value, str | bytes):
-            return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+            return _composed(value)
         if np.ndim(value) or np.asarray(value).dtype.kind not in "biu":
             raise ConfigError(f"Categories: {self.field!r} is {value!r}, neither a text nor an integer")
         return int(value)
@@ -248,8 +256,8 @@ class TfIdf(FittedTransform):
             if word in self._columns:
                 column, idf = self._columns[word]
                 vector[column] = count * idf
-        rest = {name: value for name, value in example.items() if name != self.field}
-        return {**rest, self.to: (vector / (np.linalg.norm(vector) or 1)).astype(np.float32)}
+        value = (vector / (np.linalg.norm(vector) or 1)).astype(np.float32)
+        return self.replaced(example, (self.field,), self.to, value)
 
     @cached_property
     def _columns(self) -> dict[str, tuple[int, float]]:
@@ -257,10 +265,7 @@ class TfIdf(FittedTransform):
         return {word: (column, known.idf[column]) for column, word in enumerate(known.words)}
 
     def _words(self, example: Example) -> Sequence[str]:
-        text = self.field_of(example, self.field)
-        if not isinstance(text, str | bytes):
-            raise ConfigError(f"TfIdf: {self.field!r} must be str or bytes, got {type(text).__name__}")
-        return re.findall(r"\w\w+", (text.decode(errors="replace") if isinstance(text, bytes) else text).lower())
+        return re.findall(r"\w\w+", _composed(self.text_of(example, self.field)).lower())
 
 
 def _channels(who: FittedTransform, example: Example, name: str, number: int, wanted: int | None) -> np.ndarray:
@@ -273,6 +278,11 @@ def _channels(who: FittedTransform, example: Example, name: str, number: int, wa
     if wanted not in (None, channels):
         raise ConfigError(f"{where} has {channels} channels (its last dimension), but those before it {wanted}")
     return value.astype(np.float64).reshape(-1, channels)
+
+
+def _composed(text: str | bytes) -> str:
+    """The text with each accent and its letter as one character (NFC): some systems write two."""
+    return unicodedata.normalize("NFC", text.decode(errors="replace") if isinstance(text, bytes) else str(text))
 
 
 def _check_channels(who: FittedTransform, name: str, value: np.ndarray, channels: int) -> None:
