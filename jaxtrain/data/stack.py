@@ -49,7 +49,7 @@ def check_alike(batch: HostBatch, first: HostBatch, where: Callable[[], str], wh
 
 def _or_floats(value: np.ndarray, other: np.ndarray) -> str:
     """More advice where numbers are written now with and now without a point."""
-    return ", or name it in floats=(...) of JsonLines" if {value.dtype.kind, other.dtype.kind} == {"i", "f"} else ""
+    return ", or, of JsonLines, name it in floats=(...)" if {value.dtype.kind, other.dtype.kind} == {"i", "f"} else ""
 
 
 def _stack_field(name: str, values: list[np.ndarray], where: Callable[[int], str]) -> np.ndarray:

@@ -128,6 +128,8 @@ def _header(path: str, delimiter: str) -> list[str]:
             names = next(_reader(file, delimiter), [])
         except (csv.Error, ValueError) as error:
             raise Damaged(path, None, f"line 1 cannot be read as a line of UTF-8 text: {error}") from error
+    if any(ord(sign) < ord(" ") and sign not in "\t\r\n" for name in names for sign in name):
+        raise Damaged(path, None, "its first line is no text: it is no CSV file")
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"Csv: the first line of {path} has to name each column once, got {names}"[:_SHOWN])
     return names

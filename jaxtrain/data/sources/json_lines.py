@@ -22,7 +22,7 @@ class JsonLines(Source):
     are written as. A null or an object comes as its Python value; a batch refuses it with its line. Empty lines are
     left out. Where lines begin is found once, by reading all, and kept in the user's cache. Raises ConfigError for a
     missing or compressed file, and for `floats` that the first line lacks; Damaged, naming file and line, for what is
-    no JSON object, a key that occurs twice and a number beyond float64. NaN and Infinity are read as Python writes them.
+    no JSON object, a key that occurs twice and a number beyond float64. NaN and Infinity are read, as Python has them.
     """
 
     paths: tuple[str, ...] = field(metadata=PATH)
@@ -48,8 +48,8 @@ class JsonLines(Source):
             if b"\\u" in line:
                 json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
         except (ValueError, RecursionError) as error:
-            whole = f": each line has to hold one whole object: {error}" if number == 0 else f": {error}"
-            raise Damaged(path, number, f"line {line_number(path, start)} cannot be read{whole}") from error
+            whole = "it has to be one whole object: " if isinstance(error, json.JSONDecodeError) else ""
+            raise Damaged(path, number, f"line {line_number(path, start)} cannot be read: {whole}{error}") from error
         if index == 0:
             for name in self.floats:
                 if name not in found:

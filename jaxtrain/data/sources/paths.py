@@ -64,22 +64,16 @@ def make_absolute(value: Any, name: str) -> None:
 def data_file(path: str, kind: str) -> Path:
     """The path of a file that is there; `kind` as in `require_file`.
 
-    Raises ConfigError with the nearest name, or with what the path has that names no file: a folder, a pattern, a
-    variable of the shell.
+    Raises ConfigError with the nearest name, or with what no path has: a pattern, a variable of the shell.
     """
+    listing = "name each file, as by tuple(sorted(glob.glob(PATTERN)))"
     if os.path.isdir(path):
-        raise ConfigError(f"{path} is a folder, not a {kind}: name the files in it, {_LISTING}")
-    try:
-        return require_file(path, kind)
-    except ConfigError as error:
-        if set("*?[").intersection(path):
-            raise ConfigError(f"{error}; patterns are not expanded: {_LISTING}") from None
-        if "$" in path:
-            raise ConfigError(f"{error}; variables are not expanded: write os.environ[...] in the file") from None
-        raise
-
-
-_LISTING = "as by tuple(sorted(glob.glob(pattern)))"
+        raise ConfigError(f"{path} is a folder, not a {kind}: {listing}")
+    if not os.path.exists(path) and set("*?[").intersection(path):
+        raise ConfigError(f"there is no {kind} {path}, and patterns are not expanded: {listing}")
+    if not os.path.exists(path) and "$" in path:
+        raise ConfigError(f"there is no {kind} {path}, and variables are not expanded: use os.environ[NAME] instead")
+    return require_file(path, kind)
 
 
 @lru_cache(maxsize=64)

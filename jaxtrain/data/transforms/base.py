@@ -1,7 +1,8 @@
 """Transforms of one example, or of a whole batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,16 @@ class Transform(Checked, ABC):
                 raise ConfigError(f"{type(self).__name__}: {name!r} is no Unicode text: {error}") from error
         return text
 
+    def category_of(self, example: Mapping[str, Any], name: str) -> str | int:
+        """Field `name` as a text or an integer, of numpy or Python. Raises ConfigError for anything else."""
+        value = self.field_of(example, name)
+        if isinstance(value, str | bytes):
+            return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        array = np.asarray(value)
+        if array.ndim or array.dtype.kind not in "biu":
+            raise ConfigError(f"{type(self).__name__}: {name!r} is {_shown(array)}, neither a text nor an integer")
+        return int(value)
+
     def numbers_of(self, example: Mapping[str, Any], name: str, dtype: Any = np.float32) -> np.ndarray:
         """Field `name` as floats. Raises ConfigError for what is no number, and for numbers beyond this dtype."""
         value = np.asarray(self.field_of(example, name))
@@ -89,6 +100,15 @@ def check_once(value: Any, name: str) -> None:
     given = getattr(value, name)
     if isinstance(given, tuple) and (not given or len(set(given)) < len(given)):
         raise ConfigError(f"{type(value).__name__} {name} must name one or more fields, each once, got {given}")
+
+
+@contextmanager
+def named(where: Callable[[], str]) -> Generator[None]:
+    """Adds to a ConfigError which example it is about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {where()})") from error
 
 
 def _shown(value: np.ndarray) -> str:

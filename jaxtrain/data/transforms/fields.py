@@ -70,17 +70,12 @@ class OneHot(Transform):
             raise ConfigError(f"OneHot: the vocabulary must have each value once, got {self.vocabulary}")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        value = self.field_of(example, self.field)
-        if isinstance(value, bytes):
-            value = value.decode(errors="replace")
-        if not isinstance(value, str):
-            if np.ndim(value) or np.asarray(value).dtype.kind not in "biu":
-                raise ConfigError(f"OneHot: {self.field!r} is {value!r}, neither a text nor an integer")
-            value = int(value)
+        value = self.category_of(example, self.field)
         if value not in self.vocabulary:
             known = [*map(str, self.vocabulary)]
-            other = ", which is text there and a number here, or the other way round" if str(value) in known else ""
-            raise ConfigError(f"OneHot: {self.field!r} is {value!r}{nearest(str(value), known)}{other}")
+            kind = f", a {type(value).__name__}, which the vocabulary has as another type"
+            near = kind if str(value) in known else nearest(str(value), known)
+            raise ConfigError(f"OneHot: {self.field!r} is {value!r}{near}")
         return {**example, self.field: np.array([value == known for known in self.vocabulary], np.float32)}
 
 

@@ -20,15 +20,14 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import digest
 from jaxtrain.base.ranges import Checked, Finite, Positive, PositiveInt, Range
 from jaxtrain.data.sources.base import Example
-from jaxtrain.data.transforms.base import Transform, check_once
+from jaxtrain.data.transforms.base import Transform, check_once, named
 
 
 @dataclass(frozen=True)
 class FittedTransform(Transform):
     """A transform that is fitted on the training split before a run begins.
 
-    `fit` gives the transform with a value in its field `fitted`. The values are saved with the
-    run and never fitted again: evaluation and `predict` read them.
+    `fit` gives the transform with a value in its field `fitted`, which a run saves, and evaluation and `predict` read.
     """
 
     fitted: Any = field(default=None, kw_only=True, metadata=NOT_IN_FINGERPRINT)
@@ -170,10 +169,8 @@ class Quantiles(FittedTransform):
             return values
         import jax.numpy as jnp  # not at the top: reading data needs no jax
 
-        cuts_CQ, places = (
-            np.asarray(self.known()[self.fields.index(name)], np.float32),
-            self._places().astype(np.float32),
-        )
+        cuts_CQ = np.asarray(self.known()[self.fields.index(name)], np.float32)
+        places = self._places().astype(np.float32)
         if values.shape[-1:] != cuts_CQ.shape[:1]:  # one number a row, without a dim of channels
             return jnp.interp(values, places, cuts_CQ[0])
         return jnp.stack([jnp.interp(values[..., channel], places, cuts) for channel, cuts in enumerate(cuts_CQ)], -1)
@@ -195,7 +192,10 @@ class Categories(FittedTransform):
 
     def fit(self, examples: Iterable[Example]) -> Self:
         """Raises ConfigError for values that are neither text nor integers, and where both are there."""
-        counts = Counter(self._value(self.field_of(example, self.field)) for example in examples)
+        counts = Counter[str | int]()
+        for number, example in enumerate(examples):
+            with named(f"example {number} of the training split".format):
+                counts[_composed(self.category_of(example, self.field))] += 1
         if len({type(value) for value in counts}) > 1:
             raise ConfigError(f"Categories: {self.field!r} holds both text and integers")
         return replace(self, fitted=tuple(sorted(value for value, count in counts.items() if count >= self.least)))
@@ -203,18 +203,15 @@ class Categories(FittedTransform):
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         if self.field not in example:
             return example
-        return {**example, self.field: np.int32(self._numbers.get(self._value(example[self.field]), 0))}
+        value, known = _composed(self.category_of(example, self.field)), next(iter(self._numbers), None)
+        if known is not None and type(value) is not type(known):
+            other = f"a {type(value).__name__}, but the training split holds {type(known).__name__}s such as {known!r}"
+            raise ConfigError(f"Categories: {self.field!r} is {value!r}, {other}")
+        return {**example, self.field: np.int32(self._numbers.get(value, 0))}
 
     @cached_property
     def _numbers(self) -> dict[str | int, int]:
-        return {self._value(value): number for number, value in enumerate(self.known(), 1)}
-
-    def _value(self, value: Any) -> str | int:
-        if isinstance(value, str | bytes):
-            return _composed(value)
-        if np.ndim(value) or np.asarray(value).dtype.kind not in "biu":
-            raise ConfigError(f"Categories: {self.field!r} is {value!r}, neither a text nor an integer")
-        return int(value)
+        return {_composed(value): number for number, value in enumerate(self.known(), 1)}
 
 
 @dataclass(frozen=True)
@@ -242,10 +239,15 @@ class TfIdf(FittedTransform):
         """Counts words, and texts of each word."""
         words, texts, total = Counter[str](), Counter[str](), 0
         for example in examples:
-            found = self._words(example)
+            with named(f"example {total} of the training split".format):
+                found = self._words(example)
             words.update(found)
             texts.update(set(found))
             total += 1
+        if not words:
+            raise ConfigError(
+                f"TfIdf: no text of the training split has a word of two letters or digits in {self.field!r}"
+            )
         chosen = sorted(sorted(words, key=lambda word: (-words[word], word))[: self.size])
         idf = np.log((1 + total) / (1 + np.array([texts[word] for word in chosen], np.float64))) + 1
         return replace(self, fitted=Vocabulary(tuple(chosen), tuple(idf.tolist())))
@@ -265,7 +267,9 @@ class TfIdf(FittedTransform):
         return {word: (column, known.idf[column]) for column, word in enumerate(known.words)}
 
     def _words(self, example: Example) -> Sequence[str]:
-        return re.findall(r"\w\w+", _composed(self.text_of(example, self.field)).lower())
+        text = self.text_of(example, self.field)
+        text = text if isinstance(text, str) else text.decode(errors="replace")
+        return re.findall(r"\w\w+", unicodedata.normalize("NFC", text).lower())
 
 
 def _channels(who: FittedTransform, example: Example, name: str, number: int, wanted: int | None) -> np.ndarray:
@@ -280,9 +284,9 @@ def _channels(who: FittedTransform, example: Example, name: str, number: int, wa
     return value.astype(np.float64).reshape(-1, channels)
 
 
-def _composed(text: str | bytes) -> str:
-    """The text with each accent and its letter as one character (NFC): some systems write two."""
-    return unicodedata.normalize("NFC", text.decode(errors="replace") if isinstance(text, bytes) else str(text))
+def _composed(value: str | int) -> str | int:
+    """A text with an accent and its letter as one character (NFC), where some systems write two."""
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 def _check_channels(who: FittedTransform, name: str, value: np.ndarray, channels: int) -> None:

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import numpy as np
 
-from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import PositiveInt, Range
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.transforms.base import Transform
@@ -41,10 +40,8 @@ class Hash(Transform):
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         value = self.field_of(example, self.field)
-        if isinstance(value, str | bytes):
+        if isinstance(self.category_of(example, self.field), str):
             value = self.text_of(example, self.field)
-        elif np.ndim(value) or np.asarray(value).dtype.kind not in "biu":
-            raise ConfigError(f"Hash: {self.field!r} is {value!r}, neither a text nor an integer")
         raw = value if isinstance(value, bytes) else str(value).encode()
         place = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") % self.buckets
         return {**example, self.field: np.int32(place)}
