@@ -69,6 +69,7 @@ ROOMS = {
     ),
     "optimizers": ("state", "standard", "groups"),
     "data": (
+        "sources/kept",
         "sources/paths",
         "sources/pixels",
         "sources/base",
@@ -135,7 +136,7 @@ CODE_LINES = {
     "models": 1500,
     "tasks": 800,
     "optimizers": 350,
-    "data": 2500,
+    "data": 2550,
     "datasets": 1650,
     "experiment": 550,
     "step": 120,
@@ -146,7 +147,7 @@ CODE_LINES = {
     "train": 80,
     "analysis": 1500,
     "reports": 700,
-    "deploy": 1150,
+    "deploy": 1100,
     "launch": 520,
     "cli": 550,
 }

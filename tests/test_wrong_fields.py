@@ -163,5 +163,5 @@ def test_fitting_names_the_example_that_it_cannot_use(transform):
 
 
 def test_a_vocabulary_of_no_words_is_refused():
-    with pytest.raises(ConfigError, match="no 'a' of the training split has a word"):
+    with pytest.raises(ConfigError, match="no text of the training split has a word"):
         TfIdf("a").fit([{"a": ""}, {"a": "x ?"}])

@@ -3,6 +3,7 @@
 Not here: what an experiment is.
 """
 
+import ast
 import importlib.util
 import inspect
 import re
@@ -119,7 +120,22 @@ def load_code(file: Path) -> ModuleType:
     if folder not in sys.path:
         sys.path.append(folder)  # worker processes import by name, and begin with this path
     _call(lambda: loader.exec_module(module), str(file))
+    _check_imports(file)
     return module
+
+
+def _check_imports(file: Path) -> None:
+    """Raises ConfigError where the file imports a module that lies beside it, and another was found."""
+    nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    for name in sorted({name.partition(".")[0] for name in names}):
+        own, found = file.resolve().parent / name, getattr(sys.modules.get(name), "__file__", None)
+        beside = next((path for path in (own.with_suffix(".py"), own / "__init__.py") if path.is_file()), None)
+        if beside and found and Path(found).resolve() != beside:
+            raise ConfigError(
+                f"{file}: `import {name}` gave {found}, not {beside}, which is beside it: rename one of them"
+            )
 
 
 def functions(module: ModuleType, kind: type[T]) -> dict[str, Callable[[], T]]:

@@ -11,6 +11,7 @@ from typing import Any
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import atomic_write, edges
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.kept import until_files_change
 from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 
 
@@ -85,6 +86,7 @@ class ArrayRecord(Source):
         return f"array_record:{edges(*map(Path, self.paths))}"
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _open_records(paths: tuple[str, ...]) -> Any:
     for path in paths:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.kept import until_files_change
 from jaxtrain.data.sources.offsets import Located, line_number, locate
 from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 
@@ -121,6 +122,7 @@ def _reader(lines: Iterator[bytes] | BinaryIO, delimiter: str) -> Iterator[list[
     return csv.reader((line.decode().removeprefix(_BOM) for line in lines), delimiter=delimiter, strict=True)
 
 
+@until_files_change
 @lru_cache(maxsize=1024)
 def _header(path: str, delimiter: str) -> list[str]:
     with data_file(path, "CSV file").open("rb") as file:

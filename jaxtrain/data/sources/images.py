@@ -13,6 +13,7 @@ from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.files import digest
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.kept import remember, until_files_change
 from jaxtrain.data.sources.paths import PATH, make_absolute
 from jaxtrain.data.sources.pixels import pixels
 
@@ -124,6 +125,7 @@ def _class(path: str, folder: str) -> str:
     return _relative(path, folder).rpartition("/")[0].partition("/")[0]
 
 
+@until_files_change
 @lru_cache(maxsize=16)
 def _listed(folder: str, classes: tuple[str, ...] | None) -> tuple[str, ...]:
     """The images, in the order of their names. Raises ConfigError where they are not of these classes."""
@@ -147,6 +149,7 @@ def _advice(names: set[str]) -> str:
     return f"give all splits and the task the same tuple of classes, for example classes={tuple(sorted(names))!r}"
 
 
+@until_files_change
 @lru_cache(maxsize=16)
 def _found(folder: str) -> tuple[str, ...]:
     """All images below a folder. Raises ConfigError for what would be left out and should not."""
@@ -185,6 +188,7 @@ def _found(folder: str) -> tuple[str, ...]:
 
 def _visible(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_unread):
+        remember([str(folder)])
         folders[:] = [name for name in folders if not is_hidden(name)]
         for place in (Path(folder, name) for name in folders):
             if place.is_symlink() and place.resolve() in (Path(folder).resolve(), *Path(folder).resolve().parents):

@@ -14,6 +14,7 @@ from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.files import edges
 from jaxtrain.base.packages import needs
 from jaxtrain.data.sources.base import Example, Source, list_array
+from jaxtrain.data.sources.kept import until_files_change
 from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 
 _KEPT = 8  # row groups in memory
@@ -77,6 +78,7 @@ def _warn_slow(source: Parquet) -> None:
     )
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _row_groups(source: Parquet) -> tuple[list[tuple[str, int]], np.ndarray]:
     """File and number of every row group, and the number of rows up to its end."""
@@ -114,6 +116,7 @@ def _plain_kind(kind: str) -> str:
     return re.sub(r"\b(halffloat|double)\b", "float", re.sub(r"\b(u?int(8|16|32)|int64)\b", "int", kind))
 
 
+@until_files_change
 @lru_cache(maxsize=_KEPT)
 def _read_group(source: Parquet, path: str, number: int) -> dict[str, list[Any]]:
     columns = None if source.columns is None else list(source.columns)

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import require_file
+from jaxtrain.data.sources.kept import forget_changed, remember
 
 PATH = NOT_IN_FINGERPRINT
 """Metadata of a field with the place of data: what they are is in the identity, where they lie is not."""
@@ -47,11 +48,13 @@ def make_absolute(value: Any, name: str) -> None:
     """In `__post_init__` of a frozen dataclass: make the path, or the tuple of paths, in a field absolute.
 
     So the value means the same files in any current folder, in a worker process, and when it is loaded from a run.
-    Raises ConfigError for a file that is named twice, whose examples would count twice.
+    What is kept of a file that has changed since is forgotten. Raises ConfigError for a file that is named twice, whose
+    examples would count twice.
     """
     given = getattr(value, name)
     if isinstance(given, str):
-        object.__setattr__(value, name, _absolute(given))
+        places = (_absolute(given),)
+        object.__setattr__(value, name, places[0])
     elif isinstance(given, tuple):
         places = tuple(_absolute(path) if isinstance(path, str) else path for path in given)
         if twice := next((place for place in places if places.count(place) > 1), None):
@@ -59,6 +62,9 @@ def make_absolute(value: Any, name: str) -> None:
                 f"{type(value).__name__} {name} name {twice} twice: name each file once, and weigh sources by Mixture"
             )
         object.__setattr__(value, name, places)
+    else:
+        return  # of another type, which is refused with its path in the experiment
+    forget_changed(*(place for place in places if isinstance(place, str)))
 
 
 def data_file(path: str, kind: str) -> Path:
@@ -73,6 +79,7 @@ def data_file(path: str, kind: str) -> Path:
         raise ConfigError(f"there is no {kind} {path}, and patterns are not expanded: {listing}")
     if not os.path.exists(path) and "$" in path:
         raise ConfigError(f"there is no {kind} {path}, and variables are not expanded: use os.environ[NAME] instead")
+    remember([path])
     return require_file(path, kind)
 
 

@@ -15,6 +15,7 @@ from jaxtrain.base.files import digest, edges
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.sources.images import NOT_READ, SUFFIXES, is_hidden
+from jaxtrain.data.sources.kept import until_files_change
 from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 from jaxtrain.data.sources.pixels import pixels
 
@@ -97,12 +98,14 @@ class Tar(Source):
         return json.loads(raw) if ending == ".json" else raw
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _examples(paths: tuple[str, ...]) -> list[tuple[str, int, tuple[_Member, ...]]]:
     """File, number in it, and members of every example."""
     return [(path, number, members) for path in paths for number, members in enumerate(_grouped(path))]
 
 
+@until_files_change
 @lru_cache(maxsize=1024)
 def _grouped(path: str) -> list[tuple[_Member, ...]]:
     """The members of each example of a file, in the order of their first ones."""

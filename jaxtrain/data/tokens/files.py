@@ -15,6 +15,7 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import atomic_write, digest
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.kept import until_files_change
 from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer
 
@@ -87,6 +88,7 @@ class TokenFile:
     tokenizer: str
 
 
+@until_files_change
 @lru_cache(maxsize=256)
 def open_tokens(path: str) -> TokenFile:
     """A token file, memory-mapped and kept open. Raises ConfigError or Damaged where it cannot be read."""
@@ -156,6 +158,7 @@ class Documents(Source):
         return f"documents:{documents_hash(self.paths)}"
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _ends(paths: tuple[str, ...]) -> list[int]:
     return list(accumulate(len(file.sums) for file in open_files(paths, "Documents")))
@@ -212,6 +215,7 @@ class Tokens(TokenSource):
         return f"tokens:{self.length}:{documents_hash(self.paths)}"
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _row_ends(paths: tuple[str, ...], length: int) -> list[int]:
     return list(accumulate(max(0, (len(file.tokens) - 1) // length) for file in open_files(paths, "Tokens")))

@@ -15,7 +15,8 @@ from jaxtrain.base.files import atomic_write, digest, require_file
 from jaxtrain.base.packages import needs
 from jaxtrain.base.ranges import Checked, PositiveInt
 from jaxtrain.data.sources.base import Example
-from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.kept import until_files_change
+from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 from jaxtrain.data.transforms.base import Transform
 
 
@@ -87,9 +88,10 @@ def _library() -> Any:
         return importlib.import_module("tokenizers")
 
 
+@until_files_change
 @lru_cache(maxsize=8)
 def _tokenizer(path: str) -> Any:
-    library, file = _library(), require_file(path, "tokenizer file")
+    library, file = _library(), data_file(path, "tokenizer file")
     try:
         return library.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
