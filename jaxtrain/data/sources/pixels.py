@@ -26,7 +26,8 @@ def pixels(raw: bytes, size: tuple[int, int] | None, gray: bool) -> np.ndarray:
         with Image.open(io.BytesIO(raw)) as opened:
             image = ImageOps.exif_transpose(opened)
     except UnidentifiedImageError as error:
-        raise ValueError("it is empty" if not raw else f"it begins with {raw[:12]!r}") from error
+        what = f"it begins with {raw[:12]!r}" if raw else "it is empty"
+        raise ValueError(f"cannot identify image file: {what}") from error
     except Exception as error:  # Pillow's formats raise kinds of their own, SyntaxError among them
         raise ValueError(str(error)) from error
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
