@@ -6,6 +6,7 @@ Not here: what an experiment is.
 import ast
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -84,11 +85,11 @@ def _needed_arguments(function: Callable[..., Any]) -> list[str]:
 
 def _check_is_code(file: Path) -> None:
     """Raises ConfigError where this is no file of Python code, with what was probably meant."""
-    if file.is_dir():
+    if os.path.isdir(file):  # of Path, it raises where a folder cannot be looked into
         inside = sorted(path.name for path in file.glob("*.py"))
         raise ConfigError(f"{file} is a folder, not an experiment file; it holds {', '.join(inside) or 'none'}")
     for other in (Path(f"{file}.py"), Path(str(file).replace(".", "/") + ".py")):
-        if not file.exists() and other.is_file():
+        if not os.path.exists(file) and os.path.isfile(other):
             raise ConfigError(f"there is no experiment file {file}; did you mean {str(other)!r}?")
     require_file(file, "experiment file")
     if file.suffix == ".ipynb":

@@ -164,7 +164,7 @@ def _found(folder: str) -> tuple[str, ...]:
         if path.suffix.lower() in NOT_READ:
             raise ConfigError(f"ImageFolder: {path} is an image of a kind that is not read: save it as PNG, or move it")
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    if gone := next((path for path in images if not path.exists()), None):
+    if gone := next((path for path in images if path.is_symlink() and not os.path.exists(path)), None):
         raise ConfigError(f"ImageFolder: {gone} is a link to a file that is not there: remove it")
     if not images:
         raise ConfigError(f"ImageFolder: {root} holds no images ({', '.join(SUFFIXES)})")
