@@ -279,7 +279,7 @@ def test_an_idle_reader_holds_few_batches_not_five_hundred(threads, prefetch):
     next(stream)
     time.sleep(0.3)
     stream.close()
-    assert 4 < Reads.count <= 4 * (1 + prefetch)
+    assert 4 < Reads.count <= 4 * (1 + prefetch) + 1  # the first example, for the shapes of all
 
 
 def test_nothing_is_read_before_the_first_batch_is_asked_for():

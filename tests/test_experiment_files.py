@@ -79,6 +79,21 @@ REFUSED = {
         "main needs the arguments lr, seed, but is called without any: give each a default",
     ),
     "imported by a relative import": ("from . import plain\ndef main() -> E:\n    return make()", "", "ImportError"),
+    "that ends the program": (
+        "def main() -> E:\n    raise SystemExit()",
+        "",
+        "line 29: it ends the program (sys.exit): a function of an experiment returns it",
+    ),
+    "that ends the program with a message": (
+        "def main() -> E:\n    raise SystemExit('no data')",
+        "",
+        "it ends the program (sys.exit: no data): a function",
+    ),
+    "below a call of argparse": (
+        "import argparse\nargparse.ArgumentParser().parse_args(['--x'])\ndef main() -> E:\n    return make()",
+        "",
+        "every field of the experiment is a flag",
+    ),
     "that returns something else": ("def main() -> E:\n    return 3", "", "main returned a int, not Experiment"),
 }
 
@@ -160,3 +175,35 @@ def test_worker_processes_import_no_module_of_the_current_folder_instead_of_pyth
         [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert found.stdout.splitlines() == ["[[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]", "None"], found.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own", r"there is no experiment file .*/own; did you mean '.*/own\.py'"),
+        ("below.other", r"there is no experiment file .*/below\.other; did you mean '.*/below/other\.py'"),
+        ("below", r"/below is a folder, not an experiment file; it holds other\.py"),
+        ("book.ipynb", r"book\.ipynb is a notebook: write the function in a file \.py"),
+    ],
+)
+def test_a_module_a_folder_and_a_notebook_are_no_experiment_file(tmp_path, monkeypatch, name, message):
+    (tmp_path / "below").mkdir()
+    for file in ("own.py", "below/other.py", "book.ipynb"):
+        (tmp_path / file).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message.replace(".*/", "").replace("/below is", "below is")):
+        load(name)
+
+
+def test_a_module_beside_the_file_is_not_taken_from_another_project_in_silence(tmp_path):
+    for project in ("first", "second"):
+        (tmp_path / project).mkdir()
+        (tmp_path / project / "parts_of_it.py").write_text(f"SEED = {len(project)}\n")
+        text = "import parts_of_it\ndef main() -> E:\n    return make(parts_of_it.SEED)\n"
+        (tmp_path / project / f"{project}_experiment.py").write_text(HEAD + text)
+    assert load(str(tmp_path / "first" / "first_experiment.py"))[0].seed == 5
+    with pytest.raises(
+        ConfigError, match=r"`import parts_of_it` gave .*first/parts_of_it\.py, not .*second/parts_of_it\.py"
+    ):
+        load(str(tmp_path / "second" / "second_experiment.py"))
+    sys.modules.pop("parts_of_it")

@@ -69,6 +69,7 @@ ROOMS = {
     ),
     "optimizers": ("state", "standard", "groups"),
     "data": (
+        "sources/kept",
         "sources/paths",
         "sources/pixels",
         "sources/base",
@@ -136,7 +137,7 @@ CODE_LINES = {
     "models": 1500,
     "tasks": 800,
     "optimizers": 350,
-    "data": 2600,
+    "data": 2800,
     "datasets": 1650,
     "experiment": 550,
     "step": 120,

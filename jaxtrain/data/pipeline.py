@@ -6,8 +6,7 @@ iterator state to save.
 """
 
 import functools
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,8 +17,8 @@ from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import Checked, NonNegativeInt, PositiveInt, Seed
 from jaxtrain.data.sources.base import Example, HostBatch, Indexed, Source
-from jaxtrain.data.stack import stack
-from jaxtrain.data.transforms.base import BatchTransform, Transform
+from jaxtrain.data.stack import check_alike, stack
+from jaxtrain.data.transforms.base import BatchTransform, Transform, named
 
 _ENDLESS = 1 << 40
 
@@ -105,7 +104,7 @@ class Pipeline(Checked):
         for start in range(0, size, self.batch_size):
             indices = range(start, min(start + self.batch_size, size))
             for index, stored in zip(indices, self.source.fetch(indices), strict=True):
-                with _named(functools.partial(self.source.where, index)):
+                with named(functools.partial(self.source.where, index)):
                     example = self._transformed(self.source.decode(stored), draws.at(0), training=False)
                 yield example
 
@@ -139,7 +138,7 @@ class Pipeline(Checked):
     @cached_property
     def _first(self) -> HostBatch:
         self._size()
-        with _named(lambda: self.source.where(0)):
+        with named(lambda: self.source.where(0)):
             row = self._transformed(self.source[0], _Draws(self.seed).at(0), training=True)
         return stack([row], self.source.where)
 
@@ -226,18 +225,12 @@ class _Steps:
         rows = [source.decode(one) for one in source.fetch(indices)]
         if self.pipeline.transforms:
             draws, training, done = _Draws(self.pipeline.seed), self.training, 0
-            with _named(lambda: source.where(indices[done])):
+            with named(lambda: source.where(indices[done])):
                 for done, position in enumerate(positions):
                     # Position 0 for all when evaluating, so that a row has the same bits as in `prepare`.
                     random = draws.at(position if training else 0)
                     rows[done] = self.pipeline._transformed(rows[done], random, training)
-        return {**stack(rows, lambda row: source.where(indices[row])), "mask": mask}
-
-
-@contextmanager
-def _named(where: Callable[[], str]) -> Generator[None]:
-    """Adds to a ConfigError which example it is about."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{error} (in {where()})") from error
+        batch = {**stack(rows, lambda row: source.where(indices[row])), "mask": mask}
+        if self.training:  # its step is compiled for the shapes of the first example
+            check_alike(batch, self.pipeline._first, lambda: source.where(indices[0]), lambda: source.where(0))
+        return batch

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.sources.base import Example, HostBatch
 
-_NARROW = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
+_NARROW = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
 
 
 def stack(examples: Sequence[Example], where: Callable[[int], str] = "row {}".format) -> HostBatch:
@@ -31,6 +31,27 @@ def stack(examples: Sequence[Example], where: Callable[[int], str] = "row {}".fo
     return {**columns, "mask": np.ones(len(examples), bool)}
 
 
+def check_alike(batch: HostBatch, first: HostBatch, where: Callable[[], str], where_first: Callable[[], str]) -> None:
+    """Raises ConfigError for a batch that differs in fields, shapes or dtypes from the first example of its source."""
+    if batch.keys() != first.keys():
+        raise ConfigError(
+            f"the examples have the fields {sorted(batch.keys() - {'mask'})} but the first one has "
+            f"{sorted(first.keys() - {'mask'})} ({where()}; {where_first()})"
+        )
+    for name, x in batch.items():
+        y = first[name]
+        if (x.dtype, x.shape[1:]) != (y.dtype, y.shape[1:]):
+            raise ConfigError(
+                f"field {name!r} differs between examples: {y.dtype}{[*y.shape[1:]]}, {x.dtype}{[*x.shape[1:]]}; "
+                f"add a transform that makes them alike{_or_floats(x, y)} ({where_first()}; {where()})"
+            )
+
+
+def _or_floats(value: np.ndarray, other: np.ndarray) -> str:
+    """More advice where numbers are written now with and now without a point."""
+    return ", or, of JsonLines, name it in floats=(...)" if {value.dtype.kind, other.dtype.kind} == {"i", "f"} else ""
+
+
 def _stack_field(name: str, values: list[np.ndarray], where: Callable[[int], str]) -> np.ndarray:
     first = values[0]
     narrow = np.empty((len(values), *first.shape), _NARROW.get(first.dtype.name, first.dtype))
@@ -45,7 +66,7 @@ def _stack_field(name: str, values: list[np.ndarray], where: Callable[[int], str
             kinds = {f"{value.dtype}{list(value.shape)}" for value in values}
             raise ConfigError(
                 f"field {name!r} differs between examples: {', '.join(sorted(kinds))}; "
-                f"add a transform that makes them alike ({where(0)}; {where(row)})"
+                f"add a transform that makes them alike{_or_floats(value, first)} ({where(0)}; {where(row)})"
             )
         if first.dtype == np.float64:
             _narrow_floats(name, value, narrow[row : row + 1], lambda row=row: where(row))

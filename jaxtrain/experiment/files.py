@@ -3,8 +3,10 @@
 Not here: what an experiment is.
 """
 
+import ast
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -81,13 +83,26 @@ def _needed_arguments(function: Callable[..., Any]) -> list[str]:
     return [each.name for each in parameters if each.default is each.empty and each.kind not in named]
 
 
+def _check_is_code(file: Path) -> None:
+    """Raises ConfigError where this is no file of Python code, with what was probably meant."""
+    if os.path.isdir(file):  # of Path, it raises where a folder cannot be looked into
+        inside = sorted(path.name for path in file.glob("*.py"))
+        raise ConfigError(f"{file} is a folder, not an experiment file; it holds {', '.join(inside) or 'none'}")
+    for other in (Path(f"{file}.py"), Path(str(file).replace(".", "/") + ".py")):
+        if not os.path.exists(file) and os.path.isfile(other):
+            raise ConfigError(f"there is no experiment file {file}; did you mean {str(other)!r}?")
+    require_file(file, "experiment file")
+    if file.suffix == ".ipynb":
+        raise ConfigError(f"{file} is a notebook: write the function in a file .py, and import it in the notebook")
+
+
 class _Loader(SourceFileLoader):
     """Marks the modules that are experiment files."""
 
 
 def load_code(file: Path) -> ModuleType:
     """The experiment file as a module. Raises ConfigError if it is not there or fails, saying at which line."""
-    require_file(file, "experiment file")
+    _check_is_code(file)
     if file.stem in sys.stdlib_module_names:
         raise ConfigError(
             f"{file}: there is a Python module {file.stem!r} already, in Python's own library, which worker processes "
@@ -106,7 +121,22 @@ def load_code(file: Path) -> ModuleType:
     if folder not in sys.path:
         sys.path.append(folder)  # worker processes import by name, and begin with this path
     _call(lambda: loader.exec_module(module), str(file))
+    _check_imports(file)
     return module
+
+
+def _check_imports(file: Path) -> None:
+    """Raises ConfigError where the file imports a module that lies beside it, and another was found."""
+    nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    for name in sorted({name.partition(".")[0] for name in names}):
+        own, found = file.resolve().parent / name, getattr(sys.modules.get(name), "__file__", None)
+        beside = next((path for path in (own.with_suffix(".py"), own / "__init__.py") if path.is_file()), None)
+        if beside and found and Path(found).resolve() != beside:
+            raise ConfigError(
+                f"{file}: `import {name}` gave {found}, not {beside}, which is beside it: rename one of them"
+            )
 
 
 def functions(module: ModuleType, kind: type[T]) -> dict[str, Callable[[], T]]:
@@ -140,7 +170,7 @@ def _call(function: Callable[[], Any], name: str) -> Any:
     """What a function of the file `name` returns; whatever it raises becomes a ConfigError that says at which line."""
     try:
         return function()
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         trace = list(traceback.walk_tb(error.__traceback__))
         lines = [line for frame, line in trace if Path(frame.f_code.co_filename).name == Path(name).name]
         lines += [error.lineno] if isinstance(error, SyntaxError) and error.lineno else []
@@ -148,9 +178,14 @@ def _call(function: Callable[[], Any], name: str) -> Any:
         raise ConfigError(f"{where}: {_explained(error, [frame for frame, _ in trace])}") from error
 
 
-def _explained(error: Exception, frames: Sequence[FrameType]) -> str:
+def _explained(error: Exception | SystemExit, frames: Sequence[FrameType]) -> str:
     if isinstance(error, ConfigError):
         return str(error)
+    if isinstance(error, SystemExit):
+        return (
+            f"it ends the program (sys.exit{f': {error}' * bool(error.code)}): a function of an experiment returns it, "
+            "and reads no flags of its own; every field of the experiment is a flag"
+        )
     for frame in frames:
         if frame.f_code.co_name == "__post_init__":  # it may have met a value that is not of its field's type
             try:

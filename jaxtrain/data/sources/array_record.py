@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import atomic_write, require_file
+from jaxtrain.base.files import atomic_write
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.sources.contents import content
-from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.kept import until_files_change
+from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,11 @@ class ArrayRecord(Source):
         return f"array_record:{content(self.paths, kind='ArrayRecord file')}"
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _open_records(paths: tuple[str, ...]) -> Any:
     for path in paths:
-        require_file(path, "ArrayRecord file")
+        data_file(path, "ArrayRecord file")
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     try:

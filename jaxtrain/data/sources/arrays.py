@@ -56,7 +56,15 @@ class Arrays(Source):
 
 
 def _as_column(name: str, values: Any) -> np.ndarray:
-    array = np.asarray(values)
+    if isinstance(values, np.ma.MaskedArray):
+        raise ConfigError(f"Arrays column {name!r} is a masked array: fill it, and give its mask as another")
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ConfigError(
+            f"Arrays column {name!r} holds rows of different shapes: pad them to one, or give the examples by "
+            f"Items and a transform such as Pad ({error})"
+        ) from error
     if array.dtype.kind in "USO":  # fixed-width strings lose trailing zero bytes; objects keep them
         array = np.asarray(values, dtype=object)
         wrong = {type(value).__name__ for value in array.flat if not isinstance(value, str | bytes)}

@@ -14,6 +14,7 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import digest
 from jaxtrain.base.ranges import Positive, PositiveInt
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.kept import until_files_change
 from jaxtrain.data.transforms.base import Transform
 from jaxtrain.data.transforms.fitted import FittedTransform
 
@@ -131,6 +132,7 @@ class InMemory(Wrapper):
         """Nothing: each example is read once."""
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _memory(source: InMemory) -> dict[int, Example]:
     return {}
@@ -215,6 +217,7 @@ class Mixture(Source):
         return f"mixture:{self.weights}:{':'.join(source.identity() for source in self.sources)}"
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _fields(source: Source) -> frozenset[str]:
     for index in range(len(source)):

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import digest, edges, read_json, require_file, write_json
+from jaxtrain.base.files import digest, edges, read_json, write_json
 from jaxtrain.base.text import size
+from jaxtrain.data.sources.paths import data_file
 
 _SLOW = 1 << 30
 """Bytes to read from which on progress is printed."""
@@ -63,7 +64,7 @@ def by_former_rule() -> Generator[None]:
 
 def file_state(path: str, kind: str = "file") -> str:
     """A short text that changes whenever a file does: of its place, size and times."""
-    found = require_file(path, kind).stat()
+    found = data_file(path, kind).stat()
     # The time of its last change of state too, which nobody can set: an edit can put the other one back, as `rsync -t`.
     return digest(f"{path}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}")
 

@@ -9,10 +9,14 @@ from functools import lru_cache, partial
 from typing import BinaryIO
 
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
-from jaxtrain.base.files import require_file
 from jaxtrain.data.sources.base import Example, Source
+from jaxtrain.data.sources.kept import until_files_change
 from jaxtrain.data.sources.offsets import Located, line_number, locate
-from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
+
+_BOM = "\ufeff"
+
+_SHOWN = 500  # characters of a header in an error message
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Csv(Source):
         make_absolute(self, "paths")
 
     def __len__(self) -> int:
-        self._kinds(self.paths[0])
+        for path in self.paths:
+            self._kinds(path)
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
@@ -71,13 +76,13 @@ class Csv(Source):
         names = _header(path, self.delimiter)
         for name in kinds:
             if name not in names:
-                raise ConfigError(f"Csv: {path} has no column {name!r}{nearest(name, names)}")
+                raise ConfigError(f"Csv: {path} has no column {name!r}{_instead(name, names)}")
         if len(kinds) < len(self.ints + self.floats + self.texts):
             raise ConfigError("Csv: a column is named twice in ints, floats and texts")
         if not kinds:
             raise ConfigError(
                 f"Csv: say which columns of {path} to read, and what they are, by ints=(...), floats=(...) and "
-                f"texts=(...); it has {', '.join(map(repr, names))}"
+                f"texts=(...); it has {', '.join(map(repr, names))[:_SHOWN]}"
             )
         return kinds
 
@@ -114,17 +119,28 @@ def _starts(delimiter: str, file: BinaryIO) -> Iterator[int]:
 def _reader(lines: Iterator[bytes] | BinaryIO, delimiter: str) -> Iterator[list[str]]:
     """Rows from lines, of which no more are taken than a row needs."""
     csv.field_size_limit(1 << 30)  # instead of 128 KiB, for whole documents
-    return csv.reader((line.decode() for line in lines), delimiter=delimiter, strict=True)
+    return csv.reader((line.decode().removeprefix(_BOM) for line in lines), delimiter=delimiter, strict=True)
 
 
+@until_files_change
 @lru_cache(maxsize=1024)
 def _header(path: str, delimiter: str) -> list[str]:
-    with require_file(path, "CSV file").open("rb") as file:
-        names = next(_reader(file, delimiter), [])
-    names = [names[0].removeprefix("\ufeff"), *names[1:]] if names else []
+    with data_file(path, "CSV file").open("rb") as file:
+        try:
+            names = next(_reader(file, delimiter), [])
+        except (csv.Error, ValueError) as error:
+            raise Damaged(path, None, f"line 1 cannot be read as a line of UTF-8 text: {error}") from error
+    if any(ord(sign) < ord(" ") and sign not in "\t\r\n" for name in names for sign in name):
+        raise Damaged(path, None, "its first line is no text: it is no CSV file")
     if not names or len(set(names)) < len(names):
-        raise ConfigError(f"Csv: the first line of {path} has to name each column once, got {names}")
+        raise ConfigError(f"Csv: the first line of {path} has to name each column once, got {names}"[:_SHOWN])
     return names
+
+
+def _instead(name: str, names: list[str]) -> str:
+    """The nearest column, or the delimiter that a header which is one column seems to have."""
+    other = next((sign for sign in (";", "\t", "|", ",") if len(names) == 1 and name in names[0].split(sign)), None)
+    return f"; its header is {names[0]!r}: say delimiter={other!r}" if other else nearest(name, names)[:_SHOWN]
 
 
 def _cell(name: str, cell: str, read: Callable[[str], int | float | str]) -> int | float | str:

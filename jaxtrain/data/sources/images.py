@@ -1,6 +1,7 @@
 """Folders of images as a source."""
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,6 +13,7 @@ from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.sources.contents import content
+from jaxtrain.data.sources.kept import remember, until_files_change
 from jaxtrain.data.sources.paths import PATH, make_absolute
 from jaxtrain.data.sources.pixels import pixels
 
@@ -123,6 +125,7 @@ def _class(path: str, folder: str) -> str:
     return _relative(path, folder).rpartition("/")[0].partition("/")[0]
 
 
+@until_files_change
 @lru_cache(maxsize=16)
 def _listed(folder: str, classes: tuple[str, ...] | None) -> tuple[str, ...]:
     """The images, in the order of their names. Raises ConfigError where they are not of these classes."""
@@ -133,9 +136,10 @@ def _listed(folder: str, classes: tuple[str, ...] | None) -> tuple[str, ...]:
     if classes is not None and "" in {_class(path, folder) for path in found}:
         raise ConfigError(f"ImageFolder: {folder} holds images beside its folders, which have no class")
     for name in sorted(names - set(classes or ())):
-        raise ConfigError(
-            f"ImageFolder: the folder {folder}/{name} is none of the classes{nearest(name, classes or ())}"
-        )
+        near = nearest(name, classes or ())
+        if unicodedata.normalize("NFC", name) in [unicodedata.normalize("NFC", known) for known in classes or ()]:
+            near = f"; one of them looks the same, but its accents are other characters: write it as {name!a}"
+        raise ConfigError(f"ImageFolder: the folder {folder}/{name} is none of the classes{near}")
     return found
 
 
@@ -145,11 +149,14 @@ def _advice(names: set[str]) -> str:
     return f"give all splits and the task the same tuple of classes, for example classes={tuple(sorted(names))!r}"
 
 
+@until_files_change
 @lru_cache(maxsize=16)
 def _found(folder: str) -> tuple[str, ...]:
     """All images below a folder. Raises ConfigError for what would be left out and should not."""
     root = Path(folder)
     if not root.is_dir():
+        if root.is_file():
+            raise ConfigError(f"ImageFolder: {root} is a file, not a folder of images; tar files are read by Tar")
         others = [other.name for other in root.parent.glob("*/")]
         raise ConfigError(f"ImageFolder: there is no folder {root}{nearest(root.name, others)}")
     files = sorted(_visible(root))
@@ -157,9 +164,11 @@ def _found(folder: str) -> tuple[str, ...]:
         if path.suffix.lower() in NOT_READ:
             raise ConfigError(f"ImageFolder: {path} is an image of a kind that is not read: save it as PNG, or move it")
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if gone := next((path for path in images if path.is_symlink() and not os.path.exists(path)), None):
+        raise ConfigError(f"ImageFolder: {gone} is a link to a file that is not there: remove it")
     if not images:
         raise ConfigError(f"ImageFolder: {root} holds no images ({', '.join(SUFFIXES)})")
-    folders = {path.name for path in root.iterdir() if path.is_dir() and not _hidden(path.name)}
+    folders = {path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)}
     parents = {path.relative_to(root).parts[:-1] for path in images}
     splits = {name for name in folders if name.lower() in _SPLITS}
     if splits and (splits == folders or any((name,) not in parents for name in splits)):
@@ -178,10 +187,19 @@ def _found(folder: str) -> tuple[str, ...]:
 
 
 def _visible(root: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not _hidden(name)]
-        yield from (Path(folder, name) for name in files if not _hidden(name))
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_unread):
+        remember([str(folder)])
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        for place in (Path(folder, name) for name in folders):
+            if place.is_symlink() and place.resolve() in (Path(folder).resolve(), *Path(folder).resolve().parents):
+                raise ConfigError(f"ImageFolder: {place} links to a folder that it is in: remove the link")
+        yield from (Path(folder, name) for name in files if not is_hidden(name))
 
 
-def _hidden(name: str) -> bool:
+def _unread(error: OSError) -> None:
+    raise Damaged(str(error.filename), None, f"the folder cannot be read ({error.strerror})") from error
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that is not shown, or that an operating system made."""
     return name.startswith(".") or name in _SYSTEM

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.data.sources.base import Example, Source, list_array
 from jaxtrain.data.sources.offsets import Located, line_number, locate
 from jaxtrain.data.sources.paths import PATH, make_absolute
@@ -21,8 +21,8 @@ class JsonLines(Source):
     `floats` are the fields that are float64 though some line writes them without a point; other numbers are what they
     are written as. A null or an object comes as its Python value; a batch refuses it with its line. Empty lines are
     left out. Where lines begin is found once, by reading all, and kept in the user's cache. Raises ConfigError for a
-    missing or compressed file; Damaged, naming file and line, for what is no JSON object, a key that occurs twice and a
-    number beyond float64.
+    missing or compressed file, and for `floats` that the first line lacks; Damaged, naming file and line, for what is
+    no JSON object, a key that occurs twice and a number beyond float64. NaN and Infinity are read, as Python has them.
     """
 
     paths: tuple[str, ...] = field(metadata=PATH)
@@ -45,9 +45,16 @@ class JsonLines(Source):
             found = json.loads(line.removeprefix(_BOM), parse_float=_float, object_pairs_hook=_object)
             if not isinstance(found, dict):
                 raise ValueError(f"it is a {type(found).__name__}, not an object")
-            return {name: self._value(name, value) for name, value in found.items()}
-        except ValueError as error:
-            raise Damaged(path, number, f"line {line_number(path, start)} cannot be read: {error}") from error
+            if b"\\u" in line:
+                json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        except (ValueError, RecursionError) as error:
+            whole = "it has to be one whole object: " if isinstance(error, json.JSONDecodeError) else ""
+            raise Damaged(path, number, f"line {line_number(path, start)} cannot be read: {whole}{error}") from error
+        if index == 0:
+            for name in self.floats:
+                if name not in found:
+                    raise ConfigError(f"JsonLines: floats: {self.where(0)} has no field {name!r}{nearest(name, found)}")
+        return {name: self._value(name, value) for name, value in found.items()}
 
     def where(self, index: int) -> str:
         return self._lines.line(index)

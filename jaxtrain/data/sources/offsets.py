@@ -13,6 +13,7 @@ from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import atomic_write, digest
 from jaxtrain.data.sources.contents import file_state, is_settled
+from jaxtrain.data.sources.kept import until_files_change
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
@@ -64,6 +65,7 @@ def line_number(path: str, start: int) -> int:
         return 1 + sum(file.read(min(1 << 20, start - at)).count(b"\n") for at in range(0, start, 1 << 20))
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def locate(paths: tuple[str, ...], kind: str, scan: Scan) -> Located:
     """The records of files; `kind` names what they are and how `scan` finds them. Raises ConfigError or Damaged."""
@@ -71,6 +73,7 @@ def locate(paths: tuple[str, ...], kind: str, scan: Scan) -> Located:
     return Located(paths, files, np.cumsum([len(file.starts) for file in files]))
 
 
+@until_files_change
 @lru_cache(maxsize=1024)
 def _offsets(path: str, kind: str, scan: Scan) -> Offsets:
     if Path(path).suffix in _COMPRESSED:

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
-from jaxtrain.base.files import require_file
 from jaxtrain.base.packages import needs
 from jaxtrain.data.sources.base import Example, Source, list_array
 from jaxtrain.data.sources.contents import content
-from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.kept import until_files_change
+from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 
 _KEPT = 8  # row groups in memory
 
@@ -25,8 +26,8 @@ class Parquet(Source):
     Reading a row reads its whole row group, and the last few groups are kept: quick in order, slow at random. To
     shuffle, wrap it in `Stored` (copies it once to records on disk) or `InMemory`. `columns` are all by default. What
     is neither number nor text (null, a date, a decimal, a struct) comes as its Python value, for a transform to encode;
-    a batch refuses it by column, row and file. Raises ConfigError for a missing file or column, Damaged for a file or
-    row group that cannot be read.
+    a batch refuses it by column, row and file. Raises ConfigError for a missing file or column, and for files that
+    differ in columns or types; Damaged for a file or row group that cannot be read.
     """
 
     paths: tuple[str, ...] = field(metadata=PATH)
@@ -76,20 +77,45 @@ def _warn_slow(source: Parquet) -> None:
     )
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _row_groups(source: Parquet) -> tuple[list[tuple[str, int]], np.ndarray]:
     """File and number of every row group, and the number of rows up to its end."""
-    groups, sizes = [], []
+    groups, sizes, first = [], [], {}
     for path in source.paths:
         file = _open_table(path)
-        for name in source.columns or ():
-            if name not in file.schema_arrow.names:
-                raise ConfigError(f"Parquet: {path} has no column {name!r}{nearest(name, file.schema_arrow.names)}")
+        kinds = _kinds(source, path, file.schema_arrow)
+        first = first or kinds
+        if name := next((name for name in {**first, **kinds} if first.get(name) != kinds.get(name)), None):
+            here, there = kinds.get(name, "not there"), first.get(name, "not there")
+            raise ConfigError(
+                f"Parquet: column {name!r} is {here} in {path}, but {there} in {source.paths[0]}: write all files "
+                "alike, or name the columns to read in columns=(...)"
+            )
         groups += [(path, number) for number in range(file.num_row_groups)]
         sizes += [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     return groups, np.cumsum(sizes or [0])
 
 
+def _kinds(source: Parquet, path: str, schema: Any) -> dict[str, str]:
+    """The type of each column that is read; those that give the same values are one."""
+    for name in source.columns or ():
+        if name not in schema.names:
+            raise ConfigError(f"Parquet: {path} has no column {name!r}{nearest(name, schema.names)}")
+    chosen = source.columns or schema.names
+    if twice := next((name for name in chosen if schema.names.count(name) > 1 or chosen.count(name) > 1), None):
+        raise ConfigError(f"Parquet: {path}: the column {twice!r} is there twice: give each a name of its own")
+    return {name: _plain_kind(str(schema.field(name).type)) for name in chosen}
+
+
+def _plain_kind(kind: str) -> str:
+    """The name of a type without what changes no value that is read, as "list<float>" for "list<item: double>"."""
+    kind = re.sub(r"dictionary<values=([^,]+),[^>]*>", r"\1", kind)
+    kind = re.sub(r"large_|fixed_size_|_view| not null|\w+: |\[\d+\]", "", kind)
+    return re.sub(r"\b(halffloat|double)\b", "float", re.sub(r"\b(u?int(8|16|32)|int64)\b", "int", kind))
+
+
+@until_files_change
 @lru_cache(maxsize=_KEPT)
 def _read_group(source: Parquet, path: str, number: int) -> dict[str, list[Any]]:
     columns = None if source.columns is None else list(source.columns)
@@ -129,7 +155,7 @@ def _dtype(kind: str) -> str | None:
 def _open_table(path: str) -> Any:
     with needs("Parquet", "pyarrow", "datasets"):
         parquet = importlib.import_module("pyarrow.parquet")
-    require_file(path, "Parquet file")
+    data_file(path, "Parquet file")
     try:
         # A new file object for each reading: one is not safe to read from several threads.
         return parquet.ParquetFile(path, page_checksum_verification=True)

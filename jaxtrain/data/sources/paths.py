@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.config import NOT_IN_FINGERPRINT
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import require_file
+from jaxtrain.data.sources.kept import forget_changed, remember
 
 PATH = NOT_IN_FINGERPRINT
 """Metadata of a field with the place of data: what they are is in the identity, where they lie is not."""
@@ -45,12 +48,39 @@ def make_absolute(value: Any, name: str) -> None:
     """In `__post_init__` of a frozen dataclass: make the path, or the tuple of paths, in a field absolute.
 
     So the value means the same files in any current folder, in a worker process, and when it is loaded from a run.
+    What is kept of a file that has changed since is forgotten. Raises ConfigError for a file that is named twice, whose
+    examples would count twice.
     """
     given = getattr(value, name)
     if isinstance(given, str):
-        object.__setattr__(value, name, _absolute(given))
+        places = (_absolute(given),)
+        object.__setattr__(value, name, places[0])
     elif isinstance(given, tuple):
-        object.__setattr__(value, name, tuple(_absolute(path) if isinstance(path, str) else path for path in given))
+        places = tuple(_absolute(path) if isinstance(path, str) else path for path in given)
+        if twice := next((place for place in places if places.count(place) > 1), None):
+            raise ConfigError(
+                f"{type(value).__name__} {name} name {twice} twice: name each file once, and weigh sources by Mixture"
+            )
+        object.__setattr__(value, name, places)
+    else:
+        return  # of another type, which is refused with its path in the experiment
+    forget_changed(*(place for place in places if isinstance(place, str)))
+
+
+def data_file(path: str, kind: str) -> Path:
+    """The path of a file that is there; `kind` as in `require_file`.
+
+    Raises ConfigError with the nearest name, or with what no path has: a pattern, a variable of the shell.
+    """
+    listing = "name each file, as by tuple(sorted(glob.glob(PATTERN)))"
+    if os.path.isdir(path):
+        raise ConfigError(f"{path} is a folder, not a {kind}: {listing}")
+    if not os.path.exists(path) and set("*?[").intersection(path):
+        raise ConfigError(f"there is no {kind} {path}, and patterns are not expanded: {listing}")
+    if not os.path.exists(path) and "$" in path:
+        raise ConfigError(f"there is no {kind} {path}, and variables are not expanded: use os.environ[NAME] instead")
+    remember([path])
+    return require_file(path, kind)
 
 
 @lru_cache(maxsize=64)

@@ -19,12 +19,15 @@ def pixels(raw: bytes, size: tuple[int, int] | None, gray: bool) -> np.ndarray:
     sample and for other colours than gray and RGB, such as CMYK, and where it is no image.
     """
     with needs("reading an image", "Pillow", "images"):
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     if raw.startswith(_PNG) and raw[_DEPTH : _DEPTH + 1] == b"\x10":  # of RGB, Pillow keeps 8 of them and is silent
         raise ValueError("it has 16 bits a sample: save it with 8, scaled as you want them")
     try:
         with Image.open(io.BytesIO(raw)) as opened:
             image = ImageOps.exif_transpose(opened)
+    except UnidentifiedImageError as error:
+        what = f"it begins with {raw[:12]!r}" if raw else "it is empty"
+        raise ValueError(f"cannot identify image file: {what}") from error
     except Exception as error:  # Pillow's formats raise kinds of their own, SyntaxError among them
         raise ValueError(str(error)) from error
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import digest, require_file
+from jaxtrain.base.files import digest
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.sources.contents import content
-from jaxtrain.data.sources.images import NOT_READ, SUFFIXES
-from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.images import NOT_READ, SUFFIXES, is_hidden
+from jaxtrain.data.sources.kept import until_files_change
+from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 from jaxtrain.data.sources.pixels import pixels
 
 _FIELDS = {**dict.fromkeys(SUFFIXES, "image"), ".cls": "label", ".txt": "text"}
@@ -98,29 +99,46 @@ class Tar(Source):
         return json.loads(raw) if ending == ".json" else raw
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _examples(paths: tuple[str, ...]) -> list[tuple[str, int, tuple[_Member, ...]]]:
     """File, number in it, and members of every example."""
     return [(path, number, members) for path in paths for number, members in enumerate(_grouped(path))]
 
 
+@until_files_change
 @lru_cache(maxsize=1024)
 def _grouped(path: str) -> list[tuple[_Member, ...]]:
     """The members of each example of a file, in the order of their first ones."""
     found: dict[str, dict[str, _Member]] = {}
-    require_file(path, "tar file")
+    data_file(path, "tar file")
     try:
         with tarfile.open(path, "r:") as opened:
             for info in opened:
-                if info.isdir() or any(part.startswith(".") for part in Path(info.name).parts):
+                if info.isdir() or any(map(is_hidden, Path(info.name).parts)):
                     continue
                 stem, member = _member(path, info)
                 if (other := found.setdefault(stem, {}).setdefault(member.field, member)) is not member:
                     names = f"{other.name} and {member.name}"
                     raise ConfigError(f"Tar: {path}: {names} are both the field {member.field!r} of one example")
+            _check_end(path, opened.offset)
     except tarfile.TarError as error:
         raise Damaged(path, None, f"it is no uncompressed tar file, or damaged ({error})") from error
     return [tuple(members.values()) for members in found.values()]
+
+
+def _check_end(path: str, end: int) -> None:
+    """Raises Damaged where a file goes on after its last member, or ends without the empty blocks that end a tar file:
+    Python takes a header that it cannot read for the end.
+    """
+    with open(path, "rb") as file:
+        file.seek(end)
+        if len(rest := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+            raise Damaged(path, None, "it was cut off: it ends without the empty blocks that end a tar file")
+        while rest:
+            if rest.strip(b"\0"):
+                raise Damaged(path, None, f"at byte {end} is no member, nor the end: damage, or two tar files in one")
+            rest = file.read(1 << 20)
 
 
 def _member(path: str, info: tarfile.TarInfo) -> tuple[str, _Member]:

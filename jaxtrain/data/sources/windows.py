@@ -8,6 +8,7 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source, raw_text
+from jaxtrain.data.sources.kept import until_files_change
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Windows(Source):
         return f"windows:{self.length}:{self.field}:{self.source.identity()}"
 
 
+@until_files_change
 @lru_cache(maxsize=8)
 def _joined_bytes(source: Source, name: str) -> np.ndarray:
     documents = []

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import atomic_write, digest, require_file
+from jaxtrain.base.files import atomic_write, digest
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, RememberedSource, Source, raw_text
-from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.kept import until_files_change
+from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer
 
 MAGIC = b"jaxtoken"
@@ -88,10 +89,11 @@ class TokenFile:
     tokenizer: str
 
 
+@until_files_change
 @lru_cache(maxsize=256)
 def open_tokens(path: str) -> TokenFile:
     """A token file, memory-mapped and kept open. Raises ConfigError or Damaged where it cannot be read."""
-    size = require_file(path, "token file").stat().st_size
+    size = data_file(path, "token file").stat().st_size
     with open(path, "rb") as file:
         magic, length = file.read(len(MAGIC)), int.from_bytes(file.read(8), "little")
         text = file.read(min(length, 1 << 20)) if magic == MAGIC else b""
@@ -157,6 +159,7 @@ class Documents(Source):
         return f"documents:{documents_hash(self.paths)}"
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _ends(paths: tuple[str, ...]) -> list[int]:
     return list(accumulate(len(file.sums) for file in open_files(paths, "Documents")))
@@ -234,6 +237,7 @@ class Tokens(TokenSource):
         return f"tokens:{self.length}:{documents_hash(self.paths)}"
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _row_ends(paths: tuple[str, ...], length: int) -> list[int]:
     return list(accumulate(max(0, (len(file.tokens) - 1) // length) for file in open_files(paths, "Tokens")))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import atomic_write
 from jaxtrain.data.sources.base import Example
+from jaxtrain.data.sources.kept import until_files_change
 from jaxtrain.data.tokens.files import SEPARATOR, TokenSource, documents_hash, open_files, open_tokens
 
 
@@ -66,6 +67,7 @@ def _files_number(paths: tuple[str, ...]) -> int:
     return int(documents_hash(paths)[:15], 16)
 
 
+@until_files_change
 @lru_cache(maxsize=64)
 def _read_plan(paths: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of each row in the pieces, i64[rows + 1], and the pieces, i64[pieces, (file, first token, tokens)]."""

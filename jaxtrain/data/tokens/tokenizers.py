@@ -15,7 +15,8 @@ from jaxtrain.base.files import atomic_write, digest, require_file
 from jaxtrain.base.packages import needs
 from jaxtrain.base.ranges import Checked, PositiveInt
 from jaxtrain.data.sources.base import Example
-from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.kept import until_files_change
+from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 from jaxtrain.data.transforms.base import Transform
 
 
@@ -87,9 +88,10 @@ def _library() -> Any:
         return importlib.import_module("tokenizers")
 
 
+@until_files_change
 @lru_cache(maxsize=8)
 def _tokenizer(path: str) -> Any:
-    library, file = _library(), require_file(path, "tokenizer file")
+    library, file = _library(), data_file(path, "tokenizer file")
     try:
         return library.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
@@ -129,6 +131,10 @@ class Tokenize(Transform):
     to: str = "tokens"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        tokens = self.tokenizer.encode([self.field_of(example, self.field)])[0][: self.length]
-        rest = {name: value for name, value in example.items() if name != self.field}
-        return {**rest, self.to: np.pad(tokens.astype(np.int32), (0, self.length - len(tokens)))}
+        text = self.text_of(example, self.field)
+        try:
+            text = text.decode() if isinstance(text, bytes) else text
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"Tokenize: {self.field!r} is no UTF-8 text: {error}") from error
+        tokens = self.tokenizer.encode([text])[0][: self.length].astype(np.int32)
+        return self.replaced(example, (self.field,), self.to, np.pad(tokens, (0, self.length - len(tokens))))

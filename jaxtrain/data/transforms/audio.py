@@ -28,7 +28,7 @@ class LogMel(Transform):
     field: str = "audio"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        samples = np.asarray(self.field_of(example, self.field), np.float32)
+        samples = self.numbers_of(example, self.field)
         if samples.ndim != 1 or len(samples) < self.window:
             raise ConfigError(f"LogMel: {self.field!r} must be [samples], {self.window} or more; got {samples.shape}")
         frames = np.lib.stride_tricks.sliding_window_view(samples, self.window)[:: self.hop]

@@ -1,7 +1,8 @@
 """Transforms of one example, or of a whole batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,48 @@ class Transform(Checked, ABC):
             raise ConfigError(f"{type(self).__name__}: no field {name!r} in the example{nearest(name, example)}")
         return example[name]
 
+    def text_of(self, example: Mapping[str, Any], name: str) -> str | bytes:
+        """Field `name` as text. Raises ConfigError for what is none, half of a surrogate pair too."""
+        text = self.field_of(example, name)
+        if not isinstance(text, str | bytes):
+            raise ConfigError(f"{type(self).__name__}: {name!r} must be str or bytes, got {type(text).__name__}")
+        if isinstance(text, str):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ConfigError(f"{type(self).__name__}: {name!r} is no Unicode text: {error}") from error
+        return text
+
+    def category_of(self, example: Mapping[str, Any], name: str) -> str | int:
+        """Field `name` as a text or an integer, of numpy or Python. Raises ConfigError for anything else."""
+        value = self.field_of(example, name)
+        if isinstance(value, str | bytes):
+            return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        array = np.asarray(value)
+        if array.ndim or array.dtype.kind not in "biu":
+            raise ConfigError(f"{type(self).__name__}: {name!r} is {_shown(array)}, neither a text nor an integer")
+        return int(value)
+
+    def numbers_of(self, example: Mapping[str, Any], name: str, dtype: Any = np.float32) -> np.ndarray:
+        """Field `name` as floats. Raises ConfigError for what is no number, and for numbers beyond this dtype."""
+        value = np.asarray(self.field_of(example, name))
+        if value.dtype.kind not in "biuf":
+            raise ConfigError(f"{type(self).__name__}: {name!r} must be numbers, got {_shown(value)}")
+        with np.errstate(over="ignore"):
+            numbers = value.astype(dtype)
+        if np.isinf(numbers).sum() != np.isinf(value).sum():
+            raise ConfigError(f"{type(self).__name__}: {name!r} has a number beyond {numbers.dtype}: {_shown(value)}")
+        return numbers
+
+    def replaced(self, example: Example, fields: Sequence[str], to: str, value: Any) -> Example:
+        """The example with `value` in `to` instead of `fields`. Raises ConfigError where `to` is another field's."""
+        rest = {name: kept for name, kept in example.items() if name not in fields}
+        if to in rest:
+            raise ConfigError(
+                f"{type(self).__name__}: the example has a field {to!r} already, which would be lost: name another"
+            )
+        return {**rest, to: value}
+
     def image_of(self, example: Mapping[str, Any], name: str) -> np.ndarray:
         """Field `name` as an array [height, width, channels]. Raises ConfigError for another rank."""
         image = np.asarray(self.field_of(example, name))
@@ -50,6 +93,27 @@ class Transform(Checked, ABC):
                 f"{type(self).__name__}: {name!r} must be [height, width, channels], got shape {image.shape}"
             )
         return image
+
+
+def check_once(value: Any, name: str) -> None:
+    """In `__post_init__`: raises ConfigError for no fields, and for one that is named twice, in the field `name`."""
+    given = getattr(value, name)
+    if isinstance(given, tuple) and (not given or len(set(given)) < len(given)):
+        raise ConfigError(f"{type(value).__name__} {name} must name one or more fields, each once, got {given}")
+
+
+@contextmanager
+def named(where: Callable[[], str]) -> Generator[None]:
+    """Adds to a ConfigError which example it is about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {where()})") from error
+
+
+def _shown(value: np.ndarray) -> str:
+    text = repr(value.item() if value.ndim == 0 else value)
+    return text if len(text) <= 80 else f"{value.dtype}{list(value.shape)}"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.ranges import AnyInt, Finite, Positive, PositiveInt
 from jaxtrain.data.sources.base import Example
-from jaxtrain.data.transforms.base import Transform
+from jaxtrain.data.transforms.base import Transform, check_once
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Normalize(Transform):
     field: str = "image"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        value = np.asarray(self.field_of(example, self.field), np.float32)
+        value = self.numbers_of(example, self.field)
         for name, given in (("mean", self.mean), ("std", self.std)):
             if isinstance(given, tuple) and value.shape[-1:] != (len(given),):
                 raise ConfigError(
@@ -56,32 +56,45 @@ class Select(Transform):
 
 @dataclass(frozen=True)
 class OneHot(Transform):
-    """One-hot encoding of a value of `vocabulary`: float32[len(vocabulary)]. Raises ConfigError for another value."""
+    """One-hot encoding of a value of `vocabulary`: float32[len(vocabulary)].
+
+    Raises ConfigError for another value, for what is neither text nor an integer, and for a vocabulary with the same
+    value twice.
+    """
 
     field: str
     vocabulary: tuple[str | AnyInt, ...]
 
+    def __post_init__(self) -> None:
+        if len(set(self.vocabulary)) < len(self.vocabulary):
+            raise ConfigError(f"OneHot: the vocabulary must have each value once, got {self.vocabulary}")
+
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        value = self.field_of(example, self.field)
-        if isinstance(value, bytes):
-            value = value.decode(errors="replace")
-        value = value if isinstance(value, str) else int(value)
+        value = self.category_of(example, self.field)
         if value not in self.vocabulary:
-            raise ConfigError(f"OneHot: {self.field!r} is {value!r}{nearest(str(value), map(str, self.vocabulary))}")
+            known = [*map(str, self.vocabulary)]
+            kind = f", a {type(value).__name__}, which the vocabulary has as another type"
+            near = kind if str(value) in known else nearest(str(value), known)
+            raise ConfigError(f"OneHot: {self.field!r} is {value!r}{near}")
         return {**example, self.field: np.array([value == known for known in self.vocabulary], np.float32)}
 
 
 @dataclass(frozen=True)
 class Columns(Transform):
-    """Numbers and vectors of several fields joined into one float32 vector in `to`, which replaces the fields."""
+    """Numbers and vectors of several fields joined into one float32 vector in `to`, which replaces the fields.
+
+    Raises ConfigError for text, numbers beyond float32, and a field `to` that is there and none of these.
+    """
 
     fields: tuple[str, ...]
     to: str = "features"
 
+    def __post_init__(self) -> None:
+        check_once(self, "fields")
+
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        parts = [np.ravel(self.field_of(example, name)) for name in self.fields]
-        rest = {name: value for name, value in example.items() if name not in self.fields}
-        return {**rest, self.to: np.concatenate(parts).astype(np.float32)}
+        parts = [np.ravel(self.numbers_of(example, name)) for name in self.fields]
+        return self.replaced(example, self.fields, self.to, np.concatenate(parts))
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ class Pad(Transform):
     """The values in `field`, [n, …], filled up with `value` to [length, …], so that batches have one shape.
 
     `mask` is the name of a new field, bool[length], that is True at the n values; by default "{field}_mask". Raises
-    ConfigError for more than `length` values; nothing is cut off.
+    ConfigError for more than `length` values, since nothing is cut off, and where the example has that field already.
     """
 
     field: str
@@ -113,4 +126,5 @@ class Pad(Transform):
             raise ConfigError(f"Pad: the value {self.value} does not fit {self.field!r}, which is {values.dtype}")
         padded = np.full((self.length, *values.shape[1:]), fill, values.dtype)
         padded[: len(values)] = values
-        return {**example, self.field: padded, self.mask or f"{self.field}_mask": np.arange(self.length) < len(values)}
+        changed, mask = {**example, self.field: padded}, np.arange(self.length) < len(values)
+        return self.replaced(changed, (), self.mask or f"{self.field}_mask", mask)

@@ -5,6 +5,7 @@ Not here: which examples they are fitted on, and where the fitted values are kep
 
 import json
 import re
+import unicodedata
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,15 +20,14 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import digest
 from jaxtrain.base.ranges import Checked, Finite, Positive, PositiveInt, Range
 from jaxtrain.data.sources.base import Example
-from jaxtrain.data.transforms.base import Transform
+from jaxtrain.data.transforms.base import Transform, check_once, named
 
 
 @dataclass(frozen=True)
 class FittedTransform(Transform):
     """A transform that is fitted on the training split before a run begins.
 
-    `fit` gives the transform with a value in its field `fitted`. The values are saved with the
-    run and never fitted again: evaluation and `predict` read them.
+    `fit` gives the transform with a value in its field `fitted`, which a run saves, and evaluation and `predict` read.
     """
 
     fitted: Any = field(default=None, kw_only=True, metadata=NOT_IN_FINGERPRINT)
@@ -76,6 +76,9 @@ class Standardize(FittedTransform):
 
     fields: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        check_once(self, "fields")
+
     def fit(self, examples: Iterable[Example]) -> Self:
         """One pass in float64, by Chan et al. 1979. Raises ConfigError for NaN, infinity and another channel count."""
         sums: list[tuple[int, np.ndarray, np.ndarray]] = [(0, np.zeros(()), np.zeros(()))] * len(self.fields)
@@ -101,7 +104,7 @@ class Standardize(FittedTransform):
         new = dict(example)
         for name, moments in zip(self.fields, self.known(), strict=True):
             if name in example:
-                value = np.asarray(example[name], np.float64)
+                value = self.numbers_of(example, name, np.float64)
                 _check_channels(self, name, value, len(moments.mean))
                 new[name] = ((value - _like(moments.mean, value)) / _like(moments.std, value)).astype(np.float32)
         return new
@@ -127,6 +130,9 @@ class Quantiles(FittedTransform):
     count: Annotated[int, Range(at_least=2, hint="the least and the largest value")] = 100
     """How many quantiles."""
 
+    def __post_init__(self) -> None:
+        check_once(self, "fields")
+
     def fit(self, examples: Iterable[Example]) -> Self:
         """The quantiles of all values at once. Raises ConfigError for NaN, infinity and another channel count."""
         rows: list[list[np.ndarray]] = [[] for _ in self.fields]
@@ -146,7 +152,7 @@ class Quantiles(FittedTransform):
         for name, channels in zip(self.fields, self.known(), strict=True):
             if name not in example:
                 continue
-            value = np.asarray(example[name], np.float64)
+            value = self.numbers_of(example, name, np.float64)
             _check_channels(self, name, value, len(channels))
             rows = value.reshape(-1, len(channels))
             done = np.empty(rows.shape, np.float32)
@@ -163,10 +169,8 @@ class Quantiles(FittedTransform):
             return values
         import jax.numpy as jnp  # not at the top: reading data needs no jax
 
-        cuts_CQ, places = (
-            np.asarray(self.known()[self.fields.index(name)], np.float32),
-            self._places().astype(np.float32),
-        )
+        cuts_CQ = np.asarray(self.known()[self.fields.index(name)], np.float32)
+        places = self._places().astype(np.float32)
         if values.shape[-1:] != cuts_CQ.shape[:1]:  # one number a row, without a dim of channels
             return jnp.interp(values, places, cuts_CQ[0])
         return jnp.stack([jnp.interp(values[..., channel], places, cuts) for channel, cuts in enumerate(cuts_CQ)], -1)
@@ -180,6 +184,7 @@ class Categories(FittedTransform):
     """The number of a text's or integer's value among those of the training split, in sorted order from 1, as int32.
 
     0 is a value that the training split lacks or that it holds less often than `least`. A missing field is skipped.
+    Texts that differ only in how accents are written (NFC, NFD) are one.
     """
 
     field: str
@@ -187,7 +192,10 @@ class Categories(FittedTransform):
 
     def fit(self, examples: Iterable[Example]) -> Self:
         """Raises ConfigError for values that are neither text nor integers, and where both are there."""
-        counts = Counter(self._value(self.field_of(example, self.field)) for example in examples)
+        counts = Counter[str | int]()
+        for number, example in enumerate(examples):
+            with named(f"example {number} of the training split".format):
+                counts[_composed(self.category_of(example, self.field))] += 1
         if len({type(value) for value in counts}) > 1:
             raise ConfigError(f"Categories: {self.field!r} holds both text and integers")
         return replace(self, fitted=tuple(sorted(value for value, count in counts.items() if count >= self.least)))
@@ -195,18 +203,15 @@ class Categories(FittedTransform):
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         if self.field not in example:
             return example
-        return {**example, self.field: np.int32(self._numbers.get(self._value(example[self.field]), 0))}
+        value, known = _composed(self.category_of(example, self.field)), next(iter(self._numbers), None)
+        if known is not None and type(value) is not type(known):
+            other = f"a {type(value).__name__}, but the training split holds {type(known).__name__}s such as {known!r}"
+            raise ConfigError(f"Categories: {self.field!r} is {value!r}, {other}")
+        return {**example, self.field: np.int32(self._numbers.get(value, 0))}
 
     @cached_property
     def _numbers(self) -> dict[str | int, int]:
-        return {value: number for number, value in enumerate(self.known(), 1)}
-
-    def _value(self, value: Any) -> str | int:
-        if isinstance(value, str | bytes):
-            return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-        if np.ndim(value) or np.asarray(value).dtype.kind not in "biu":
-            raise ConfigError(f"Categories: {self.field!r} is {value!r}, neither a text nor an integer")
-        return int(value)
+        return {_composed(value): number for number, value in enumerate(self.known(), 1)}
 
 
 @dataclass(frozen=True)
@@ -234,10 +239,15 @@ class TfIdf(FittedTransform):
         """Counts words, and texts of each word."""
         words, texts, total = Counter[str](), Counter[str](), 0
         for example in examples:
-            found = self._words(example)
+            with named(f"example {total} of the training split".format):
+                found = self._words(example)
             words.update(found)
             texts.update(set(found))
             total += 1
+        if not words:
+            raise ConfigError(
+                f"TfIdf: no text of the training split has a word of two letters or digits in {self.field!r}"
+            )
         chosen = sorted(sorted(words, key=lambda word: (-words[word], word))[: self.size])
         idf = np.log((1 + total) / (1 + np.array([texts[word] for word in chosen], np.float64))) + 1
         return replace(self, fitted=Vocabulary(tuple(chosen), tuple(idf.tolist())))
@@ -248,8 +258,8 @@ class TfIdf(FittedTransform):
             if word in self._columns:
                 column, idf = self._columns[word]
                 vector[column] = count * idf
-        rest = {name: value for name, value in example.items() if name != self.field}
-        return {**rest, self.to: (vector / (np.linalg.norm(vector) or 1)).astype(np.float32)}
+        value = (vector / (np.linalg.norm(vector) or 1)).astype(np.float32)
+        return self.replaced(example, (self.field,), self.to, value)
 
     @cached_property
     def _columns(self) -> dict[str, tuple[int, float]]:
@@ -257,10 +267,9 @@ class TfIdf(FittedTransform):
         return {word: (column, known.idf[column]) for column, word in enumerate(known.words)}
 
     def _words(self, example: Example) -> Sequence[str]:
-        text = self.field_of(example, self.field)
-        if not isinstance(text, str | bytes):
-            raise ConfigError(f"TfIdf: {self.field!r} must be str or bytes, got {type(text).__name__}")
-        return re.findall(r"\w\w+", (text.decode(errors="replace") if isinstance(text, bytes) else text).lower())
+        text = self.text_of(example, self.field)
+        text = text if isinstance(text, str) else text.decode(errors="replace")
+        return re.findall(r"\w\w+", unicodedata.normalize("NFC", text).lower())
 
 
 def _channels(who: FittedTransform, example: Example, name: str, number: int, wanted: int | None) -> np.ndarray:
@@ -273,6 +282,11 @@ def _channels(who: FittedTransform, example: Example, name: str, number: int, wa
     if wanted not in (None, channels):
         raise ConfigError(f"{where} has {channels} channels (its last dimension), but those before it {wanted}")
     return value.astype(np.float64).reshape(-1, channels)
+
+
+def _composed(value: str | int) -> str | int:
+    """A text with an accent and its letter as one character (NFC), where some systems write two."""
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 def _check_channels(who: FittedTransform, name: str, value: np.ndarray, channels: int) -> None:

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import numpy as np
 
-from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import PositiveInt, Range
 from jaxtrain.data.sources.base import Example
 from jaxtrain.data.transforms.base import Transform
@@ -24,23 +23,25 @@ class Utf8(Transform):
     to: str = "bytes"
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        text = self.field_of(example, self.field)
-        if not isinstance(text, str | bytes):
-            raise ConfigError(f"Utf8: {self.field!r} must be str or bytes, got {type(text).__name__}")
+        text = self.text_of(example, self.field)
         raw = (text.encode() if isinstance(text, str) else text)[: self.length]
-        rest = {name: value for name, value in example.items() if name != self.field}
-        return {**rest, self.to: np.frombuffer(raw.ljust(self.length, b"\0"), np.uint8)}
+        return self.replaced(example, (self.field,), self.to, np.frombuffer(raw.ljust(self.length, b"\0"), np.uint8))
 
 
 @dataclass(frozen=True)
 class Hash(Transform):
-    """The hashing trick (Weinberger et al. 2009): a text or integer to int32 below `buckets`, equal on all machines."""
+    """The hashing trick (Weinberger et al. 2009): a text or integer to int32 below `buckets`, equal on all machines.
+
+    Raises ConfigError for anything else.
+    """
 
     field: str
     buckets: Annotated[int, Range(at_least=1, at_most=2**31 - 1, hint="hashes are i32")]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         value = self.field_of(example, self.field)
+        if isinstance(self.category_of(example, self.field), str):
+            value = self.text_of(example, self.field)
         raw = value if isinstance(value, bytes) else str(value).encode()
         place = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") % self.buckets
         return {**example, self.field: np.int32(place)}
