@@ -68,7 +68,7 @@ def test_the_record_is_that_of_the_source_also_where_it_is_shuffled() -> None:
     [
         (CLASSIFY, np.zeros((12, 1), np.int32), "'label' is int32[4, 1], but labels are class numbers, int[4]"),
         (CLASSIFY, np.zeros(12, np.float32), "'label' is float32[4], but labels are class numbers"),
-        (CLASSIFY, np.eye(3, dtype=np.int32)[labels()], "set soft=True for one-hot labels"),
+        (CLASSIFY, np.eye(3, dtype=np.int32)[labels()], "take the argmax of one-hot labels, or cast them to float32"),
         (CLASSIFY, np.zeros(12, bool), "'label' is bool[4], but labels are class numbers"),
         (replace(CLASSIFY, soft=True), labels(), "leave out soft=True for class numbers"),
         (replace(CLASSIFY, soft=True), np.zeros((12, 2), np.float32), "float[4, 3]"),

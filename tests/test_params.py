@@ -204,7 +204,7 @@ class Stateful(nnx.Module):
         ),
         (
             lambda rngs: nnx.Sequential(nnx.Dropout(0.1, rngs=rngs)),
-            ["Given: layers/0/rngs/count is a RngCount", "jaxtrain.models.layers.dropout(x, rate, context.keys_B)"],
+            ["Given: layers/0 is an nnx.Dropout", "jaxtrain.models.layers.dropout(x, rate, context.keys_B)"],
         ),
         (Stateful, ["Given: ticks is a Variable", "an nnx.Param if it is trained, else compute it in __call__"]),
         (Constant, ["Given: table is a plain array", "an nnx.Param if it is trained, else compute it in __call__"]),

@@ -20,11 +20,15 @@ class Allowed:
     ignored: int | None = None
     why: str = ""
     """What says so, for the message."""
+    total: float | None = None
+    """What the numbers of a row's last dim sum to, within 1 %."""
 
     def __str__(self) -> str:
         if np.isinf(self.least) and np.isinf(self.most):
             return "finite numbers"
         also = "" if self.ignored is None else f", or {self.ignored}"
+        if np.isinf(self.most):
+            return f"finite numbers from {self.least:g}{also}"
         return f"numbers from {self.least:g} to {self.most:g}{also}"
 
     def outside(self, values: np.ndarray) -> np.ndarray:
@@ -42,20 +46,29 @@ def check_values(batch: Mapping[str, np.ndarray], allowed: Mapping[str, Allowed]
     """
     for name, numbers in allowed.items():
         values: Any = batch.get(name)
-        if values is None or values.dtype.kind not in "iuf" or _inside(values, numbers):
+        if values is None or values.dtype.kind not in "iuf":
             continue
-        wrong = numbers.outside(values) & batch["mask"].reshape(-1, *(1,) * (values.ndim - 1))
-        if wrong.any():
-            at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        if not _inside(values, numbers) and (at := _first(numbers.outside(values), batch["mask"])) is not None:
             place = f" at {list(at[1:])}" if at[1:] else ""
             raise Damaged(
                 where(at[0]), None, f"field {name!r} is {values[at]}{place}, not one of the {numbers}: {numbers.why}"
             )
+        if numbers.total is not None:
+            sums = values.sum(-1, dtype=np.float64)
+            if (at := _first(abs(sums - numbers.total) > 0.01 * numbers.total, batch["mask"])) is not None:
+                why = f"field {name!r} sums to {sums[at]:g}, not to {numbers.total:g}: {numbers.why}"
+                raise Damaged(where(at[0]), None, why)
+
+
+def _first(wrong: np.ndarray, mask: np.ndarray) -> tuple[int, ...] | None:
+    """The first place that is wrong in a row that the mask marks."""
+    found = np.argwhere(wrong & mask.reshape(-1, *(1,) * (wrong.ndim - 1)))
+    return tuple(int(i) for i in found[0]) if len(found) else None
 
 
 def _inside(values: np.ndarray, numbers: Allowed) -> bool:
     """Whether all values are allowed, by two passes without copies. NaN compares with nothing."""
-    if values.size == 0:
+    if values.size == 0 or (values.dtype.kind != "f" and np.isinf(numbers.least) and np.isinf(numbers.most)):
         return True
     least, most = values.min(), values.max()
     return bool(least >= numbers.least and most <= numbers.most and np.isfinite(least) and np.isfinite(most))

@@ -136,7 +136,7 @@ def _wrong_type(owner: Any, name: str, value: Any, where: str) -> ConfigError:
         return ConfigError(f"{where}: {value!r} is not {words}{nearest(value, known, listed=False)}")
     instead = ""
     if isinstance(value, list | str) and any(get_origin(arm) is tuple for arm in arms):
-        instead = f": write a tuple, {f'({value!r},)' if isinstance(value, str) else tuple(value)!r}"
+        instead = f": write a tuple, {(value,) if isinstance(value, str) else tuple(value)}"
     return ConfigError(f"{where}: {value!r} is a value of type {type(value).__name__}, not {words}{instead}")
 
 

@@ -6,7 +6,7 @@ Not here: any verb.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -65,7 +65,7 @@ class _Refused(Exception):
 
 
 @contextlib.contextmanager
-def own_errors() -> Iterator[None]:
+def own_errors() -> Generator[None]:
     """Around tyro, with the rules of `registry`: a ConfigError of a value that flags make is raised as it is."""
     try:
         yield
@@ -73,15 +73,14 @@ def own_errors() -> Iterator[None]:
         raise refused.args[0] from None
 
 
-def _carried(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def called(*arguments: Any, **named: Any) -> Any:
+class _Carried(functools.partial[Any]):
+    """A function whose ConfigErrors are carried. Of a `partial`, tyro shows the docstring of the function inside."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         try:
-            return function(*arguments, **named)
+            return super().__call__(*arguments, **named)
         except ConfigError as error:
             raise _Refused(error) from error
-
-    return called
 
 
 def registry(default: Chosen | None) -> ConstructorRegistry:
@@ -98,7 +97,7 @@ def registry(default: Chosen | None) -> ConstructorRegistry:
         spec = ConstructorRegistry.get_struct_spec(info)
         inside.remove(info.type)
         assert isinstance(spec, StructConstructorSpec)
-        return replace(spec, instantiate=_carried(spec.instantiate))
+        return replace(spec, instantiate=_Carried(spec.instantiate))
 
     rules.primitive_rule(_pairs)
     rules.primitive_rule(lambda info: _file(default) if info.type is Origin else None)
@@ -181,7 +180,7 @@ def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar="[NAME VALUE …]" if str in kinds else "[NAME INT …]",
-        instance_from_str=_carried(read),
+        instance_from_str=_Carried(read),
         is_instance=lambda value: isinstance(value, Mapping),
         str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
     )

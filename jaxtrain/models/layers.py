@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import Checked
 from jaxtrain.models.params import name_axes
 from jaxtrain.models.stages import pipeline
@@ -118,6 +119,8 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids_BL: jax.Array) -> jax.Array:
         """The embeddings f[B, L, D] of the ids i[B, L]."""
+        if not jnp.issubdtype(ids_BL.dtype, jnp.integer):
+            raise ConfigError(f"an embedding is looked up by ints, not by {ids_BL.dtype}{list(ids_BL.shape)}")
         # The table is gathered over `embed` first: where both dims are split, XLA would replicate all of it to index it
         # ("involuntary full rematerialization").
         x_BLD = _look_up(shard(self.table[...], "vocab", None), ids_BL).astype(self.precision.activations)

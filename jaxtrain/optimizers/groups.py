@@ -37,6 +37,14 @@ class Groups(Optimizer):
 
     groups: Mapping[str, Optimizer]
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError for no groups, and for groups of groups."""
+        if not self.groups:
+            raise ConfigError("optimizer.groups: there are none: give at least {'*': AdamW()}")
+        for pattern, each in self.groups.items():
+            if isinstance(each, Groups):
+                raise ConfigError(f"optimizer.groups: {pattern!r} has Groups: write their patterns here, in one Groups")
+
     def build(self, steps: int) -> optax.GradientTransformation:
         """All but the frozen groups."""
         trained = {pattern: each for pattern, each in self.groups.items() if not isinstance(each, Frozen)}
