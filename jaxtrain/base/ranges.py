@@ -129,7 +129,7 @@ def check_field(owner: Any, name: str, where: str) -> None:
 def _wrong_type(owner: Any, name: str, value: Any, where: str) -> ConfigError:
     wanted = get_type_hints(type(owner))[name]
     arms = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
-    words = " | ".join("None" if arm is type(None) else inspect.formatannotation(arm) for arm in arms)
+    words = " | ".join(map(_words, arms))
     if isinstance(value, str) and (
         known := [name for arm in arms if get_origin(arm) is Literal for name in get_args(arm)]
     ):
@@ -138,6 +138,12 @@ def _wrong_type(owner: Any, name: str, value: Any, where: str) -> ConfigError:
     if isinstance(value, list | str) and any(get_origin(arm) is tuple for arm in arms):
         instead = f": write a tuple, {(value,) if isinstance(value, str) else tuple(value)}"
     return ConfigError(f"{where}: {value!r} is a value of type {type(value).__name__}, not {words}{instead}")
+
+
+def _words(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(repr, get_args(annotation)))
+    return "None" if annotation is type(None) else inspect.formatannotation(annotation)
 
 
 def _check_ranges(value: Any) -> None:

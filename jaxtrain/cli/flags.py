@@ -180,7 +180,7 @@ def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar="[NAME VALUE …]" if str in kinds else "[NAME INT …]",
-        instance_from_str=_Carried(read),
+        instance_from_str=read,
         is_instance=lambda value: isinstance(value, Mapping),
         str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
     )
