@@ -241,7 +241,7 @@ MISTAKES = {
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--optimizer.schedule.warmup -4", "CosineDecay.warmup: -4 is not at least 0"),
+        ("--optimizer.schedule.warmup -4", "ConstantRate.warmup: -4 is not at least 0"),
         ("--optimizer.b1 1.0", "AdamW.b1: 1.0 is not at least 0 and below 1"),
         ("--optimizer.epsilon 1e-60", "AdamW.epsilon: 1e-60, which is 0 in float32, is not above 0"),
         ("--data.batch-size 0", "Pipeline.batch_size: 0 is not at least 1"),

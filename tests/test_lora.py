@@ -10,7 +10,7 @@ from flax import nnx
 from test_groups import BATCH, TASK, close_trees, experiment, paths, run
 
 from jaxtrain import ConfigError, Program
-from jaxtrain.models import LoRA, Model, Transformer
+from jaxtrain.models import Blocks, LoRA, Model, Transformer
 from jaxtrain.models.variables import Variables
 from jaxtrain.optimizers import AdamW, ConstantRate, Frozen, Groups
 from jaxtrain.sharding.layout import plain

@@ -387,7 +387,7 @@ def test_an_embedding_is_looked_up_by_ints_alone() -> None:
     model = Transformer(vocab=20, outputs=2, tied=False, causal=False, pooled=True, blocks=SMALL)
     variables = initial(model, (3, 8), np.int32)
     for ids in (TOKENS.astype(np.float32), TOKENS > 3):
-        with pytest.raises(ConfigError, match=rf"^an embedding is looked up by ints, not by {ids.dtype}\[3, 8\]$"):
+        with pytest.raises(ConfigError, match=rf"^an embedding is looked up by ints, not by {ids.dtype}\[3, 8\]"):
             jax.eval_shape(model.apply, variables, ids)
 
 

@@ -134,7 +134,7 @@ def growing() -> optax.GradientTransformation:
             "alone (",
         ),
         (
-            lambda: optax.GradientTransformation(lambda p: (), lambda u, s, p=None: (list(u), s)),
+            lambda: optax.GradientTransformation(lambda p: (), lambda u, s, p=None: (jax.tree.leaves(u), s)),
             "optimizer: the update that Returning returns has another structure than that it is given",
         ),
     ],
