@@ -367,7 +367,7 @@ def test_rows_by_a_one_hot_product_are_those_of_the_gather_in_values_and_gradien
     ids_BL = np.concatenate([rng.integers(0, 11, (4, 20)), np.full((4, 80), 3)], 1)  # one of them often
     weight_BLD = jnp.asarray(rng.normal(size=(4, 100, 8)), dtype)
 
-    product_BLD, back = jax.vjp(lambda table: rows_by_product(table, ids_BL), table_VD)
+    product_BLD, back = jax.vjp(lambda table: rows_by_product(table, jnp.asarray(ids_BL)), table_VD)
     np.testing.assert_array_equal(product_BLD, np.asarray(table_VD)[ids_BL])  # bit for bit
     assert product_BLD.dtype == dtype
 
@@ -392,7 +392,7 @@ def test_an_embedding_is_looked_up_by_ints_alone() -> None:
 
 
 @pytest.mark.parametrize("model", [ViT(outputs=4, blocks=SMALL), ResNet(outputs=4)])
-def test_images_without_channels_are_named(model: Model) -> None:
+def test_images_without_channels_are_named(model: ViT | ResNet) -> None:
     name = type(model).__name__
     with pytest.raises(
         ConfigError, match=rf"^{name} reads images \[B, Y, X, C\], not float32\[3, 8, 8\]: gray ones have"

@@ -267,5 +267,6 @@ def test_choices_are_checked_when_a_value_is_built(annotation: Any, value: Any, 
 
 
 def test_choices_of_the_library_are_checked_in_a_notebook_too() -> None:
-    with pytest.raises(ConfigError, match=r"^Blocks\.attention: 'flash' is not 'auto' | 'dense'"):
-        Blocks(attention="flash")
+    other: Any = "flash"
+    with pytest.raises(ConfigError, match=r"^Blocks\.attention: 'flash' is not 'auto' \| 'dense'"):
+        Blocks(attention=other)

@@ -108,10 +108,17 @@ class Changing(NamedTuple):
 
 
 def growing() -> optax.GradientTransformation:
-    def update(updates, state, params=None):
+    def init(params: Any) -> Any:
+        return Changing(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         return updates, Changing(jax.tree.map(lambda x: x.astype(jnp.float32), state.mean))
 
-    return optax.GradientTransformation(lambda p: Changing(jax.tree.map(lambda x: x.astype(jnp.bfloat16), p)), update)
+    return optax.GradientTransformation(init, update)
+
+
+def flattening(updates: Any, state: Any, params: Any = None) -> Any:
+    return jax.tree.leaves(updates), state
 
 
 @pytest.mark.parametrize(
@@ -120,7 +127,7 @@ def growing() -> optax.GradientTransformation:
         (lambda: None, "optimizer: Returning.build returned None, not an optax transformation, such as"),
         (lambda: optax.sgd, "optimizer: Returning.build returned <function sgd at "),
         (
-            lambda: optax.stateless_with_tree_map(lambda u, p: u.sum()),
+            lambda: optax.stateless_with_tree_map(lambda u, p: jnp.sum(u)),
             "optimizer: the update that Returning returns for blocks/block/attention_out/kernel is float32[], not",
         ),
         (
@@ -134,7 +141,7 @@ def growing() -> optax.GradientTransformation:
             "alone (",
         ),
         (
-            lambda: optax.GradientTransformation(lambda p: (), lambda u, s, p=None: (jax.tree.leaves(u), s)),
+            lambda: optax.GradientTransformation(lambda params: (), flattening),
             "optimizer: the update that Returning returns has another structure than that it is given",
         ),
     ],
@@ -154,7 +161,7 @@ class Bent(Schedule):
     at: int = 0
 
     def after(self, steps: int) -> optax.Schedule:
-        return lambda step: jnp.where(step < self.at, self.peak, self.bent)
+        return lambda step: jnp.where(jnp.asarray(step) < self.at, self.peak, self.bent)
 
 
 @pytest.mark.parametrize(("bent", "at"), [(-0.5, 0), (float("nan"), 3), (float("inf"), 1)])
