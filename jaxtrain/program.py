@@ -12,9 +12,10 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.base.allowed import check_values
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.experiment.experiment import Experiment
-from jaxtrain.experiment.validate import check_sizes, check_used, check_whole_batch
+from jaxtrain.experiment.validate import check_rates, check_sizes, check_updates, check_used, check_whole_batch
 from jaxtrain.models.notes import notes
 from jaxtrain.models.params import parted, unnamed
 from jaxtrain.optimizers.state import map_state
@@ -23,7 +24,7 @@ from jaxtrain.sharding.feed import local_rows, put_rows
 from jaxtrain.sharding.layout import named_leaves, path_name, plain
 from jaxtrain.step import TrainState, eval_step, full_batch, init_state, microbatched, predict_step, train_step
 from jaxtrain.tasks.base import Batch
-from jaxtrain.tasks.checks import abstract_variables
+from jaxtrain.tasks.checks import abstract_variables, check_loss
 from jaxtrain.tasks.metrics import Metric
 
 
@@ -40,6 +41,8 @@ def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: B
     frozen = experiment.optimizer.frozen([path_name(path) for path, _ in named_leaves(named.params)])
     optimizer = experiment.optimizer.transformation(experiment.steps, plain(named.params))
     shapes = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0), batch, frozen))
+    check_updates(optimizer, type(experiment.optimizer).__name__, shapes.params)
+    check_rates(experiment.optimizer, experiment.steps)
     kept_in = "pinned_host" if layout.offload else None
 
     def place(leaf: jax.ShapeDtypeStruct, spec: P | None = None, memory: str | None = None) -> jax.ShapeDtypeStruct:
@@ -119,13 +122,32 @@ class Program:
         return scope(self.experiment.layout, self.mesh, self.experiment.microbatches, self._used)
 
     def lower(self) -> jax.stages.Lowered:
-        """The train step, traced for this mesh and not yet compiled. Raises ConfigError for a mesh axis without use."""
-        rows = self.experiment.layout.batch_sharding(self.mesh, self.experiment.data.batch_size)
-        abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in self._example.items()}
+        """The train step, traced for this mesh and not yet compiled. Raises ConfigError for a mesh axis without use,
+        and for a loss that is wrong whatever the numbers are.
+        """
+        task, state, abstract = self.experiment.task, self.state, self._abstract(self.experiment.data, self._example)
         with self.scope():
-            lowered = self._train.lower(self.state, abstract)
+            check_loss(task, state.params, state.fixed, abstract, state.step, state.key)
+            lowered = self._train.lower(state, abstract)
+            for split, pipeline in self.experiment.evals.items():
+                self._check_eval(split, self._abstract(pipeline, pipeline.example()), abstract)
         check_used(self.experiment.layout, self.state, self._used)
         return lowered
+
+    def _abstract(self, pipeline: Pipeline, example: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+        rows = self.experiment.layout.batch_sharding(self.mesh, pipeline.batch_size)
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in example.items()}
+
+    def _check_eval(self, split: str, batch: Batch, trained: Batch) -> None:
+        """Raises ConfigError where the batches of a split have other shapes, which the task does not take."""
+        other = [f"{name} {list(x.shape[1:])}" for name, x in batch.items() if x.shape[1:] != trained[name].shape[1:]]
+        try:
+            _ = jax.eval_shape(self._evaluate, self.state, batch) if other else None
+        except (TypeError, ValueError) as error:
+            was = ", ".join(f"{name} {list(x.shape[1:])}" for name, x in trained.items() if x.shape[1:])
+            raise ConfigError(
+                f"evals.{split}: its examples have {', '.join(other)}, those trained on {was}: {error}"
+            ) from error
 
     def notes(self, lowered: jax.stages.Lowered) -> dict[str, list[str]]:
         """What the log records of a lowered step: the choices of the model, such as its attention; on several devices

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.params import Params, merged, parted
 from jaxtrain.models.variables import Context, Variables
 from jaxtrain.optimizers.state import averaged, widened
@@ -69,11 +70,15 @@ def init_state(
 ) -> TrainState:
     """The state before the first step; of `batch` only the shapes matter.
 
-    frozen: path patterns of the parameters that are not trained. Raises ConfigError where one matches nothing.
+    frozen: path patterns of the parameters that are not trained. Raises ConfigError where one matches nothing, and
+        where they match everything.
     """
     init_key, step_key = jax.random.split(key)
     variables = plain(task.init(init_key, batch))
     params, fixed = parted(variables.params, frozen, "frozen")
+    if not params:
+        why = "all parameters are frozen" if fixed else f"{type(task.model).__name__} has no parameters"
+        raise ConfigError(f"nothing is left to train: {why}")
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), step_key, fixed, variables.state)
 
 

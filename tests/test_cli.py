@@ -238,6 +238,20 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--optimizer.schedule.warmup -4", "ConstantRate.warmup: -4 is not at least 0"),
+        ("--optimizer.b1 1.0", "AdamW.b1: 1.0 is not at least 0 and below 1"),
+        ("--optimizer.epsilon 1e-60", "AdamW.epsilon: 1e-60, which is 0 in float32, is not above 0"),
+        ("--data.batch-size 0", "Pipeline.batch_size: 0 is not at least 1"),
+        ("--evals.test.batch-size 0", "Pipeline.batch_size: 0 is not at least 1"),
+    ],
+)
+def test_a_number_out_of_its_range_gets_the_message_of_its_range_and_no_other_words(flags, says, call, folder):
+    assert refused(call, folder, *f"train texts.py {flags}".split()) == f"jaxtrain: {says}"
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_on_the_command_line_gets_one_message_and_changes_nothing(name, call, folder):
     arguments, says = MISTAKES[name]

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from jaxtrain import ConfigError, Experiment, Layout, Run, optimizers
 from jaxtrain.base.config import check_types, difference, flatten, from_json, to_json
@@ -18,9 +19,10 @@ from jaxtrain.datasets import Digits
 from jaxtrain.experiment import Retention, Runtime
 from jaxtrain.experiment.experiment import fingerprint
 from jaxtrain.experiment.files import functions, load, load_code
+from jaxtrain.experiment.validate import check_evals
 from jaxtrain.models import Blocks, NGrams, Transformer, ViT
 from jaxtrain.optimizers import AdamW, ConstantRate
-from jaxtrain.tasks import Classification, LanguageModel, Regression
+from jaxtrain.tasks import Classification, LanguageModel, Regression, Spearman
 from jaxtrain.train import train
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -286,3 +288,17 @@ def test_a_source_of_the_experiment_file_is_part_of_the_meaning():
             return f"counted {self.size}"
 
     assert flatten(digits(data=Pipeline(Counted())))["data.source.identity"] == "counted 4"
+
+
+@pytest.mark.parametrize("name", ["", "a/b"])
+def test_a_split_whose_name_would_break_split_slash_metric_is_refused(name):
+    experiment = replace(tiny.main(), evals={name: tiny.main().data})
+    with pytest.raises(
+        ConfigError, match=rf"^evals: '{name}' is no name of a split, whose metrics are named split/metric$"
+    ):
+        check_evals(experiment)
+
+
+def test_a_host_metric_with_the_name_of_another_number_is_refused():
+    with pytest.raises(ConfigError, match=r"^host_metrics: 'step' is logged already, as something else"):
+        check_evals(replace(tiny.main(), host_metrics={"step": Spearman()}))

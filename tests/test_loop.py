@@ -13,7 +13,7 @@ import pytest
 import test_metrics_log
 import tiny
 
-from jaxtrain import Mean, Program
+from jaxtrain import ConfigError, Mean, Program
 from jaxtrain.cluster.processes import StopSignal
 from jaxtrain.data import Pipeline
 from jaxtrain.evaluate import evaluate
@@ -176,3 +176,10 @@ def shown(folder: Path) -> dict[str, list[int]]:
             if name == "loss":
                 steps.setdefault(split, []).append(event.step)
     return steps
+
+
+def test_a_folder_that_is_a_str_is_refused_with_what_to_give_instead(tmp_path):
+    folder: Any = str(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"^the folder of a run is a path: give pathlib.Path\('.*run'\), not a str$"):
+        train(tiny.main(), folder)
+    assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from flax import nnx
 from test_groups import BATCH, TASK, close_trees, experiment, paths, run
 
 from jaxtrain import ConfigError, Program
-from jaxtrain.models import LoRA, Model, Transformer
+from jaxtrain.models import Blocks, LoRA, Model, Transformer
 from jaxtrain.models.variables import Variables
 from jaxtrain.optimizers import AdamW, ConstantRate, Frozen, Groups
 from jaxtrain.sharding.layout import plain
@@ -97,3 +97,12 @@ class LineModule(nnx.Module):
 
 
 assert isinstance(TASK.model, Transformer)
+
+
+def test_lora_of_no_layers_and_lora_inside_of_lora_are_refused() -> None:
+    inner = LoRA(model=Transformer(vocab=8, blocks=Blocks(width=8, layers=1, heads=2, mlp=8)), layers=("*/query",))
+    tokens = np.ones((2, 4), np.int32)
+    with pytest.raises(ConfigError, match=r"^LoRA.layers: name at least one"):
+        replace(inner, layers=()).init(jax.random.key(0), tokens)
+    with pytest.raises(ConfigError, match=r"^LoRA.model: LoRA inside of LoRA would add the same matrices twice"):
+        replace(inner, model=inner).init(jax.random.key(0), tokens)

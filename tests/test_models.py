@@ -9,9 +9,9 @@ import test_layouts
 from flax import nnx
 
 from jaxtrain import ConfigError, Layout, Program
-from jaxtrain.models import Blocks, Model, NGrams, Precision, Transformer, ViT, transformer
+from jaxtrain.models import Blocks, Model, NGrams, Precision, ResNet, Transformer, ViT, transformer
 from jaxtrain.models.attention import BLOCK, attention
-from jaxtrain.models.layers import dot, dropout, rotate
+from jaxtrain.models.layers import dot, dropout, rotate, rows_by_product
 from jaxtrain.models.ngrams import word_hashes
 from jaxtrain.models.notes import note, notes
 from jaxtrain.models.variables import Context
@@ -358,3 +358,43 @@ def test_notes_are_read_off_the_lowered_program():
 def test_a_program_notes_the_attention_of_its_mesh():
     program = Program(test_layouts.experiment("lm", Layout({"context": 4})), jax.devices()[:4])
     assert program.notes(program.lower()) == {"attention": ["ring"]}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_by_a_one_hot_product_are_those_of_the_gather_in_values_and_gradients(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    table_VD = jnp.asarray(rng.normal(size=(11, 8)) * 10.0 ** rng.integers(-6, 7, (11, 8)), dtype)
+    ids_BL = np.concatenate([rng.integers(0, 11, (4, 20)), np.full((4, 80), 3)], 1)  # one of them often
+    weight_BLD = jnp.asarray(rng.normal(size=(4, 100, 8)), dtype)
+
+    product_BLD, back = jax.vjp(lambda table: rows_by_product(table, jnp.asarray(ids_BL)), table_VD)
+    np.testing.assert_array_equal(product_BLD, np.asarray(table_VD)[ids_BL])  # bit for bit
+    assert product_BLD.dtype == dtype
+
+    exact_VD = np.zeros((11, 8))
+    np.add.at(exact_VD, ids_BL.ravel(), np.asarray(weight_BLD, np.float64).reshape(-1, 8))
+    (product_VD,) = back(weight_BLD)
+    (gather_VD,) = jax.vjp(lambda table: table[ids_BL], table_VD)[1](weight_BLD)
+    scale = np.abs(np.asarray(weight_BLD, np.float64)).sum() / 8  # bounds what is summed, before it cancels
+    tolerance = scale * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.asarray(product_VD, np.float64), exact_VD, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(np.asarray(gather_VD, np.float64), exact_VD, rtol=0, atol=tolerance)
+    assert product_VD.dtype == gather_VD.dtype == dtype
+    assert not np.asarray(product_VD)[np.setdiff1d(np.arange(11), ids_BL)].any()
+
+
+def test_an_embedding_is_looked_up_by_ints_alone() -> None:
+    model = Transformer(vocab=20, outputs=2, tied=False, causal=False, pooled=True, blocks=SMALL)
+    variables = initial(model, (3, 8), np.int32)
+    for ids in (TOKENS.astype(np.float32), TOKENS > 3):
+        with pytest.raises(ConfigError, match=rf"^an embedding is looked up by ints, not by {ids.dtype}\[3, 8\]"):
+            jax.eval_shape(model.apply, variables, ids)
+
+
+@pytest.mark.parametrize("model", [ViT(outputs=4, blocks=SMALL), ResNet(outputs=4)])
+def test_images_without_channels_are_named(model: ViT | ResNet) -> None:
+    name = type(model).__name__
+    with pytest.raises(
+        ConfigError, match=rf"^{name} reads images \[B, Y, X, C\], not float32\[3, 8, 8\]: gray ones have"
+    ):
+        model.init(jax.random.key(0), jnp.zeros((3, 8, 8)))

@@ -204,7 +204,7 @@ class Stateful(nnx.Module):
         ),
         (
             lambda rngs: nnx.Sequential(nnx.Dropout(0.1, rngs=rngs)),
-            ["Given: layers/0/rngs/count is a RngCount", "jaxtrain.models.layers.dropout(x, rate, context.keys_B)"],
+            ["Given: layers/0 is an nnx.Dropout", "jaxtrain.models.layers.dropout(x, rate, context.keys_B)"],
         ),
         (Stateful, ["Given: ticks is a Variable", "an nnx.Param if it is trained, else compute it in __call__"]),
         (Constant, ["Given: table is a plain array", "an nnx.Param if it is trained, else compute it in __call__"]),
@@ -251,3 +251,20 @@ def test_what_stays_the_same_of_a_model_is_traced_once():
     assert len(built) == 1
     replace(model).apply(variables, jnp.ones((3, 4)))
     assert len(built) == 2
+
+
+def test_a_parameter_of_whole_numbers_is_refused_and_named():
+    class Counts(nnx.Module):
+        def __init__(self, rngs):
+            self.counts = nnx.Param(jnp.arange(3))
+
+    with pytest.raises(ConfigError, match=r"^Given: counts is an nnx.Param of int32, which has no gradient"):
+        Given(make=Counts).init(jax.random.key(0), INPUTS)
+
+
+def test_a_module_of_another_library_is_no_module():
+    class Odd:
+        dtype = np.float32  # as a module of Flax's older API has, without a shape
+
+    with pytest.raises(ConfigError, match=r"^Given.build returned a Odd, not an nnx.Module$"):
+        Given(make=lambda rngs: Odd()).init(jax.random.key(0), INPUTS)

@@ -4,7 +4,7 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, replace
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,9 +35,9 @@ KINDS = {
     "NonNegativeInt": (NonNegativeInt, [0, 5], [-1], "at least 0"),
     "AnyInt": (AnyInt, [-(10**30), 0], [], ""),
     "Seed": (Seed, [0, 4294967295], [-1, 4294967296], r"from 0 to 4,294,967,295 \(seeds are u32\)"),
-    "Positive": (Positive, [5e-324, 1, 1e300], [0.0, -0.0, -1e-9], "above 0"),
+    "Positive": (Positive, [1e-38, 1, 3e38], [0.0, -0.0, -1e-9], "above 0"),
     "NonNegative": (NonNegative, [0.0, -0.0, 1], [-5e-324], "at least 0"),
-    "Finite": (Finite, [-1e300, 0], [], "a finite number"),
+    "Finite": (Finite, [-3e38, 0], [], "a finite number"),
     "Fraction": (Fraction, [0, 0.5, 1, 1.0], [-1e-9, 1.0000001, 2], "from 0 to 1"),
     "FractionBelow1": (FractionBelow1, [0, 0.999], [1, 1.0, -0.1], "at least 0 and below 1"),
     "InnerFraction": (InnerFraction, [1e-9, 0.999], [0, 1, 0.0, 1.0], "above 0 and below 1"),
@@ -226,3 +226,47 @@ def test_a_saved_value_that_was_changed_on_disk_is_refused() -> None:
     saved["optimizer"]["clip"] = -1.0
     with pytest.raises(ConfigError, match=r"AdamW\.clip: -1\.0 is not above 0 \(None: no clipping\)"):
         from_json(saved)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "number", "says"),
+    [
+        (Positive, 1e-60, "1e-60, which is 0 in float32, is not above 0"),
+        (FractionBelow1, 0.999999999, "0.999999999, which is 1 in float32, is not at least 0 and below 1"),
+        (NonNegative, 1e300, r"1e\+300, which is inf in float32, is not a finite number at least 0"),
+        (Finite, -1e39, r"-1e\+39, which is -inf in float32, is not a finite number"),
+    ],
+)
+def test_a_number_that_float32_rounds_out_of_the_range_is_refused(annotation: Any, number: float, says: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^Value\.x: {says}$"):
+        value_of(annotation)(number)
+
+
+def test_bounds_that_are_included_may_be_rounded() -> None:
+    assert value_of(Annotated[float, Range(at_least=0.1, at_most=0.3)])(0.1).x == 0.1  # float32: 0.100000001
+    assert value_of(Annotated[float, Range(at_least=0.1, at_most=0.3)])(0.3).x == 0.3  # float32: 0.300000012
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "says"),
+    [
+        (Literal["min", "max"], "mix", "'mix' is not 'min' | 'max'; did you mean 'min'?"),
+        (NonNegativeInt | Literal["best"], "bets", "'bets' is not int | 'best'; did you mean 'best'?"),
+        (Literal["min", "max"], 3, "3 is a value of type int, not 'min' | 'max'"),
+        (
+            tuple[Positive, ...],
+            [1.0, 2.0],
+            "[1.0, 2.0] is a value of type list, not tuple[float, ...]: write a tuple, (1.0, 2.0)",
+        ),
+    ],
+)
+def test_choices_are_checked_when_a_value_is_built(annotation: Any, value: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        value_of(annotation)(value)
+    assert str(error.value) == f"Value.x: {says}"
+
+
+def test_choices_of_the_library_are_checked_in_a_notebook_too() -> None:
+    other: Any = "flash"
+    with pytest.raises(ConfigError, match=r"^Blocks\.attention: 'flash' is not 'auto' \| 'dense'"):
+        Blocks(attention=other)

@@ -139,7 +139,7 @@ def test_a_mesh_axis_that_splits_nothing_is_refused_with_what_to_say_instead():
     said = refused(on(Layout({"expert": 2})), 2)
     assert said == (
         "layout.mesh: axis 'expert' = 2 splits expert, but no array of this experiment has such a dim: "
-        "leave it out or say data"
+        "leave it out, name dims by param_axes, or say data"
     )
     rules = {**RULES, "extra": "pod"}
     said = refused(on(Layout({"pod": 2}, rules)), 2)

@@ -170,3 +170,10 @@ def test_optimizer_state_follows_the_parameters_it_starts_from(first: Path) -> N
     table = state.params["embedding"]["table"]
     np.testing.assert_array_equal(flat(state.opt_state.master)["embedding/table"], table.astype(jnp.float32))
     np.testing.assert_array_equal(table, averages(first)["embedding/table"].astype(jnp.bfloat16))
+
+
+def test_a_start_that_would_set_nothing_or_asks_a_file_for_a_step_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^start.only: it is empty, so that nothing would be set"):
+        Start("runs/first", only=())
+    with pytest.raises(ConfigError, match=r"^start.step: a.npz is a file, which has no steps: leave out step=3$"):
+        Start("a.npz", step=3)

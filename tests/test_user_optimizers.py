@@ -2,16 +2,18 @@
 
 import json
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny
 from conftest import FAST
 
-from jaxtrain import Layout, Program, Run
-from jaxtrain.optimizers import Optimizer
+from jaxtrain import ConfigError, Layout, Program, Run
+from jaxtrain.optimizers import SGD, Groups, Optimizer, Schedule
 from jaxtrain.train import train
 
 
@@ -89,3 +91,106 @@ def test_it_is_built_for_the_horizon_of_its_run_when_that_is_resumed_with_other_
 def test_a_standard_optimizer_logs_its_schedule():
     rate = tiny.main().optimizer.rates(12)["learning_rate"]
     assert [np.asarray(rate(step)).item() for step in (0, 1, 2)] == pytest.approx([0.0, 0.005, 0.01])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Returning(Optimizer):
+    """What this function returns."""
+
+    made: Any
+
+    def build(self, steps: int) -> Any:
+        return self.made()
+
+
+class Changing(NamedTuple):
+    mean: Any
+
+
+def growing() -> optax.GradientTransformation:
+    def init(params: Any) -> Any:
+        return Changing(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        return updates, Changing(jax.tree.map(lambda x: x.astype(jnp.float32), state.mean))
+
+    return optax.GradientTransformation(init, update)
+
+
+def flattening(updates: Any, state: Any, params: Any = None) -> Any:
+    return jax.tree.leaves(updates), state
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda: None, "optimizer: Returning.build returned None, not an optax transformation, such as"),
+        (lambda: optax.sgd, "optimizer: Returning.build returned <function sgd at "),
+        (
+            lambda: optax.stateless_with_tree_map(lambda u, p: jnp.sum(u)),
+            "optimizer: the update that Returning returns for blocks/block/attention_out/kernel is float32[], not",
+        ),
+        (
+            growing,
+            "optimizer: the state that Returning returns for mean/blocks/block/attention_out/kernel is float32[2, 32, 32]"
+            ", not bfloat16[2, 32, 32]",
+        ),
+        (
+            lambda: optax.contrib.reduce_on_plateau(),
+            "optimizer: the update of Returning fails while it is traced: it has to take gradients, state and parameters "
+            "alone (",
+        ),
+        (
+            lambda: optax.GradientTransformation(lambda params: (), flattening),
+            "optimizer: the update that Returning returns has another structure than that it is given",
+        ),
+    ],
+    ids=["None", "no call", "scalar updates", "a dtype that changes", "more arguments", "another structure"],
+)
+def test_what_is_no_optimizer_of_the_parameters_is_named_before_training(made, says):
+    with pytest.raises(ConfigError) as error:
+        Program(replace(OWN, optimizer=Returning(made=made)), jax.devices()[:1])
+    assert str(error.value).startswith(says)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bent(Schedule):
+    """`peak`, and from a step on another rate."""
+
+    bent: float
+    at: int = 0
+
+    def after(self, steps: int) -> optax.Schedule:
+        return lambda step: jnp.where(jnp.asarray(step) < self.at, self.peak, self.bent)
+
+
+@pytest.mark.parametrize(("bent", "at"), [(-0.5, 0), (float("nan"), 3), (float("inf"), 1)])
+def test_a_schedule_of_ones_own_whose_rate_is_negative_or_not_finite_is_refused(bent, at):
+    one = SGD(schedule=Bent(bent=bent, at=at))
+    for optimizer, name in ((one, "learning_rate"), (Groups(groups={"*": one}), r"learning_rate/\*")):
+        with pytest.raises(
+            ConfigError, match=rf"^optimizer: {name} is {bent} at step {at}: a rate is finite and at least 0"
+        ):
+            Program(replace(OWN, optimizer=optimizer), jax.devices()[:1])
+    Program(replace(OWN, optimizer=SGD(schedule=Bent(bent=0.0))), jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        ({}, "optimizer.groups: {} has no patterns: give at least {'*': AdamW()}"),
+        ([SGD()], "optimizer.groups: [SGD("),
+        (
+            {"*": Groups(groups={"*": SGD()})},
+            "optimizer.groups: '*' has Groups: write their patterns here, in one Groups",
+        ),
+        (
+            {"*": optax.sgd(0.1)},
+            "optimizer.groups: '*' has a GradientTransformationExtraArgs, no Optimizer: for one of optax, subclass",
+        ),
+    ],
+)
+def test_groups_of_anything_but_optimizers_are_refused(groups, says):
+    with pytest.raises(ConfigError) as error:
+        Groups(groups=groups)
+    assert str(error.value).startswith(says)

@@ -20,8 +20,8 @@ class Allowed:
     ignored: int | None = None
     why: str = ""
     """What says so, for the message."""
-    sum: float | None = None
-    """What the numbers of the last dim add up to, within 1 %."""
+    total: float | None = None
+    """What the numbers of a row's last dim sum to, within 1 %."""
 
     @property
     def any_finite(self) -> bool:
@@ -32,6 +32,8 @@ class Allowed:
         if self.any_finite:
             return "finite numbers"
         also = "" if self.ignored is None else f", or {self.ignored}"
+        if np.isinf(self.most):
+            return f"finite numbers from {self.least:g}{also}"
         return f"numbers from {self.least:g} to {self.most:g}{also}"
 
     def outside(self, values: np.ndarray) -> np.ndarray:
@@ -49,24 +51,29 @@ def check_values(batch: Mapping[str, np.ndarray], allowed: Mapping[str, Allowed]
     """
     for name, numbers in allowed.items():
         values: Any = batch.get(name)
-        if values is None or values.dtype.kind not in ("f" if numbers.any_finite else "iuf"):
+        if values is None or values.dtype.kind not in "iuf":
             continue
-        if not _inside(values, numbers):
-            wrong = numbers.outside(values) & batch["mask"].reshape(-1, *(1,) * (values.ndim - 1))
-            for at in np.argwhere(wrong).tolist():
-                place = f" at {at[1:]}" if at[1:] else ""
-                what = f"is {values[*at]}{place}, not one of the {numbers}"
-                raise Damaged(where(at[0]), None, f"field {name!r} {what}: {numbers.why}")
-        if numbers.sum is not None:
-            sums_B = values.sum(-1, dtype=np.float64)
-            for row in np.flatnonzero((np.abs(sums_B / numbers.sum - 1) > 0.01) & batch["mask"]).tolist():
-                what = f"sums to {sums_B[row]:g}, not {numbers.sum:g}"
-                raise Damaged(where(row), None, f"field {name!r} {what}: {numbers.why}")
+        if not _inside(values, numbers) and (at := _first(numbers.outside(values), batch["mask"])) is not None:
+            place = f" at {list(at[1:])}" if at[1:] else ""
+            raise Damaged(
+                where(at[0]), None, f"field {name!r} is {values[at]}{place}, not one of the {numbers}: {numbers.why}"
+            )
+        if numbers.total is not None:
+            sums = values.sum(-1, dtype=np.float64)
+            if (at := _first(abs(sums - numbers.total) > 0.01 * numbers.total, batch["mask"])) is not None:
+                why = f"field {name!r} sums to {sums[at]:g}, not to {numbers.total:g}: {numbers.why}"
+                raise Damaged(where(at[0]), None, why)
+
+
+def _first(wrong: np.ndarray, mask: np.ndarray) -> tuple[int, ...] | None:
+    """The first place that is wrong in a row that the mask marks."""
+    found = np.argwhere(wrong & mask.reshape(-1, *(1,) * (wrong.ndim - 1)))
+    return tuple(int(i) for i in found[0]) if len(found) else None
 
 
 def _inside(values: np.ndarray, numbers: Allowed) -> bool:
     """Whether all values are allowed, in passes without copies. NaN compares with nothing."""
-    if values.size == 0:
+    if values.size == 0 or (values.dtype.kind != "f" and numbers.any_finite):
         return True
     if numbers.any_finite:
         with np.errstate(over="ignore", invalid="ignore"):

@@ -24,6 +24,25 @@ def gradient_flops(function: Callable[..., Any], params: Any, *arguments: Any) -
     return _count(jaxpr, [number < trained for number in range(len(jaxpr.invars))])[0]
 
 
+def differentiable(jaxpr: Jaxpr, by: Sequence[bool]) -> list[bool]:
+    """Which results have a derivative by one of the arguments that are marked, as far as dtypes and `stop_gradient`
+    tell.
+    """
+    return _count(jaxpr, by)[1]
+
+
+def reached(jaxpr: Jaxpr, by: Sequence[bool]) -> list[bool]:
+    """Which results depend on one of the arguments that are marked; where equations have jaxprs inside, perhaps."""
+    known = dict(zip(jaxpr.invars, by, strict=True))
+
+    def read(variables: Sequence[Any]) -> list[bool]:
+        return [not isinstance(each, Literal) and known.get(each, False) for each in variables]
+
+    for equation in jaxpr.eqns:
+        known |= dict.fromkeys(equation.outvars, any(read(equation.invars)))
+    return read(jaxpr.outvars)
+
+
 def _count(jaxpr: Jaxpr, depends: Sequence[bool]) -> tuple[int, list[bool]]:
     """The operations, and which results depend on the parameters, given which arguments do."""
     known = dict(zip(jaxpr.invars, depends, strict=True))
@@ -46,7 +65,7 @@ def _of_equation(equation: Any, depends: list[bool]) -> tuple[int, list[bool]]:
         left, right = (variable.aval.shape for variable in equation.invars[:2])
         flops = MATMULS[name](equation.params, left, right, equation.outvars[0].aval.shape)
         return flops * (1 + sum(depends[:2])), [any(depends)]
-    if name == "stop_gradient":
+    if name in WITHOUT_DERIVATIVE:
         return 0, [False] * outputs
     if name == "scan":
         return _of_scan(equation.params, depends)
@@ -78,6 +97,9 @@ def _inner(value: Any) -> Any:
     inner = getattr(value, "jaxpr", value)
     return inner if hasattr(inner, "eqns") else None
 
+
+WITHOUT_DERIVATIVE = ("stop_gradient", "round", "floor", "ceil", "sign")
+"""Primitives whose results are floats with a derivative of 0 everywhere."""
 
 Shape = tuple[int, ...]
 

@@ -10,19 +10,23 @@ Not here: conditions on several fields together, which are a `__post_init__`'s.
 import functools
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field may hold. NaN is in no range, an infinity only as `also`."""
+    """The numbers that a field may hold. NaN is in no range, an infinity only as `also`.
+
+    A float has to be in it as the float32 that training computes with too: there 1e-60 is 0, and 1e300 infinite.
+    """
 
     at_least: float | None = None
     above: float | None = None
@@ -34,12 +38,16 @@ class Range:
     """What to do instead, or why; ends the message in brackets."""
 
     def __contains__(self, number: float) -> bool:
-        return number == self.also or (
-            (isinstance(number, int) or math.isfinite(number))
-            and (self.at_least is None or number >= self.at_least)
-            and (self.above is None or number > self.above)
-            and (self.at_most is None or number <= self.at_most)
-            and (self.below is None or number < self.below)
+        return number == self.also or (self._holds(number, lambda x: x) and self._holds(number, _in_float32))
+
+    def _holds(self, number: float, rounded: Callable[[float], float]) -> bool:
+        x = rounded(number)
+        return (
+            (isinstance(x, int) or math.isfinite(x))
+            and (self.at_least is None or x >= rounded(self.at_least))
+            and (self.above is None or x > rounded(self.above))
+            and (self.at_most is None or x <= rounded(self.at_most))
+            and (self.below is None or x < rounded(self.below))
         )
 
     def __str__(self) -> str:
@@ -50,9 +58,17 @@ class Range:
 
     def fault(self, number: float) -> str:
         """What is wrong with a number that is not in the range."""
-        finite = isinstance(number, int) or math.isfinite(number)
-        allowed = str(self) if finite else f"a finite number {self}".rstrip()
-        return f"{number} is not {allowed}{self.hint and f' ({self.hint})'}"
+        used = _in_float32(number)
+        allowed = str(self) if isinstance(used, int) or math.isfinite(used) else f"a finite number {self}".rstrip()
+        rounded = f", which is {used:g} in float32," if self._holds(number, lambda x: x) else ""
+        return f"{number}{rounded} is not {allowed}{self.hint and f' ({self.hint})'}"
+
+
+def _in_float32(number: float) -> float:
+    if isinstance(number, int):
+        return number
+    with np.errstate(over="ignore"):
+        return float(np.float32(number))
 
 
 PositiveInt = Annotated[int, Range(at_least=1)]
@@ -72,7 +88,7 @@ class Checked:
     """Base of the dataclasses that make an experiment, a dataset or a job: building one checks its ranges.
 
     They are checked before the class's own `__post_init__`, so that this may rely on them. Raises ConfigError for a
-    number out of its range, and for a value of another type in a field that has a range.
+    number out of its range, and for a value of another type in a field that has a range or is a `Literal`.
     """
 
     __slots__ = ()
@@ -113,8 +129,21 @@ def check_field(owner: Any, name: str, where: str) -> None:
 def _wrong_type(owner: Any, name: str, value: Any, where: str) -> ConfigError:
     wanted = get_type_hints(type(owner))[name]
     arms = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
-    words = " | ".join("None" if arm is type(None) else inspect.formatannotation(arm) for arm in arms)
-    return ConfigError(f"{where}: {value!r} is a value of type {type(value).__name__}, not {words}")
+    words = " | ".join(map(_words, arms))
+    if isinstance(value, str) and (
+        known := [name for arm in arms if get_origin(arm) is Literal for name in get_args(arm)]
+    ):
+        return ConfigError(f"{where}: {value!r} is not {words}{nearest(value, known, listed=False)}")
+    instead = ""
+    if isinstance(value, list | str) and any(get_origin(arm) is tuple for arm in arms):
+        instead = f": write a tuple, {(value,) if isinstance(value, str) else tuple(value)}"
+    return ConfigError(f"{where}: {value!r} is a value of type {type(value).__name__}, not {words}{instead}")
+
+
+def _words(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(repr, get_args(annotation)))
+    return "None" if annotation is type(None) else inspect.formatannotation(annotation)
 
 
 def _check_ranges(value: Any) -> None:
@@ -133,7 +162,8 @@ def _with_ranges(kind: Any) -> tuple[str, ...]:
 
 
 def _has_range(annotation: Any) -> bool:
-    return bool(_ranges(annotation)) or any(map(_has_range, get_args(annotation)))
+    literal = get_origin(annotation) is Literal
+    return literal or bool(_ranges(annotation)) or any(map(_has_range, get_args(annotation)))
 
 
 def _ranges(annotation: Any) -> list[Range]:

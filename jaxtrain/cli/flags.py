@@ -3,8 +3,10 @@
 Not here: any verb.
 """
 
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -54,16 +56,54 @@ def chosen(words: Sequence[str], verb: str) -> Chosen | None:
 def parse(where: str, flags: Sequence[str]) -> Chosen:
     """The experiment of the words of `jaxtrain train` but for --run and --verify."""
     words = [where, *flags]
-    return tyro.cli(Chosen, args=words, prog="jaxtrain train", registry=registry(chosen(words, "train")))
+    with own_errors():
+        return tyro.cli(Chosen, args=words, prog="jaxtrain train", registry=registry(chosen(words, "train")))
+
+
+class _Refused(Exception):
+    """Carries a ConfigError through tyro, which would print its own words around any ValueError."""
+
+
+@contextlib.contextmanager
+def own_errors() -> Generator[None]:
+    """Around tyro, with the rules of `registry`: a ConfigError of a value that flags make is raised as it is."""
+    try:
+        yield
+    except _Refused as refused:
+        raise refused.args[0] from None
+
+
+class _Carried(functools.partial[Any]):
+    """A function whose ConfigErrors are carried. Of a `partial`, tyro shows the docstring of the function inside."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        try:
+            return super().__call__(*arguments, **named)
+        except ConfigError as error:
+            raise _Refused(error) from error
 
 
 def registry(default: Chosen | None) -> ConstructorRegistry:
-    """The rules: how `Chosen` becomes flags with the values of `default`, and how mappings do."""
-    rules = ConstructorRegistry()
+    """The rules: how `Chosen` becomes flags with the values of `default`, and how mappings do.
+
+    Errors of values are carried: call tyro inside of `own_errors`.
+    """
+    rules, inside = ConstructorRegistry(), set[Any]()
+
+    def carried(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if info.type in inside or not dataclasses.is_dataclass(info.type):
+            return None  # the rules below say how it is made
+        inside.add(info.type)
+        spec = ConstructorRegistry.get_struct_spec(info)
+        inside.remove(info.type)
+        assert isinstance(spec, StructConstructorSpec)
+        return replace(spec, instantiate=_Carried(spec.instantiate))
+
     rules.primitive_rule(_pairs)
     rules.primitive_rule(lambda info: _file(default) if info.type is Origin else None)
     rules.struct_rule(lambda info: _fields(default) if info.type is Chosen else None)
     rules.struct_rule(_without_fitted)
+    rules.struct_rule(carried)  # rules that were added last are asked first
     return rules
 
 

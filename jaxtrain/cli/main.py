@@ -16,7 +16,7 @@ import tyro
 from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode
 from jaxtrain.cli.data import VERBS as DATA
-from jaxtrain.cli.flags import HELP, Fields, chosen, registry
+from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
 from jaxtrain.cli.launch import VERBS as LAUNCH
 from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams, use_utf8
 from jaxtrain.cli.verbs import Verbs
@@ -215,7 +215,8 @@ def run(words: Sequence[str]) -> int:
     if (isinstance(verb, Verbs) and not rest) or not {*HELP}.isdisjoint(rest):
         words = [*path, *HELP[:1]]  # tyro's help leaves out the words that come before it
     app, config = VERBS.app(path), (tyro.conf.PositionalMetavarFromFieldName,)
-    return app.cli(prog="jaxtrain", description=VERBS.help, args=words, registry=rules, config=config) or 0
+    with own_errors():
+        return app.cli(prog="jaxtrain", description=VERBS.help, args=words, registry=rules, config=config) or 0
 
 
 def _cache_programs() -> None:

@@ -22,8 +22,11 @@ def fit(experiment: Experiment, folder: Path | None = None) -> Experiment:
     in evaluation. Every process of a run reads the whole split and finds the same values. Transforms of the run in
     `folder` are not fitted again: they have the values that it saved.
 
-    Raises ConfigError for a transform of an evaluation that is not one of the training data: nothing is fitted there.
+    Raises ConfigError for a transform of an evaluation that is not one of the training data: nothing is fitted there,
+    and for a folder that is a str.
     """
+    if isinstance(folder, str):
+        raise ConfigError(f"the folder of a run is a path: give pathlib.Path({folder!r}), not a str")
     file = folder / "experiment.json" if folder is not None else None
     if file is not None and file.is_file():
         experiment = fitted_as(experiment, read_json(file))

@@ -37,6 +37,13 @@ class Start(Checked):
     cast: bool = False
     """Whether arrays of another dtype are cast; else they are refused."""
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where nothing is to be set, and for a step of a file."""
+        if not self.only:
+            raise ConfigError('start.only: it is empty, so that nothing would be set: ("*",) sets all')
+        if self.step != "latest" and Path(self.source).suffix in (".npz", ".safetensors"):
+            raise ConfigError(f"start.step: {self.source} is a file, which has no steps: leave out step={self.step!r}")
+
     def identity(self) -> str:
         """A hash of the arrays that are read. Raises ConfigError where the source does not exist."""
         folder = Path(self.source)

@@ -9,14 +9,18 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
+from jaxtrain.base.config import find
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.observers import EarlyStopping
+from jaxtrain.models.checks import kind_of
 from jaxtrain.models.params import parted
-from jaxtrain.optimizers import map_state
+from jaxtrain.optimizers import Optimizer, Schedule, map_state
 from jaxtrain.sharding.layout import Layout, mesh_axes, path_name
 from jaxtrain.sharding.stages import fits
+from jaxtrain.tasks.checks import check_name
 
 FEW_BYTES = 2048
 """Replicated arrays of fewer bytes are not named."""
@@ -46,6 +50,41 @@ def check_sizes(experiment: Experiment, sizes: Mapping[str, int]) -> None:
         raise ConfigError(f"microbatches: {count} do not divide a batch of {data.batch_size}{on and f' on {on}'}")
 
 
+def check_updates(optimizer: optax.GradientTransformation, name: str, params: Any) -> None:
+    """Raises ConfigError for an optimizer whose updates do not have the shapes of the parameters, which would be
+    broadcast, whose state changes its shapes or dtypes, or which needs more than gradients, state and parameters.
+    """
+    state = jax.eval_shape(optimizer.init, params)
+    grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.promote_types(x.dtype, np.float32)), params)
+    try:
+        updates, after = jax.eval_shape(optimizer.update, grads, state, params)
+    except (TypeError, AttributeError) as error:
+        needs = "it has to take gradients, state and parameters alone"
+        raise ConfigError(f"optimizer: the update of {name} fails while it is traced: {needs} ({error})") from error
+    for what, old, new in (("the update", grads, updates), ("the state", state, after)):
+        if jax.tree.structure(old) != jax.tree.structure(new):
+            raise ConfigError(f"optimizer: {what} that {name} returns has another structure than that it is given")
+        for (path, one), two in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
+            if one.shape != two.shape or (what == "the state" and one.dtype != two.dtype):
+                kinds = f"{kind_of(two)}, not {kind_of(one)}"
+                raise ConfigError(f"optimizer: {what} that {name} returns for {path_name(path)} is {kinds}")
+
+
+def check_rates(optimizer: Optimizer, steps: int) -> None:
+    """Raises ConfigError for a learning rate that is negative or not finite. Rates of the library's own classes are
+    neither; of others, at most 257 steps are looked at.
+    """
+    values = [*find(optimizer, Schedule), *find(optimizer, Optimizer)]
+    if all(type(each).__module__.startswith("jaxtrain.") for each in values):
+        return
+    some = np.unique(np.linspace(0, steps - 1, 257).astype(int))
+    for name, rate in optimizer.rates(steps).items():
+        rates = np.asarray(jax.vmap(rate)(some))
+        for step, value in zip(some.tolist(), rates.tolist(), strict=True):
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"optimizer: {name} is {value} at step {step}: a rate is finite and at least 0")
+
+
 def check_whole_batch(experiment: Experiment, sizes: Mapping[str, int]) -> None:
     """Raises ConfigError for microbatches and pipeline stages where the loss of a row depends on other rows."""
     count, (stages, _) = experiment.microbatches, experiment.layout.stages(sizes)
@@ -67,6 +106,11 @@ def check_evals(experiment: Experiment) -> None:
         raise ConfigError(
             "evals: 'train' is the name of the metrics of training: give the split another, such as 'train_subset'"
         )
+    for split in experiment.evals:
+        if not split or "/" in split:
+            raise ConfigError(f"evals: {split!r} is no name of a split, whose metrics are named split/metric")
+    for name in experiment.host_metrics:
+        check_name(name, "host_metrics")
     if runtime.keep.best is None or runtime.eval_every >= steps:  # only the last step is evaluated, and it is saved
         return
     evaluated, saved = runtime.eval_every, runtime.save_every
@@ -133,7 +177,7 @@ def check_used(layout: Layout, state: Any, used: Set[str]) -> None:
             instead = layout.row_axes()[:1] if axis in mesh_axes(layout.rules["batch"]) else ()
             raise ConfigError(
                 f"layout.mesh: axis {axis!r} = {size} splits {', '.join(names)}, but no array of this experiment has "
-                f"such a dim: leave it out{''.join(f' or say {axis}' for axis in instead)}"
+                f"such a dim: leave it out{''.join(f', name dims by param_axes, or say {axis}' for axis in instead)}"
             )
 
 

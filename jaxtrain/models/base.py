@@ -100,8 +100,8 @@ class Model(Checked, ABC):
         return by_path(nnx.state(module, nnx.BatchStat))
 
     def allowed(self) -> Allowed | None:
-        """The numbers that the inputs may hold: finite ones by default. None is any, for a model that reads NaN."""
-        return Allowed(why="NaN and infinity would spread to every parameter")
+        """The numbers that the inputs may hold; finite ones by default, None is any."""
+        return Allowed(why="NaN would spread to every parameter; a model that takes them overrides `allowed`")
 
     def shrunk(self, devices: int) -> Self:
         """A small version of this model for `jaxtrain verify`, in f32; itself by default.

@@ -16,13 +16,20 @@ def kind_of(value: Any) -> str:
     """What a value is, in the words of an error message: `float32[8, 3]`, `a dict of a, b`."""
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
-    if hasattr(value, "dtype"):
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, tuple | list):
         return f"({', '.join(map(kind_of, value))})"
     if isinstance(value, Mapping):
         return f"a dict of {', '.join(map(str, value))}" if value else "an empty dict"
     return f"a {type(value).__name__}"
+
+
+def image_dims(inputs: Any, model: str) -> tuple[int, int, int]:
+    """Y, X and C. Raises ConfigError for what is no array of images [B, Y, X, C]."""
+    if len(getattr(inputs, "shape", ())) != 4:
+        raise ConfigError(f"{model} reads images [B, Y, X, C], not {kind_of(inputs)}: gray ones have C = 1")
+    return inputs.shape[1:]
 
 
 def check_module(module: Any, model: str) -> None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import Checked
 from jaxtrain.models.params import name_axes
 from jaxtrain.models.stages import pipeline
@@ -118,6 +119,8 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids_BL: jax.Array) -> jax.Array:
         """The embeddings f[B, L, D] of the ids i[B, L]."""
+        if not jnp.issubdtype(ids_BL.dtype, jnp.integer):
+            raise ConfigError(f"an embedding is looked up by ints, not by {ids_BL.dtype}{list(ids_BL.shape)}")
         # The table is gathered over `embed` first: where both dims are split, XLA would replicate all of it to index it
         # ("involuntary full rematerialization").
         x_BLD = _look_up(shard(self.table[...], "vocab", None), ids_BL).astype(self.precision.activations)
@@ -135,9 +138,14 @@ def _look_up(table_VD: jax.Array, ids_BL: jax.Array) -> jax.Array:
     if split("vocab") and manual_axes() and jax.__version_info__ >= (0, 11):
         # This XLA aborts (spmd_partitioner_util.cc: Check failed) where a dim that is split over devices is indexed
         # inside of a shard_map over other mesh axes, as that of microbatches is.
-        one_hot_BLV = jax.nn.one_hot(ids_BL, table_VD.shape[0], dtype=table_VD.dtype)
-        return jnp.matmul(one_hot_BLV, table_VD, precision="highest")
+        return rows_by_product(table_VD, ids_BL)
     return table_VD[ids_BL]
+
+
+def rows_by_product(table_VD: jax.Array, ids_BL: jax.Array) -> jax.Array:
+    """`table_VD[ids_BL]` as a product with one-hot vectors, for ids of the table and a table of finite numbers."""
+    one_hot_BLV = jax.nn.one_hot(ids_BL, table_VD.shape[0], dtype=table_VD.dtype)
+    return jnp.matmul(one_hot_BLV, table_VD, precision="highest")
 
 
 def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, order_L: np.ndarray | None = None) -> jax.Array:

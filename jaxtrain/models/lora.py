@@ -45,6 +45,8 @@ class LoRA(Model):
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module, which at first computes what the model's does. Raises ConfigError for a pattern without layer."""
         module = self.model.build(rngs, inputs)
+        if not self.layers:
+            raise ConfigError("LoRA.layers: name at least one, such as 'blocks/block/query'")
         found = {"/".join(map(str, path)): layer for path, layer in nnx.iter_graph(module) if _is_linear(layer)}
         for pattern in self.layers:
             if not any(fnmatchcase(name, pattern) for name in found):
@@ -55,6 +57,10 @@ class LoRA(Model):
         return module
 
     def _adapt(self, layer: Any, rngs: nnx.Rngs) -> None:
+        if hasattr(layer, "lora_in"):
+            raise ConfigError(
+                "LoRA.model: LoRA inside of LoRA would add the same matrices twice: give the model itself"
+            )
         kernel = layer.kernel.get_value()
         *stacked, D, F = kernel.shape
         axes = layer.kernel.get_metadata().get("axes") or (None,) * kernel.ndim

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import NonNegative, Positive, PositiveInt, Range
 from jaxtrain.models.base import Model, Shaped
-from jaxtrain.models.ngrams import ngram_hashes
+from jaxtrain.models.ngrams import BYTES, ngram_hashes
 from jaxtrain.models.sizes import smaller
 from jaxtrain.models.variables import Context
 from jaxtrain.sharding.constraints import shard
@@ -59,6 +60,10 @@ class NaiveBayes(Model):
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module."""
         return NaiveBayesModule(self, rngs)
+
+    def allowed(self) -> Allowed:
+        """Bytes."""
+        return BYTES
 
     def shrunk(self, devices: int) -> Self:
         """About 4,096 buckets."""

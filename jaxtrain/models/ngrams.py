@@ -12,11 +12,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxtrain.base.allowed import Allowed
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import FractionBelow1, PositiveInt, Range
 from jaxtrain.models.base import Model, Shaped
+from jaxtrain.models.checks import kind_of
 from jaxtrain.models.layers import Embedding, Linear, Precision, dropout
 from jaxtrain.models.sizes import smaller
 from jaxtrain.models.variables import Context
+
+BYTES = Allowed(0, 255, why="the model reads the bytes of a text, 0 for padding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,10 @@ class NGrams(Model):
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module."""
         return NGramsModule(self, rngs)
+
+    def allowed(self) -> Allowed:
+        """Bytes."""
+        return BYTES
 
     def shrunk(self, devices: int) -> Self:
         """About 4,096 rows in the table."""
@@ -77,6 +86,8 @@ def word_hashes(bytes_BL: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:
 
     A word is a run of letters, digits, apostrophes and non-ASCII bytes; ASCII letters are hashed in lower case.
     """
+    if not jnp.issubdtype(bytes_BL.dtype, jnp.integer) or bytes_BL.ndim != 2:
+        raise ConfigError(f"n-grams are those of bytes u8[B, L], not of {kind_of(bytes_BL)}: use Utf8(length)")
     byte = bytes_BL.astype(jnp.uint32)
     capital = (byte >= ord("A")) & (byte <= ord("Z"))
     byte = jnp.where(capital, byte + 32, byte)

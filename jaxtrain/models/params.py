@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxtrain.base.errors import ConfigError, nearest
@@ -47,8 +48,10 @@ def named_variables(module: nnx.Module, patterns: Mapping[str, Axes], model: str
     """
     variables = Variables({}, {})
     for path, layer in nnx.iter_graph(module):
+        name = "/".join(map(str, path))
+        if isinstance(layer, nnx.Dropout):
+            raise ConfigError(f"{model}: {name} is an nnx.Dropout: {INSTEAD[0][1]}")
         if isinstance(layer, nnx.BatchNorm):
-            name = "/".join(map(str, path))
             raise ConfigError(
                 f"{model}: {name} is an nnx.BatchNorm, whose statistics microbatches would overwrite: use "
                 "jaxtrain.models.BatchNorm(width), called as norm(x, context), or nnx.GroupNorm"
@@ -59,6 +62,11 @@ def named_variables(module: nnx.Module, patterns: Mapping[str, Axes], model: str
         if not isinstance(variable, nnx.Param | nnx.BatchStat):
             instead = next(words for kind, words in INSTEAD if isinstance(variable, kind))
             raise ConfigError(f"{model}: {name} is {_described(variable)}, not an nnx.Param: {instead}")
+        if isinstance(variable, nnx.Param) and not jnp.issubdtype(variable.get_value().dtype, jnp.inexact):
+            dtype = variable.get_value().dtype
+            raise ConfigError(
+                f"{model}: {name} is an nnx.Param of {dtype}, which has no gradient: compute it in __call__"
+            )
         own = [axes for pattern, axes in patterns.items() if fnmatchcase(name, pattern)]
         leaf = AxisNamed(variable.get_value(), own[0] if own else tuple(variable.get_metadata("axes")))
         kind = variables.params if isinstance(variable, nnx.Param) else variables.state

@@ -14,6 +14,7 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import FractionBelow1, PositiveInt
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.batch_norm import BatchNorm
+from jaxtrain.models.checks import image_dims
 from jaxtrain.models.layers import Linear, Precision
 from jaxtrain.models.sizes import smaller
 from jaxtrain.models.variables import Context
@@ -40,7 +41,7 @@ class ResNet(Model):
 
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module."""
-        return ResNetModule(self, rngs, inputs.shape[-1])
+        return ResNetModule(self, rngs, image_dims(inputs, "ResNet")[-1])
 
     def shrunk(self, devices: int) -> Self:
         """One block a stage, of fewer features."""

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.models.base import Model, Shaped
+from jaxtrain.models.checks import image_dims
 from jaxtrain.models.layers import Linear, RMSNorm, dropout, fold
 from jaxtrain.models.sizes import Activations
 from jaxtrain.models.transformer import Blocks
@@ -33,7 +34,7 @@ class ViT(Model):
 
     def build(self, rngs: nnx.Rngs, inputs: Shaped) -> nnx.Module:
         """The module. Raises ConfigError for images that cannot be cut into whole patches."""
-        _, Y, X, C = inputs.shape
+        Y, X, C = image_dims(inputs, "ViT")
         if Y % self.patch or X % self.patch:
             raise ConfigError(f"images of {Y}×{X} cannot be cut into patches of {self.patch}×{self.patch}")
         return ViTModule(self, rngs, (Y // self.patch) * (X // self.patch), self.patch**2 * C)

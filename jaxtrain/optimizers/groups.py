@@ -37,6 +37,17 @@ class Groups(Optimizer):
 
     groups: Mapping[str, Optimizer]
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError for no groups, for groups of groups, and for what is no `Optimizer`."""
+        if not (isinstance(self.groups, Mapping) and self.groups):
+            raise ConfigError(f"optimizer.groups: {self.groups!r} has no patterns: give at least {{'*': AdamW()}}")
+        for pattern, each in self.groups.items():
+            if not isinstance(each, Optimizer):
+                instead = "for one of optax, subclass Optimizer, whose build returns it"
+                raise ConfigError(f"optimizer.groups: {pattern!r} has a {type(each).__name__}, no Optimizer: {instead}")
+            if isinstance(each, Groups):
+                raise ConfigError(f"optimizer.groups: {pattern!r} has Groups: write their patterns here, in one Groups")
+
     def build(self, steps: int) -> optax.GradientTransformation:
         """All but the frozen groups."""
         trained = {pattern: each for pattern, each in self.groups.items() if not isinstance(each, Frozen)}

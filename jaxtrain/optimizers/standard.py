@@ -36,7 +36,7 @@ class Schedule(Checked, ABC):
     peak: NonNegative = 1e-3
     warmup: NonNegativeInt = 0
     """Steps of warm-up."""
-    start: NonNegative = 0.0
+    start: Fraction = 0.0
     """The rate of the first step of a warm-up, as a fraction of `peak`."""
     steps: PositiveInt | None = None
     """The horizon: how many steps the schedule is made for. None is the run's steps when it begins; a run keeps that
@@ -133,8 +133,15 @@ class Optimizer(Checked, ABC):
         """
 
     def transformation(self, steps: int, params: Any) -> optax.GradientTransformation:
-        """What a run uses: `build`, by `master_weights` where a parameter is narrower than f32."""
-        return master_weights(self.build(steps)) if has_narrow(params) else self.build(steps)
+        """What a run uses: `build`, by `master_weights` where a parameter is narrower than f32.
+
+        Raises ConfigError where `build` returns no optax transformation.
+        """
+        built = self.build(steps)
+        if not (hasattr(built, "init") and hasattr(built, "update")):
+            found = f"{type(self).__name__}.build returned {built!r}"
+            raise ConfigError(f"optimizer: {found}, not an optax transformation, such as optax.adamw(1e-3)")
+        return master_weights(built) if has_narrow(params) else built
 
     def rates(self, steps: int) -> Mapping[str, optax.Schedule]:
         """The learning rates to log, by name, as functions of the step; none by default."""

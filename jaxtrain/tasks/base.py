@@ -43,6 +43,8 @@ class Loss:
         """
         if extras.aux_losses:
             added = {name: Mean.of(losses_B, weight_B) for name, losses_B in extras.aux_losses.items()}
+            if twice := metrics.keys() & {"main_loss", *added}:
+                raise ConfigError(f"the metric {min(twice)!r} has the name of an auxiliary loss: choose another")
             metrics = {"main_loss": mean, **metrics, **added}
             mean = Mean(mean.total + sum(each.total for each in added.values()), mean.weight)
         return cls(mean, dict(metrics), extras.statistics)
@@ -93,9 +95,9 @@ class Task(Checked, ABC):
         """The predictions by name, rows on dim 0, for a batch without labels and mask."""
 
     def allowed(self) -> Mapping[str, Allowed]:
-        """The range of the numbers in each field of a batch; by default `Model.allowed`, for the inputs."""
-        numbers = self.model.allowed()
-        return {self.inputs: numbers} if numbers and isinstance(self.inputs, str) else {}
+        """The range of the numbers in each field of a batch; by default `Model.allowed`, for all inputs."""
+        numbers, inputs = self.model.allowed(), (self.inputs,) if isinstance(self.inputs, str) else self.inputs
+        return {name: numbers for name in inputs if numbers is not None}
 
     def fields_of(self) -> Mapping[str, str]:
         """The predictions that estimate a field of the batch: the name of each, and the field. They are given in the
@@ -112,6 +114,8 @@ class Task(Checked, ABC):
         setting = f"{type(self).__name__}.inputs"
         if isinstance(self.inputs, str):
             return batch_field(batch, self.inputs, setting)
+        if not self.inputs:
+            raise ConfigError(f"{setting}: name a field of the batch for the model to read; known: {', '.join(batch)}")
         return {name: batch_field(batch, name, setting) for name in self.inputs}
 
 

@@ -1,9 +1,8 @@
 """Classification into one or several of C classes. Shapes: B batch, C classes."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,11 @@ import optax
 
 from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.base.ranges import AnyInt, FractionBelow1, NonNegative
+from jaxtrain.base.ranges import FractionBelow1, NonNegative, Range
 from jaxtrain.models.checks import kind_of
 from jaxtrain.models.variables import Variables
 from jaxtrain.tasks.base import Batch, batch_field, cross_entropy
+from jaxtrain.tasks.checks import outputs_of
 from jaxtrain.tasks.supervised import Supervised
 
 
@@ -28,7 +28,7 @@ class Classification(Supervised):
     """The field of a batch with the class number, i[B]; with `soft`, the probability of each class, f[B, C]."""
     soft: bool = False
     """The labels are probabilities, as those of a teacher or of annotators who differ."""
-    ignore: AnyInt | None = None
+    ignore: Annotated[int, Range(at_least=-(2**31), at_most=2**31 - 1, hint="labels are i32")] | None = None
     """A class number that stands for no label: such rows count for nothing."""
     smoothing: FractionBelow1 = 0.0
     """The share of each label that is spread over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
@@ -36,20 +36,23 @@ class Classification(Supervised):
     """The weight of the rows of each class in loss and metrics; empty weighs all alike."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for classes that cannot be, class weights that do not fit them, `soft` with `ignore`."""
-        _check_classes(self, 2)
+        """Raises ConfigError for fewer than two classes or one twice, for class weights that are not one a class or all
+        0, and for `soft` with `ignore`.
+        """
+        check_classes(self, 2)
         if self.class_weights and len(self.class_weights) != len(self.classes):
             raise ConfigError(
                 f"Classification.class_weights: {len(self.class_weights)} weights for {len(self.classes)} classes"
             )
         if self.class_weights and not any(self.class_weights):
-            raise ConfigError("Classification.class_weights: all are 0, so nothing would be learned")
+            raise ConfigError("Classification.class_weights: all are 0, so that no row counts: leave them out")
         if self.soft and self.ignore is not None:
             raise ConfigError("Classification.ignore: soft labels have no number: leave out rows by `weights`")
 
     def rows(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The cross-entropy, and `accuracy` from 0 to 1."""
-        logits_BC, label = outputs, self._labels(batch)
+        label = self._labels(batch)
+        logits_BC = outputs_of(outputs, "[B, C]", len(batch["mask"]), self)
         if logits_BC.shape[-1] != len(self.classes):
             raise ConfigError(f"task.classes: {len(self.classes)} names for a model of {logits_BC.shape[-1]} outputs")
         if self.soft:
@@ -80,7 +83,8 @@ class Classification(Supervised):
         """Class numbers, or probabilities."""
         count = len(self.classes)
         if self.soft:
-            return {**super().allowed(), self.label: Allowed(0, 1, sum=1, why="soft labels are probabilities")}
+            numbers = Allowed(0, 1, why="soft labels are probabilities of all classes", total=1)
+            return {**super().allowed(), self.label: numbers}
         why = f"there are {count} classes" + (
             "" if self.ignore is not None else "; `ignore` leaves out one number more"
         )
@@ -101,11 +105,21 @@ class Classification(Supervised):
         wanted = (batch["mask"].shape[0], len(self.classes)) if self.soft else batch["mask"].shape
         if label.shape != wanted or jnp.dtype(label.dtype).kind not in kind:
             what = f"probabilities, float{list(wanted)}" if self.soft else f"class numbers, int{list(wanted)}"
-            advice = "leave out soft=True for class numbers" if self.soft else "set soft=True for one-hot labels"
-            raise ConfigError(
-                f"Classification.label: {self.label!r} is {kind_of(label)}, but labels are {what}: {advice}"
-            )
-        return label
+            found = f"{self.label!r} is {kind_of(label)}"
+            raise ConfigError(f"Classification.label: {found}, but labels are {what}: {self._advice(label)}")
+        return label if self.soft else label.astype(jnp.int32)  # in u8, an `ignore` of -255 would be 1
+
+    def _advice(self, label: jax.Array) -> str:
+        kind, one_hot = jnp.dtype(label.dtype).kind, label.ndim == 2 and label.shape[1] == len(self.classes)
+        if self.soft:
+            return "cast one-hot labels to float32" if one_hot else "leave out soft=True for class numbers"
+        if one_hot and kind != "f":
+            return "take the argmax of one-hot labels, or cast them to float32 and set soft=True"
+        if one_hot:
+            return "set soft=True for one-hot labels"
+        return (
+            "drop the last dim" if label.ndim > 1 else f"cast {'them to int32' if kind == 'b' else 'numbers to int32'}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +132,13 @@ class MultiLabel(Supervised):
     """The field of a batch with 1 for every class that a row is of and 0 for others, [B, C]."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for classes that cannot be."""
-        _check_classes(self, 1)
+        """Raises ConfigError for no class, and for one twice."""
+        check_classes(self, 1)
 
     def rows(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The cross-entropy in nats summed over classes, `accuracy` over classes, `exact` where all are right."""
         label_BC = batch_field(batch, self.label, "MultiLabel.label")
+        outputs = outputs_of(outputs, "[B, C]", len(batch["mask"]), self)
         wanted = (outputs.shape[0], len(self.classes))
         if not outputs.shape == label_BC.shape == wanted:
             raise ConfigError(
@@ -143,12 +158,14 @@ class MultiLabel(Supervised):
         return {"probabilities": jax.nn.sigmoid(outputs)}
 
 
-def _check_classes(task: Classification | MultiLabel, least: int) -> None:
-    """Raises ConfigError for fewer than `least` classes, a name that stands twice, and a label that is an input."""
-    kind, inputs = type(task).__name__, (task.inputs,) if isinstance(task.inputs, str) else task.inputs
-    if len(task.classes) < least:
-        raise ConfigError(f"{kind}.classes: {len(task.classes)} names: there is nothing to tell apart below {least}")
-    if twice := [name for name, count in Counter(task.classes).items() if count > 1]:
-        raise ConfigError(f"{kind}.classes: {twice[0]!r} stands there {task.classes.count(twice[0])} times")
-    if task.label in inputs:
+def check_classes(task: Classification | MultiLabel, least: int) -> None:
+    """Raises ConfigError for fewer names of classes than `least`, for one twice, and for a label among the inputs."""
+    setting, classes = f"{type(task).__name__}.classes", task.classes
+    if len(classes) < least:
+        why = "with one class every loss is 0; for yes or no give two names" if classes else "name the classes"
+        raise ConfigError(f"{setting}: {len(classes)} given: {why}")
+    if twice := [name for name in classes if classes.count(name) > 1]:
+        raise ConfigError(f"{setting}: {twice[0]!r} is there twice, as numbers that metrics could not tell apart")
+    if task.label in ((task.inputs,) if isinstance(task.inputs, str) else task.inputs):
+        kind = type(task).__name__
         raise ConfigError(f"{kind}.inputs: {task.label!r} is the label: the model would read what it is to learn")

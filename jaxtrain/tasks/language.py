@@ -6,9 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxtrain.base.allowed import Allowed
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.models.checks import kind_of
 from jaxtrain.models.variables import Context, Variables
 from jaxtrain.tasks.base import Batch, Loss, Task, cross_entropy
+from jaxtrain.tasks.checks import outputs_of
 from jaxtrain.tasks.metrics import Mean
 
 
@@ -22,20 +27,51 @@ class LanguageModel(Task):
 
     inputs: str = "tokens"
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a model that sees the next token, and for one output a row."""
+        model = getattr(self.model, "model", self.model)  # that inside of LoRA
+        if getattr(model, "causal", True) is False or getattr(model, "pooled", False):
+            raise ConfigError(
+                f"LanguageModel.model: {type(model).__name__} has to be causal=True and pooled=False: it predicts the "
+                "next token of each position, and must not see it"
+            )
+
     def read(self, batch: Batch) -> jax.Array:
-        """All tokens of a row but the last, i[B, L]."""
-        return super().read(batch)[:, :-1]
+        """All tokens of a row but the last, i[B, L]. Raises ConfigError for other arrays than ints of two dims."""
+        return self._tokens(batch)[:, :-1]
+
+    def allowed(self) -> Mapping[str, Allowed]:
+        """Also segments from 0 on."""
+        return {**super().allowed(), "segments": Allowed(0, why="documents are numbered from 1, and 0 is padding")}
+
+    def _tokens(self, batch: Batch) -> jax.Array:
+        tokens = super().read(batch)
+        if tokens.ndim != 2 or tokens.shape[1] < 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ConfigError(
+                f"LanguageModel.inputs: {self.inputs!r} is {kind_of(tokens)}, but tokens are ints [B, L + 1], at least "
+                "2 a row"
+            )
+        return tokens
 
     def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
         """The cross-entropy, and `accuracy` of the likeliest token."""
-        targets_BL = batch[self.inputs][:, 1:]
+        targets_BL = self._tokens(batch)[:, 1:]
         weight_BL = jnp.broadcast_to(batch["mask"][:, None], targets_BL.shape)
         more = {}
         if "segments" in batch:
             segments = batch["segments"]
+            if segments.shape != self._tokens(batch).shape or jnp.issubdtype(segments.dtype, jnp.floating):
+                wanted = f"ints {list(self._tokens(batch).shape)}, one for each token"
+                raise ConfigError(f"LanguageModel: 'segments' is {kind_of(segments)}, but segments are {wanted}")
             more = {"segments_BL": segments[:, :-1]}
             weight_BL &= (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         logits_BLV, extras = self.model.apply(variables, self.read(batch), context, **more)
+        logits_BLV, numbers = outputs_of(logits_BLV, "[B, L, V]", len(batch["mask"]), self), self.model.allowed()
+        if numbers is not None and logits_BLV.shape[-1] <= numbers.most < np.inf:
+            raise ConfigError(
+                f"LanguageModel: the model has {logits_BLV.shape[-1]} outputs, but {numbers.most + 1:g} tokens: the "
+                "later ones could not be predicted"
+            )
         losses_BL = cross_entropy(logits_BLV, targets_BL)
         right_BL = (logits_BLV.argmax(-1) == targets_BL).astype(jnp.float32)
         loss, metrics = Mean.of(losses_BL, weight_BL), {"accuracy": Mean.of(right_BL, weight_BL)}

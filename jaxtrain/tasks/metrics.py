@@ -100,7 +100,7 @@ def as_weights(values: Array, weights: Array | None) -> Array:
     if jnp.shape(weights) != jnp.shape(values):
         shapes = f"{list(jnp.shape(weights))} for values of shape {list(jnp.shape(values))}"
         raise ConfigError(f"a metric has weights of shape {shapes}: give one weight for each value")
-    return weights.astype(jnp.float32)
+    return jnp.asarray(weights, jnp.float32)
 
 
 def weighted(values: Array, weights: Array) -> Array:
@@ -193,5 +193,13 @@ def values_by_name(metrics: Mapping[str, Metric]) -> dict[str, float]:
 def flat(name: str, value: float | Mapping[str, float]) -> dict[str, float]:
     """A metric's value as floats by name: `name`, or `name/part` for each of several."""
     if isinstance(value, Mapping):
-        return {f"{name}/{part}": float(number) for part, number in value.items()}
-    return {name: float(value)}
+        return {f"{name}/{part}": _number(f"{name}/{part}", number) for part, number in value.items()}
+    return {name: _number(name, value)}
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        found = f"an array of shape {list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
+        raise ConfigError(f"the metric {name!r} has as its value {found}, not a number") from error

@@ -10,6 +10,7 @@ from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.checks import kind_of
 from jaxtrain.tasks.base import Batch, batch_field
+from jaxtrain.tasks.checks import outputs_of
 from jaxtrain.tasks.supervised import Supervised
 
 
@@ -27,6 +28,9 @@ class Regression(Supervised):
     def rows(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The squared error and `absolute_error`, both summed over the outputs of a row."""
         target = batch_field(batch, self.target, "Regression.target")
+        outputs = outputs_of(outputs, "[B, O]", len(batch["mask"]), self)
+        if jnp.issubdtype(target.dtype, jnp.complexfloating):
+            raise ConfigError(f"Regression.target: {self.target!r} is {kind_of(target)}: give real and imaginary parts")
         if target.shape not in (outputs.shape, outputs.shape[: -1 if outputs.shape[-1] == 1 else None]):
             one = " or [B]" if outputs.shape[-1] == 1 else ""
             raise ConfigError(

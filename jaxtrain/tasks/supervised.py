@@ -8,8 +8,11 @@ from typing import Any
 import jax
 
 from jaxtrain.base.allowed import Allowed
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.models.checks import kind_of
 from jaxtrain.models.variables import Context, Variables
 from jaxtrain.tasks.base import Batch, Loss, Task, batch_field
+from jaxtrain.tasks.checks import checked_rows
 from jaxtrain.tasks.metrics import Mean, Metric
 
 
@@ -43,17 +46,22 @@ class Supervised(Task):
         """The weight of each row, [B]; 0 where the mask is False."""
         if self.weights is None:
             return batch["mask"]
-        return batch["mask"] * batch_field(batch, self.weights, f"{type(self).__name__}.weights")
+        setting = f"{type(self).__name__}.weights"
+        weight_B = batch_field(batch, self.weights, setting)
+        if weight_B.shape != batch["mask"].shape:
+            wanted = f"one number a row, {list(batch['mask'].shape)}"
+            raise ConfigError(f"{setting}: {self.weights!r} is {kind_of(weight_B)}, not {wanted}")
+        return batch["mask"] * weight_B
 
     def allowed(self) -> Mapping[str, Allowed]:
-        """Those of the inputs, and weights from 0 on: a negative one would train a row away from its target."""
-        weights = {} if self.weights is None else {self.weights: Allowed(0, why="these are weights of rows")}
-        return {**super().allowed(), **weights}
+        """Also weights from 0 on."""
+        numbers = Allowed(0, why="it is the weight of a row")
+        return {**super().allowed(), **({self.weights: numbers} if self.weights else {})}
 
     def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
         """The weighted means over rows."""
         outputs, extras = self.model.apply(variables, self.read(batch), context)
-        losses_B, values = self.rows(outputs, batch)
+        losses_B, values = checked_rows(self.rows(outputs, batch), len(batch["mask"]), f"{type(self).__name__}.rows")
         weight_B = self.weigh(batch)
         metrics = {
             name: value if isinstance(value, Metric) else Mean.of(value, weight_B) for name, value in values.items()
