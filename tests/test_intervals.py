@@ -1,6 +1,7 @@
 """Intervals that do not meet as a user may expect are said at the start, once, in one line."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from jaxtrain import ConfigError, Experiment
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.experiment import EarlyStopping, Retention, Runtime
-from jaxtrain.experiment.validate import check_evals, interval_facts
+from jaxtrain.experiment.validate import check_evals, data_facts, interval_facts
 from jaxtrain.models import Blocks, Transformer
 from jaxtrain.optimizers import AdamW, ConstantRate
 from jaxtrain.tasks import LanguageModel
@@ -29,8 +30,8 @@ def experiment(steps: int, runtime: Runtime, evals: bool = True, patience: int |
     )
 
 
-def of(log: int = 5, evaluate: int = 10, save: int = 10, **keep: object) -> Runtime:
-    return Runtime(log_every=log, eval_every=evaluate, save_every=save, keep=Retention(**keep))  # ty: ignore
+def of(log: int = 5, evaluate: int = 10, save: int = 10, **keep: Any) -> Runtime:
+    return Runtime(log_every=log, eval_every=evaluate, save_every=save, keep=Retention(**keep))
 
 
 @pytest.mark.parametrize(
@@ -108,3 +109,13 @@ def test_the_start_says_it_in_one_line(tmp_path, capsys):
     ]
     train(replace(one, steps=4), tmp_path / "run")
     assert "intervals" not in capsys.readouterr().err
+
+
+def test_an_evaluation_of_the_training_data_and_their_order_are_said():
+    other = replace(DATA, source=Arrays({"tokens": np.ones((4, 9), np.int32)}), shuffle=False)
+    made = replace(experiment(20, of()), evals={"test": replace(DATA, shuffle=False), "other": other})
+    assert data_facts(made) == ["evals.test reads the examples that are trained on, so it says nothing of others"]
+    assert data_facts(replace(made, data=other, evals={})) == [
+        "data.shuffle is False: every epoch has the order of the source"
+    ]
+    assert data_facts(replace(made, evals={"other": other})) == []

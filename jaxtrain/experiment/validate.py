@@ -164,6 +164,16 @@ def check_observers(experiment: Experiment) -> None:
         )
 
 
+def data_facts(experiment: Experiment) -> list[str]:
+    """What the data are that a user may not expect, a sentence each: evaluations of the training data, no shuffling."""
+    trained_on = experiment.data.source.identity()
+    same = [split for split, pipeline in experiment.evals.items() if pipeline.source.identity() == trained_on]
+    facts = [f"evals.{split} reads the examples that are trained on, so it says nothing of others" for split in same]
+    if not experiment.data.shuffle:
+        facts.append("data.shuffle is False: every epoch has the order of the source")
+    return facts
+
+
 def check_used(layout: Layout, state: Any, used: Set[str]) -> None:
     """Raises ConfigError for a mesh axis that is for more than rows but splits nothing else: neither a leaf of the
     abstract `state` nor, as those `used`, an activation.

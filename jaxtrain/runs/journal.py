@@ -17,7 +17,7 @@ from jaxtrain.base.config import find
 from jaxtrain.base.errors import Diverged
 from jaxtrain.base.hardware import peak_memory, planned_memory
 from jaxtrain.experiment.observers import Scores
-from jaxtrain.experiment.validate import interval_facts, replicated_leaves
+from jaxtrain.experiment.validate import data_facts, interval_facts, replicated_leaves
 from jaxtrain.experiment.verified import is_verified, split_axes
 from jaxtrain.optimizers import Schedule
 from jaxtrain.program import Program
@@ -93,6 +93,8 @@ class Journal:
         self.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=sizes)
         if facts := interval_facts(experiment):
             self.log_event("intervals", note="; ".join(facts))
+        if facts := data_facts(experiment):
+            self.log_event("data", note="; ".join(facts))
         if replicated := replicated_leaves(experiment, program.state):
             self.log_event("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
         if len(axes := split_axes(sizes)) > 1 and not is_verified(experiment, sizes):
