@@ -116,6 +116,17 @@ def test_packed_documents_neither_predict_each_other_nor_padding():
     assert float(loss) == pytest.approx((losses * counts).sum() / 8, rel=1e-5)
 
 
+def test_the_next_token_of_a_packed_row_follows_its_last_document_alone():
+    tokens = np.array([[3, 1, 4, 1, 5, 0, 0], [2, 7, 1, 3, 2, 3, 6]], np.int32)
+    segments = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 2, 2, 2, 3, 3, 3]], np.int32)
+    batch = {"tokens": tokens, "segments": segments, "mask": np.array([True, True])}
+    variables = state_of(SPEAK, batch).evaluated
+    found = SPEAK.predict(variables, batch)["log_probabilities"]
+    for row, document in zip(found, (tokens[0, 3:5], tokens[1, 4:]), strict=True):
+        alone = {"tokens": document[None], "mask": np.array([True])}
+        np.testing.assert_allclose(row, SPEAK.predict(variables, alone)["log_probabilities"][0], atol=1e-5)
+
+
 def test_next_tokens_are_described_as_bytes():
     said = np.log(np.array([0.1, 0.6, 0.05, 0.2, 0.03, 0.02]))
     assert SPEAK.describe({"log_probabilities": said}).startswith("next: b'\\x01' 0.60  b'\\x03' 0.20")

@@ -53,16 +53,20 @@ class LanguageModel(Task):
             )
         return tokens
 
+    def _segments(self, batch: Batch) -> jax.Array | None:
+        """The document of each token, if rows are packed."""
+        segments, tokens = batch.get("segments"), batch[self.inputs]
+        if segments is not None and (segments.shape != tokens.shape or jnp.issubdtype(segments.dtype, jnp.floating)):
+            wanted = f"ints {list(tokens.shape)}, one for each token"
+            raise ConfigError(f"LanguageModel: 'segments' is {kind_of(segments)}, but segments are {wanted}")
+        return segments
+
     def loss(self, variables: Variables, batch: Batch, context: Context) -> Loss:
         """The cross-entropy, and `accuracy` of the likeliest token."""
         targets_BL = self._tokens(batch)[:, 1:]
         weight_BL = jnp.broadcast_to(batch["mask"][:, None], targets_BL.shape)
-        more = {}
-        if "segments" in batch:
-            segments = batch["segments"]
-            if segments.shape != self._tokens(batch).shape or jnp.issubdtype(segments.dtype, jnp.floating):
-                wanted = f"ints {list(self._tokens(batch).shape)}, one for each token"
-                raise ConfigError(f"LanguageModel: 'segments' is {kind_of(segments)}, but segments are {wanted}")
+        more, segments = {}, self._segments(batch)
+        if segments is not None:
             more = {"segments_BL": segments[:, :-1]}
             weight_BL &= (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         logits_BLV, extras = self.model.apply(variables, self.read(batch), context, **more)
@@ -78,9 +82,17 @@ class LanguageModel(Task):
         return Loss.of(loss, metrics, extras, weight_BL.sum(1))
 
     def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-        """`log_probabilities` f32[B, V] of the token that follows each row; here a row is read to its last token."""
-        logits_BLV, _ = self.model.apply(variables, batch[self.inputs])
-        return {"log_probabilities": jax.nn.log_softmax(logits_BLV[:, -1], axis=-1)}
+        """`log_probabilities` f32[B, V] of the token that follows the last one of each row, after its document alone;
+        padding is not read.
+        """
+        tokens_BL, segments_BL = batch[self.inputs], self._segments(batch)
+        if segments_BL is None:
+            logits_BV = self.model.apply(variables, tokens_BL)[0][:, -1]
+        else:
+            logits_BLV, _ = self.model.apply(variables, tokens_BL, segments_BL=segments_BL)
+            last_B = segments_BL.shape[1] - 1 - (segments_BL[:, ::-1] > 0).argmax(1)
+            logits_BV = jnp.take_along_axis(logits_BLV, last_B[:, None, None], axis=1)[:, 0]
+        return {"log_probabilities": jax.nn.log_softmax(logits_BV, axis=-1)}
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """The five likeliest next tokens with their probabilities; ids below 256 are shown as bytes."""
