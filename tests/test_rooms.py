@@ -84,6 +84,7 @@ ROOMS = {
         "reading",
         "stack",
         "pipeline",
+        "bucketed",
         "remembered",
     ),
     "datasets": (
