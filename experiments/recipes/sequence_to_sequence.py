@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from jaxtrain import Experiment, Mean
+from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data import Bucketed, Mapped, Pad, Pipeline, Source, Transform
@@ -40,12 +41,10 @@ WORDS = ("", *NAMES.split())
 """The tokens of a source; the first one is padding."""
 UNITS, TENS, HUNDREDS = WORDS[1:21], WORDS[21:29], WORDS[29:38]
 
-WIDTHS = (6, 12, 18)
-"""The buckets: words of a source, at most."""
-END, START, TOKENS, LONGEST = 10, 11, 16, 10
-"""Tokens of a target are the digits and its end; 16 rows of the table can be split over more devices than 12. The
-longest target has nine digits and the end.
-"""
+LENGTH, WIDTHS = 18, (6, 12)
+"""Words of a source at most, and in the narrower buckets."""
+LONGEST, END, START = 10, 10, 11
+"""Tokens of a target at most: its digits, and the end. What comes before the first one is the start."""
 
 
 def spelled(number):
@@ -116,12 +115,14 @@ class EncoderDecoder(Model):
 
 
 class EncoderDecoderModule(nnx.Module):
-    """Two stacks of blocks; those of the decoder see what the encoder made of the source."""
+    """Two stacks of blocks; those of the decoder see what the encoder made of the source. The tables have a few rows
+    more than there are tokens, so that 2, 4 and 8 devices can split them.
+    """
 
     def __init__(self, blocks, rngs):
         self.words = Embedding(rngs, 48, blocks.width, blocks.precision)
         self.encoder, self.encoder_norm = blocks.stack(rngs, causal=False), RMSNorm(blocks.width, blocks.precision)
-        self.tokens = Embedding(rngs, TOKENS, blocks.width, blocks.precision)
+        self.tokens = Embedding(rngs, 16, blocks.width, blocks.precision)
         make = functools.partial(DecoderBlock, blocks)
         self.decoder = Stack(make, blocks.layers, rngs, blocks.remat, blocks.unroll)
         self.decoder_norm = RMSNorm(blocks.width, blocks.precision)
@@ -177,9 +178,9 @@ class SequenceToSequence(Task):
             return self.model.apply(variables, source, context, before_BT=before_BT)
 
         longest = (batch["source_mask"] * batch["mask"][:, None]).sum(1).max()
-        bucket = sum(longest > width for width in self.widths[:-1])
-        # One program holds the step at every width, and runs the one that the batch needs.
-        logits_BTV, extras = jax.lax.switch(bucket, [functools.partial(at_width, width) for width in self.widths])
+        # One program holds the step at every width, the last one whole, and runs that of the batch.
+        steps = [functools.partial(at_width, width) for width in (*self.widths, None)]
+        logits_BTV, extras = jax.lax.switch(sum(longest > width for width in self.widths), steps)
         losses_BT, right_BT = cross_entropy(logits_BTV, target_BT), logits_BTV.argmax(-1) == target_BT
         metrics = {
             "accuracy": Mean.of(right_BT, counts_BT),
@@ -200,6 +201,12 @@ class SequenceToSequence(Task):
         start_BT = jnp.full((inputs["source"].shape[0], LONGEST + 1), START)
         return {"tokens": jax.lax.fori_loop(0, LONGEST, decode, start_BT)[:, 1:]}
 
+    def allowed(self):
+        return {
+            "source": Allowed(0, len(WORDS) - 1, why="words by number"),
+            "target": Allowed(0, END, why="digits and the end"),
+        }
+
     def describe(self, prediction):
         tokens = prediction["tokens"].tolist()
         return "".join(map(str, tokens[: tokens.index(END) if END in tokens else None]))
@@ -207,7 +214,7 @@ class SequenceToSequence(Task):
 
 def main() -> Experiment:
     """Two blocks on either side."""
-    pads = (Pad("source", WIDTHS[-1]), Pad("target", LONGEST))
+    pads = (Pad("source", LENGTH), Pad("target", LONGEST))
     train, test = (Mapped(Numbers(split, rows), (Encode(),)) for split, rows in (("train", 20_000), ("test", 500)))
     return Experiment(
         task=SequenceToSequence(model=EncoderDecoder(blocks=Blocks(width=64, layers=2, heads=4))),
