@@ -18,6 +18,7 @@ from jaxtrain import ConfigError, Experiment, Run, Runtime, load
 from jaxtrain.evaluate import predict_run
 from jaxtrain.models import Blocks
 from jaxtrain.models.variables import Context, Variables
+from jaxtrain.optimizers import AdamW, ConstantRate
 from jaxtrain.runs.json_lines import read_lines
 from jaxtrain.sharding.layout import plain
 from jaxtrain.train import train
@@ -198,7 +199,8 @@ def test_sequences_are_learned_far_better_than_by_looking_words_up(tmp_path: Pat
 
 @pytest.mark.slow
 def test_an_observer_of_ones_own_writes_its_table_on_over_a_resume(tmp_path: Path) -> None:
-    experiment = replace(recipe("own_observer")[0], runtime=Runtime(log_every=2, eval_every=6, save_every=6))
+    runtime, optimizer = Runtime(log_every=2, eval_every=6, save_every=6), AdamW(schedule=ConstantRate(peak=1e-3))
+    experiment = replace(recipe("own_observer")[0], runtime=runtime, optimizer=optimizer)
     train(replace(experiment, steps=6), tmp_path / "run")
     run, _ = train(replace(experiment, steps=12), tmp_path / "run")
     lines = [line for line in run.metrics() if line["split"] == "train"]
