@@ -35,14 +35,20 @@ def recipe(name: str) -> tuple[Experiment, ModuleType]:
 
 @functools.cache
 def sequences() -> tuple[Any, Variables, list[Batch]]:
-    """The task of sequences to sequences, with parameters as drawn, and batches of 16 rows, the last one half filled."""
+    """The task of sequences to sequences, parameters, and batches of 16 rows, the last one half filled."""
     experiment, _ = recipe("sequence_to_sequence")
     data = replace(experiment.data, batch_size=16, threads=0)
     batches = [data.steps()[step] for step in range(12)]
     half = {**batches[-1], "mask": np.arange(16) < 8}
     model = replace(experiment.task.model, blocks=Blocks(width=16, layers=2, heads=2))
     task: Any = replace(experiment.task, model=model)
-    return task, plain(jax.jit(task.init)(jax.random.key(0), data.example())), [*batches, half]
+    drawn = plain(jax.jit(task.init)(jax.random.key(0), data.example()))
+    return task, drawn, [*batches, half]
+
+
+def mean_loss(task: Any, params: Any, batch: Batch) -> jax.Array:
+    mean = task.loss(Variables(params), batch, Context()).mean
+    return mean.total / mean.weight
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -118,12 +124,10 @@ def test_what_is_masked_counts_for_nothing_whatever_it_holds() -> None:
         "target": np.where(batch["target_mask"], batch["target"], 3).astype(np.int32),
     }
     filled["source"][8:], filled["target"][8:] = 5, 2
-    gradient = jax.jit(
-        jax.value_and_grad(lambda params, batch: task.loss(Variables(params), batch, Context()).mean.total)
-    )
+    gradient = jax.jit(jax.value_and_grad(functools.partial(mean_loss, task)))
     (one, grads), (two, others) = gradient(variables.params, batch), gradient(variables.params, filled)
     assert float(one) == pytest.approx(float(two), rel=1e-6)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), grads, others)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), grads, others)
 
 
 @pytest.mark.slow
@@ -139,7 +143,7 @@ def test_a_batch_is_computed_at_the_width_of_its_bucket_and_to_the_same_gradient
         return original(self, variables, inputs, *rest, **more)
 
     def gradient(task: Any) -> Any:
-        return jax.jit(jax.grad(lambda params, batch: task.loss(Variables(params), batch, Context()).mean.total))
+        return jax.jit(jax.grad(functools.partial(mean_loss, task)))
 
     monkeypatch.setattr(type(task.model), "apply", watched)
     cut, whole = gradient(task), gradient(replace(task, widths=()))
@@ -151,21 +155,24 @@ def test_a_batch_is_computed_at_the_width_of_its_bucket_and_to_the_same_gradient
         ran.clear()
         grads = cut(variables.params, batch)
         jax.effects_barrier()
-        assert ran == [width]
+        assert {*ran} == {width}  # forward, and again for the backward pass
         others = whole(variables.params, batch)
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-5), grads, others)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), grads, others)
 
 
 @pytest.mark.slow
 def test_predict_decodes_greedily() -> None:
-    task, variables, batches = sequences()
+    task, drawn, batches = sequences()
     batch = batches[0]
+    # As drawn, it writes one token all the time: each token's own embedding outweighs what the blocks add.
+    variables = Variables({**drawn.params, "decoder": jax.tree.map(lambda x: 5 * x, drawn.params["decoder"])})
     tokens = np.asarray(jax.jit(task.predict)(variables, {name: batch[name] for name in task.inputs})["tokens"])
     before = np.full((16, 1), 11, np.int32)
     for _ in range(10):  # each time from a row of as many tokens as there are
         logits = jax.jit(lambda before=before: task.model.apply(variables, task.read(batch), before_BT=before)[0])()
         before = np.concatenate([before, np.asarray(logits)[:, -1:].argmax(-1).astype(np.int32)], 1)
     np.testing.assert_array_equal(tokens, before[:, 1:])
+    assert np.mean([len({*row}) for row in tokens.tolist()]) > 2
     assert task.describe({"tokens": np.array([3, 2, 1, 10, 4, 10])}) == "321"
     assert task.describe({"tokens": np.array([3, 2])}) == "32"
 
@@ -213,7 +220,7 @@ def test_an_observer_of_ones_own_writes_its_table_on_over_a_resume(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("norms", "noted"),
-    [([1, 2, 3, 19], []), ([1, 2, 3, 21], [4]), ([1, 2, float("nan")], [3]), ([50], []), ([1, 30, 2, 2], [2])],
+    [([1, 2, 3, 19], []), ([1, 2, 3, 21], [4]), ([1, 2, float("nan")], [3]), ([50], []), ([1, 15, 100, 100], [2, 3])],
 )
 def test_a_gradient_that_explodes_is_noted_once_against_the_median_before(
     norms: list[float], noted: list[int], tmp_path: Path
@@ -232,10 +239,11 @@ def test_a_gradient_that_explodes_is_noted_once_against_the_median_before(
             self.events.append((kind, fields["step"]))
 
     run = Recorded()
-    for step, norm in enumerate(norms, 1):
-        values = {"loss": 1.0, "accuracy": 0.5, "gradient_norm": norm}
-        run.lines += [{"step": step, "split": "test", "loss": 0.0}, {"step": step, "split": "train", **values}]
-        recipe("own_observer")[0].observers[0].trained(run, step, values, {})
+    values = [{"loss": 1.0, "accuracy": 0.5, "gradient_norm": norm} for norm in norms]
+    for step, of_period in enumerate(values, 1):  # all are written already: an observer may be late
+        run.lines += [{"step": step, "split": "test", "loss": 0.0}, {"step": step, "split": "train", **of_period}]
+    for step, of_period in enumerate(values, 1):
+        recipe("own_observer")[0].observers[0].trained(run, step, of_period, {})
     assert run.events == [("gradient_exploded", step) for step in noted]
 
 
