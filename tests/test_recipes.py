@@ -15,7 +15,8 @@ from jaxtrain import ConfigError, Experiment, Layout, Program, load
 from jaxtrain.train import train
 
 RECIPES = Path(__file__).resolve().parent.parent / "experiments" / "recipes"
-NAMES = ("batch_norm", "contrastive", "gan", "linear", "mean_teacher", "multi_task", "own_optimizer", "vae")
+NAMES = ("batch_norm", "contrastive", "gan", "linear", "mean_teacher", "multi_task", "own_metric", "own_optimizer")
+NAMES += ("sequence_to_sequence", "vae")
 MESHES = ({"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2})
 
 
@@ -82,6 +83,8 @@ def test_microbatches_and_stages_are_refused_for_a_loss_over_the_whole_batch(mes
         ("contrastive", "accuracy", 0.25),  # of 64 images; by chance 0.016
         ("mean_teacher", "accuracy", 0.7),
         ("multi_task", "accuracy", 0.8),
+        ("own_metric", "recall/least", 0.7),
+        ("own_metric", "surest_half", 0.99),
         ("own_optimizer", "probability", 0.6),
     ],
 )

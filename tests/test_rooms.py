@@ -86,6 +86,7 @@ ROOMS = {
         "reading",
         "stack",
         "pipeline",
+        "bucketed",
         "remembered",
     ),
     "datasets": (

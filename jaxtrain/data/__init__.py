@@ -5,6 +5,7 @@ first batch is read.
 """
 
 from jaxtrain.base.errors import Damaged
+from jaxtrain.data.bucketed import Bucketed
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.sources.array_record import ArrayRecord, write_array_record
 from jaxtrain.data.sources.arrays import Arrays
@@ -34,6 +35,7 @@ __all__ = [
     "ArrayRecord",
     "Arrays",
     "BatchTransform",
+    "Bucketed",
     "Bytes",
     "Categories",
     "CentralCrop",

@@ -19,13 +19,15 @@ T = TypeVar("T")
 _TABLE = 1 << 22  # examples up to which an order is kept in memory, 4 bytes each
 
 
-def visiting_order(size: int, seed: int | None) -> Indexed[int]:
+def visiting_order(size: int, seed: int | None, buckets: bytes = b"", rows: int = 1) -> Indexed[int]:
     """The index of the example at each position of an endless stream over `size` examples.
 
     With a seed every epoch of `size` positions is another permutation; without one it is 0, 1, …, size - 1.
+
+    buckets: the bucket of each example, of which batches of `rows` positions then hold one; b"" is one bucket.
     """
-    if size <= _TABLE:
-        return _Order(size, seed)
+    if size <= _TABLE or buckets:
+        return _Order(size, seed, buckets, rows)
     order: Any = grain.MapDataset.range(size)  # endless: grain takes positions modulo the length
     if seed is not None:
         # grain shuffles epoch e with seed + e; hashed, so that seed 1 is not seed 0 one epoch later.
@@ -39,18 +41,27 @@ class _Order:
 
     size: int
     seed: int | None
+    buckets: bytes
+    rows: int
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> int:
         epoch, place = divmod(index, self.size)
-        return place if self.seed is None else int(_permutation(self.size, self.seed, epoch)[place])
+        return place if self.seed is None else int(_permutation(self, self.seed, epoch)[place])
 
 
 @lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
+def _permutation(order: _Order, seed: int, epoch: int) -> np.ndarray:
+    rng = np.random.default_rng((seed, epoch))
+    found = rng.permutation(order.size).astype(np.int32)
+    if order.buckets:
+        found = found[np.argsort(np.frombuffer(order.buckets, np.uint8)[found], kind="stable")]
+        # The first positions of an epoch may belong to a batch that the one before began; then batches are shuffled.
+        rest = found[-epoch * order.size % order.rows :]
+        rng.shuffle(rest[: len(rest) // order.rows * order.rows].reshape(-1, order.rows))  # views, so in place
+    return found
 
 
 def read(batches: Indexed[HostBatch], *, threads: int, workers: int, prefetch: int) -> Generator[HostBatch, None, None]:
