@@ -19,17 +19,23 @@ from jaxtrain.sharding import Layout
 from jaxtrain.tasks import LanguageModel
 
 LENGTH = 128
+MODEL = Transformer(
+    vocab=256, blocks=Blocks(width=128, layers=4, heads=4, unroll=4), tied=False, ngrams=(2, 3, 4, 5, 6), buckets=2**16
+)
 
 
 def main() -> Experiment:
     """1. Data and model fit in one device's memory."""
-    held_out = Take(Windows(MovieReviews("validation"), LENGTH), 2048)
+    held_out = Pipeline(Take(Windows(MovieReviews("validation"), LENGTH), 256), batch_size=64, shuffle=False)
     return Experiment(
-        task=LanguageModel(model=Transformer(vocab=256, blocks=Blocks(width=128, layers=4, heads=4))),
+        task=LanguageModel(model=MODEL),
         data=Pipeline(Windows(MovieReviews("train"), LENGTH), batch_size=16),
-        optimizer=AdamW(schedule=CosineDecay(peak=4e-3, warmup=50), weight_decay=0.1, b2=0.99),
+        optimizer=AdamW(schedule=CosineDecay(peak=6e-3, warmup=50, floor=0.05), weight_decay=0.1, b2=0.99),
         steps=600,
-        evals={"validation": Pipeline(held_out, batch_size=64, shuffle=False)},
+        evals={
+            "validation": held_out,
+            "test": replace(held_out, source=Take(Windows(MovieReviews("test"), LENGTH), 2048)),
+        },
         runtime=Runtime(log_every=50, eval_every=300, save_every=300),
     )
 
@@ -68,8 +74,8 @@ def pipeline() -> Experiment:
 def experts() -> Experiment:
     """Eight feed-forward layers instead of one, of which each byte is given to two; every device has some of them."""
     one = main()
-    blocks = Blocks(width=128, layers=4, heads=4, mlp=128, experts=Experts(count=8, top_k=2))
-    task = replace(one.task, model=Transformer(vocab=256, blocks=blocks))
+    blocks = replace(MODEL.blocks, mlp=128, experts=Experts(count=8, top_k=2))
+    task = replace(one.task, model=replace(MODEL, blocks=blocks))
     return replace(one, task=task, layout=Layout({"expert": -1}))
 
 
