@@ -4,7 +4,7 @@
 
 Prints accuracy of TF-IDF and of naive-Bayes log-count ratios, each with logistic regression, on the reviews, of TF-IDF on
 the skills (which `jaxtrain data build experiments/datasets.py:bncc` makes), of logistic regression and a support vector
-machine on the digits, and the held-out loss of byte n-gram models. About four minutes on 2 cores.
+machine on the digits, and the loss on held-out bytes of interpolated Kneser–Ney n-grams. About four minutes on 2 cores.
 """
 
 from contextlib import closing

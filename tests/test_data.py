@@ -375,6 +375,12 @@ def test_making_a_program_reads_the_first_example_of_each_pipeline_once():
     assert Reads.count == 2
 
 
+def test_augmentation_is_left_out_of_evaluation():
+    for transform in (Shift(2), RandomAffine(45.0, 0.5, 2.0), Flip()):
+        found = next(Pipeline(Digits("test"), (transform,), batch_size=8, shuffle=False).epoch())["image"]
+        np.testing.assert_array_equal(found, [Digits("test")[i]["image"] for i in range(8)])
+
+
 def test_prepare_gives_what_evaluation_gives_without_a_label():
     pipeline = Pipeline(Digits("test"), (Shift(1), Flip(), Normalize(0.3, 0.3)), batch_size=4)
     inputs = [{"image": Digits("test")[i]["image"]} for i in range(4)]
