@@ -88,6 +88,7 @@ def transformer(
     segments_L: np.ndarray | None = None,
     chosen: int = 2,
     room: float = np.inf,
+    lengths: tuple[int, ...] = (),
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Logits of a row, [L, V] or, where pooled over what is not padding, [V]; and the router's scores by layer.
 
@@ -98,10 +99,30 @@ def transformer(
     seen_LL = segments_L[:, None] == segments_L
     seen_LL &= np.tril(np.ones_like(seen_LL)) if causal else True
     x_LD = table_VD[ids_L] * math.sqrt(table_VD.shape[1])
+    for n in lengths:
+        own_VD = params["ngrams"]["table"]
+        x_LD = x_LD + own_VD[suffix_rows(ids_L, n, len(own_VD), segments_L)] * math.sqrt(own_VD.shape[1])
     x_LD, routed = blocks(params["blocks"], x_LD, heads, seen_LL, chosen, room)
     x_LD = rms_norm(x_LD, params["norm"]["scale"])
     out = x_LD[ids_L != 0].mean(0) if pooled else x_LD
     return out @ (params["head"]["kernel"] if "head" in params else table_VD.T), routed
+
+
+def suffix_rows(ids_L: np.ndarray, n: int, buckets: int, segments_L: np.ndarray) -> list[int]:
+    """The row of the last n tokens at each position (Pagnoni et al. 2024, section 3.2.1): the last token first, token + 1
+    or 0 for one that is missing, each followed by the finaliser of MurmurHash3; all modulo 2³².
+    """
+    rows = []
+    for end in range(len(ids_L)):
+        h = 0
+        for place in range(end, end - n, -1):
+            there = place >= 0 and segments_L[place] == segments_L[end]
+            h = (h * 16777619 + (int(ids_L[place]) + 1 if there else 0) + 1) % 2**32
+            h = (h ^ h >> 16) * 0x85EBCA6B % 2**32
+            h = (h ^ h >> 13) * 0xC2B2AE35 % 2**32
+            h = h ^ h >> 16
+        rows.append(h % buckets)
+    return rows
 
 
 def vit(params: Any, image_YXC: np.ndarray, heads: int, patch: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from jaxtrain.base import packages
 from jaxtrain.base.errors import ConfigError
@@ -19,6 +20,7 @@ from jaxtrain.data import (
     Flip,
     Normalize,
     Pipeline,
+    RandomAffine,
     Select,
     Shift,
     Source,
@@ -30,6 +32,7 @@ from jaxtrain.data import (
     write_array_record,
 )
 from jaxtrain.data.reading import visiting_order
+from jaxtrain.data.transforms.images import affine
 from jaxtrain.datasets import Digits, MovieReviews
 
 SIZE = 23
@@ -372,6 +375,12 @@ def test_making_a_program_reads_the_first_example_of_each_pipeline_once():
     assert Reads.count == 2
 
 
+def test_augmentation_is_left_out_of_evaluation():
+    for transform in (Shift(2), RandomAffine(45.0, 0.5, 2.0), Flip()):
+        found = next(Pipeline(Digits("test"), (transform,), batch_size=8, shuffle=False).epoch())["image"]
+        np.testing.assert_array_equal(found, [Digits("test")[i]["image"] for i in range(8)])
+
+
 def test_prepare_gives_what_evaluation_gives_without_a_label():
     pipeline = Pipeline(Digits("test"), (Shift(1), Flip(), Normalize(0.3, 0.3)), batch_size=4)
     inputs = [{"image": Digits("test")[i]["image"]} for i in range(4)]
@@ -463,6 +472,43 @@ def test_shift_moves_the_image_and_fills_with_zeros():
     assert seen == {padded[i : i + 3, j : j + 3].tobytes() for i in range(3) for j in range(3)}
 
 
+@pytest.mark.parametrize(("angle", "size", "down", "right"), [(0.3, 1.2, 0.5, -1.3), (-2.0, 0.7, -2.0, 0.25)])
+def test_an_affine_map_of_an_image_is_that_of_scipy(angle, size, down, right):
+    image = np.random.default_rng(1).random((6, 9, 2))
+    inverse = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / size
+    center = np.array([2.5, 4.0])
+    offset = center - inverse @ (center + np.array([down, right]))
+    # Between an image and its surrounding, scipy's "constant" does not interpolate, and "grid-constant" does.
+    expected = [
+        ndimage.affine_transform(image[..., channel], inverse, offset, order=1, mode="grid-constant")
+        for channel in range(2)
+    ]
+    np.testing.assert_allclose(affine(image, angle, size, down, right), np.stack(expected, -1), atol=1e-12)
+
+
+def test_a_quarter_turn_is_counterclockwise_and_a_half_pixel_is_a_mean_and_integers_are_rounded():
+    image = np.arange(1, 10, dtype=np.uint8).reshape(3, 3, 1)
+    turned = affine(image, np.pi / 2, 1, 0, 0)
+    assert turned.dtype == np.uint8
+    np.testing.assert_array_equal(turned[..., 0], [[3, 6, 9], [2, 5, 8], [1, 4, 7]])
+    moved = affine(image.astype(np.float32), 0, 1, 0.5, 0)
+    np.testing.assert_array_equal(moved[..., 0], [[0.5, 1, 1.5], [2.5, 3.5, 4.5], [5.5, 6.5, 7.5]])
+
+
+def test_random_affine_draws_each_amount_between_its_bounds():
+    image = np.zeros((5, 5, 1), np.float32)
+    image[2, 2] = 1
+    down = [RandomAffine(pixels=1.0)({"image": image}, RNG)["image"][3:, :, 0].sum() for _ in range(300)]
+    assert 0.9 < max(down) <= 1
+    image[2, 2], image[2, 4] = 0, 1
+    turned = [RandomAffine(degrees=90.0)({"image": image}, RNG)["image"][..., 0] for _ in range(300)]
+    assert max(one[0, 2] for one in turned) > 0.9 < max(one[4, 2] for one in turned)
+    assert max(one[:, 0].sum() for one in turned) < 0.1
+    grown = [RandomAffine(scale=0.5)({"image": np.ones((9, 9, 1))}, RNG)["image"].sum() for _ in range(300)]
+    assert 24 < min(grown) < 28 < 80 < max(grown) <= 81
+    np.testing.assert_array_equal(RandomAffine()({"image": image}, RNG)["image"], image)
+
+
 def test_flip_mirrors_half_of_the_time():
     image = np.arange(4).reshape(1, 4, 1)
     flipped = [int(Flip()({"image": image}, RNG)["image"][0, 0, 0]) for _ in range(200)]
@@ -491,7 +537,7 @@ def test_transforms_do_not_write_into_their_input():
     image = np.ones((4, 4, 1), np.float32)
     image.flags.writeable = False
     example = {"image": image, "text": "hi"}
-    for transform in (Shift(2), Flip(), Normalize(1.0, 2.0), Utf8(4), Select(("text",))):
+    for transform in (Shift(2), RandomAffine(9.0, 0.1, 1.0), Flip(), Normalize(1.0, 2.0), Utf8(4), Select(("text",))):
         transform(example, RNG)
     assert example.keys() == {"image", "text"}
 

@@ -55,6 +55,9 @@ def family(name: str) -> tuple[Task, dict[str, np.ndarray]]:
         case name if name in SIZES:
             model = Transformer(vocab=64, blocks=blocks(dropout=0.1, **SIZES[name]))
             return LanguageModel(model=model), {"tokens": rng.integers(0, 64, (48, 17)).astype(np.int32)}
+        case "n-grams":
+            model = Transformer(vocab=64, blocks=blocks(dropout=0.1), ngrams=(2, 3), buckets=128)
+            return LanguageModel(model=model), {"tokens": rng.integers(0, 64, (48, 17)).astype(np.int32)}
         case "encoder":
             model = Transformer(vocab=256, outputs=3, blocks=blocks(dropout=0.1), causal=False, pooled=True, tied=False)
             text = rng.integers(1, 256, (48, 16)).astype(np.uint8)
@@ -200,6 +203,10 @@ def same(name: str, layout: Layout, microbatches: int = 1) -> None:
         slow("lm", Layout({"context": 2, "tensor": 2}, MEGATRON), 2),
         slow("grouped", Layout({"context": 4, "tensor": 2}), 1),
         slow("encoder", Layout({"data": 2, "context": 2}), 1),
+        ("n-grams", Layout({"data": 2, "context": 2, "tensor": 2}), 1),
+        slow("n-grams", Layout({"fsdp": 2, "context": 4}), 1),
+        slow("n-grams", Layout({"data": 2, "fsdp": 2, "tensor": 2}), 2),
+        slow("n-grams", Layout({"fsdp": 2, "stage": 2, "tensor": 2}, MEGATRON), 2),
         slow("experts", Layout({"expert": 4}), 1),
         slow("experts", Layout({"expert": 2, "fsdp": 2, "tensor": 2}), 1),
         slow("experts", Layout({"data": 2, "expert": 2, "stage": 2}), 2),

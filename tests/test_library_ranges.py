@@ -21,7 +21,7 @@ from jaxtrain.base.ranges import (
 from jaxtrain.base.registry import own_kinds
 from jaxtrain.data import Arrays, Mixture, Normalize, Pipeline, Source, Take, Tolerant, Utf8
 from jaxtrain.data.transforms.audio import LogMel
-from jaxtrain.data.transforms.images import CutMix, RandomCrop, Shift
+from jaxtrain.data.transforms.images import CutMix, RandomAffine, RandomCrop, Shift
 from jaxtrain.datasets.filters import InRange, Length, NearDuplicates
 from jaxtrain.datasets.formats import Records, TokenRows
 from jaxtrain.datasets.spec import HashSplits
@@ -63,6 +63,8 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (NGrams, {"dropout": 1.5}, "NGrams.dropout: 1.5 is not at least 0 and below 1"),
     (NGrams, {"buckets": 2**32}, "NGrams.buckets: 4294967296 is not from 1 to 4,294,967,295 (hashes are u32)"),
     (Transformer, {"vocab": 0}, "Transformer.vocab: 0 is not at least 1"),
+    (Transformer, {"ngrams": (2, 0)}, "Transformer.ngrams.1: 0 is not at least 1"),
+    (Transformer, {"buckets": 0}, "Transformer.buckets: 0 is not at least 1"),
     (ViT, {"patch": 0}, "ViT.patch: 0 is not at least 1"),
     (Experts, {"count": -1}, "Experts.count: -1 is not at least 0"),
     (Experts, {"top_k": 0}, "Experts.top_k: 0 is not at least 1"),
@@ -77,6 +79,7 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (Utf8, {"length": 0}, "Utf8.length: 0 is not at least 1"),
     (Normalize, {"mean": 0.0, "std": (1.0, 0.0)}, "Normalize.std.1: 0.0 is not above 0"),
     (Normalize, {"mean": math.inf, "std": 1.0}, "Normalize.mean: inf is not a finite number"),
+    (RandomAffine, {"scale": 1.0}, "RandomAffine.scale: 1.0 is not at least 0 and below 1"),
     (Shift, {"pixels": -1}, "Shift.pixels: -1 is not at least 0"),
     (RandomCrop, {"size": (8, 0)}, "RandomCrop.size.1: 0 is not at least 1"),
     (CutMix, {"share": 1.0}, "CutMix.share: 1.0 is not above 0 and below 1"),

@@ -56,7 +56,7 @@ case "$1" in
   jaxtrain)
     shift
     if [[ "$1 $2" == "train experiments/char_lm.py"* && "$*" != *--evals.validation.source.count* ]]; then
-      set -- "$@" --evals.validation.source.count 64
+      set -- "$@" --evals.validation.source.count 64 --evals.test.source.count 64
     fi
     if [ "$1" = train ] && ! [[ "$*" == *--steps* || "$*" == *--help* ]]; then
       set -- "$@" --steps 3 --optimizer.schedule.warmup 0

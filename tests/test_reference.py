@@ -28,6 +28,10 @@ TRANSFORMERS = {
     "untied": Transformer(vocab=20, outputs=5, tied=False, blocks=BLOCKS()),
     "not causal": Transformer(vocab=20, causal=False, blocks=BLOCKS()),
     "pooled": Transformer(vocab=20, outputs=2, tied=False, causal=False, pooled=True, blocks=BLOCKS(kv_heads=2)),
+    "n-grams": Transformer(vocab=20, blocks=BLOCKS(), ngrams=(2, 4), buckets=50),
+    "pooled n-grams": Transformer(
+        vocab=20, outputs=2, tied=False, pooled=True, blocks=BLOCKS(), ngrams=(3,), buckets=50
+    ),
     "rounds": Transformer(vocab=20, blocks=BLOCKS(layers=4, rounds=2)),
     "experts": Transformer(vocab=20, blocks=BLOCKS(experts=Experts(count=5, top_k=2))),
     "shared experts": Transformer(
@@ -61,7 +65,9 @@ def expected_rows(model: Transformer, params: Any, ids: np.ndarray, segments: An
     segments = [None] * len(ids) if segments is None else segments
     heads, chosen = model.blocks.heads, model.blocks.experts.top_k
     return [
-        reference.transformer(wide(params), row, heads, model.causal, model.pooled, own, chosen, **more)
+        reference.transformer(
+            wide(params), row, heads, model.causal, model.pooled, own, chosen, lengths=model.ngrams, **more
+        )
         for row, own in zip(ids, segments, strict=True)
     ]
 
@@ -76,7 +82,7 @@ def test_logits_are_those_of_the_papers(name):
     close(found, [logits for logits, _ in expected_rows(model, params, ids)])
 
 
-@pytest.mark.parametrize("name", ["grouped queries", "not causal"])
+@pytest.mark.parametrize("name", ["grouped queries", "not causal", "n-grams"])
 def test_logits_of_documents_in_one_row_are_those_of_the_papers_with_a_mask(name):
     model = TRANSFORMERS[name]
     params = weights(model, IDS)

@@ -229,6 +229,7 @@ def test_every_model_is_shrunk_to_sizes_with_the_same_divisors():
     assert NGrams(buckets=2**18, words=7, precision=rough).shrunk(8) == NGrams(buckets=4096, words=7)
     assert NGrams(buckets=2**18 + 2).shrunk(8).buckets == 4098  # 2 divides it, 4 does not
     assert NGrams(buckets=64).shrunk(8).buckets == 64
+    assert Transformer(vocab=8, ngrams=(2,), buckets=2**16).shrunk(8).buckets == 256
     assert ViT(patch=4, blocks=WIDE).shrunk(8) == ViT(patch=4, blocks=replace(WIDE, width=64, mlp=128))
     experts = Blocks(width=128, layers=2, heads=8, mlp=256, experts=Experts(count=8, width=512))
     assert experts.shrunk(8).experts == Experts(count=8, width=64)

@@ -28,7 +28,7 @@ from jaxtrain.data.transforms.audio import LogMel
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 from jaxtrain.data.transforms.fields import Columns, Normalize, OneHot, Pad, Select
 from jaxtrain.data.transforms.fitted import Categories, FittedTransform, Quantiles, Standardize, TfIdf
-from jaxtrain.data.transforms.images import CentralCrop, CutMix, Flip, RandomCrop, Shift
+from jaxtrain.data.transforms.images import CentralCrop, CutMix, Flip, RandomAffine, RandomCrop, Shift
 from jaxtrain.data.transforms.text import Hash, Utf8
 
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "Parquet",
     "Pipeline",
     "Quantiles",
+    "RandomAffine",
     "RandomCrop",
     "Select",
     "Shift",

@@ -110,10 +110,13 @@ class RMSNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Embedding table f[V, D], scaled by √D when it is looked up; it may give the logits too (tied embeddings)."""
+    """Embedding table f[V, D], scaled by √D when it is looked up; it may give the logits too (tied embeddings).
 
-    def __init__(self, rngs: nnx.Rngs, rows: int, width: int, precision: Precision):
-        table_VD = jax.random.normal(rngs.params(), (rows, width)) * width**-0.5
+    Initial embeddings, as looked up, have variance `scale`².
+    """
+
+    def __init__(self, rngs: nnx.Rngs, rows: int, width: int, precision: Precision, scale: float = 1.0):
+        table_VD = jax.random.normal(rngs.params(), (rows, width)) * (scale * width**-0.5)
         self.table = nnx.Param(table_VD.astype(precision.params), axes=("vocab", "embed"))
         self.precision = precision
 

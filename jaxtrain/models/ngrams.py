@@ -78,7 +78,7 @@ def ngram_hashes(bytes_BL: jax.Array, words: int, order: int) -> tuple[jax.Array
     for distance in range(1, order):
         grams.append(grams[-1] * jnp.uint32(0x01000193) + jnp.roll(words_BW, -distance, axis=1))
         present.append(valid_BW & (jnp.roll(valid_BW, -distance, axis=1)).at[:, -distance:].set(False))
-    return _mix(jnp.concatenate(grams, 1)), jnp.concatenate(present, 1)
+    return mix(jnp.concatenate(grams, 1)), jnp.concatenate(present, 1)
 
 
 def word_hashes(bytes_BL: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:
@@ -102,7 +102,7 @@ def word_hashes(bytes_BL: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:
     return place(position, hashes), jnp.arange(words) < last.sum(1, keepdims=True)
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def mix(x: jax.Array) -> jax.Array:
     """The finalizer of MurmurHash3 (Appleby, public domain), by which every bit of a hash depends on all others."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

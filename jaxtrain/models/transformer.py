@@ -26,6 +26,7 @@ from jaxtrain.models.experts import Experts, ExpertsModule
 from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, residual, rotate
 from jaxtrain.models.ring import unzigzag, zigzag
 from jaxtrain.models.sizes import Activations, divide_alike, smaller
+from jaxtrain.models.suffixes import suffix_rows
 from jaxtrain.models.variables import Context
 from jaxtrain.sharding.constraints import shard
 
@@ -184,6 +185,12 @@ class Transformer(Model):
     pooled: bool = False
     tied: bool = True
     """Compute the logits with the embedding table, which needs `outputs` to be the vocabulary."""
+    ngrams: tuple[PositiveInt, ...] = ()
+    """Lengths n: the last n tokens at a position are hashed to a row of a table, which is added to the embedding of the
+    last. A small model need not spend layers on what an n-gram model looks up.
+    """
+    buckets: PositiveInt = 2**15
+    """Rows of the table that n-grams of all lengths are hashed into."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for tied embeddings where the outputs are not the vocabulary."""
@@ -202,10 +209,10 @@ class Transformer(Model):
         return Allowed(0, self.vocab - 1, why=f"the model has a vocabulary of {self.vocab}")
 
     def shrunk(self, devices: int) -> Self:
-        """Fewer, narrower blocks and a vocabulary of about 256."""
-        vocab = smaller(self.vocab, 256, devices)
+        """Fewer, narrower blocks, and tables of about 256 rows."""
+        vocab, buckets = smaller(self.vocab, 256, devices), smaller(self.buckets, 256, devices)
         outputs = vocab if self.outputs == self.vocab else self.outputs
-        return replace(self, blocks=self.blocks.shrunk(devices), vocab=vocab, outputs=outputs)
+        return replace(self, blocks=self.blocks.shrunk(devices), vocab=vocab, outputs=outputs, buckets=buckets)
 
     def describe(self, inputs: Shaped) -> Activations:
         """The activations of the blocks, embedding and logits."""
@@ -219,6 +226,8 @@ class TransformerModule(nnx.Module):
     def __init__(self, config: Transformer, rngs: nnx.Rngs):
         blocks = config.blocks
         self.embedding = Embedding(rngs, config.vocab, blocks.width, blocks.precision)
+        if config.ngrams:  # zeros: an n-gram that was never seen adds nothing
+            self.ngrams = Embedding(rngs, config.buckets, blocks.width, blocks.precision, scale=0.0)
         self.blocks = blocks.stack(rngs, config.causal)
         self.norm = RMSNorm(blocks.width, blocks.precision)
         if not config.tied:
@@ -236,11 +245,16 @@ class TransformerModule(nnx.Module):
         blocks, valid_BL, keys_B = self.config.blocks, ids_BL != 0, context.keys_B
         if self.config.pooled:
             segments_BL = valid_BL.astype(jnp.int32)
+        rows_NBL = suffix_rows(ids_BL, self.config.ngrams, self.config.buckets, segments_BL)
         order_L = blocks.order(self.config.causal, ids_BL.shape[1])
         if order_L is not None:
+            rows_NBL = [rows_BL[:, order_L] for rows_BL in rows_NBL]
             ids_BL, valid_BL = ids_BL[:, order_L], valid_BL[:, order_L]
             segments_BL = None if segments_BL is None else segments_BL[:, order_L]
-        x_BLD = dropout(self.embedding(ids_BL), blocks.dropout, fold(keys_B, blocks.layers), order_L)
+        x_BLD = self.embedding(ids_BL)
+        for rows_BL in rows_NBL:
+            x_BLD = x_BLD + self.ngrams(rows_BL)
+        x_BLD = dropout(x_BLD, blocks.dropout, fold(keys_B, blocks.layers), order_L)
         x_BLD, aux_losses = self.blocks(x_BLD, keys_B, segments_BL)
         x_BLD = self.norm(x_BLD)
         logits = self.embedding.logits if self.config.tied else self.head

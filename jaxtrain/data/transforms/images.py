@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.base.ranges import InnerFraction, NonNegativeInt, PositiveInt
+from jaxtrain.base.ranges import FractionBelow1, InnerFraction, NonNegative, NonNegativeInt, PositiveInt
 from jaxtrain.data.sources.base import Example, HostBatch
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 
@@ -30,6 +30,55 @@ class Shift(Transform):
         padded = np.zeros((height + 2 * self.pixels, width + 2 * self.pixels, channels), image.dtype)
         padded[self.pixels : self.pixels + height, self.pixels : self.pixels + width] = image
         return {**example, self.field: padded[down : down + height, right : right + width]}
+
+
+@dataclass(frozen=True)
+class RandomAffine(Transform):
+    """Rotate, scale and shift an image [height, width, channels] about its center, filled with zeros. Training only.
+
+    Each of the four amounts is uniform between its bounds; values between pixels are interpolated linearly.
+    """
+
+    degrees: NonNegative = 0.0
+    """The largest angle, either way."""
+    scale: FractionBelow1 = 0.0
+    """Sizes are from 1 - `scale` to 1 + `scale` times that of the image."""
+    pixels: NonNegative = 0.0
+    """The largest shift along height and along width, either way."""
+    field: str = "image"
+
+    @property
+    def training_only(self) -> bool:
+        return True
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        angle, size, down, right = rng.uniform(-1, 1, 4) * (np.deg2rad(self.degrees), self.scale, *2 * (self.pixels,))
+        return {**example, self.field: affine(self.image_of(example, self.field), angle, 1 + size, down, right)}
+
+
+def affine(image: np.ndarray, angle: float, size: float, down: float, right: float) -> np.ndarray:
+    """An image [height, width, channels] turned counterclockwise by `angle` (radians), `size` times as large, and then
+    moved by `down` and `right` pixels; of the same shape and dtype, integers rounded.
+    """
+    height, width, _ = image.shape
+    # Where each new pixel comes from: the inverse map, about the center.
+    y, x = np.arange(height)[:, None] - (height - 1) / 2 - down, np.arange(width) - (width - 1) / 2 - right
+    cos, sin = np.cos(angle) / size, np.sin(angle) / size
+    top, below = _between(cos * y + sin * x + (height - 1) / 2, height)
+    left, beside = _between(cos * x - sin * y + (width - 1) / 2, width)
+    padded = np.zeros((height + 2, width + 2, image.shape[2]), np.result_type(image.dtype, np.float32))
+    padded[1:-1, 1:-1] = image
+    upper = padded[top, left] * (1 - beside) + padded[top, left + 1] * beside
+    lower = padded[top + 1, left] * (1 - beside) + padded[top + 1, left + 1] * beside
+    moved = upper * (1 - below) + lower * below
+    return (np.rint(moved) if image.dtype.kind in "iu" else moved).astype(image.dtype)
+
+
+def _between(place: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The index before each place in an image padded by one pixel, and how far the place is from it, 0 to 1."""
+    padded = np.clip(place + 1, 0, size + 1)
+    before = np.minimum(padded.astype(int), size)
+    return before, (padded - before)[..., None]
 
 
 @dataclass(frozen=True)
