@@ -18,7 +18,7 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import Checked, NonNegativeInt, PositiveInt, Seed
 from jaxtrain.data.sources.base import Example, HostBatch, Indexed, Source
 from jaxtrain.data.stack import check_alike, stack
-from jaxtrain.data.transforms.base import BatchTransform, Transform, named
+from jaxtrain.data.transforms.base import BatchTransform, Transform, with_place
 
 _ENDLESS = 1 << 40
 
@@ -104,7 +104,7 @@ class Pipeline(Checked):
         for start in range(0, size, self.batch_size):
             indices = range(start, min(start + self.batch_size, size))
             for index, stored in zip(indices, self.source.fetch(indices), strict=True):
-                with named(functools.partial(self.source.where, index)):
+                with with_place(functools.partial(self.source.where, index)):
                     example = self._transformed(self.source.decode(stored), draws.at(0), training=False)
                 yield example
 
@@ -138,7 +138,7 @@ class Pipeline(Checked):
     @cached_property
     def _first(self) -> HostBatch:
         self._size()
-        with named(lambda: self.source.where(0)):
+        with with_place(lambda: self.source.where(0)):
             row = self._transformed(self.source[0], _Draws(self.seed).at(0), training=True)
         return stack([row], self.source.where)
 
@@ -225,7 +225,7 @@ class _Steps:
         rows = [source.decode(one) for one in source.fetch(indices)]
         if self.pipeline.transforms:
             draws, training, done = _Draws(self.pipeline.seed), self.training, 0
-            with named(lambda: source.where(indices[done])):
+            with with_place(lambda: source.where(indices[done])):
                 for done, position in enumerate(positions):
                     # Position 0 for all when evaluating, so that a row has the same bits as in `prepare`.
                     random = draws.at(position if training else 0)

@@ -13,7 +13,7 @@ from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.sources.contents import content
-from jaxtrain.data.sources.kept import remember, until_files_change
+from jaxtrain.data.sources.kept import note_state, until_files_change
 from jaxtrain.data.sources.paths import PATH, make_absolute
 from jaxtrain.data.sources.pixels import pixels
 
@@ -188,7 +188,7 @@ def _found(folder: str) -> tuple[str, ...]:
 
 def _visible(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_unread):
-        remember([str(folder)])
+        note_state([str(folder)])
         folders[:] = [name for name in folders if not is_hidden(name)]
         for place in (Path(folder, name) for name in folders):
             if place.is_symlink() and place.resolve() in (Path(folder).resolve(), *Path(folder).resolve().parents):

@@ -24,7 +24,7 @@ def until_files_change(cached: Cached) -> Cached:
     return cached
 
 
-def remember(paths: Iterable[str]) -> None:
+def note_state(paths: Iterable[str]) -> None:
     """Notes the state of files that are about to be read, or of folders about to be listed."""
     for path in paths:
         _read.setdefault(path, _state(path))

@@ -12,7 +12,7 @@ from typing import Any
 from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import require_file
-from jaxtrain.data.sources.kept import forget_changed, remember
+from jaxtrain.data.sources.kept import forget_changed, note_state
 
 PATH = NOT_IN_FINGERPRINT
 """Metadata of a field with the place of data: what they are is in the identity, where they lie is not."""
@@ -79,7 +79,7 @@ def data_file(path: str, kind: str) -> Path:
         raise ConfigError(f"there is no {kind} {path}, and patterns are not expanded: {listing}")
     if not os.path.exists(path) and "$" in path:
         raise ConfigError(f"there is no {kind} {path}, and variables are not expanded: use os.environ[NAME] instead")
-    remember([path])
+    note_state([path])
     return require_file(path, kind)
 
 

@@ -103,7 +103,7 @@ def check_once(value: Any, name: str) -> None:
 
 
 @contextmanager
-def named(where: Callable[[], str]) -> Generator[None]:
+def with_place(where: Callable[[], str]) -> Generator[None]:
     """Adds to a ConfigError which example it is about."""
     try:
         yield

@@ -20,7 +20,7 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import digest
 from jaxtrain.base.ranges import Checked, Finite, Positive, PositiveInt, Range
 from jaxtrain.data.sources.base import Example
-from jaxtrain.data.transforms.base import Transform, check_once, named
+from jaxtrain.data.transforms.base import Transform, check_once, with_place
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Categories(FittedTransform):
         """Raises ConfigError for values that are neither text nor integers, and where both are there."""
         counts = Counter[str | int]()
         for number, example in enumerate(examples):
-            with named(f"example {number} of the training split".format):
+            with with_place(f"example {number} of the training split".format):
                 counts[_composed(self.category_of(example, self.field))] += 1
         if len({type(value) for value in counts}) > 1:
             raise ConfigError(f"Categories: {self.field!r} holds both text and integers")
@@ -239,7 +239,7 @@ class TfIdf(FittedTransform):
         """Counts words, and texts of each word."""
         words, texts, total = Counter[str](), Counter[str](), 0
         for example in examples:
-            with named(f"example {total} of the training split".format):
+            with with_place(f"example {total} of the training split".format):
                 found = self._words(example)
             words.update(found)
             texts.update(set(found))
