@@ -4,8 +4,11 @@ import math
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from conftest import FAST
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from jaxtrain import Layout, Program
 from jaxtrain.analysis.hlo import IGNORED, collectives, counted
@@ -107,3 +110,18 @@ def test_the_parser_refuses_what_it_cannot_read():
         collectives(HLO.replace("constant(3)", "parameter(0)").replace("GROUPS", "{}"), {"data": 8})
     with pytest.raises(ValueError, match="not that of a compiled program"):
         collectives("module @jit_train_step {}", {"data": 8})
+
+
+def test_of_the_branches_of_a_conditional_the_one_that_sends_most_is_counted():
+    def small(x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x[:4], "data").repeat(2, 0)
+
+    def large(x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x, "data")
+
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    switch = jax.shard_map(
+        lambda i, x: jax.lax.switch(i, [small, large], x), mesh=mesh, in_specs=(P(), P("data")), out_specs=P()
+    )
+    text = jax.jit(switch).lower(np.int32(0), np.ones((16, 1024), np.float32)).compile().as_text() or ""
+    assert dict(counted(collectives(str(text), {"data": 2}))) == {("all-reduce", "data", 8 * 1024 * 4): 1}

@@ -4,6 +4,7 @@ Not here: which collectives there should be, which is `analysis/textbook.py`.
 """
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -143,11 +144,11 @@ def _walk(
             yield _ring_of(bodies[ring[1]], ring[2], times, mesh)
         elif not kind.endswith("-done"):
             trips = functools.partial(_trips, bodies, rest) if kind == "while" else lambda: 1
-            for called in _CALLED.findall(rest):
-                for other in called.replace("%", "").split(", "):
-                    yield from (
-                        replace(found, times=found.times * trips()) for found in _walk(bodies, other, times, mesh, seen)
-                    )
+            called = [other for names in _CALLED.findall(rest) for other in names.replace("%", "").split(", ")]
+            parts = [list(_walk(bodies, other, times, mesh, seen)) for other in called]
+            if kind == "conditional":  # one branch runs: the one that sends most is counted
+                parts = [max(parts, key=lambda part: sum(found.bytes * found.times for found in part))]
+            yield from (replace(found, times=found.times * trips()) for found in itertools.chain(*parts))
 
 
 def _read(
