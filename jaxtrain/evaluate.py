@@ -91,15 +91,10 @@ def check_metrics(program: Program) -> None:
     needed |= {name: f"observers.{number}" for number, each in enumerate(experiment.observers) for name in each.reads}
     for split, pipeline in experiment.evals.items():
         wanted = {name.partition("/")[2]: where for name, where in needed.items() if name.partition("/")[0] == split}
-        batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in pipeline.example().items()}
-        trained_on = experiment.data.example()
-        if (
-            not wanted
-            and not host_metrics
-            and all(x.shape[1:] == trained_on[name].shape[1:] for name, x in batch.items())
-        ):
+        if not wanted and not host_metrics:
             continue
-        known, unknown = _names(_evaluated(program, split, batch))
+        batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in pipeline.example().items()}
+        known, unknown = _names(jax.eval_shape(program.evaluate, program.state, batch))
         if host_metrics:
             _label_fields(host_metrics, batch)
             jax.eval_shape(program.predict, program.state, batch)
@@ -110,24 +105,6 @@ def check_metrics(program: Program) -> None:
             if name not in known and name.partition("/")[0] not in unknown:
                 full, names = f"{split}/{name}", [f"{split}/{each}" for each in [*known, *unknown]]
                 raise ConfigError(f"{where}: no evaluation reports {full!r}{nearest(full, names)}")
-
-
-def _evaluated(program: Program, split: str, batch: Batch) -> dict[str, Metric]:
-    """The abstract metrics of a split. Raises ConfigError where its rows are of another shape and the model fails."""
-    try:
-        return jax.eval_shape(program.evaluate, program.state, batch)
-    except (TypeError, ValueError) as error:
-        rows, trained_on = (
-            {name: list(x.shape[1:]) for name, x in each.items()} for each in (batch, program.experiment.data.example())
-        )
-        differ = [
-            f"{name} {rows[name]}, but {trained_on[name]} in training"
-            for name in rows
-            if rows[name] != trained_on[name]
-        ]
-        if isinstance(error, ConfigError) or not differ:
-            raise
-        raise ConfigError(f"evals.{split}: its rows have {'; '.join(differ)}: {str(error).splitlines()[0]}") from error
 
 
 def _names(shapes: Mapping[str, Metric]) -> tuple[list[str], list[str]]:
