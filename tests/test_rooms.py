@@ -50,6 +50,7 @@ ROOMS = {
         "ring",
         "attention",
         "experts",
+        "ngrams",
         "transformer",
         "vit",
         "recurrent",

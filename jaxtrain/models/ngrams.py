@@ -1,5 +1,7 @@
 """Bag of hashed word n-grams (fastText: Joulin et al. 2016, arXiv:1607.01759) of raw UTF-8 bytes.
 
+Also the hashes of token n-grams, for `Transformer.ngrams`.
+
 The words are hashed on the device as part of the model, so that there is neither tokenizer nor vocabulary to ship.
 
 Shapes: B batch, L length in bytes, W words, D width, O outputs.
@@ -78,7 +80,7 @@ def ngram_hashes(bytes_BL: jax.Array, words: int, order: int) -> tuple[jax.Array
     for distance in range(1, order):
         grams.append(grams[-1] * jnp.uint32(0x01000193) + jnp.roll(words_BW, -distance, axis=1))
         present.append(valid_BW & (jnp.roll(valid_BW, -distance, axis=1)).at[:, -distance:].set(False))
-    return mix(jnp.concatenate(grams, 1)), jnp.concatenate(present, 1)
+    return _mix(jnp.concatenate(grams, 1)), jnp.concatenate(present, 1)
 
 
 def word_hashes(bytes_BL: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:
@@ -102,7 +104,28 @@ def word_hashes(bytes_BL: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:
     return place(position, hashes), jnp.arange(words) < last.sum(1, keepdims=True)
 
 
-def mix(x: jax.Array) -> jax.Array:
+def suffix_rows(ids_BL: jax.Array, lengths: tuple[int, ...], buckets: int, segments_BL: jax.Array | None) -> list:
+    """For each n of `lengths` the row i32[B, L], from 0 to `buckets` - 1, of the last n tokens at each position, for
+    embeddings of n-grams beside those of tokens (Pagnoni et al. 2024, arXiv:2412.09871, section 3.2.1).
+
+    Tokens before the row and tokens of another segment count as absent.
+    """
+    token_BL = ids_BL.astype(jnp.uint32) + 1  # 0 is an absent token
+    segments_BL = jnp.zeros_like(ids_BL) if segments_BL is None else segments_BL
+    hash_BL, rows = jnp.zeros_like(token_BL), {}
+    for distance in range(max(lengths, default=0)):
+        same_BL = _earlier(segments_BL, distance) == segments_BL
+        hash_BL = _mix(hash_BL * jnp.uint32(0x01000193) + jnp.where(same_BL, _earlier(token_BL, distance), 0) + 1)
+        rows[distance + 1] = (hash_BL % jnp.uint32(buckets)).astype(jnp.int32)
+    return [rows[n] for n in lengths]
+
+
+def _earlier(x_BL: jax.Array, distance: int) -> jax.Array:
+    """What was `distance` positions before each one; 0 before the row."""
+    return jnp.pad(x_BL, ((0, 0), (distance, 0)))[:, : x_BL.shape[1]]
+
+
+def _mix(x: jax.Array) -> jax.Array:
     """The finalizer of MurmurHash3 (Appleby, public domain), by which every bit of a hash depends on all others."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

@@ -24,9 +24,9 @@ from jaxtrain.models.attention import Attention, attention, choose
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.experts import Experts, ExpertsModule
 from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, residual, rotate
+from jaxtrain.models.ngrams import suffix_rows
 from jaxtrain.models.ring import unzigzag, zigzag
 from jaxtrain.models.sizes import Activations, divide_alike, smaller
-from jaxtrain.models.suffixes import suffix_rows
 from jaxtrain.models.variables import Context
 from jaxtrain.sharding.constraints import shard
 
@@ -251,9 +251,7 @@ class TransformerModule(nnx.Module):
             rows_NBL = [rows_BL[:, order_L] for rows_BL in rows_NBL]
             ids_BL, valid_BL = ids_BL[:, order_L], valid_BL[:, order_L]
             segments_BL = None if segments_BL is None else segments_BL[:, order_L]
-        x_BLD = self.embedding(ids_BL)
-        for rows_BL in rows_NBL:
-            x_BLD = x_BLD + self.ngrams(rows_BL)
+        x_BLD = sum((self.ngrams(rows_BL) for rows_BL in rows_NBL), start=self.embedding(ids_BL))
         x_BLD = dropout(x_BLD, blocks.dropout, fold(keys_B, blocks.layers), order_L)
         x_BLD, aux_losses = self.blocks(x_BLD, keys_B, segments_BL)
         x_BLD = self.norm(x_BLD)
