@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from jaxtrain import ConfigError, Experiment, Layout, Program, Start
+from jaxtrain.base.errors import Damaged
 from jaxtrain.experiment import Retention
 from jaxtrain.experiment.experiment import fingerprint
 from jaxtrain.models import Blocks, Precision, Transformer
@@ -177,3 +178,48 @@ def test_a_start_that_would_set_nothing_or_asks_a_file_for_a_step_is_refused() -
         Start("runs/first", only=())
     with pytest.raises(ConfigError, match=r"^start.step: a.npz is a file, which has no steps: leave out step=3$"):
         Start("a.npz", step=3)
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "twice.npz", **{"a/scale": np.ones(2), "b/scale": np.ones(2)})
+    with pytest.raises(ConfigError, match=r"start.rename: a/scale and b/scale of .*twice.npz would both be norm/scale"):
+        begun(Start(str(tmp_path / "twice.npz"), rename={"a": "norm", "b": "norm"}))
+    np.savez(tmp_path / "dots.npz", **{"a.scale": np.ones(2), "a/scale": np.ones(2)})
+    with pytest.raises(ConfigError, match=r"has both a.scale and a/scale, and dots in names are read as /"):
+        begun(Start(str(tmp_path / "dots.npz")))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_numbers_that_are_not_finite_here_are_no_parameters(tmp_path: Path, value: float) -> None:
+    scale = np.ones(32)
+    scale[3] = value
+    np.savez(tmp_path / "one.npz", **{"norm/scale": scale})
+    start = Start(str(tmp_path / "one.npz"), only=("norm/scale",), cast=True)
+    with pytest.raises(Damaged, match=r"one.npz: params/norm/scale holds NaN or infinity, or numbers beyond float32"):
+        begun(start)
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.int32, bool])
+def test_only_floats_are_cast(tmp_path: Path, dtype: Any) -> None:
+    np.savez(tmp_path / "one.npz", **{"norm/scale": np.ones(32, dtype)})
+    with pytest.raises(ConfigError, match=rf"norm/scale: wanted float32\[32\], found {np.dtype(dtype)}\[32\]"):
+        begun(Start(str(tmp_path / "one.npz"), only=("norm/scale",), cast=True))
+
+
+@pytest.mark.parametrize("name", ["weights.npz", "weights.safetensors"])
+@pytest.mark.parametrize("size", [0, 100, -100])
+def test_a_file_that_is_cut_off_is_named(tmp_path: Path, name: str, size: int) -> None:
+    from safetensors.numpy import save_file
+
+    file = tmp_path / name
+    arrays = np.ones(512, np.float32)
+    save_file({"norm": arrays}, file) if file.suffix == ".safetensors" else np.savez(file, norm=arrays)
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(Damaged, match=rf"{name}: it is no \.{file.suffix[1:]}"):
+        begun(Start(str(file)))
+
+
+def test_a_file_of_objects_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "objects.npz", **{"norm/scale": np.array([{}, []], object)})
+    with pytest.raises(Damaged, match=r"objects.npz: it is no .npz of numbers"):
+        begun(Start(str(tmp_path / "objects.npz")))

@@ -1,6 +1,7 @@
-"""Tables, bytes, numbers and durations as text."""
+"""Tables, arrays, bytes, numbers and durations as text."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -8,6 +9,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
+
+
+def array_type(array: Any) -> str:
+    """Dtype and shape of an array, e.g. `bfloat16[8,4]`; checkpoints are written with it."""
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]"
 
 
 def size(count: float) -> str:

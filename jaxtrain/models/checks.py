@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.text import array_type
 
 
 def kind_of(value: Any) -> str:
@@ -17,7 +18,7 @@ def kind_of(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype}{list(value.shape)}"
+        return array_type(value).replace(",", ", ")
     if isinstance(value, tuple | list):
         return f"({', '.join(map(kind_of, value))})"
     if isinstance(value, Mapping):

@@ -14,6 +14,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.text import array_type
 from jaxtrain.experiment.experiment import Retention
 from jaxtrain.experiment.start import SavedStep, best_step
 
@@ -85,11 +86,12 @@ class Checkpoints:
         if latest is not None and step <= latest:
             raise ValueError(f"step {step} is not later than step {latest}, which is saved in {self.folder} already")
         arrays = _by_path(state)
+        types = {name: array_type(leaf) for name, leaf in arrays.items()}
         items = ocp.args.Composite(
             # A flat dictionary, so that what is on disk does not depend on the containers of the arrays.
             # orbax refuses arrays without elements; the list of leaves is enough to restore those.
             state=ocp.args.StandardSave({name: leaf for name, leaf in arrays.items() if leaf.size}),
-            record=ocp.args.JsonSave({"record": dict(record), "leaves": _types(arrays)}),
+            record=ocp.args.JsonSave({"record": dict(record), "leaves": types}),
         )
         self._manager.save(step, args=items, metrics=self._scored(metrics), force=True)
 
@@ -105,7 +107,7 @@ class Checkpoints:
         step = self._existing(step)
         saved = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         wanted = _by_path(abstract)
-        self._check_leaves(step, saved["leaves"], _types(wanted))
+        self._check_leaves(step, saved["leaves"], {name: array_type(leaf) for name, leaf in wanted.items()})
         placed = {name: _placed(leaf) for name, leaf in wanted.items()}
         full = {name: leaf for name, leaf in placed.items() if leaf.size}
         empty = {
@@ -212,11 +214,6 @@ def _by_path(tree: object) -> dict[str, Any]:
     if len(named) != len(leaves):
         raise ConfigError("two leaves of the state have the same path: a key holds a '/'")
     return named
-
-
-def _types(named: Mapping[str, Any]) -> dict[str, str]:
-    """Dtype and shape of each leaf, such as `bfloat16[8,4]`."""
-    return {name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in named.items()}
 
 
 def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

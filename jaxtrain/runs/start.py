@@ -4,17 +4,21 @@ Not here: resuming a run, whose whole state is restored.
 """
 
 import re
-from collections.abc import Callable, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.packages import needs
+from jaxtrain.base.text import array_type
 from jaxtrain.experiment.start import Start, saved_step
 from jaxtrain.models.params import insert
 from jaxtrain.program import Program
@@ -60,7 +64,9 @@ class FirstState:
         parts = jax.tree.map(lambda leaf: leaf, {name: getattr(state, name) for name in PARTS})  # copies of the dicts
         for path, (found, leaf) in self._chosen.items():
             value = arrays[found.key]
-            cast = value if value.dtype == leaf.dtype else jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+            with np.errstate(over="ignore"):  # what is beyond the dtype is named below
+                cast = value if value.dtype == leaf.dtype else jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+            check_finite(path, cast, self._start.source)
             insert(parts, path.split("/"), cast)
         return self._program.begun(replace(state, **parts))
 
@@ -75,23 +81,16 @@ def matched(
     start: Start, arrays: Mapping[str, Found], leaves: Mapping[str, jax.ShapeDtypeStruct]
 ) -> tuple[dict[str, tuple[Found, jax.ShapeDtypeStruct]], dict[str, Any]]:
     """What each leaf that is set comes from, by its path, and the facts for the log. Raises ConfigError."""
-    found = {renamed(name, start.rename): array for name, array in arrays.items()}
     by_path = {path: path.partition("/")[2] for path in leaves}
+    check_patterns(start, arrays, by_path.values())
+    found = with_names_of_here(start, arrays)
     wanted = {path: name for path, name in by_path.items() if any(fnmatchcase(name, each) for each in start.only)}
-    for pattern in start.only:
-        if not any(fnmatchcase(name, pattern) for name in by_path.values()):
-            raise ConfigError(f"start.only: no array matches {pattern!r}{nearest(pattern, by_path.values())}")
-    for beginning in start.rename:
-        if not any(f"{name}/".startswith(f"{beginning}/".lstrip("/")) for name in arrays):
-            raise ConfigError(
-                f"start.rename: {start.source} has nothing below {beginning!r}{nearest(beginning, arrays)}"
-            )
     wrong, cast = [], []
     for path, name in wanted.items():
-        kind = leaf_kind(leaves[path])
+        kind = array_type(leaves[path])
         if name not in found:
             wrong.append(f"  {name}: wanted {kind}, not found{nearest(name, found, listed=False)}")
-        elif found[name].kind.partition("[")[2] != kind.partition("[")[2]:
+        elif not fits(found[name], leaves[path]):
             wrong.append(f"  {name}: wanted {kind}, found {found[name].kind}")
         elif found[name].kind != kind:
             cast.append(f"{name}: {found[name].kind} to {kind}")
@@ -112,17 +111,48 @@ def matched(
     return chosen, {name: value for name, value in facts.items() if value}
 
 
+def check_patterns(start: Start, arrays: Collection[str], names: Collection[str]) -> None:
+    """Raises ConfigError for a pattern or a beginning of paths that matches nothing."""
+    for pattern in start.only:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"start.only: no array matches {pattern!r}{nearest(pattern, names)}")
+    for beginning in start.rename:
+        if not any(f"{name}/".startswith(f"{beginning}/".lstrip("/")) for name in arrays):
+            raise ConfigError(
+                f"start.rename: {start.source} has nothing below {beginning!r}{nearest(beginning, arrays)}"
+            )
+
+
+def with_names_of_here(start: Start, arrays: Mapping[str, Found]) -> dict[str, Found]:
+    """The arrays of the source by their path here. Raises ConfigError where two have the same."""
+    found: dict[str, Found] = {}
+    for name, array in arrays.items():
+        here = renamed(name, start.rename)
+        if here in found:
+            raise ConfigError(f"start.rename: {found[here].key} and {array.key} of {start.source} would both be {here}")
+        found[here] = array
+    return found
+
+
+def fits(found: Found, leaf: jax.ShapeDtypeStruct) -> bool:
+    """Whether an array has a leaf's shape, and its dtype or another float dtype where that is one."""
+    dtype, _, shape = found.kind.partition("[")
+    both_float = dtype.startswith(("float", "bfloat")) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return array_type(leaf).partition("[")[2] == shape and (both_float or dtype == str(leaf.dtype))
+
+
+def check_finite(name: str, value: jax.Array, source: str) -> None:
+    """Raises Damaged for a parameter with NaN or infinity, of which all others would become NaN."""
+    if jnp.issubdtype(value.dtype, jnp.floating) and not jnp.isfinite(value).all():
+        raise Damaged(source, None, f"{name} holds NaN or infinity, or numbers beyond {value.dtype}")
+
+
 def renamed(name: str, rename: Mapping[str, str]) -> str:
     """The path here of a path in the source."""
     for beginning, new in rename.items():
         if f"{name}/".startswith(f"{beginning}/".lstrip("/")):
             return "/".join(filter(None, (new, name[len(beginning) :].strip("/"))))
     return name
-
-
-def leaf_kind(leaf: Any) -> str:
-    """Dtype and shape, such as `bfloat16[8,4]`."""
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 class RunSource:
@@ -147,15 +177,12 @@ class FileSource:
     """A file of arrays by name. Dots in names are read as `/`."""
 
     def __init__(self, path: Path) -> None:
-        if path.suffix == ".npz":
-            with np.load(path) as file:
-                self._arrays = {name: file[name] for name in file.files}
-        else:
-            with needs("start from .safetensors", "safetensors", "safetensors"):
-                from safetensors.numpy import load_file
-
-                self._arrays = load_file(path)
-        self.arrays = {name.replace(".", "/"): Found(name, leaf_kind(x)) for name, x in self._arrays.items()}
+        """Raises Damaged for a file that cannot be read, ConfigError for two names that differ by dots alone."""
+        self._arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+        self.arrays: dict[str, Found] = {}
+        for name, x in self._arrays.items():
+            if (known := self.arrays.setdefault(name.replace(".", "/"), Found(name, array_type(x)))).key != name:
+                raise ConfigError(f"start: {path} has both {known.key} and {name}, and dots in names are read as /")
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """Arrays by key, in these shards and in the dtypes of the file."""
@@ -170,3 +197,21 @@ def source_of(start: Start) -> RunSource | FileSource:
     if path.suffix not in (".npz", ".safetensors") or not path.is_file():
         raise ConfigError(f"start.source: {path} is neither a run folder nor a file .npz or .safetensors")
     return FileSource(path)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as opened, np.load(opened) as file:
+            return {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        raise Damaged(str(path), None, f"it is no .npz of numbers ({error})") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    with needs("start from .safetensors", "safetensors", "safetensors"):
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise Damaged(str(path), None, f"it is no .safetensors ({error})") from error
