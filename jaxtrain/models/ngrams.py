@@ -111,11 +111,12 @@ def suffix_rows(ids_BL: jax.Array, lengths: tuple[int, ...], buckets: int, segme
     Tokens before the row and tokens of another segment count as absent.
     """
     token_BL = ids_BL.astype(jnp.uint32) + 1  # 0 is an absent token
-    segments_BL = jnp.zeros_like(ids_BL) if segments_BL is None else segments_BL
     hash_BL, rows = jnp.zeros_like(token_BL), {}
     for distance in range(max(lengths, default=0)):
-        same_BL = _earlier(segments_BL, distance) == segments_BL
-        hash_BL = _mix(hash_BL * jnp.uint32(0x01000193) + jnp.where(same_BL, _earlier(token_BL, distance), 0) + 1)
+        earlier_BL = _earlier(token_BL, distance)
+        if segments_BL is not None:
+            earlier_BL = jnp.where(_earlier(segments_BL, distance) == segments_BL, earlier_BL, 0)
+        hash_BL = _mix(hash_BL * jnp.uint32(0x01000193) + earlier_BL + 1)
         rows[distance + 1] = (hash_BL % jnp.uint32(buckets)).astype(jnp.int32)
     return [rows[n] for n in lengths]
 
