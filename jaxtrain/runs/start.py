@@ -64,8 +64,7 @@ class FirstState:
         parts = jax.tree.map(lambda leaf: leaf, {name: getattr(state, name) for name in PARTS})  # copies of the dicts
         for path, (found, leaf) in self._chosen.items():
             value = arrays[found.key]
-            with np.errstate(over="ignore"):  # what is beyond the dtype is named below
-                cast = value if value.dtype == leaf.dtype else jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+            cast = value if value.dtype == leaf.dtype else jax.device_put(value.astype(leaf.dtype), leaf.sharding)
             check_finite(path, cast, self._start.source)
             insert(parts, path.split("/"), cast)
         return self._program.begun(replace(state, **parts))
@@ -186,7 +185,8 @@ class FileSource:
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """Arrays by key, in these shards and in the dtypes of the file."""
-        return {key: jax.device_put(self._arrays[key], leaf.sharding) for key, leaf in wanted.items()}
+        with np.errstate(over="ignore"):  # float64 becomes float32 here, and what is beyond it is named later
+            return {key: jax.device_put(self._arrays[key], leaf.sharding) for key, leaf in wanted.items()}
 
 
 def source_of(start: Start) -> RunSource | FileSource:
