@@ -54,8 +54,20 @@ def evaluate(program: Program, state: TrainState, pipeline: Pipeline) -> dict[st
     found = values_by_name(merge(finished()))
     predictions, labels = (_joined([one[part] for one in rows]) for part in (0, 1))
     for name, metric in host_metrics.items() if rows else ():
-        found |= flat(name, metric.value(predictions, labels))
+        found |= flat(name, _host_value(name, metric, predictions, labels))
     return found
+
+
+def _host_value(name: str, metric: HostMetric, predictions: Rows, labels: Rows) -> float | Mapping[str, float]:
+    """Raises ConfigError where the metric reads a prediction or a field that is not there."""
+    try:
+        return metric.value(predictions, labels)
+    except KeyError as error:
+        [key, *_], known = error.args or ("",), [*predictions, *labels]
+        if key in known:
+            raise
+        what = f"{key!r} is neither a prediction nor one of its fields{nearest(str(key), known)}"
+        raise ConfigError(f"host_metrics.{name}: {what}") from error
 
 
 def _label_fields(host_metrics: Mapping[str, HostMetric], batch: Batch) -> list[str]:

@@ -89,6 +89,21 @@ def test_a_host_metric_sees_every_row_once_in_the_order_of_the_source(devices: i
     assert found["spearman"] == pytest.approx(spearmanr(alone, TARGETS).statistic)
 
 
+@dataclass(frozen=True)
+class Misspelled(HostMetric):
+    def value(self, predictions: Any, labels: Any) -> float:
+        return float(predictions["value"].mean())
+
+
+def test_a_host_metric_that_reads_what_is_not_there_is_named():
+    made = regression(host_metrics={"mean": Misspelled()})
+    program = Program(made, jax.devices()[:1])
+    with pytest.raises(
+        ConfigError, match=r"host_metrics.mean: 'value' is neither a prediction .*did you mean 'values'"
+    ):
+        evaluate(program, program.init(), made.evals["test"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Counted(Classification):
     """Classification with a confusion matrix."""

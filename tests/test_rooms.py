@@ -21,12 +21,12 @@ PACKAGE = ROOT / "jaxtrain"
 ROOMS = {
     "base": (
         "errors",
+        "text",
         "ranges",
         "allowed",
         "files",
         "registry",
         "config",
-        "text",
         "cache",
         "packages",
         "provenance",
@@ -135,7 +135,7 @@ folder stands for its files, these are not ordered; files that are not named com
 """
 
 CODE_LINES = {
-    "base": 740,
+    "base": 750,
     "sharding": 330,
     "models": 1560,
     "tasks": 760,
@@ -153,7 +153,7 @@ CODE_LINES = {
     "reports": 655,
     "deploy": 950,
     "launch": 500,
-    "cli": 560,
+    "cli": 550,
 }
 """The most lines of code (without blank lines, comments and docstrings) that a room may have: 15,000 for all of them,
 with the rooms that are planned.

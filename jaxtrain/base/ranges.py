@@ -19,6 +19,7 @@ import numpy as np
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.text import cut
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,14 @@ class Range:
     below: float | None = None
     also: float | None = None
     """One more number, outside of the bounds."""
+    on_host: bool = False
+    """Whether the number never gets to a device, so that float32 does not matter."""
     hint: str = ""
     """What to do instead, or why; ends the message in brackets."""
 
     def __contains__(self, number: float) -> bool:
-        return number == self.also or (self._holds(number, lambda x: x) and self._holds(number, _in_float32))
+        exactly = self._holds(number, lambda x: x)
+        return number == self.also or (exactly and (self.on_host or self._holds(number, _in_float32)))
 
     def _holds(self, number: float, rounded: Callable[[float], float]) -> bool:
         x = rounded(number)
@@ -77,6 +81,7 @@ AnyInt = Annotated[int, Range()]
 Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(at_least=0)]
 Finite = Annotated[float, Range()]
+FiniteOnHost = Annotated[float, Range(on_host=True)]
 Fraction = Annotated[float, Range(at_least=0, at_most=1)]
 FractionBelow1 = Annotated[float, Range(at_least=0, below=1)]
 """Decays of averages and rates of dropout: at 1 they would forget nothing, or keep nothing."""
@@ -137,7 +142,7 @@ def _wrong_type(owner: Any, name: str, value: Any, where: str) -> ConfigError:
     instead = ""
     if isinstance(value, list | str) and any(get_origin(arm) is tuple for arm in arms):
         instead = f": write a tuple, {(value,) if isinstance(value, str) else tuple(value)}"
-    return ConfigError(f"{where}: {value!r} is a value of type {type(value).__name__}, not {words}{instead}")
+    return ConfigError(f"{where}: {cut(repr(value))} is a value of type {type(value).__name__}, not {words}{instead}")
 
 
 def _words(annotation: Any) -> str:

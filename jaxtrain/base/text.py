@@ -11,6 +11,12 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
 
 
+def cut(text: str, length: int = 60) -> str:
+    """A text on one line, of at most `length` characters; what is left out is marked by `…`."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 3]}…"
+
+
 def array_type(array: Any) -> str:
     """Dtype and shape of an array, e.g. `bfloat16[8,4]`; checkpoints are written with it."""
     return f"{array.dtype}[{','.join(map(str, array.shape))}]"

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.base.ranges import Checked, Finite, Fraction, NonNegativeInt, PositiveInt
+from jaxtrain.base.ranges import Checked, FiniteOnHost, Fraction, NonNegativeInt, PositiveInt
+from jaxtrain.base.text import cut
 from jaxtrain.datasets.histogram import FINEST, Histogram
 
 VOCABULARY = 100
@@ -35,10 +36,10 @@ class Field(Checked):
     dtype: str
     shape: tuple[NonNegativeInt | None, ...]
     missing: Fraction
-    low: Finite | None
-    high: Finite | None
+    low: FiniteOnHost | None
+    high: FiniteOnHost | None
     vocabulary: Mapping[str, PositiveInt] | None
-    edges: tuple[Finite, ...]
+    edges: tuple[FiniteOnHost, ...]
     counts: tuple[NonNegativeInt, ...]
 
     def __str__(self) -> str:
@@ -173,5 +174,4 @@ def _shape_text(shape: tuple[int | None, ...]) -> str:
 
 def shown(value: Any) -> str:
     """A value for messages, cut to 60 characters."""
-    text = repr(value) if isinstance(value, str | bytes) else " ".join(str(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return cut(repr(value) if isinstance(value, str | bytes) else str(value))
