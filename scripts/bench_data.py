@@ -146,7 +146,7 @@ def overlap(steps: int = 30) -> None:
     from jaxtrain.analysis.databench.measure import bench
     from jaxtrain.experiment.files import load
 
-    experiment, _ = load(str(Path(__file__).resolve().parent.parent / "experiments" / "digits.py"))
+    experiment, _ = load(str(Path(__file__).resolve().parent.parent / "experiments" / "digits.py:transformer"))
     rows = [
         ("ms a step", "load", "compute", "one by one", "overlapped", "of the larger", "≤ 1.05", "data wait", "< 1 %")
     ]

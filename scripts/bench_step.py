@@ -115,7 +115,7 @@ def training(experiment: Experiment, origin: Origin, skip: int) -> tuple[float, 
 def loop() -> None:
     """`train` beside a bare loop over the same step with its batch on the device, and what a step costs the host."""
     print("seconds a step, wall (cpu)      train            bare   bare/train, wall (cpu): target ≥ 0.98, wall")
-    for name, file, size, steps in (("digits", "digits.py", 128, 150), ("char_lm", "char_lm.py", 4, 40)):
+    for name, file, size, steps in (("digits", "digits.py:transformer", 128, 150), ("char_lm", "char_lm.py", 4, 40)):
         experiment, origin = load(str(ROOT / "experiments" / file))
         experiment = replace(experiment, data=replace(experiment.data, batch_size=size), evals={}, steps=steps)
         optimizer = experiment.optimizer

@@ -37,6 +37,8 @@ CASES: dict[str, tuple[str, dict[str, int]]] = {
     "bncc, two axes": ("bncc.py", TWO),
     "digits": ("digits.py", {}),
     "digits, three axes": ("digits.py", ALL),
+    "digits:transformer": ("digits.py:transformer", {}),
+    "digits:transformer, three axes": ("digits.py:transformer", ALL),
     "char_lm": ("char_lm.py", {}),
     "char_lm, three axes": ("char_lm.py", ALL),
     "char_lm:pipeline": ("char_lm.py:pipeline", {"stage": 4}),
@@ -44,7 +46,7 @@ CASES: dict[str, tuple[str, dict[str, int]]] = {
     "char_lm:experts, one device": ("char_lm.py:experts", {}),
     "char_lm:long_rows": ("char_lm.py:long_rows", {"context": 4}),
 }
-QUICK = {"sentiment", "digits, three axes", "char_lm, three axes"}
+QUICK = {"sentiment", "digits:transformer, three axes", "char_lm, three axes"}
 
 
 def machine() -> str:

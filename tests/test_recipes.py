@@ -133,7 +133,7 @@ def test_the_losses_of_a_gan_train_their_own_network_alone() -> None:
 
 @pytest.mark.slow
 def test_a_teacher_is_distilled_and_its_trunk_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digits, _ = load(str(RECIPES.parent / "digits.py"))
+    digits, _ = load(f"{RECIPES.parent / 'digits.py'}:transformer")
     monkeypatch.chdir(tmp_path)
     teacher, _ = train(replace(digits, steps=150, evals={}), Path("runs/teacher"))
     for name, function, least in (

@@ -413,11 +413,12 @@ def test_what_parquet_and_images_cannot_be_is_named(tmp_path, made):
     with pytest.raises(ConfigError, match=r"no column 'txt'; did you mean 'text'"):
         len(Parquet(source.paths, ("txt",)))
     (tmp_path / "z.png").write_bytes(b"no image")
+    images = ImageFolder(str(tmp_path), (4, 4))
     with pytest.raises(Damaged, match=r"z.png: it is no image"):
-        ImageFolder(str(tmp_path), (4, 4))[0]
+        images[0]
     (tmp_path / "z.png").unlink()
     with pytest.raises(Damaged, match=r"z.png: it cannot be read"):
-        ImageFolder(str(tmp_path), (4, 4))[0]
+        images[0]
     (tmp_path / "chunk").mkdir()
     raw = bytearray(Path(made["images"][0].folder, "a", "0.png").read_bytes())
     raw[37] = 0xA6  # the kind of a chunk: Pillow raises a SyntaxError

@@ -1,6 +1,6 @@
 """Fine-tuning of a new head on the frozen trunk of another run: other classes, the same images.
 
-uv run jaxtrain train experiments/digits.py --run runs/teacher
+uv run jaxtrain train experiments/digits.py:transformer --run runs/teacher
 uv run jaxtrain train experiments/recipes/fine_tune.py
 """
 
@@ -16,7 +16,7 @@ from jaxtrain.optimizers import AdamW, ConstantRate, Frozen, Groups
 from jaxtrain.tasks import Classification
 
 TRUNK = ViT(outputs=10, patch=2, blocks=Blocks(width=64, layers=4, heads=4))
-"""That of experiments/digits.py."""
+"""That of experiments/digits.py:transformer."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Distillation (Hinton et al. 2015, arXiv:1503.02531): a small student learns the probabilities of a frozen teacher,
 which is another run.
 
-    uv run jaxtrain train experiments/digits.py --run runs/teacher
+    uv run jaxtrain train experiments/digits.py:transformer --run runs/teacher
     uv run jaxtrain train experiments/recipes/teacher.py
 """
 
@@ -19,7 +19,7 @@ from jaxtrain.optimizers import AdamW, CosineDecay, Frozen, Groups
 from jaxtrain.tasks import Loss, Task, Variables
 
 TEACHER = ViT(outputs=10, patch=2, blocks=Blocks(width=64, layers=4, heads=4))
-"""That of experiments/digits.py."""
+"""That of experiments/digits.py:transformer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ class FirstState:
         for path, (found, leaf) in self._chosen.items():
             value = arrays[found.key]
             cast = value if value.dtype == leaf.dtype else jax.device_put(value.astype(leaf.dtype), leaf.sharding)
-            check_finite(path, cast, self._start.source)
+            check_numbers(path, cast, self._start.source)
             insert(parts, path.split("/"), cast)
         return self._program.begun(replace(state, **parts))
 
@@ -81,7 +81,7 @@ def matched(
 ) -> tuple[dict[str, tuple[Found, jax.ShapeDtypeStruct]], dict[str, Any]]:
     """What each leaf that is set comes from, by its path, and the facts for the log. Raises ConfigError."""
     by_path = {path: path.partition("/")[2] for path in leaves}
-    check_patterns(start, arrays, by_path.values())
+    check_matches(start, arrays, by_path.values())
     found = with_names_of_here(start, arrays)
     wanted = {path: name for path, name in by_path.items() if any(fnmatchcase(name, each) for each in start.only)}
     wrong, cast = [], []
@@ -89,7 +89,7 @@ def matched(
         kind = array_type(leaves[path])
         if name not in found:
             wrong.append(f"  {name}: wanted {kind}, not found{nearest(name, found, listed=False)}")
-        elif not fits(found[name], leaves[path]):
+        elif not is_alike(found[name], leaves[path]):
             wrong.append(f"  {name}: wanted {kind}, found {found[name].kind}")
         elif found[name].kind != kind:
             cast.append(f"{name}: {found[name].kind} to {kind}")
@@ -110,7 +110,7 @@ def matched(
     return chosen, {name: value for name, value in facts.items() if value}
 
 
-def check_patterns(start: Start, arrays: Collection[str], names: Collection[str]) -> None:
+def check_matches(start: Start, arrays: Collection[str], names: Collection[str]) -> None:
     """Raises ConfigError for a pattern or a beginning of paths that matches nothing."""
     for pattern in start.only:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -133,14 +133,14 @@ def with_names_of_here(start: Start, arrays: Mapping[str, Found]) -> dict[str, F
     return found
 
 
-def fits(found: Found, leaf: jax.ShapeDtypeStruct) -> bool:
+def is_alike(found: Found, leaf: jax.ShapeDtypeStruct) -> bool:
     """Whether an array has a leaf's shape, and its dtype or another float dtype where that is one."""
     dtype, _, shape = found.kind.partition("[")
     both_float = dtype.startswith(("float", "bfloat")) and jnp.issubdtype(leaf.dtype, jnp.floating)
     return array_type(leaf).partition("[")[2] == shape and (both_float or dtype == str(leaf.dtype))
 
 
-def check_finite(name: str, value: jax.Array, source: str) -> None:
+def check_numbers(name: str, value: jax.Array, source: str) -> None:
     """Raises Damaged for a parameter with NaN or infinity, of which all others would become NaN."""
     if jnp.issubdtype(value.dtype, jnp.floating) and not jnp.isfinite(value).all():
         raise Damaged(source, None, f"{name} holds NaN or infinity, or numbers beyond {value.dtype}")

@@ -94,5 +94,6 @@ def timed_batches(
     """The batches of `data.batches(rows, start)`, each with its times in the field `TIMES`."""
     last = (_Transformed(),) if data.transforms else ()
     timed = replace(data, source=_TimedSource(data.source), transforms=(*data.transforms, *last))
+    timed.example()  # read once here, and not within the first batch
     steps = _TimedSteps(timed.steps(rows, start))
     return read(steps, threads=data.threads, workers=data.workers, prefetch=data.prefetch)
