@@ -46,7 +46,7 @@ CASES: dict[str, tuple[str, dict[str, int]]] = {
     "char_lm:experts, one device": ("char_lm.py:experts", {}),
     "char_lm:long_rows": ("char_lm.py:long_rows", {"context": 4}),
 }
-QUICK = {"sentiment", "digits:transformer, three axes", "char_lm, three axes"}
+QUICK = {"sentiment", "digits:transformer, three axes"}
 
 
 def machine() -> str:
@@ -72,6 +72,7 @@ def specs_of(experiment: Experiment) -> dict[str, str]:
     return {path_name(path): f"{leaf.dtype}{list(leaf.shape)} {leaf.sharding.spec}" for path, leaf in leaves}
 
 
+@pytest.mark.slow
 def test_every_leaf_of_every_shipped_experiment_is_sharded_as_written_down(
     request: pytest.FixtureRequest, bncc: None
 ) -> None:

@@ -20,8 +20,9 @@ from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.models import NaiveBayes
 from jaxtrain.models.variables import Variables
 from jaxtrain.optimizers import AdamW
-from jaxtrain.step import TrainState, init_state, train_step
+from jaxtrain.step import TrainState, eval_step, init_state
 from jaxtrain.tasks import Classification
+from jaxtrain.tasks.base import Batch
 from jaxtrain.train import train
 
 TEXTS = (
@@ -166,11 +167,16 @@ def test_what_fits_nothing_reads_no_data(monkeypatch: pytest.MonkeyPatch):
     assert int(program.init().step) == 0
 
 
-def test_a_bare_step_on_ratios_that_were_never_fitted_has_no_loss():
-    made, optimizer = experiment(), optax.sgd(1.0)
+def test_a_bare_state_whose_ratios_were_never_fitted_has_no_loss():
+    made = experiment()
     batch = next(made.data.batches())
-    _, metrics = train_step(made.task, optimizer, init_state(made.task, optimizer, jax.random.key(0), batch), batch)
-    assert np.isnan(float(metrics["loss"]))
+
+    @jax.jit
+    def loss(batch: Batch) -> jax.Array:
+        state = init_state(made.task, optax.sgd(1.0), jax.random.key(0), batch)
+        return eval_step(made.task, state, batch)["loss"].total
+
+    assert np.isnan(float(loss(batch)))
 
 
 def test_keys_of_more_than_31_bits_are_refused():

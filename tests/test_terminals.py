@@ -218,7 +218,8 @@ def test_ctrl_c_ends_a_verb_with_130_and_no_traceback(folder, verb):
     (folder / "slow").unlink(missing_ok=True)
     command = [sys.executable, "-m", "jaxtrain", *verb.split(), "lm.py:slow"]
     own = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=folder, env=own, stdout=-1, stderr=-1, text=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    process = subprocess.Popen(command, cwd=folder, env=own, stdout=-1, stderr=-1, text=True, preexec_fn=heard)
     while not (folder / "slow").exists():
         assert process.poll() is None
         time.sleep(0.05)
