@@ -172,9 +172,10 @@ def test_a_bare_state_whose_ratios_were_never_fitted_has_no_loss():
     batch = next(made.data.batches())
 
     @jax.jit
-    def loss(batch: Batch) -> jax.Array:
+    def loss(batch: Batch) -> Any:
         state = init_state(made.task, optax.sgd(1.0), jax.random.key(0), batch)
-        return eval_step(made.task, state, batch)["loss"].total
+        loss: Any = eval_step(made.task, state, batch)["loss"]
+        return loss.total
 
     assert np.isnan(float(loss(batch)))
 
