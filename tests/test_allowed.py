@@ -180,6 +180,7 @@ BATCH = {
 }
 
 
+@pytest.mark.slow
 def test_a_label_to_ignore_counts_for_nothing() -> None:
     batch = {**BATCH, "label": jnp.array([2, -100, 1, -100])}
     found, weight, logs = loss_of(replace(CLASSIFY, ignore=-100), batch)

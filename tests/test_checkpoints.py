@@ -262,6 +262,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_a_save_cut_off_by_kill_9_is_never_seen_and_is_removed_before_the_next_save(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     done = subprocess.run(

@@ -120,18 +120,21 @@ def lab(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_of_a_package_of_ones_own_is_evaluated_with_its_experiment_file(lab):
     out = jaxtrain(lab, "evaluate", "run", "--code", "mine.py")
     assert out.startswith("all  accuracy ")
     assert "loss " in out
 
 
+@pytest.mark.slow
 def test_a_run_of_a_package_of_ones_own_predicts_with_a_file_that_only_imports_it(lab):
     (line,) = jaxtrain(lab, "predict", "run", "good film", "--code", "imports.py").splitlines()
     assert line.endswith("!  good film")  # by the task of the package, with the flag that it was trained with
     assert {"bad", "good"} < set(line.split())
 
 
+@pytest.mark.slow
 def test_a_run_of_a_package_of_ones_own_is_refused_without_its_code_which_is_not_executed(lab):
     own = lab / "run" / "mine.py"
     text = own.read_text()
@@ -198,6 +201,7 @@ def test_other_data_in_memory_than_those_of_the_run_are_refused(memory, call):
         _ = Run(memory / "run").experiment
 
 
+@pytest.mark.slow
 def test_a_function_is_called_only_where_data_in_memory_are_needed(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     source = "Digits('train')"

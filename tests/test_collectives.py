@@ -42,6 +42,7 @@ def test_a_step_sends_exactly_the_arrays_that_the_textbook_asks_for(layout):
     assert dict(counted(found)) == expected
 
 
+@pytest.mark.slow
 def test_one_device_sends_nothing():
     program = Program(scripts.experiment(Layout()))
     text = program.lower().compile(compiler_options=FAST).as_text() or ""

@@ -194,6 +194,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_recorded_by_the_former_rule_resumes_says_so_once_and_is_recorded_anew(tmp_path, caplog):
     path = tmp_path / "long.arrayrecord"
     write(path, long_texts(b"one"))

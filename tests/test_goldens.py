@@ -46,7 +46,7 @@ CASES: dict[str, tuple[str, dict[str, int]]] = {
     "char_lm:experts, one device": ("char_lm.py:experts", {}),
     "char_lm:long_rows": ("char_lm.py:long_rows", {"context": 4}),
 }
-QUICK = {"sentiment", "digits:transformer, three axes"}
+QUICK = {"digits:transformer, three axes"}
 
 
 def machine() -> str:

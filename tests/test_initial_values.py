@@ -111,6 +111,7 @@ def test_embeddings_of_n_grams_start_at_zero_so_that_those_never_seen_add_nothin
     np.testing.assert_array_equal(found["ngrams/table"], np.zeros((8, D)))
 
 
+@pytest.mark.slow
 def test_a_router_starts_with_a_variance_of_one_over_fan_in():
     model = Transformer(vocab=2, blocks=Blocks(width=D, layers=1, heads=1, mlp=2, experts=Experts(count=128, width=2)))
     found = initial(model, jnp.zeros((1, 4), jnp.int32))

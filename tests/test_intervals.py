@@ -99,6 +99,7 @@ def test_intervals_by_which_the_best_would_never_be_saved_are_refused(evaluate, 
         check_evals(experiment(18, of(evaluate=evaluate, save=save, best="test/loss")))
 
 
+@pytest.mark.slow
 def test_the_start_says_it_in_one_line(tmp_path, capsys):
     one = experiment(3, Runtime(log_every=2, eval_every=2, save_every=4, keep=Retention(best=None)))
     train(one, tmp_path / "run")

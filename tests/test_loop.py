@@ -119,6 +119,7 @@ def test_an_evaluation_gives_the_sums_of_all_batches_in_float64_to_the_last_bit(
 @pytest.mark.parametrize(
     ("log_every", "trained"), [(1, list(range(1, 13))), pytest.param(5, [5, 10, 12], marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_after_a_kill_and_a_resume_every_step_of_every_split_is_written_once_and_in_order(
     log_every: int, trained: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

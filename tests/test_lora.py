@@ -28,6 +28,7 @@ def variables(model: Model = ADAPTED, random: bool = False) -> Variables:
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), made)
 
 
+@pytest.mark.slow
 def test_at_first_the_outputs_and_all_other_parameters_are_those_of_the_model() -> None:
     own, adapted = variables(TASK.model), variables()
     np.testing.assert_array_equal(ADAPTED.apply(adapted, IDS)[0], TASK.model.apply(own, IDS)[0])

@@ -124,6 +124,7 @@ def test_gradients_of_microbatches_are_summed_over_two_row_axes_once_at_the_end(
     assert kernels <= sent.keys()
 
 
+@pytest.mark.slow
 def test_cutting_a_batch_into_microbatches_moves_no_row_between_devices():
     _, sent = trained(on(Layout({"fsdp": 2}), 2))
     assert {kind for kind, _, _ in sent} == {"all-gather", "all-reduce"}  # no all-to-all, no permute

@@ -196,6 +196,7 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean():
 
 
 @pytest.mark.parametrize("name", ["decoder", "vit", "ngrams"])
+@pytest.mark.slow
 def test_what_is_dropped_in_a_row_does_not_depend_on_the_other_rows(name):
     model, inputs, _ = MODELS[name]
     if name == "ngrams":
@@ -211,6 +212,7 @@ def test_what_is_dropped_in_a_row_does_not_depend_on_the_other_rows(name):
     assert np.abs(applied(model, inputs, keys[order[[0, 1, 1]]], variables) - together).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_every_dropout_of_every_layer_draws_from_keys_of_its_own(monkeypatch):
     used = []
 

@@ -165,6 +165,7 @@ def test_outside_of_experiment_files_they_count_from_the_folder_that_was_current
     assert ArrayRecord(("gs://bucket/t.arrayrecord",)).paths == ("gs://bucket/t.arrayrecord",)
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_from_anywhere_and_predicts_without_its_data(project, tmp_path, monkeypatch, caplog):
     made, origin = load(str(project / "beside.py"))
     train(made, project / "runs" / "one", origin)

@@ -96,6 +96,7 @@ class Failing(Observer):
 
 
 @pytest.mark.parametrize("method", ["trained", pytest.param("begun", marks=pytest.mark.slow), "ended"])
+@pytest.mark.slow
 def test_an_error_of_an_observer_is_an_event_that_names_the_line_and_the_run_goes_on(
     method: str, tmp_path: Path
 ) -> None:
@@ -305,6 +306,7 @@ def test_a_run_keeps_its_horizon_when_it_is_resumed_with_other_steps_and_says_so
         train(line_decay(6, horizon=6), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_may_begin_with_a_horizon_of_its_own(tmp_path: Path) -> None:
     run, _ = train(line_decay(3, horizon=6), tmp_path / "run")
     assert rates(run) == [1.0, 0.875, 0.75]
@@ -315,6 +317,7 @@ def test_a_run_may_begin_with_a_horizon_of_its_own(tmp_path: Path) -> None:
 # Profiles
 
 
+@pytest.mark.slow
 def test_a_range_of_steps_is_traced_and_its_place_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = observed(evals={})
     run, _ = train(replace(experiment, runtime=replace(experiment.runtime, profile="3:4")), tmp_path / "run")

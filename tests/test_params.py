@@ -93,6 +93,7 @@ def test_a_model_of_flax_layers_computes_what_the_module_itself_does():
     assert variables.state == {}
 
 
+@pytest.mark.slow
 def test_a_model_of_flax_layers_trains_on_a_mesh_as_on_one_device():
     program, losses = train(Convolutional(), Layout(ALL), 8)
     np.testing.assert_allclose(losses, train(Convolutional(), Layout(), 1)[1], rtol=2e-5)

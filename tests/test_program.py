@@ -35,6 +35,7 @@ def first_batch(program: Program) -> Mapping[str, jax.Array]:
 
 
 @pytest.mark.parametrize(("layout", "devices"), [(Layout(), 1), (Layout({"fsdp": 2}), 2)], ids=["one device", "fsdp"])
+@pytest.mark.slow
 def test_a_step_gives_the_memory_of_every_leaf_of_the_old_state_back(layout, devices):
     program = Program(replace(tiny.main(), layout=layout), jax.devices()[:devices])
     state, batch = program.init(), first_batch(program)

@@ -82,7 +82,7 @@ def page_id(page: Path) -> str:
 
 
 def running(page: Path) -> Any:
-    slow = any(language == "bash" for language, _ in blocks(page))
+    slow = page.name == "concepts.md" or any(language == "bash" for language, _ in blocks(page))
     return pytest.param(page, id=page_id(page), marks=[pytest.mark.slow] if slow else [])
 
 

@@ -81,6 +81,7 @@ def test_remat_of_all_but_dots_keeps_the_outputs_of_weight_matmuls_as_well(name:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_the_more_is_recomputed_the_less_is_kept_and_by_default_nothing_is_recomputed(name: str) -> None:
     none, dots, full = (size(kept(name, remat=remat)) for remat in ("none", "dots", "full"))
     assert full < dots < none

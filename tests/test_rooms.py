@@ -312,6 +312,7 @@ def test_importing_jaxtrain_imports_no_library_that_is_slow():
     assert found.stdout.split() == []
 
 
+@pytest.mark.slow
 def test_tied_embeddings_train_in_bf16_on_a_cpu():
     def gradient(compute: Literal["float32", "bfloat16"]) -> jax.Array:
         blocks = Blocks(width=32, layers=1, heads=2, precision=Precision(compute=compute))

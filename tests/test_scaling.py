@@ -96,6 +96,7 @@ def test_a_token_gets_the_weighted_outputs_of_its_top_experts_within_their_capac
         assert (np.abs(expected).sum(-1) == 0).any()  # some tokens were dropped by both experts
 
 
+@pytest.mark.slow
 def test_the_auxiliary_losses_of_experts_are_those_of_the_papers():
     model, variables, _ = moe(balance=0.5, z=0.25)
     _, aux_losses = layer(model, variables, X)
@@ -108,6 +109,7 @@ def test_the_auxiliary_losses_of_experts_are_those_of_the_papers():
     assert (np.asarray(aux_losses["balance"]) > 0.5).all()
 
 
+@pytest.mark.slow
 def test_auxiliary_losses_are_part_of_the_loss_and_metrics_of_their_own():
     model, variables, ids = moe()
     task = LanguageModel(model=model)
@@ -253,6 +255,7 @@ def test_zero1_shards_the_optimizer_state_and_replicates_the_parameters():
         Layout({"data": 8}, optimizer_rules={"embd": "data"})
 
 
+@pytest.mark.slow
 def test_an_offloaded_optimizer_state_is_in_host_memory_after_a_step_too():
     program = Program(test_layouts.experiment("lm", Layout({"fsdp": 8}, offload=True)))
     step = program.lower().compile(compiler_options=FAST)

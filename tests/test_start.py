@@ -84,6 +84,7 @@ def test_verbs_take_the_best_step_too(first: Path) -> None:
     np.testing.assert_array_equal(best["norm/scale"], flat(run.restore(2).state.params)["norm/scale"])
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_began_with_and_trains_on(first: Path, tmp_path: Path) -> None:
     groups = Groups(groups={"embedding/*": AdamW(schedule=ConstantRate(peak=1e-2)), "*": Frozen()})
     start = Start(str(first), only=("blocks/*",))

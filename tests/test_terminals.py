@@ -1,6 +1,5 @@
 """Commands with lost pipes, closed streams, full disks, other encodings, and Ctrl-C: real pipes and processes."""
 
-import functools
 import io
 import os
 import signal
@@ -213,13 +212,20 @@ def test_in_a_locale_that_is_not_utf_8_texts_are_read_as_they_were_typed(done):
     assert done("predict in C").out.endswith("ótimo\n".encode())
 
 
+HEARD = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""Runs Python with its arguments; Ctrl-C, which a shell's background jobs ignore, is heard."""
+
+
 @pytest.mark.parametrize("verb", ["explain", *map(slow, ["train", "data bench"])])
 def test_ctrl_c_ends_a_verb_with_130_and_no_traceback(folder, verb):
     (folder / "slow").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "jaxtrain", *verb.split(), "lm.py:slow"]
+    command = [sys.executable, "-c", HEARD, "-m", "jaxtrain", *verb.split(), "lm.py:slow"]
     own = {**os.environ, "PYTHONPATH": str(ROOT)}
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
-    process = subprocess.Popen(command, cwd=folder, env=own, stdout=-1, stderr=-1, text=True, preexec_fn=heard)
+    process = subprocess.Popen(command, cwd=folder, env=own, stdout=-1, stderr=-1, text=True)
     while not (folder / "slow").exists():
         assert process.poll() is None
         time.sleep(0.05)

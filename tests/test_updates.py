@@ -208,6 +208,7 @@ def test_the_rate_of_every_step_is_that_of_the_formula(name, warmup):
 
 @pytest.mark.parametrize("warmup", [2, pytest.param(0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.slow
 def test_the_rate_that_is_logged_is_that_of_the_formula_and_that_of_the_update(name: str, warmup: int, tmp_path: Path):
     schedule, formula = SCHEDULES[name]
     # The update is then the rate times the gradient, so the rate is the ratio of their norms.

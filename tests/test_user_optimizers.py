@@ -59,6 +59,7 @@ class Descent(Optimizer):
         return optax.sgd(1.0)
 
 
+@pytest.mark.slow
 def test_nothing_is_added_to_the_transformation():
     program = Program(replace(OWN, optimizer=Descent()), jax.devices()[:1])
     before = jax.device_get(program.init().params)
@@ -69,6 +70,7 @@ def test_nothing_is_added_to_the_transformation():
     assert np.linalg.norm(moved) == pytest.approx(float(metrics["gradient_norm"]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_with_it_can_be_saved_and_logs_no_rate_that_it_does_not_know(tmp_path):
     train(replace(OWN, evals={}), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

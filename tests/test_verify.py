@@ -118,6 +118,7 @@ def with_model(kind: type[Transformer], **more: Any) -> Experiment:
     return replace(tiny.main(), task=replace(tiny.main().task, model=kind(vocab=64, blocks=blocks, **more)))
 
 
+@pytest.mark.slow
 def test_a_small_experiment_passes(capsys):
     assert verify(tiny.main(), jax.devices(), [ALL])
     said = capsys.readouterr().out
