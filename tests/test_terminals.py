@@ -1,5 +1,6 @@
 """Commands with lost pipes, closed streams, full disks, other encodings, and Ctrl-C: real pipes and processes."""
 
+import functools
 import io
 import os
 import signal
