@@ -132,6 +132,7 @@ def test_attention_and_its_gradients_are_those_of_the_formula(name, platform):
     ],
     ids=["two", "four, documents", "two by two, documents", "two rings of three", "four, large"],
 )
+@pytest.mark.slow
 def test_a_ring_and_its_gradients_are_those_of_the_formula(mesh, arrays, split):
     layout = Layout(mesh)
     devices = layout.make_mesh(jax.devices()[: math.prod(mesh.values())])

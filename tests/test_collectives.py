@@ -17,7 +17,7 @@ from jaxtrain.experiment.files import load_code
 
 scripts = load_code(Path(__file__).parents[1] / "scripts" / "bench_scale.py")
 
-DEFAULT = ("data 8", "fsdp 8", "tensor 8", "data 2 fsdp 2 tensor 2", "fsdp 4 tensor 2 MEGATRON")
+DEFAULT = ("data 8", "data 2 fsdp 2 tensor 2")
 
 
 def sent(layout: Layout, microbatches: int | None = None):

@@ -200,6 +200,7 @@ def kept(best: str, **intervals: int) -> Runtime:
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_evaluations_that_would_disappoint_are_refused_before_anything_is_written(
     experiment: Experiment, words: str, tmp_path: Path
 ):

@@ -198,7 +198,7 @@ def same(name: str, layout: Layout, microbatches: int = 1) -> None:
         slow("lm", Layout({"data": 2, "stage": 2, "context": 2}), 2),
         slow("encoder", Layout({"data": 2, "stage": 2, "tensor": 2}, MEGATRON), 4),
         slow("vit", Layout({"fsdp": 2, "stage": 2}), 2),
-        ("lm", Layout({"context": 4}), 1),
+        slow("lm", Layout({"context": 4}), 1),
         slow("lm", Layout({"context": 2, "fsdp": 2, "tensor": 2}), 1),
         slow("lm", Layout({"context": 2, "tensor": 2}, MEGATRON), 2),
         slow("grouped", Layout({"context": 4, "tensor": 2}), 1),

@@ -109,6 +109,7 @@ def test_ratios_and_logits_are_those_of_plain_python():
 
 
 @pytest.mark.parametrize("mesh", [{"data": 2}, {"fsdp": 2, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.slow
 def test_every_mesh_fits_the_same_bits(mesh: dict[str, int]):
     one, devices = fitted(experiment()), int(np.prod(list(mesh.values())))
     many = fitted(experiment(layout=Layout(mesh)), devices)

@@ -375,6 +375,7 @@ def test_a_range_that_the_run_does_not_have_is_refused(profile: str, message: st
 # Memory and model FLOPs utilization
 
 
+@pytest.mark.slow
 def test_utilization_is_logged_once_a_period_and_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxtrain.runs.utilization.peak_flops", lambda devices: 34603008 * 8.0)
     run, _ = train(observed(evals={}), tmp_path / "run")

@@ -225,6 +225,7 @@ def with_gradient(name: str, compute: Literal["float32", "bfloat16"]) -> Callabl
 
 
 @pytest.mark.parametrize(("name", "on_platform"), [*itertools.product(MODELS, ["cpu", "tpu"]), ("feed-forward", "gpu")])
+@pytest.mark.slow
 def test_loss_and_gradient_in_f32_are_those_of_float64(name, on_platform):
     params, loss, grads = expected(name)
     value, found = on(on_platform, with_gradient(name, "float32"), params)
@@ -234,6 +235,7 @@ def test_loss_and_gradient_in_f32_are_those_of_float64(name, on_platform):
 
 @pytest.mark.parametrize("on_platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_loss_and_gradient_in_bf16_are_nearly_those_of_float64(name, on_platform):
     params, loss, grads = expected(name)
     value, found = on(on_platform, with_gradient(name, "bfloat16"), params)

@@ -85,6 +85,7 @@ ACCELERATED = [*((name, "tpu") for name in MODELS), ("decoder", "gpu"), ("expert
 
 @pytest.mark.parametrize(("name", "platform"), ACCELERATED)
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.slow
 def test_on_accelerators_every_matmul_but_the_routers_is_in_the_dtype_of_the_config(name, platform, compute):
     found = matmuls(traced(name, compute, platform))
     routers = [read for read, last in found if E in last]

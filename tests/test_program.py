@@ -113,6 +113,7 @@ def specs(experiment: Experiment, devices: int, ending: str) -> list[P]:
     ],
     ids=["AdamW", "AdamW and average", "SGD", "Muon", "masked", "chain of chains"],
 )
+@pytest.mark.slow
 def test_what_is_kept_for_a_parameter_lies_as_it_does_through_chains_masks_and_partitions(
     optimizer, of_kernel, of_table
 ):

@@ -113,6 +113,7 @@ def test_blocks_are_scanned_and_unrolled_as_the_config_says() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_a_deeper_model_is_traced_to_as_many_equations_as_a_flat_one(name: str) -> None:
     make, inputs = MODELS[name]
 

@@ -128,6 +128,7 @@ def test_auxiliary_losses_are_part_of_the_loss_and_metrics_of_their_own():
     "layout", [Layout({"context": 4}), Layout({"data": 2, "context": 2, "tensor": 2})], ids=["1", "3"]
 )
 @pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.slow
 def test_ring_attention_gives_the_output_and_the_gradients_of_dense_attention(layout, documents):
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, g = (jax.random.normal(key, (2, L, H, 8)) for key, H in zip(keys, (4, 2, 2, 4), strict=True))

@@ -157,6 +157,7 @@ def test_without_it_xla_sums_in_every_iteration():
     assert LENGTH in {one.times for one in sent(mapped=False) if one.kind == "all-reduce" and "fsdp" in one.axes}
 
 
+@pytest.mark.slow
 def test_a_gru_trains_as_one_device_with_it():
     assert verify(experiment(mapped=True), jax.devices(), [ALL], strict=True)
 

@@ -55,6 +55,7 @@ def begun(start: Start, mesh: dict[str, int] | None = None, **changes: Any) -> t
 
 
 @pytest.mark.parametrize("mesh", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+@pytest.mark.slow
 def test_the_averaged_parameters_of_a_run_come_in_the_shards_of_the_new_one(first: Path, mesh: Any) -> None:
     program, state, facts = begun(Start(str(first)), mesh)
     found, expected = flat(state.params), averages(first)
@@ -70,6 +71,7 @@ def test_the_averaged_parameters_of_a_run_come_in_the_shards_of_the_new_one(firs
     assert facts == {"source": str(first), "arrays": len(expected)}
 
 
+@pytest.mark.slow
 def test_the_best_step_and_a_given_one_can_be_the_start(first: Path) -> None:
     best, last = flat(begun(Start(str(first), step="best"))[1].params), averages(first)
     np.testing.assert_array_equal(best["norm/scale"], averages(first, 2)["norm/scale"])
@@ -78,6 +80,7 @@ def test_the_best_step_and_a_given_one_can_be_the_start(first: Path) -> None:
         begun(Start(str(first), step=3))
 
 
+@pytest.mark.slow
 def test_verbs_take_the_best_step_too(first: Path) -> None:
     run = Run(first, code=tiny.__file__)
     best = flat(run.restore("best").state.params)
@@ -99,6 +102,7 @@ def test_a_run_says_what_it_began_with_and_trains_on(first: Path, tmp_path: Path
     )
 
 
+@pytest.mark.slow
 def test_another_head_is_left_out_by_only_and_named_otherwise(first: Path) -> None:
     with pytest.raises(ConfigError) as error:
         begun(Start(str(first)), task=task(vocab=80))
@@ -118,6 +122,7 @@ def test_another_head_is_left_out_by_only_and_named_otherwise(first: Path) -> No
         ({"rename": {"blocks": "layers"}}, "blocks/block/query/kernel: wanted float32[2,32,32], not found"),
     ],
 )
+@pytest.mark.slow
 def test_names_that_do_not_fit_are_refused(first: Path, start: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as error:
         begun(Start(str(first), **start))
@@ -166,6 +171,7 @@ def test_the_content_of_the_source_is_in_the_fingerprint_and_its_path_is_not(tmp
     assert one != fingerprint(tiny.main())
 
 
+@pytest.mark.slow
 def test_optimizer_state_follows_the_parameters_it_starts_from(first: Path) -> None:
     """Master weights of bf16 parameters are those that were read, not those that were drawn."""
     _, state, _ = begun(Start(str(first), cast=True), task=task(precision=Precision(params="bfloat16")))

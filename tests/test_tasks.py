@@ -146,6 +146,7 @@ def test_a_field_that_the_batch_lacks_is_named(task, says):
     assert says in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_step_needs_neither_jit_nor_mesh_nor_an_optimizer_of_ours():
     optimizer = optax.adamw(1e-2)
     state = state_of(CLASSIFY, CLASSES)
