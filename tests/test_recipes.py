@@ -16,7 +16,7 @@ from jaxtrain.train import train
 
 RECIPES = Path(__file__).resolve().parent.parent / "experiments" / "recipes"
 NAMES = ("batch_norm", "contrastive", "gan", "linear", "mean_teacher", "multi_task", "own_metric", "own_optimizer")
-NAMES += ("sequence_to_sequence", "vae")
+NAMES += ("sequence_to_sequence", "vae", "own_observer", "teacher", "fine_tune", "fine_tune:low_rank")
 MESHES = ({"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2})
 
 
@@ -26,12 +26,13 @@ def slow(*values: Any) -> Any:
 
 @functools.cache
 def recipe(name: str) -> Experiment:
-    """With few rows a batch, and a model as `verify` would shrink it."""
-    experiment, _ = load(str(RECIPES / f"{name}.py"))
+    """With few rows a batch, drawn parameters, and a model as `verify` would shrink it."""
+    file, _, function = name.partition(":")
+    experiment, _ = load(f"{RECIPES / file}.py:{function or 'main'}")
     model = experiment.task.model.shrunk(8)
     data = replace(experiment.data, batch_size=16, threads=0)
     task = replace(experiment.task, model=model)
-    return replace(experiment, task=task, data=data, steps=300, evals={})
+    return replace(experiment, task=task, data=data, steps=300, start=None, evals={}, observers=())
 
 
 @functools.cache
