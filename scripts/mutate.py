@@ -182,9 +182,28 @@ def copied(root: Path, folder: Path) -> None:
 
 
 def tested(folder: Path, tests: str, limit: float) -> tuple[Outcome, str]:
-    """Whether the tests of a copy fail, and the end of what they print. Raises Stale where pytest finds no tests."""
+    """Whether the tests of a copy fail, and the end of what they print; slow ones are run if no other one fails.
+
+    Raises Stale where pytest finds no tests.
+    """
+    ends: list[tuple[Outcome, str]] = []
+    for marks in [""] if " -m " in tests else ["", " -m slow"]:
+        code, out = _pytest(folder, tests + marks, limit)
+        if code == 4:  # wrong arguments
+            raise Stale(f"pytest {tests} found no tests:\n{out}")
+        if code != 5:  # there are such tests
+            ends.append(("timed out" if code is None else "killed" if code else "survived", out))
+            if code != 0:
+                break
+    if not ends:
+        raise Stale(f"pytest {tests} found no tests")
+    return ends[-1]
+
+
+def _pytest(folder: Path, arguments: str, limit: float) -> tuple[int | None, str]:
+    """The exit status of pytest, None after `limit` seconds, and the end of what it prints."""
     # -n 0: one process, which -x stops at once.
-    command = [sys.executable, "-m", "pytest", *shlex.split(tests), "-x", "-q", "-p", "no:cacheprovider", "-n", "0"]
+    command = [sys.executable, "-m", "pytest", *shlex.split(arguments), "-x", "-q", "-p", "no:cacheprovider", "-n", "0"]
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(
@@ -201,10 +220,8 @@ def tested(folder: Path, tests: str, limit: float) -> tuple[Outcome, str]:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)  # tests start processes of their own
         out, _ = process.communicate()
-        return "timed out", out[-2000:]
-    if process.returncode in (4, 5):  # wrong arguments, no tests
-        raise Stale(f"pytest {tests} found no tests:\n{out[-2000:]}")
-    return ("survived" if process.returncode == 0 else "killed"), out[-2000:]
+        return None, out[-2000:]
+    return process.returncode, out[-2000:]
 
 
 def run(
