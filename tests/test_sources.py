@@ -188,27 +188,26 @@ def test_a_transform_of_the_whole_batch_draws_anew_in_every_step(made):
 
 
 @dataclass(frozen=True)
-class InTurn(Source):
-    """Whole batches of several pipelines in turn, for worker processes take seconds to start."""
+class Beside(Source):
+    """Whole batches of several pipelines side by side, for worker processes take seconds to start."""
 
     pipelines: tuple[Pipeline, ...]
 
     def __len__(self) -> int:
-        return 3 * len(self.pipelines)
+        return 3
 
     def __getitem__(self, index: int) -> dict:
-        step, number = divmod(index, len(self.pipelines))
-        pipe = self.pipelines[number]
-        return {f"{number}.{name}": x for name, x in pipe.steps()[step].items()}
+        pipelines = enumerate(self.pipelines)
+        return {f"{number}.{name}": x for number, pipe in pipelines for name, x in pipe.steps()[index].items()}
 
     def identity(self) -> str:
-        return "in turn"
+        return "beside"
 
 
 @pytest.mark.slow
 def test_no_batch_depends_on_worker_processes(made):
-    turns = Pipeline(InTurn(tuple(pipeline(made, kind) for kind in KINDS)), batch_size=1, shuffle=False)
-    for one, other in zip(read(turns, 3 * len(KINDS)), read(replace(turns, workers=2), 3 * len(KINDS)), strict=True):
+    beside = Pipeline(Beside(tuple(pipeline(made, kind) for kind in KINDS)), batch_size=1, shuffle=False)
+    for one, other in zip(read(beside, 3), read(replace(beside, workers=2), 3), strict=True):
         same(one, other)
 
 
