@@ -83,13 +83,22 @@ def _of_equation(equation: Any, depends: list[bool]) -> tuple[int, list[bool]]:
 
 
 def _of_scan(params: dict[str, Any], depends: list[bool]) -> tuple[int, list[bool]]:
-    jaxpr, first, last = params["jaxpr"].jaxpr, params["num_consts"], params["num_consts"] + params["num_carry"]
+    jaxpr, (first, count) = params["jaxpr"].jaxpr, _scan_sizes(params)
+    last = first + count
     while True:  # what is carried may depend on the parameters from a later pass on
         flops, results = _count(jaxpr, depends)
         carried = [one or two for one, two in zip(depends[first:last], results, strict=False)]
         if carried == depends[first:last]:
             return flops * params["length"], results
         depends = [*depends[:first], *carried, *depends[last:]]
+
+
+def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+    """How many constants a loop has, and how many values it carries; from jax 0.12 on they are the parts of a tree."""
+    if "ft_in" in params:
+        constants, carried, _ = params["ft_in"].unpack()
+        return len(constants), len(carried)
+    return params["num_consts"], params["num_carry"]
 
 
 def _inner(value: Any) -> Any:
