@@ -18,6 +18,7 @@ from jaxprs import dtypes, equations
 from test_remat import arrays
 
 from jaxtrain import Layout, Program, eval_step, init_state, train_step
+from jaxtrain.base.flops import scan_sizes
 from jaxtrain.models import Blocks, Experts, NGrams, Precision, Transformer, ViT
 from jaxtrain.models.layers import rotate
 from jaxtrain.optimizers import SGD, AdamW, ConstantRate, Lion, Muon, Optimizer, averaged, master_weights
@@ -136,7 +137,7 @@ def test_norms_softmax_scores_loss_and_router_are_in_f32_among_activations_in_bf
 def test_the_residual_stream_is_in_bf16_on_accelerators_and_in_f32_on_a_cpu(name, platform, dtype):
     found = traced(name, "bfloat16", platform, evaluates=True)
     blocks = next(each for each in found if each.primitive.name == "scan" and each.params["length"] == 2)
-    assert [str(x.aval.dtype) for x in blocks.outvars[: blocks.params["num_carry"]]] == [dtype]
+    assert [str(x.aval.dtype) for x in blocks.outvars[: scan_sizes(blocks.params)[1]]] == [dtype]
 
 
 def test_positions_turn_queries_and_keys_in_f32():

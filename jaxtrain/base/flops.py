@@ -83,7 +83,7 @@ def _of_equation(equation: Any, depends: list[bool]) -> tuple[int, list[bool]]:
 
 
 def _of_scan(params: dict[str, Any], depends: list[bool]) -> tuple[int, list[bool]]:
-    jaxpr, (first, count) = params["jaxpr"].jaxpr, _scan_sizes(params)
+    jaxpr, (first, count) = params["jaxpr"].jaxpr, scan_sizes(params)
     last = first + count
     while True:  # what is carried may depend on the parameters from a later pass on
         flops, results = _count(jaxpr, depends)
@@ -93,7 +93,7 @@ def _of_scan(params: dict[str, Any], depends: list[bool]) -> tuple[int, list[boo
         depends = [*depends[:first], *carried, *depends[last:]]
 
 
-def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+def scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
     """How many constants a loop has, and how many values it carries; from jax 0.12 on they are the parts of a tree."""
     if "ft_in" in params:
         constants, carried, _ = params["ft_in"].unpack()
