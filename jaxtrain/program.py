@@ -127,8 +127,8 @@ class Program:
         """
         task, state, abstract = self.experiment.task, self.state, self._abstract(self.experiment.data, self._example)
         with self.scope():
-            check_loss(task, state.params, state.fixed, abstract, state.step, state.key)
             lowered = self._train.lower(state, abstract)
+            check_loss(task, state.params, state.fixed, abstract, state.step, state.key)
             for split, pipeline in self.experiment.evals.items():
                 self._check_eval(split, self._abstract(pipeline, pipeline.example()), abstract)
         check_used(self.experiment.layout, self.state, self._used)
