@@ -640,6 +640,20 @@ def test_a_user_reads_raw_inputs_of_a_source_as_before(user):
     assert RememberedSource({"text": ("text", ())}).raw("hi") == {"text": "hi"}
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"text": ', "is no JSON"),
+        ('{"txt": "hi"}', "has none of the fields that the model reads: text"),
+        ("[1]", "none"),
+    ],
+)
+def test_a_json_file_without_a_field_of_the_model_is_no_text(user, text, says):
+    (user / "in.json").write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        RememberedSource({"text": ("text", ())}).raw(str(user / "in.json"))
+
+
 def test_an_empty_text_is_refused_where_nothing_fills_it_up(user):
     kept = read_back(Pipeline(Windows(Arrays({"text": TEXTS}), 8), batch_size=2), "tokens", {})
     with pytest.raises(ConfigError, match="'' is empty: nothing is left of it for 'tokens'"):

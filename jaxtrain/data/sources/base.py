@@ -176,9 +176,13 @@ class RememberedSource(Source):
             return None
         try:
             found = json.loads(Path(argument).read_text(encoding="utf-8") if in_file else argument)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
+            if in_file:
+                raise ConfigError(f"{argument} is no JSON ({error})") from error
             return None
         if not isinstance(found, dict) or not found.keys() & self.kinds.keys():
+            if in_file:
+                raise ConfigError(f"{argument} has none of the fields that the model reads: {', '.join(self.kinds)}")
             return None
         if missing := self.kinds.keys() - found.keys():
             raise ConfigError(f"{argument}: the model also reads {', '.join(sorted(missing))}")
