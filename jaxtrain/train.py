@@ -14,8 +14,9 @@ from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import Origin
 from jaxtrain.experiment.fit import fit
 from jaxtrain.program import Program
+from jaxtrain.runs.begin import begin
 from jaxtrain.runs.clock import Clock
-from jaxtrain.runs.folder import Run, begin, horizon_of_run
+from jaxtrain.runs.folder import Run, horizon_of_run
 from jaxtrain.runs.journal import Journal
 from jaxtrain.runs.start import FirstState
 from jaxtrain.step import TrainState

@@ -20,7 +20,7 @@ from jaxtrain.experiment import Retention, Runtime
 from jaxtrain.experiment.files import load
 from jaxtrain.models import ViT
 from jaxtrain.optimizers import Standard, with_horizon
-from jaxtrain.runs.folder import begin
+from jaxtrain.runs.begin import begin
 from jaxtrain.tasks import Classification
 
 ROOT = Path(__file__).parents[1]

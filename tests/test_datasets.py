@@ -28,7 +28,7 @@ from jaxtrain.datasets.source import Built
 from jaxtrain.datasets.spec import Dataset, HashSplits
 from jaxtrain.experiment.experiment import fingerprint
 from jaxtrain.experiment.files import load_kind
-from jaxtrain.runs.folder import begin
+from jaxtrain.runs.begin import begin
 
 ROOT = Path(__file__).parents[1]
 WORDS = [

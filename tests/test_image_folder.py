@@ -13,7 +13,7 @@ from jaxtrain import ConfigError, Experiment
 from jaxtrain.data import Damaged, ImageFolder, Pipeline, Stored, Tolerant, folder_classes
 from jaxtrain.models import Blocks, ViT
 from jaxtrain.optimizers import AdamW
-from jaxtrain.runs.folder import begin
+from jaxtrain.runs.begin import begin
 from jaxtrain.tasks import Classification
 
 CLASSES = ("ant", "bee", "cat")

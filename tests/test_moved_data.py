@@ -46,7 +46,8 @@ from jaxtrain.data.tokens.tokenizers import Bytes
 from jaxtrain.evaluate import evaluate_run, predict_run
 from jaxtrain.models import NGrams
 from jaxtrain.optimizers import AdamW, ConstantRate
-from jaxtrain.runs.folder import Run, begin
+from jaxtrain.runs.begin import begin
+from jaxtrain.runs.folder import Run
 from jaxtrain.tasks import Classification
 from jaxtrain.train import train
 

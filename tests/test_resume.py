@@ -23,9 +23,10 @@ from jaxtrain.data import Arrays, Pipeline, Take, Windows
 from jaxtrain.evaluate import evaluate_run, predict_run
 from jaxtrain.optimizers import CosineDecay
 from jaxtrain.program import Program
+from jaxtrain.runs.begin import begin
 from jaxtrain.runs.checkpoints import Checkpoints
 from jaxtrain.runs.clock import Clock
-from jaxtrain.runs.folder import Run, begin
+from jaxtrain.runs.folder import Run
 from jaxtrain.runs.journal import Journal, Metrics
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.train import train

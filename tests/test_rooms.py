@@ -123,6 +123,7 @@ ROOMS = {
         "checkpoints",
         "start",
         "folder",
+        "begin",
     ),
     "evaluate": (),
     "train": (),

@@ -1,0 +1,103 @@
+"""Creates the folder of a run, or finds that of the run which resumes. Not here: reading it."""
+
+import importlib.metadata
+import time
+from pathlib import Path
+
+from jaxtrain.base.config import find, flatten, to_json
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import read_json, write_json
+from jaxtrain.base.provenance import environment
+from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
+from jaxtrain.data.remembered import remember_inputs
+from jaxtrain.data.sources.images import ImageFolder
+from jaxtrain.datasets.source import Built
+from jaxtrain.experiment.experiment import Experiment, fingerprint
+from jaxtrain.experiment.files import Origin
+from jaxtrain.runs.folder import Run, as_begun, check_same, horizon_of_run
+
+
+def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) -> Run:
+    """The run in `folder`, created or about to be resumed; without a folder, a new one under runs/. It keeps the
+    horizon of its schedules that it is created with.
+
+    Raises ConfigError where the folder holds a run of another experiment, naming the differences, or cannot be written.
+    """
+    _check_classes(experiment)
+    name = "run"
+    if origin is not None:
+        name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
+    folder = folder or _new_folder(Path("runs") / name)
+    horizon = horizon_of_run(folder, experiment)
+    experiment = as_begun(experiment, horizon)
+    try:
+        if (folder / "experiment.json").is_file():
+            check_same(folder, read_json(folder / "experiment.json")["config"], experiment)
+        elif folder.exists() and not _unfinished(folder, origin):
+            raise ConfigError(f"{folder} exists and is not a run: choose another --run folder")
+        if is_first_process():
+            _write_files(folder, experiment, horizon, origin)
+    except OSError as error:
+        raise ConfigError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
+    broadcast_from_first(0)  # a barrier: no process reads the folder before process 0 has written it
+    return Run(folder, experiment=experiment)
+
+
+def _check_classes(experiment: Experiment) -> None:
+    """Raises ConfigError where the folders of images of one split have other classes than another's, or the task."""
+    pipelines = {"data": experiment.data, **{f"evals.{split}": data for split, data in experiment.evals.items()}}
+    found = [(name, one.classes) for name, data in pipelines.items() for one in find(data, ImageFolder) if one.classes]
+    named = getattr(experiment.task, "classes", None)
+    for name, classes in [*found, *([("task.classes", named)] if found and named is not None else [])]:
+        if classes != found[0][1]:
+            raise ConfigError(
+                f"{name}: the classes {classes} are not those of {found[0][0]}, {found[0][1]}: labels would mean "
+                "other classes; write the tuple once and give it to all"
+            )
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder of this run alone, named by the time: runs that begin in the same second get a number behind it."""
+    now = time.strftime("%Y%m%d-%H%M%S", time.localtime(broadcast_from_first(int(time.time()))))
+    number = 0
+    while is_first_process():
+        number += 1
+        try:
+            _numbered(parent / now, number).mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"a run folder in {parent} cannot be made: {error.strerror or error}") from error
+    return _numbered(parent / now, broadcast_from_first(number))
+
+
+def _numbered(folder: Path, number: int) -> Path:
+    return folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+
+
+def _unfinished(folder: Path, origin: Origin | None) -> bool:
+    """Whether a folder holds at most a launcher's logs and what `_write_files` leaves when it is killed."""
+    left = {"environment.json", "data", "logs", *([origin.file.name] if origin else [])}
+    return folder.is_dir() and all(path.name in left or path.suffix == ".tmp" for path in folder.iterdir())
+
+
+def _write_files(folder: Path, experiment: Experiment, horizon: int, origin: Origin | None) -> None:
+    saved = {
+        "version": importlib.metadata.version("jaxtrain"),
+        "fingerprint": fingerprint(experiment),
+        "horizon": horizon,
+        "origin": None if origin is None else f"{origin.file}:{origin.function}",
+        "config": flatten(experiment),
+        "experiment": to_json(experiment),
+        "inputs": to_json(remember_inputs(experiment.data, experiment.evals, experiment.task.inputs)),
+        "folder": str(folder.absolute()),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if origin is not None:
+        (folder / origin.file.name).write_bytes(origin.file.read_bytes())
+    for data in find(experiment, Built):
+        (folder / "data").mkdir(exist_ok=True)
+        data.card.write(folder / "data", f"{data.name}-{data.version}.json")
+    write_json(folder / "environment.json", environment())
+    write_json(folder / "experiment.json", saved)  # last, since it makes the folder a run
