@@ -1,5 +1,16 @@
-"""`python -m jaxtrain` is the command `jaxtrain`."""
+"""The command `jaxtrain`, and `python -m jaxtrain`: hears signals first, then imports all that it needs."""
 
-from jaxtrain.cli.main import main
+from jaxtrain.cluster.stop import signals_of_command
 
-main()
+
+def main() -> None:
+    """Run the command line."""
+    with signals_of_command() as stop:
+        stop.importing = True
+        from jaxtrain.cli.main import main as command
+
+        command()
+
+
+if __name__ == "__main__":
+    main()

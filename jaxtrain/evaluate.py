@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.remembered import RememberedPipeline, remember_inputs
 from jaxtrain.experiment.experiment import Experiment
@@ -24,10 +25,13 @@ from jaxtrain.tasks.host_metrics import HostMetric, Rows
 from jaxtrain.tasks.metrics import Metric, flat, merge, values_by_name
 
 
-def evaluate(program: Program, state: TrainState, pipeline: Pipeline) -> dict[str, float]:
+def evaluate(
+    program: Program, state: TrainState, pipeline: Pipeline, stop: StopSignal | None = None
+) -> dict[str, float]:
     """The metrics over one pass of a pipeline, host metrics too; exact whatever the mesh and the batch size.
 
-    Waits for the batch `IN_FLIGHT` before the last, so that batches never pile up on the devices.
+    Waits for the batch `IN_FLIGHT` before the last, so that batches never pile up on the devices. Raises
+    Stopped between two batches where `stop` is requested.
     """
     host_metrics = program.experiment.host_metrics
     rows: list[tuple[Rows, Rows]] = []
@@ -45,6 +49,8 @@ def evaluate(program: Program, state: TrainState, pipeline: Pipeline) -> dict[st
     def finished() -> Iterator[dict[str, Metric]]:
         flight: deque[tuple[dict[str, Metric], Batch, Batch]] = deque()
         for batch in program.epoch(pipeline):
+            if stop is not None:
+                stop.check()
             flight.append(start(batch))
             if len(flight) > IN_FLIGHT:
                 yield finish(*flight.popleft())

@@ -4,11 +4,12 @@ Not here: the step itself, the layout of a run folder, and what observes a run.
 """
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
-from jaxtrain.cluster.processes import StopSignal
+from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.evaluate import check_metrics, evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import Origin
@@ -31,49 +32,57 @@ def train(
     by an observer. Raises ConfigError, before anything is written, where experiment, devices and folder do not fit
     together.
     """
-    clock, runtime, stop = Clock(), experiment.runtime, stop or StopSignal()
-    with clock("compile"):
-        program = Program(fit(experiment, folder), horizon=horizon_of_run(folder, experiment))
-        experiment, lowered, first = program.experiment, program.lower(), FirstState(program)
-        check_metrics(program)
-    run = begin(folder, experiment, origin)
+    clock, runtime, stop, done = Clock(), experiment.runtime, stop or StopSignal(), 0
+    stop.progress = lambda: (done, clock.phase)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(stop)
+        with clock("compile"):
+            program = Program(fit(experiment, folder), horizon=horizon_of_run(folder, experiment))
+            experiment, lowered, first = program.experiment, program.lower(), FirstState(program)
+            check_metrics(program)
+        run = begin(folder, experiment, origin)
         checkpoints = stack.enter_context(run.checkpoints())
-        start = done = checkpoints.latest() or 0
-        journal = stack.enter_context(contextlib.closing(Journal(run.observers(start, stop), clock, run.horizon)))
-        journal.log_begun(program, start)
+        saved = done = checkpoints.latest() or 0
+        journal = stack.enter_context(contextlib.closing(Journal(run.observers(done, stop), clock, run.horizon)))
+        journal.log_begun(program, done)
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
         journal.log_compiled(program, lowered, step)
-        with clock("checkpoint"):
-            state, record = checkpoints.restore(program.state) if start else (first.make(journal.log_event), {})
-        batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, start)))
-        stack.enter_context(stop)
-        stop.progress = lambda: (done, clock.phase)
-        journal.begun(start, record)
+        with clock("restore"):
+            state, record = checkpoints.restore(program.state) if done else (first.make(journal.log_event), {})
+        batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, done)))
+        stack.push(stop.failed)
+        journal.begun(done, record)
 
-        for done in range(start + 1, 1 + (start if stop.requested(start, 1) else experiment.steps)):
-            with clock("data"):
-                batch = next(batches)
-            with clock("step"), jax.transfer_guard("disallow"):
-                state, metrics = step(state, batch)
-            with clock("step"):
-                journal.trained(done, metrics)
-            scores = None
-            if done % runtime.eval_every == 0 or done == experiment.steps:
-                journal.flush()
-                with clock("eval"):
-                    found = {split: evaluate(program, state, data) for split, data in experiment.evals.items()}
-                    scores = journal.evaluated(done, found)
-            ending = done == experiment.steps or stop.requested(done, runtime.log_every, runtime.eval_every)
-            if done % runtime.save_every == 0 or ending:
-                journal.flush()  # a run resumed from this checkpoint will not write these metrics again
-                with clock("checkpoint"):
-                    checkpoints.save(done, state, journal.record(done), scores)
-                journal.saved(done)
-            if ending:
-                break
-        with clock("checkpoint"):
+        def save(scores: Mapping[str, float] | None = None) -> int:
+            journal.flush()  # a run resumed from this checkpoint will not write these metrics again
+            with clock("save"):
+                checkpoints.save(done, state, journal.record(done), scores)
+            journal.saved(done)
+            return done
+
+        with stop.steps():
+            while True:
+                scores = None
+                if journal.evaluation_due(done):
+                    journal.flush()
+                    with clock("eval"):
+                        found = {name: evaluate(program, state, data, stop) for name, data in experiment.evals.items()}
+                        scores = journal.evaluated(done, found)
+                if done > saved and done % runtime.save_every == 0:
+                    saved = save(scores)
+                if done >= experiment.steps or stop.requested():
+                    break
+                with clock("data"):
+                    batch = next(batches)
+                with clock("step"), jax.transfer_guard("disallow"):
+                    state, metrics = step(state, batch)
+                done += 1
+                with clock("step"):
+                    journal.trained(done, metrics)
+        if done > saved:
+            save(scores)
+        with clock("save"):
             checkpoints.wait()
         journal.ended(done)
     return run, state

@@ -34,8 +34,8 @@ def test_only_the_innermost_phase_is_charged_and_all_sum_to_the_total() -> None:
             time.passes(16)
             raise ValueError
     time.passes(32)
-    assert inside == dict(compile=0, data=4, step=10, eval=0, checkpoint=0, other=1, total=15)
-    assert clock.account() == dict(compile=0, data=4, step=10, eval=16, checkpoint=0, other=33, total=63)
+    assert inside == dict(compile=0, data=4, step=10, restore=0, eval=0, save=0, other=1, total=15)
+    assert clock.account() == dict(compile=0, data=4, step=10, restore=0, eval=16, save=0, other=33, total=63)
 
 
 def test_the_phase_is_the_innermost_one_and_other_outside_of_any() -> None:
@@ -51,6 +51,6 @@ def test_the_phase_is_the_innermost_one_and_other_outside_of_any() -> None:
 
 
 def test_an_unknown_phase_is_an_error_of_the_program_not_of_the_user() -> None:
-    with pytest.raises(ValueError, match="no phase 'compiling', only compile, data, ") as error:
+    with pytest.raises(ValueError, match="no phase 'compiling', only compile, restore, data, ") as error:
         Clock()("compiling")
     assert type(error.value) is ValueError

@@ -14,7 +14,7 @@ import test_metrics_log
 import tiny
 
 from jaxtrain import ConfigError, Mean, Program
-from jaxtrain.cluster.processes import StopSignal
+from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.data import Pipeline
 from jaxtrain.evaluate import evaluate
 from jaxtrain.experiment import Retention

@@ -12,7 +12,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.cluster.processes import StopSignal
+from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.runs.json_lines import read_lines
 from jaxtrain.runs.metrics_log import MetricsLog, read_metrics
 from jaxtrain.runs.observers import Observers

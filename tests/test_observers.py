@@ -16,7 +16,7 @@ import pytest
 import tiny
 
 from jaxtrain import ConfigError, Experiment, Observer, Run, Runtime, Scores
-from jaxtrain.cluster.processes import StopSignal
+from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.experiment import ObservedRun
 from jaxtrain.experiment.experiment import fingerprint
 from jaxtrain.optimizers import SGD, LinearDecay
@@ -134,7 +134,7 @@ def test_only_a_text_from_begun_or_evaluated_ends_a_run(method: str, answer: obj
     observers.evaluated(3, {"validation": {"loss": 1.0}})
     observers.close()
     assert [event["kind"] for event in read_lines(tmp_path / "events.jsonl")] == [kind]
-    assert stop.requested(3, 1) == (kind == "stopped")
+    assert stop.requested() == (kind == "stopped")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Joining processes and stopping them; real processes that train as one does, and name the one that is lost."""
 
-import os
 import re
 import signal
 import time
@@ -11,33 +10,14 @@ import launch
 import pytest
 
 from jaxtrain.cluster.environment import ADDRESS, COUNT, PROCESS_ID
-from jaxtrain.cluster.processes import StopSignal, join_processes
+from jaxtrain.cluster.processes import join_processes
+from jaxtrain.cluster.stop import StopSignal
 
 DEADLINE = 6
 """Seconds after the loss of a process in which all others must have exited."""
 
 EXIT_SECONDS = 60
 """After this time a test fails. Much more than the deadline, since other tests may run too."""
-
-
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)], ids=["INT", "TERM", "USR1"]
-)
-def test_each_signal_requests_a_stop_with_its_own_exit_code(number: signal.Signals, code: int) -> None:
-    before = signal.getsignal(number)
-    with StopSignal() as stop:
-        assert not stop.requested(1, 1)
-        os.kill(os.getpid(), number)
-        assert stop.requested(2, 10)
-        assert stop.code == code
-    assert signal.getsignal(number) is before
-
-
-def test_a_second_ctrl_c_stops_at_once() -> None:
-    with StopSignal():
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_single_process_does_not_wait_and_prints_the_hint(
@@ -47,8 +27,9 @@ def test_a_single_process_does_not_wait_and_prints_the_hint(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    with join_processes(lambda: pytest.fail("there is nothing to compare"), 60, lambda error: 1) as stop:
-        assert stop.code == 0
+    stop = StopSignal()
+    with join_processes(lambda: pytest.fail("there is nothing to compare"), 60, lambda error: 1, stop):
+        assert stop.ask_others is None
     assert "SLURM job 42 has 4 tasks, but srun did not start this process" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxtrain.cluster.processes import StopSignal
+from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.optimizers import WSD, AdamW, ConstantRate, CosineDecay, LinearDecay, Schedule
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.journal import RATES_AT_ONCE, Journal

@@ -13,6 +13,7 @@ from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval,
 from jaxtrain.cluster.environment import ProcessInfo
 from jaxtrain.cluster.rendezvous import join
 from jaxtrain.cluster.server import Server, Status, compare_facts, find_silent, find_stuck
+from jaxtrain.cluster.stop import StopSignal
 
 
 def test_equal_facts_differ_in_nothing() -> None:
@@ -49,8 +50,8 @@ STUCK = {
     "hangs between two phases": ((5, "other"), (6, "step"), True),
     "reads, as all others do": ((5, "data"), (5, "data"), False),
     "waits in a collective": ((5, "step"), (6, "step"), False),
-    "saves": ((5, "checkpoint"), (6, "step"), False),
-    "waits for another that saves": ((5, "data"), (4, "checkpoint"), False),
+    "saves": ((5, "save"), (6, "step"), False),
+    "waits for another that saves": ((5, "data"), (4, "save"), False),
     "has not started, while others compile": ((0, "start"), (0, "compile"), False),
     "compiles": ((0, "compile"), (1, "step"), False),
 }
@@ -255,6 +256,17 @@ def test_a_process_that_fails_gives_its_error_and_exit_code_to_all(harness: Call
     }
 
 
+def test_a_signal_in_one_process_stops_all_at_the_last_place_that_any_promised(harness: Callable[..., Harness]) -> None:
+    first, second = harness().join_both()
+    second.send(stop=75)
+    for connection, place in ((first, 7), (second, 5)):
+        assert receive(connection, "hold")
+        connection.send(promised=place)
+    for connection in (first, second):
+        assert receive(connection, "stop_at") == {"stop_at": 7, "code": 75}
+    first.close()
+
+
 def test_a_process_without_heartbeats_aborts_the_run(harness: Callable[..., Harness]) -> None:
     first, _ = harness(limit=0.4).join_both()
     assert receive(first, "abort")["abort"].startswith("no heartbeat for 0.4 s from process 0 (host h), last heard")
@@ -283,7 +295,7 @@ def test_a_coordinator_that_does_not_answer_is_named_with_its_address() -> None:
     info = ProcessInfo("here", f"127.0.0.1:{launch.free_port()}", 2, 1)
     message = f"no coordinator at {info.coordinator_address} in 0.5 s: Connection refused. Check"
     with pytest.raises(SystemExit, match=message):
-        join(info, {}, join_seconds=0.5, deadline=0)
+        join(info, {}, join_seconds=0.5, deadline=0, stop=StopSignal())
 
 
 def test_a_process_0_whose_port_is_taken_by_another_program_reports_it() -> None:
@@ -297,7 +309,7 @@ def test_a_process_0_whose_port_is_taken_by_another_program_reports_it() -> None
         thread.start()
         info = ProcessInfo("here", f"127.0.0.1:{other.getsockname()[1]}", 2, 0)
         with pytest.raises(SystemExit, match="another program answers there, or a run that has already started"):
-            join(info, {}, join_seconds=0.2, deadline=0)
+            join(info, {}, join_seconds=0.2, deadline=0, stop=StopSignal())
         thread.join()
 
 
@@ -305,4 +317,4 @@ def test_a_user_error_that_the_server_finds_is_a_config_error(harness: Callable[
     made = harness()
     made.join(1)
     with pytest.raises(ConfigError, match="two processes have the id 1"):
-        join(ProcessInfo("here", f"127.0.0.1:{made.port}", 2, 1), {}, join_seconds=5, deadline=0)
+        join(ProcessInfo("here", f"127.0.0.1:{made.port}", 2, 1), {}, join_seconds=5, deadline=0, stop=StopSignal())

@@ -186,10 +186,11 @@ def test_every_second_of_a_run_is_in_its_account_and_speeds_count_reading_and_tr
     # 12 steps; evaluated after 6 and 12; saved after 4, 8 and 12, the last time after the last line.
     assert {name: lines[-1][name] for name in lines[-1] if name.startswith("seconds_")} == {
         "seconds_compile": 1000,
+        "seconds_restore": 0,
         "seconds_data": 12,
         "seconds_step": 12 * (3 + 4),
         "seconds_eval": 20,
-        "seconds_checkpoint": 200,
+        "seconds_save": 200,
         "seconds_other": 7,
         "seconds_total": 1323,
     }

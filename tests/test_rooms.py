@@ -108,7 +108,7 @@ ROOMS = {
     "experiment": ("start", "observers", "experiment", "files", "fit", "validate", "verified"),
     "step": (),
     "program": (),
-    "cluster": ("environment", "connection", "server", "rendezvous", "processes"),
+    "cluster": ("stop", "environment", "connection", "server", "rendezvous", "processes"),
     "runs": (
         "clock",
         "json_lines",
@@ -136,25 +136,25 @@ folder stands for its files, these are not ordered; files that are not named com
 """
 
 CODE_LINES = {
-    "base": 750,
+    "base": 900,
     "sharding": 330,
     "models": 1560,
     "tasks": 760,
-    "optimizers": 330,
+    "optimizers": 480,
     "data": 2880,
     "datasets": 1600,
     "experiment": 620,
     "step": 115,
     "program": 190,
-    "cluster": 530,
-    "runs": 1060,
+    "cluster": 900,
+    "runs": 1900,
     "evaluate": 150,
-    "train": 70,
-    "analysis": 1400,
+    "train": 80,
+    "analysis": 2300,
     "reports": 655,
     "deploy": 950,
     "launch": 500,
-    "cli": 550,
+    "cli": 800,
 }
 """The most lines of code (without blank lines, comments and docstrings) that a room may have: 15,000 for all of them,
 with the rooms that are planned.

@@ -20,6 +20,7 @@ from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
 from jaxtrain.cli.launch import VERBS as LAUNCH
 from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams, use_utf8
 from jaxtrain.cli.verbs import Verbs
+from jaxtrain.cluster.stop import signals_of_command
 from jaxtrain.experiment.experiment import config_facts
 from jaxtrain.experiment.fit import fit
 from jaxtrain.experiment.start import SavedStep
@@ -60,7 +61,10 @@ def train(
     config, origin = experiment.experiment, experiment.origin
     if verify and (failed := verify_first(config, sys.argv[1:])):
         return failed
-    with join_processes(lambda: config_facts(config, origin.file), config.runtime.deadline, report_error) as stop:
+    with (
+        signals_of_command() as stop,
+        join_processes(lambda: config_facts(config, origin.file), config.runtime.deadline, report_error, stop),
+    ):
         made, state = train_to_the_end(config, run, origin, stop)
     done = int(state.step)
     if done == config.steps or stop.code == ExitCode.FINISHED:  # an observer may have ended it
@@ -197,7 +201,8 @@ def main() -> None:
     words = [word for word in own if word != "--debug"] + sys.argv[len(own) + 1 :]
     show_tracebacks("--debug" in own)
     _cache_programs()
-    with standard_streams():
+    with standard_streams(), signals_of_command() as stop:
+        stop.importing = False
         try:
             code = run(words)
         except (ConfigError, Damaged, Diverged, KeyboardInterrupt) as error:

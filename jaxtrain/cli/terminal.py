@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from typing import Any, TextIO, cast
 
 from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode
+from jaxtrain.cluster.stop import Stopped
 
 _show_tracebacks = False
 
@@ -27,6 +28,8 @@ def report_error(error: BaseException) -> int:
     expected = isinstance(error, ConfigError | Damaged | Diverged | KeyboardInterrupt)
     if _show_tracebacks or not expected:
         traceback.print_exception(error)
+    elif isinstance(error, Stopped):
+        print(f"jaxtrain: {error}: nothing was to be saved; run the same command again", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
         print("jaxtrain: interrupted", file=sys.stderr)
     else:
@@ -41,6 +44,8 @@ def report_error(error: BaseException) -> int:
         return ExitCode.USER_ERROR
     if isinstance(error, Diverged):
         return ExitCode.DIVERGED
+    if isinstance(error, Stopped):
+        return error.code
     return ExitCode.INTERRUPTED if isinstance(error, KeyboardInterrupt) else ExitCode.FAILED
 
 

@@ -9,6 +9,10 @@ One JSON object a line. In the order of a run:
 | server | joined                                | all processes have joined with equal facts; the name of process 0 |
 | client | step, phase, unchanged, done          | heartbeat; seconds for which step and phase have not changed     |
 | server | heartbeat                             | heartbeat; the last status of process 0                          |
+| client | stop                                  | a signal: all should stop, with this exit code                   |
+| server | hold                                  | promise not to pass the next place where you may stop            |
+| client | promised                              | the number of that place                                         |
+| server | stop_at, code                         | the last of these places, where all stop with this exit code     |
 | client | failed, code                          | an error that ends my process with this exit code                |
 | server | abort, code                           | every process must exit with this code, for this reason          |
 | server | all_done                              | every process has finished                                       |
@@ -83,5 +87,5 @@ def silence_limit(deadline: float) -> float:
 
 
 def heartbeat_interval(limit: float) -> float:
-    """Seconds between two heartbeats, if silence for `limit` seconds counts as death."""
-    return min(limit / 8, 5)
+    """Seconds between two heartbeats, if silence for `limit` seconds counts as death; 0 for never."""
+    return min(limit / 8, 5) if limit else 5

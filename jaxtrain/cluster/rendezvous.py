@@ -18,6 +18,7 @@ from jaxtrain.base.errors import ConfigError, ExitCode
 from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval, readable, silence_limit
 from jaxtrain.cluster.environment import ProcessInfo
 from jaxtrain.cluster.server import Server
+from jaxtrain.cluster.stop import StopSignal
 
 ReportError = Callable[[BaseException], int]
 """Prints an error for the user, and returns the exit code."""
@@ -26,25 +27,27 @@ RECONNECT_SECONDS = 0.3
 
 
 class Client(threading.Thread):
-    """A process's connection to the server: sends heartbeats, and ends this process when the server aborts the run."""
+    """A process's connection to the server: sends heartbeats, ends this process when the server aborts the run, and
+    agrees with the others where to stop.
+    """
 
-    def __init__(self, connection: Connection, server: Server | None, limit: float, name: str) -> None:
+    def __init__(
+        self, connection: Connection, server: Server | None, limit: float, name: str, stop: StopSignal
+    ) -> None:
         """`server`: the one that runs in this process, if it is process 0. `limit`: as of `Server`."""
         super().__init__(daemon=True)
         self._connection, self._server, self._limit, self._name = connection, server, limit, name
-        self.progress: Callable[[], tuple[int, str]] = lambda: (0, "start")
-        """The step and the phase that the main thread is in."""
-        self._done = False
+        self._signal, self._done = stop, False
 
     def run(self) -> None:
         """Send heartbeats and listen, until all processes are done."""
-        if not self._limit:
-            return
-        interval, progress, since = heartbeat_interval(self._limit), self.progress(), time.monotonic()
+        interval, progress, since = heartbeat_interval(self._limit), self._signal.progress(), time.monotonic()
         last_heard, last_sent, process_0 = since, 0.0, "process 0"
         while True:
             messages = self._connection.receive() if readable([self._connection], interval) else []
             now = time.monotonic()
+            if messages is None and not self._limit:
+                return
             if messages is None:
                 self._abort(f"{process_0}, has died", ExitCode.RETRY)
             for message in messages or ():
@@ -52,14 +55,22 @@ class Client(threading.Thread):
                     self._abort(message["abort"], message["code"])
                 if "all_done" in message:
                     return
+                if "hold" in message:
+                    self._connection.send(promised=self._signal.promise())
+                if "stop_at" in message:
+                    self._signal.stop_at(message["stop_at"], message["code"])
                 last_heard, process_0 = now, message.get("heartbeat", process_0)
-            if now - last_heard > self._limit:
+            if 0 < self._limit < now - last_heard:
                 self._abort(f"no heartbeat for {self._limit:g} s from {process_0}", ExitCode.RETRY)
-            if (current := self.progress()) != progress:
+            if (current := self._signal.progress()) != progress:
                 progress, since = current, now
             if now - last_sent > interval or self._done:
                 last_sent, (step, phase) = now, progress
                 self._connection.send(step=step, phase=phase, unchanged=now - since, done=self._done)
+
+    def ask_to_stop(self, code: int) -> None:
+        """Ask all processes, this one too, to stop at a common place."""
+        self._connection.send(stop=code)
 
     def report_failure(self, error: BaseException, report: ReportError) -> None:
         """End this process with an error, and with it the others. Returns only where no heartbeats are sent.
@@ -67,12 +78,19 @@ class Client(threading.Thread):
         The error may be only a consequence: a collective fails when another process dies. So wait first for the server
         to abort the run, naming that process; then this does not return either, and `report` is not called.
         """
-        if not self.is_alive():
+        if not self._limit or not self.is_alive():
             return
         if not isinstance(error, ConfigError | KeyboardInterrupt):
             time.sleep(self._limit + 1 if _may_be_consequence(error) else 2)
-        code = report(error)
-        self._connection.send(failed=f"{type(error).__name__}: {error}"[:2000], code=code)
+        self._leave(f"{type(error).__name__}: {error}", report(error))
+
+    def leave(self, message: str, code: int) -> None:
+        """End this process at once, and with it the others."""
+        print(f"jaxtrain: {message}", file=sys.stderr)
+        self._leave(message, code)
+
+    def _leave(self, message: str, code: int) -> None:
+        self._connection.send(failed=message[:2000], code=code)
         self._exit(code)
 
     def finish(self) -> None:
@@ -99,11 +117,12 @@ class Client(threading.Thread):
         os._exit(code)
 
 
-def join(info: ProcessInfo, facts: Mapping[str, Any], join_seconds: float, deadline: float) -> Client:
+def join(info: ProcessInfo, facts: Mapping[str, Any], join_seconds: float, deadline: float, stop: StopSignal) -> Client:
     """Block until all processes of the run have joined, and check that their `facts` are equal.
 
     join_seconds: how long to wait for the last process.
     deadline: all processes end within this many seconds of the loss of one; 0 leaves this to jax.
+    stop: what they stop by together.
 
     Raises ConfigError where facts or process ids contradict each other, SystemExit where a process does not join.
     """
@@ -124,7 +143,7 @@ def join(info: ProcessInfo, facts: Mapping[str, Any], join_seconds: float, deadl
                 own = dict(process_id=info.process_id, num_processes=info.num_processes, name=name, facts=facts)
                 connection.send(**own)
                 connection.socket.settimeout(join_seconds + 10)
-                return _started(connection.receive_one(), Client(connection, server, limit, name))
+                return _started(connection.receive_one(), Client(connection, server, limit, name, stop), stop)
             connection.close()
         except OSError as error:
             reason = error.strerror or str(error)
@@ -136,9 +155,10 @@ def join(info: ProcessInfo, facts: Mapping[str, Any], join_seconds: float, deadl
     )
 
 
-def _started(answer: Message, client: Client) -> Client:
+def _started(answer: Message, client: Client, stop: StopSignal) -> Client:
     if "joined" in answer:
         client.start()
+        stop.ask_others, stop.leave = client.ask_to_stop, client.leave
         return client
     client.disconnect()
     if answer.get("code") == ExitCode.USER_ERROR:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxtrain.base.config import difference
 from jaxtrain.base.errors import ExitCode
-from jaxtrain.cluster.connection import Connection, heartbeat_interval, readable
+from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval, readable
 
 LOOP_PHASES = ("data", "step", "other")
 """The phases of a step in their order. Only in these may a process be stuck: compiling or saving may take long."""
@@ -102,6 +102,10 @@ class Server(threading.Thread):
         self._connections: dict[int, Connection] = {}
         self._statuses: dict[int, Status] = {}
         self._facts: dict[int, Mapping[str, Any]] = {}
+        self._stop_code: int | None = None
+        """The exit code of a requested stop; None without."""
+        self._promised: dict[int, int] = {}
+        """The place that each process will not pass before all have agreed where to stop."""
 
     def run(self) -> None:
         """From the first connection to the end of the run, or its abort."""
@@ -109,8 +113,7 @@ class Server(threading.Thread):
             with self._listener:
                 self._join()
             self._broadcast(joined=self._statuses[0].name)
-            if self._limit:
-                self._watch()
+            self._watch()
             self._broadcast(all_done=True)
         except RunAborted as abort:
             self._broadcast(abort=str(abort), code=abort.code)
@@ -174,14 +177,14 @@ class Server(threading.Thread):
         while not all(status.done for status in self._statuses.values()):
             ready = readable([*self._connections.values()], interval)
             # All messages are read before silence is judged: it may be this process that was suspended.
-            for process, connection in self._connections.items():
+            for process, connection in [*self._connections.items()]:
                 if connection in ready:
                     self._receive(process)
             now, statuses = time.monotonic(), [self._statuses[process] for process in self._processes]
-            if silent := find_silent(statuses, now, self._limit):
+            if self._limit and (silent := find_silent(statuses, now, self._limit)):
                 names = "; ".join(str(statuses[process]) for process in silent)
                 raise RunAborted(f"no heartbeat for {self._limit:g} s from {names}", ExitCode.RETRY, silent)
-            if stuck := find_stuck(statuses, self._limit):
+            if self._limit and (stuck := find_stuck(statuses, self._limit)):
                 names = "; ".join(str(statuses[process]) for process in stuck)
                 raise RunAborted(f"all others have waited for {self._limit:g} s for {names}", ExitCode.RETRY, stuck)
             if now - last_sent > interval:
@@ -190,13 +193,28 @@ class Server(threading.Thread):
 
     def _receive(self, process: int) -> None:
         status, messages = self._statuses[process], self._connections[process].receive()
-        if messages is None:
+        if messages is None and not self._limit:
+            self._connections.pop(process)
+            status.done = True
+        elif messages is None:
             raise RunAborted(f"{status}, has died", ExitCode.RETRY, [process])
-        for message in messages:
+        for message in messages or ():
             if "failed" in message:
                 raise RunAborted(f"{status}, failed: {message['failed']}", message["code"])
+            if "stop" in message or "promised" in message:
+                self._agree_to_stop(process, message)
+                continue
             status.step, status.phase, status.unchanged = message["step"], message["phase"], message["unchanged"]
             status.last_heard, status.done = time.monotonic(), message["done"]
+
+    def _agree_to_stop(self, process: int, message: Message) -> None:
+        if "stop" in message and self._stop_code is None:
+            self._stop_code = message["stop"]
+            self._broadcast(hold=True)
+        if "promised" in message:
+            self._promised[process] = message["promised"]
+            if len(self._promised) == len(self._processes):
+                self._broadcast(stop_at=max(self._promised.values()), code=self._stop_code)
 
     def _wait_for_exit(self, processes: Collection[int]) -> None:
         end = time.monotonic() + EXIT_SECONDS

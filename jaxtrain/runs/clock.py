@@ -13,7 +13,7 @@ class Clock:
     now: the time in seconds, from any origin.
     """
 
-    PHASES = ("compile", "data", "step", "eval", "checkpoint", "other")
+    PHASES = ("compile", "restore", "data", "step", "eval", "save", "other")
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now

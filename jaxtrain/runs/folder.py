@@ -16,7 +16,7 @@ import jax
 from jaxtrain.base.config import difference, flatten, from_json, to_json
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import read_json
-from jaxtrain.cluster.processes import StopSignal
+from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.sources.contents import by_former_rule
 from jaxtrain.data.sources.paths import moved_together

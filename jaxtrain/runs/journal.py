@@ -81,7 +81,7 @@ class Journal:
         """The last period that has ended, until it is written."""
         self._trained_before = 0.0
         """Seconds of training before the current period."""
-        self._done, self._saving = 0, 0
+        self._done, self._saving, self._evaluated = 0, 0, 0
         """The last step trained, and the last one whose checkpoint may not be durable yet; 0 for none."""
         self._mfu_at_one = 0.0
         """The model FLOPs utilization at one step a second; 0 where it is not known."""
@@ -116,8 +116,13 @@ class Journal:
 
     def begun(self, start: int, record: Mapping[str, Any]) -> None:
         """Training begins after `start` steps; `record` is that of their checkpoint, {} without one."""
-        self._done, self._before = start, record.get("period", {})
+        self._done, self._before, self._evaluated = start, record.get("period", {}), record.get("evaluated", start)
         self._observers.begun(start)
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether `step` is to be evaluated: that of the checkpoint too, where a signal came in its evaluation."""
+        due = step % self._experiment.runtime.eval_every == 0 or step == self._experiment.steps
+        return due and step > self._evaluated
 
     def trained(self, step: int, metrics: Metrics) -> None:
         """Take the metrics of a step that was dispatched. Blocks only until the step `IN_FLIGHT` before it is done."""
@@ -132,11 +137,13 @@ class Journal:
 
     def evaluated(self, step: int, scores: Scores) -> dict[str, float]:
         """Give the metrics of an evaluation to the observers; returns them named split/metric."""
+        self._evaluated = step
         self._observers.evaluated(step, scores)
         return {f"{split}/{name}": value for split, values in scores.items() for name, value in values.items()}
 
     def record(self, step: int) -> dict[str, Any]:
-        """What a checkpoint of `step` keeps beside the arrays: the sums of the period that has not ended. JSON.
+        """What a checkpoint of `step` keeps beside the arrays: the last step that was evaluated, and the sums of the
+        period that has not ended. JSON.
 
         Raises Diverged where that period's gradients are not finite, so that such a state is not saved.
         """
@@ -147,7 +154,8 @@ class Journal:
             self._end_period()  # so that its metrics are written
             self.flush()
             raise
-        return {"step": step, "period": {name: _plain(metric) for name, metric in sums.items()}}
+        period = {name: _plain(metric) for name, metric in sums.items()}
+        return {"step": step, "evaluated": self._evaluated, "period": period}
 
     def saved(self, step: int) -> None:
         """The checkpoint of `step` is being saved: the one before is durable."""

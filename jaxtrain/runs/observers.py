@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jaxtrain.cluster.processes import StopSignal, is_first_process
+from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
+from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.observers import Observer, Scores
 from jaxtrain.runs.console import Console
@@ -60,6 +61,7 @@ class Observers:
         """Training begins after `step`."""
         self._call("begun", step)
         self._wait()
+        self._agree()
 
     def stepped(self, step: int, metrics: Any) -> None:
         """A step was dispatched, whose metrics are still on the device."""
@@ -77,6 +79,7 @@ class Observers:
         if scores:
             self._call("evaluated", step, scores)
             self._wait()  # the device has nothing to do meanwhile, and the run may have to end
+            self._agree()
 
     def saved(self, step: int) -> None:
         """The checkpoint of `step` is durable."""
@@ -105,6 +108,10 @@ class Observers:
     def _call_others(self, method: str, step: int, *arguments: Any) -> None:
         for each in self._others:
             self._guarded(each, method, step, *arguments)
+
+    def _agree(self) -> None:
+        if self.experiment.observers:
+            self._stop.ended = bool(broadcast_from_first(self._stop.reason is not None))
 
     def _wait(self) -> None:
         if self._last_call is not None:
