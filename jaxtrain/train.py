@@ -4,7 +4,6 @@ Not here: the step itself, the layout of a run folder, and what observes a run.
 """
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -53,14 +52,6 @@ def train(
         batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, done)))
         stack.push(stop.failed)
         journal.begun(done, record)
-
-        def save(scores: Mapping[str, float] | None = None) -> int:
-            journal.flush()  # a run resumed from this checkpoint will not write these metrics again
-            with clock("save"):
-                checkpoints.save(done, state, journal.record(done), scores)
-            journal.saved(done)
-            return done
-
         with stop.steps():
             while True:
                 scores = None
@@ -70,7 +61,7 @@ def train(
                         found = {name: evaluate(program, state, data, stop) for name, data in experiment.evals.items()}
                         scores = journal.evaluated(done, found)
                 if done > saved and done % runtime.save_every == 0:
-                    saved = save(scores)
+                    saved = journal.save(checkpoints, done, state, scores)
                 if done >= experiment.steps or stop.requested():
                     break
                 with clock("data"):
@@ -81,7 +72,7 @@ def train(
                 with clock("step"):
                     journal.trained(done, metrics)
         if done > saved:
-            save(scores)
+            journal.save(checkpoints, done, state, scores)
         with clock("save"):
             checkpoints.wait()
         journal.ended(done)

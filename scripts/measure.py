@@ -182,7 +182,8 @@ def trace_rows(package: Path, trace: Trace) -> Iterator[Row]:
     package = package.resolve()
 
     def places(stack: Sequence[tuple[str, int, str]]) -> list[str]:
-        return list(dict.fromkeys(str(Path(file).relative_to(package)) for file, _, _ in stack))
+        found = dict.fromkeys(str(Path(file).relative_to(package)) for file, _, _ in stack)
+        return [file for file in found if file != "__main__.py"]  # which hears signals, and imports the rest
 
     chain = [function for function in trace.matmul if Path(function[0]).is_relative_to(package)]
     read = count.functions_at([(file, line) for file, line, _ in chain], outermost=True)

@@ -1,5 +1,6 @@
 """Signals: heard from the first line on and in every phase; all processes stop at one place; nothing is lost by it."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -97,12 +98,12 @@ def test_the_signals_of_a_command_are_those_of_what_it_calls() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_processes_that_are_asked_at_any_moment_stop_at_the_same_place_and_none_waits_for_ever(seed: int) -> None:
     """Threads in place of processes. As with collectives, none is more than two places ahead of another."""
-    rng, count, places = np.random.default_rng(seed), 3, 400
+    rng, count = np.random.default_rng(seed), 3
     stops, at, moved = [StopSignal() for _ in range(count)], [0] * count, threading.Condition()
     asked_at, ended = int(rng.integers(1, 200)), [0] * count
 
     def run(process: int) -> None:
-        for place in range(1, places):
+        for place in itertools.count(1):
             if stops[process].requested():
                 ended[process] = place
                 return
@@ -122,7 +123,6 @@ def test_processes_that_are_asked_at_any_moment_stop_at_the_same_place_and_none_
     for thread in threads:
         thread.join(30)
     assert ended == [max(promised)] * count
-    assert max(promised) < asked_at + 200  # and not at the end of all places
 
 
 IMPORTED = """

@@ -24,6 +24,7 @@ from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.observers import Observers
 from jaxtrain.runs.utilization import utilization
+from jaxtrain.step import TrainState
 from jaxtrain.tasks.metrics import Mean, Metric, merge, values_by_name
 
 IN_FLIGHT = 2
@@ -140,6 +141,17 @@ class Journal:
         self._evaluated = step
         self._observers.evaluated(step, scores)
         return {f"{split}/{name}": value for split, values in scores.items() for name, value in values.items()}
+
+    def save(self, checkpoints: Any, step: int, state: TrainState, scores: Mapping[str, float] | None) -> int:
+        """Start to save a checkpoint with `Checkpoints`, once all that comes before it is on disk; returns the step.
+
+        A run that resumes from it does not write the metrics up to it again.
+        """
+        self.flush()
+        with self._clock("save"):
+            checkpoints.save(step, state, self.record(step), scores)
+        self.saved(step)
+        return step
 
     def record(self, step: int) -> dict[str, Any]:
         """What a checkpoint of `step` keeps beside the arrays: the last step that was evaluated, and the sums of the
