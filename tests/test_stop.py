@@ -125,6 +125,18 @@ def test_processes_that_are_asked_at_any_moment_stop_at_the_same_place_and_none_
     assert ended == [max(promised)] * count
 
 
+def test_a_process_waits_at_the_place_that_it_promised_not_to_pass_until_all_know_where_to_stop() -> None:
+    stop, answers = StopSignal(), list[bool]()
+    answers.append(stop.requested())
+    assert stop.promise() == 2
+    thread = threading.Thread(target=lambda: answers.extend([stop.requested(), stop.requested()]))
+    thread.start()
+    thread.join(0.2)
+    stop.stop_at(3, 75)
+    thread.join(30)
+    assert answers == [False, False, True]
+
+
 IMPORTED = """
 import importlib.abc, os, signal, sys, time
 
