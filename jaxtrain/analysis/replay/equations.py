@@ -48,6 +48,8 @@ class Record:
     """The passes of loops it is in, such as `layer 3 of 5`."""
     parameter: str | None
     """The parameter it reads, or the last one read before."""
+    reads: bool = False
+    """Whether it reads it itself."""
     causes: tuple[tuple["Record", int], ...] = ()
     """The equations whose results make it so, and which of these results."""
     inputs: tuple[str, ...] = ()
@@ -127,7 +129,7 @@ class Evaluation:
             return self._passes(equation, inputs, place)
         arrays = _bind(equation, [each.array for each in inputs])
         if self.seen is not None:
-            self.seen(place, name, tuple(each.array for each in inputs), own or self.last_parameter, arrays)
+            self.seen(place, name, tuple(each.array for each in inputs), self.last_parameter, arrays)
         moved = inputs[0].name if name in MOVES and len(arrays) == 1 else None
         results = [Value(array, moved) for array in arrays]
         if name == "scan":
@@ -136,7 +138,9 @@ class Evaluation:
         if not wrong:
             return results
         causes, written = _causes(name, inputs, [arrays[number] for number in wrong])
-        record = Record(self.order, name, place.frames, stack, place.parts, own or self.last_parameter, causes)
+        record = Record(
+            self.order, name, place.frames, stack, place.parts, self.last_parameter, own is not None, causes
+        )
         if not causes and not written:
             record.inputs = tuple(_described(each) for each in inputs)
             record.outputs = tuple(range_of(arrays[number]) for number in wrong)

@@ -39,6 +39,8 @@ class Fault:
     frames: tuple[Frame, ...]
     parts: tuple[str, ...]
     parameter: str | None
+    reads: bool
+    """Whether it reads this parameter itself; else it is the last one that was read before."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -97,7 +99,7 @@ def explain(moment: Moment, top: int = 3) -> Explanation:
     norms = {step: [float(found[name]) for name in ("loss", "gradient_norm")] for step, found in moment.metrics.items()}
     first_wrong = next((step for step in sorted(norms) if not np.isfinite(norms[step]).all()), None)
     loss, gradient_norm = norms[moment.step]
-    fault = fault_of(moment, now) if first_wrong is not None else None
+    fault = fault_of(moment, now) if first_wrong == moment.step else None
     activations = () if fault or moment.earlier is None else compared(moment, moment.earlier.on_one_device(), now)
     found = shares(program.experiment.task, now.state, now.batch)
     wrong = wrong_numbers(now.batch)
@@ -146,7 +148,8 @@ def _fault(record: Record, forward: bool) -> Fault:
     phase = "forward pass" if forward else "backward pass" if "jvp" in record.stack else "update"
     if record.primitive == "input":
         phase = "input"
-    return Fault(phase, record.primitive, record.frames, record.parts, record.parameter, record.inputs, record.outputs)
+    r = record
+    return Fault(phase, r.primitive, r.frames, r.parts, r.parameter, r.reads, r.inputs, r.outputs)
 
 
 def inputs_of(before: Before) -> list[Value]:

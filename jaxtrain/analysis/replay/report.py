@@ -17,6 +17,8 @@ OUTLIERS = 4
 def page(found: Explanation) -> str:
     """At most `LINES` lines of text."""
     lines = [verdict(found), *_reproduced(found), *(f"  note: {note}" for note in found.moment.notes)]
+    if found.first_wrong is not None and found.first_wrong < found.moment.step:
+        return "\n".join(lines)
     if found.fault is not None:
         lines += ["first not finite", *(f"  {line}" for line in _fault(found.fault))]
     if found.outliers or found.activations:
@@ -75,7 +77,7 @@ def _fault(fault: Fault) -> Iterator[str]:
         if frame is not None:
             yield f"{frame}: {frame.source}"
     if fault.parameter:
-        yield f"parameter: {fault.parameter}, the last one read"
+        yield f"parameter: {fault.parameter}, {'which it reads' if fault.reads else 'the last one that was read'}"
     yield from (f"in   {each}" for each in fault.inputs[:4])
     yield from (f"out  {each}" for each in fault.outputs[:2])
 
@@ -88,7 +90,7 @@ def _examples(found: Explanation) -> Iterator[str]:
         yield "  every row alone is finite"
     if found.note:
         yield f"  {found.note}"
-    for example in found.examples:
+    for example in [each for each in found.examples if not found.poisoned or not each.share.finite]:
         yield f"  row {example.share.row}: {_share(example)}; {example.where}"
         yield from (f"    not finite: {words}" for words in example.wrong[:2])
         yield from (f"    {name}: {words}" for name, words in list(example.fields.items())[:4])

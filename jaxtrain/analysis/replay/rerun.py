@@ -72,12 +72,11 @@ def rerun(run: Run, step: int, layout: Layout | None = None) -> Moment:
     experiment = run.experiment
     if not 1 <= step <= experiment.steps:
         raise ConfigError(f"--step {step}: {run.folder} has steps 1 to {experiment.steps}")
-    trained = layout_of(run, step)
+    trained, since = layout_of(run, step)
     experiment = replace(experiment, layout=trained if layout is None else layout)
     program = Program(experiment, devices_for(run, experiment.layout), run.horizon)
-    lowered, first = program.lower(), FirstState(program)
-    compiled = lowered.compile(dict(experiment.runtime.compiler_options) or None)
-    state, start, notes = restored(run, program, first, step)
+    compiled = program.lower().compile(dict(experiment.runtime.compiler_options) or None)
+    state, start, notes = restored(run, program, step, since)
     measure, earlier, now = measuring(program, run.horizon), None, None
     metrics, measured = {}, {}
     with contextlib.closing(program.batches(experiment.data, start)) as batches:
@@ -93,35 +92,47 @@ def rerun(run: Run, step: int, layout: Layout | None = None) -> Moment:
     return Moment(run, program, step, now, earlier, start, metrics, measured, tuple(notes))
 
 
-def restored(run: Run, program: Program, first: FirstState, step: int) -> tuple[TrainState, int, list[str]]:
-    """The state of the nearest good checkpoint before a step, its step, and what to say of those that are not good."""
-    notes = []
-    if (run.folder / "checkpoints").is_dir():
-        with run.checkpoints(read_only=True) as checkpoints:
-            saved = [each for each in checkpoints.steps() if each < step]
-            for found in sorted(saved, key=lambda each: preference(each, step), reverse=True):
-                try:
-                    return checkpoints.restore(program.state, found)[0], found, notes
-                except Damaged as error:
-                    notes.append(f"the checkpoint of step {found} is damaged, so an older one was used: {error}")
-    return first.make(), 0, notes
+def restored(run: Run, program: Program, step: int, since: int) -> tuple[TrainState, int, list[str]]:
+    """The state that a step is run from, the step of it, and what to say of checkpoints that are damaged.
 
-
-def preference(saved: int, step: int) -> tuple[bool, int]:
-    """Checkpoints a few steps before come first: steps on the way are what the step is compared with."""
-    return step - 4 * HISTORY <= saved <= step - HISTORY, saved
-
-
-def layout_of(run: Run, step: int) -> Layout:
-    """The layout that a step was trained with. A run may be resumed with another, and only the last one is saved as the
-    run's; its log has the mesh of each.
+    since: the first step of the run's that the program itself may have trained: an earlier one had another mesh.
     """
-    layout, begun = run.experiment.layout, [each for each in read_lines(run.folder / "events.jsonl") if each]
-    begun = [each for each in begun if each.get("kind") == "begun" and each.get("step", step) < step]
-    sizes = begun[-1].get("mesh") if begun else None
-    if not isinstance(sizes, Mapping) or math.prod(sizes.values()) == 1:
-        return layout if sizes is None or layout.one_device else Layout()
-    return replace(layout, mesh=dict(sizes))
+    notes, saved = [], [0] if run.experiment.start is None else []
+    with contextlib.ExitStack() as stack:
+        if (run.folder / "checkpoints").is_dir():
+            checkpoints = stack.enter_context(run.checkpoints(read_only=True))
+            saved += [each for each in checkpoints.steps() if each < step]
+        for found in sorted(saved, key=lambda each: preference(each, step, since), reverse=True):
+            try:
+                if found:
+                    return checkpoints.restore(program.state, found)[0], found, notes
+                break
+            except Damaged as error:
+                notes.append(f"the checkpoint of step {found} is damaged, so another was used: {error}")
+    return FirstState(program).make(), 0, notes
+
+
+def preference(saved: int, step: int, since: int) -> tuple[bool, bool, int]:
+    """The nearest checkpoint, but rather one a few steps earlier: the step is compared with those on the way."""
+    return saved >= since, step - 2 * HISTORY <= saved <= max(step - 1 - HISTORY // 2, 0), saved
+
+
+def layout_of(run: Run, step: int) -> tuple[Layout, int]:
+    """The layout that a step was trained with, and the step from which on it was the run's. A run may be resumed with
+    another, and only the last one is saved as the run's; its log has the mesh of each.
+    """
+    layout = run.experiment.layout
+    lines = [each for each in read_lines(run.folder / "events.jsonl") if each.get("kind") == "begun"]
+    begun = [(each["step"], each["mesh"]) for each in lines if each["step"] < step]
+    if not begun:
+        return layout, 0
+    sizes = begun[-1][1]
+    since = min(start for start, mesh in begun if mesh == sizes)
+    others = [start for start, mesh in begun if mesh != sizes]
+    since = begun[-1][0] if any(start >= since for start in others) else since
+    if math.prod(sizes.values()) == 1:
+        return layout if layout.one_device else Layout(), since
+    return replace(layout, mesh=dict(sizes)), since
 
 
 def devices_for(run: Run, layout: Layout) -> list[jax.Device] | None:

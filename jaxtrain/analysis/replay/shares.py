@@ -82,7 +82,7 @@ def shares(task: Task, state: TrainState, batch: Batch) -> Shares:
 
 
 def _part(value: Any, whole: float) -> float:
-    return float(value) / whole if whole else 0.0
+    return float(value) / whole if whole and np.isfinite(whole) else 0.0
 
 
 def _note(task: Task, losses_B: np.ndarray, total: float) -> str:
