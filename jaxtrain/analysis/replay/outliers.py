@@ -55,6 +55,11 @@ class Outlier:
         """How many times as large as usual."""
         return self.value / self.usual if self.usual else np.inf
 
+    @property
+    def of_layer(self) -> bool:
+        """Whether it is the norm of a parameter, its gradient or its update."""
+        return " of " in self.what
+
     def __str__(self) -> str:
         times = f"{number(self.times)} times"
         if self.what.startswith("learning"):

@@ -40,7 +40,8 @@ def verdict(found: Explanation) -> str:
     rates = [str(each) for each in found.outliers if each.what.startswith("learning")]
     if is_finite(found):
         numbers = f"loss {number(found.loss)}, gradient norm {number(found.gradient_norm)}"
-        why = next(iter([*rates, *map(str, found.outliers)]), "nothing in it is out of line")
+        others = [str(each) for each in found.outliers if each.of_layer]
+        why = "; ".join([*rates[:1], *others[:1]]) or "nothing in it is out of line"
         return f"step {step} is finite ({numbers}): {why}"
     name, value = ("gradient norm", found.gradient_norm) if math.isfinite(found.loss) else ("loss", found.loss)
     if found.fault is None:

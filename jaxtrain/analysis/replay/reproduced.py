@@ -41,7 +41,7 @@ class Reproduced:
         return bool(self.steps) and not self.difference
 
 
-def reproduced(folder: Path, metrics: Mapping[int, Mapping[str, Metric]]) -> Reproduced:
+def reproduced(folder: Path, metrics: Mapping[int, Mapping[str, Any]]) -> Reproduced:
     """Compare steps with those of the run's steps.bin, or where there is none with periods of its metrics.jsonl."""
     columns = read_steps(folder)
     record = {int(step): number for number, step in enumerate(columns["step"])}
@@ -56,9 +56,12 @@ def reproduced(folder: Path, metrics: Mapping[int, Mapping[str, Metric]]) -> Rep
     return Reproduced(compared, "steps.bin")
 
 
-def columns_of(metrics: Mapping[str, Metric]) -> dict[str, np.generic]:
-    """The columns of steps.bin for the metrics of a step."""
-    found: dict[str, np.generic] = {name: np.float32(float(metrics[name])) for name in COLUMNS[1:]}
+def columns_of(metrics: Mapping[str, Any]) -> dict[str, np.generic]:
+    """The columns of steps.bin for what a step came to; without the batch's checksum where the step makes none."""
+    found: dict[str, np.generic] = {name: np.float32(float(metrics[name])) for name in ("loss", "gradient_norm")}
+    if (sums := getattr(metrics.get("recorded"), "batch", None)) is not None:
+        low, high = (int(each) for each in np.asarray(sums))
+        found["batch"] = np.uint64(low | high << 32)
     return found
 
 
@@ -68,7 +71,7 @@ def _said(name: str, was: Any, now: Any) -> str:
     return f"the numbers differ: {name} was {float(was)!r} and is {float(now)!r}"
 
 
-def _by_periods(folder: Path, metrics: Mapping[int, Mapping[str, Metric]]) -> Reproduced:
+def _by_periods(folder: Path, metrics: Mapping[int, Mapping[str, Any]]) -> Reproduced:
     compared, last = list[int](), 0
     for line in read_metrics(folder):
         if line.get("split") != "train":
@@ -77,12 +80,16 @@ def _by_periods(folder: Path, metrics: Mapping[int, Mapping[str, Metric]]) -> Re
         if not all(step in metrics for step in steps):
             continue
         compared += steps
-        values = values_by_name(merge([metrics[step] for step in steps]))
+        values = values_by_name(merge([_metrics(metrics[step]) for step in steps]))
         for name in ("loss", "gradient_norm"):
             if name in line and not np.array_equal(values[name], line[name], equal_nan=True):
                 words = _said(name, line[name], values[name])
                 return Reproduced(tuple(compared), "metrics.jsonl", words, steps[-1], differences(folder))
     return Reproduced(tuple(compared), "metrics.jsonl" if compared else "")
+
+
+def _metrics(found: Mapping[str, Any]) -> dict[str, Metric]:
+    return {name: each for name, each in found.items() if isinstance(each, Metric)}
 
 
 def differences(folder: Path) -> tuple[str, ...]:

@@ -20,7 +20,6 @@ from jaxtrain.runs.start import FirstState
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import TrainState
 from jaxtrain.tasks.base import Batch
-from jaxtrain.tasks.metrics import Metric
 
 ONE_DEVICE = Layout()
 
@@ -51,8 +50,8 @@ class Moment:
     """Those of the step before, if that was run too."""
     start: int
     """The checkpoint that it was run from; 0 is the initial state."""
-    metrics: Mapping[int, Mapping[str, Metric]]
-    """What each step on the way came to, on the host."""
+    metrics: Mapping[int, Mapping[str, Any]]
+    """What each step on the way came to, on the host: metrics by name, and what else the program gives."""
     measured: Mapping[int, Measured]
     """Norms of the last steps on the way, and of this one."""
     notes: tuple[str, ...]
