@@ -172,12 +172,12 @@ def test_steps_are_compared_bit_by_bit_with_the_log_and_what_differs_is_named(tm
 
 def test_other_data_are_named_before_the_numbers_that_they_give(tmp_path: Path) -> None:
     class Recorded:
-        batch = np.array([7, 1], np.uint32)
+        batch = np.array([1, 7], np.uint32)
 
     run, moment = copied("spike", tmp_path), explained("spike", 9).moment
     metrics = {1: {**moment.metrics[1], "recorded": Recorded()}}
-    values = [float(moment.metrics[1][name]) for name in ("loss", "gradient_norm")]
-    log_of_steps(run.folder, [(1, *values, 7 + 2**32)])
+    loss, norm = (float(moment.metrics[1][name]) for name in ("loss", "gradient_norm"))
+    log_of_steps(run.folder, [(1, loss, norm, 7 + 2**32)])
     assert reproduced(run.folder, metrics).exactly
     log_of_steps(run.folder, [(1, 0.0, 0.0, 8 + 2**32)])
     found = reproduced(run.folder, metrics)
@@ -243,7 +243,7 @@ def test_the_mesh_of_the_step_is_taken_from_the_log_of_the_run(tmp_path: Path) -
 
 def test_missing_devices_and_steps_are_said_and_one_device_is_offered() -> None:
     run = trained("mesh")
-    with pytest.raises(ConfigError, match="--step 13: .* has steps 1 to 12"):
+    with pytest.raises(ConfigError, match=r"--step 13: .* has steps 1 to 12"):
         rerun(run, 13)
     run = Run(run.folder, experiment=replace(run.experiment, layout=Layout({"data": 16})))
     with pytest.raises(ConfigError, match=r"(?s)trained on 16 devices \(mesh data 16\), and 8 are here.*one-device"):

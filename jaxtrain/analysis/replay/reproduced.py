@@ -60,8 +60,8 @@ def columns_of(metrics: Mapping[str, Any]) -> dict[str, np.generic]:
     """The columns of steps.bin for what a step came to; without the batch's checksum where the step makes none."""
     found: dict[str, np.generic] = {name: np.float32(float(metrics[name])) for name in ("loss", "gradient_norm")}
     if (sums := getattr(metrics.get("recorded"), "batch", None)) is not None:
-        low, high = (int(each) for each in np.asarray(sums))
-        found["batch"] = np.uint64(low | high << 32)
+        high, low = np.asarray(sums).tolist()
+        found["batch"] = np.uint64(high << 32 | low)
     return found
 
 
