@@ -24,8 +24,9 @@ import tiny
 from jaxtrain import Run
 from jaxtrain.analysis.replay import rerun as rerun_module
 from jaxtrain.analysis.replay.content import content, wrong_numbers
-from jaxtrain.analysis.replay.equations import Evaluation, Place, Record, Value, first_fault
+from jaxtrain.analysis.replay.equations import Evaluation, Place, first_fault
 from jaxtrain.analysis.replay.explain import Explanation, explain
+from jaxtrain.analysis.replay.loops import Record, Value
 from jaxtrain.analysis.replay.notebook import write_notebook
 from jaxtrain.analysis.replay.places import range_of
 from jaxtrain.analysis.replay.report import as_json, page, verdict

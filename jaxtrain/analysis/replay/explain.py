@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from jaxtrain.analysis.replay.content import content, where, wrong_numbers
-from jaxtrain.analysis.replay.equations import FIELD, Evaluation, Place, Record, Value, first_fault
+from jaxtrain.analysis.replay.equations import Evaluation, Place, first_fault
+from jaxtrain.analysis.replay.loops import FIELD, Record, Value
 from jaxtrain.analysis.replay.outliers import OUT_OF_LINE, Outlier, gradients_of, outliers
 from jaxtrain.analysis.replay.places import Frame, best_frame, finite, largest, modules_of, range_of
 from jaxtrain.analysis.replay.reproduced import Reproduced, reproduced
