@@ -322,6 +322,21 @@ def test_infinities_of_masks_and_values_that_are_not_chosen_are_no_faults() -> N
     assert found.primitive == "sqrt"
 
 
+def test_of_two_faults_the_first_is_named_and_of_two_branches_the_one_that_is_chosen() -> None:
+    both = fault(lambda x: jnp.log(x) + jnp.sqrt(x - 1), ZEROS)
+    chosen = fault(lambda x: jnp.where(x > 0, jnp.log(x), jnp.sqrt(x - 1)), ZEROS)
+    assert both is not None
+    assert chosen is not None
+    assert (both.primitive, chosen.primitive) == ("log", "sqrt")
+
+
+def test_a_loop_that_runs_backward_is_taken_apart_backward() -> None:
+    factors = np.array([1e20, 1e20, 1, 1], np.float32)  # the product overflows in the last pass, which is number 0
+    found = fault(lambda y, k: jax.lax.scan(lambda y, k: (y * k, None), y, k, reverse=True)[0], np.float32(1), factors)
+    assert found is not None
+    assert found.parts == ("layer 0 of 0…3",)
+
+
 def test_a_row_whose_scores_are_all_masked_is_a_fault_of_the_subtraction() -> None:
     found = fault(lambda x: jax.nn.softmax(jnp.where(x > 0, x, -jnp.inf)), ZEROS)
     assert found is not None
@@ -334,7 +349,14 @@ def test_a_row_whose_scores_are_all_masked_is_a_fault_of_the_subtraction() -> No
         (jax.jit, ()),
         (jax.checkpoint, ()),
         (lambda f: lambda x: jax.lax.cond(x[0] == 0, f, lambda x: x, x), ()),
-        (lambda f: lambda x: jax.lax.fori_loop(0, 3, lambda i, y: f(y - (i == 2)), x + 1), ("pass 2",)),
+        (
+            lambda f: (
+                lambda x: jax.lax.while_loop(
+                    lambda now: now[0] < 3 - x[0], lambda now: (now[0] + 1, f(now[1] - (now[0] == 2))), (0.0, x + 1)
+                )[1]
+            ),
+            ("pass 2",),
+        ),
         (
             lambda f: lambda x: jax.lax.scan(lambda y, z: (f(y + z), None), x, jnp.array([1.0, 0.0, -1.0]))[0],
             ("pass 2",),
