@@ -67,7 +67,12 @@ def replace_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file whole or not at all. NaN and infinities become strings."""
-    replace_text(path, json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n")
+    replace_text(path, json_text(value) + "\n")
+
+
+def json_text(value: object) -> str:
+    """JSON, with NaN and infinities as strings."""
+    return json.dumps(plain_json(value), indent=2, allow_nan=False)
 
 
 def read_json(path: Path) -> Any:

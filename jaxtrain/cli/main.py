@@ -18,6 +18,7 @@ from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode
 from jaxtrain.cli.data import VERBS as DATA
 from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
 from jaxtrain.cli.launch import VERBS as LAUNCH
+from jaxtrain.cli.replay import replay
 from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams, use_utf8
 from jaxtrain.cli.verbs import Verbs
 from jaxtrain.cluster.stop import signals_of_command
@@ -167,6 +168,7 @@ def predict(
         print(f"{line}  {text}")
 
 
+VERBS.verb(replay)
 VERBS.group("data", DATA)
 VERBS.group("launch", LAUNCH)
 

@@ -1,0 +1,228 @@
+"""A program evaluated one equation at a time: the first one whose result is not finite although what goes into it is.
+
+Values are dropped after their last use. A loop is evaluated as one equation; only the pass in which the fault begins
+is taken apart. Not here: which program, and what is said about it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+from jaxtrain.analysis.replay.loops import FIELD, Loop, Record, Value
+from jaxtrain.analysis.replay.places import Frame, finite, frames_of, range_of
+
+MOVES = frozenset(
+    {
+        *("broadcast_in_dim", "reshape", "transpose", "convert_element_type", "copy", "slice", "squeeze", "rev"),
+        *("optimization_barrier", "stop_gradient", "sharding_constraint", "reduce_precision"),
+    }
+)
+"""Primitives whose result is their operand, in another form: a parameter is still that parameter."""
+
+KEEPS_INFINITY = MOVES | {
+    *("select_n", "concatenate", "pad", "gather", "dynamic_slice", "dynamic_update_slice"),
+    *("max", "min", "reduce_max", "reduce_min", "add", "sub", "neg"),
+}
+"""Primitives through which an infinity that the code wrote, as a mask does, is not a fault."""
+
+LOOPS = ("scan", "while")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is around an equation."""
+
+    frames: tuple[Frame, ...] = ()
+    stack: str = ""
+    parts: tuple[str, ...] = ()
+
+
+@dataclass
+class Evaluation:
+    """Evaluates the equations of a jaxpr. `seen(record, key, arrays)` is called for every equation, if given, and loops
+    are then evaluated pass by pass.
+    """
+
+    seen: Callable[[Place, str, tuple[Any, ...], str | None, list[Any]], None] | None = None
+    order: int = 0
+    last_parameter: str | None = None
+    passes: dict[Any, str] = field(default_factory=dict)
+    """What the passes of a loop are, by its line: known for the forward pass, asked for by the backward pass."""
+
+    def run(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Value], place: Place) -> list[Value]:
+        """The results of a jaxpr."""
+        known: dict[Any, Value] = dict(zip(jaxpr.constvars, map(_constant, constants), strict=True))
+        known |= dict(zip(jaxpr.invars, inputs, strict=True))
+        last: dict[Any, int] = {}
+        for number, equation in enumerate(jaxpr.eqns):
+            last |= {each: number for each in (*equation.invars, *equation.outvars) if not isinstance(each, Literal)}
+        last |= {each: len(jaxpr.eqns) for each in jaxpr.outvars if not isinstance(each, Literal)}
+        done: dict[int, list[Any]] = {}
+        for each, number in last.items():
+            done.setdefault(number, []).append(each)
+
+        def read(variable: Any) -> Value:
+            return _constant(variable.val) if isinstance(variable, Literal) else known[variable]
+
+        for number, equation in enumerate(jaxpr.eqns):
+            results = self._equation(equation, [read(each) for each in equation.invars], place)
+            known |= dict(zip(equation.outvars, results, strict=True))
+            for each in done.get(number, ()):
+                known.pop(each, None)
+        return [read(each) for each in jaxpr.outvars]
+
+    def _equation(self, equation: Any, inputs: list[Value], around: Place) -> list[Value]:
+        self.order += 1
+        name, stack = equation.primitive.name, f"{around.stack}/{equation.source_info.name_stack}"
+        place = Place(frames_of(equation) or around.frames, stack, around.parts)
+        own = next((each.name for each in inputs if each.name and not each.name.startswith(FIELD)), None)
+        self.last_parameter = own or self.last_parameter
+        if name == "cond":
+            branch = equation.params["branches"][int(inputs[0].array)]
+            return self.run(branch.jaxpr, branch.consts, inputs[1:], place)
+        if (inner := _called(equation)) is not None:
+            return self.run(inner.jaxpr, inner.consts, inputs, place)
+        if name == "scan" and self.seen is not None:
+            return self._passes(equation, inputs, place)
+        arrays = _bind(equation, [each.array for each in inputs])
+        if self.seen is not None:
+            self.seen(place, name, tuple(each.array for each in inputs), self.last_parameter, arrays)
+        moved = inputs[0].name if name in MOVES and len(arrays) == 1 else None
+        results = [Value(array, moved) for array in arrays]
+        if name == "scan":
+            _name_results(equation, inputs, results)
+        wrong = [number for number, array in enumerate(arrays) if not finite(array)]
+        if not wrong:
+            return results
+        causes, written = _causes(name, inputs, [arrays[number] for number in wrong])
+        record = Record(
+            self.order, name, place.frames, stack, place.parts, self.last_parameter, own is not None, causes
+        )
+        if not causes and not written:
+            record.inputs = tuple(_described(each) for each in inputs)
+            record.outputs = tuple(range_of(arrays[number]) for number in wrong)
+            if name in LOOPS:
+                record.loop = self._loop(equation, inputs, place, record)
+        for number in wrong:
+            results[number].bad, results[number].written = None if written else (record, number), written
+        return results
+
+    def _loop(
+        self, equation: Any, inputs: list[Value], place: Place, record: Record
+    ) -> Callable[[frozenset[int]], Record]:
+        """Finds where a fault begins in the passes of a loop."""
+
+        def find(results: frozenset[int]) -> Record:
+            loop = Loop.of(equation, inputs)
+            step, count = jax.jit(jaxpr_as_fun(loop.body)), len(loop.carried)
+            watched = {*range(count), *results}
+            for number in loop.numbers():
+                arguments = loop.arguments(number)
+                outputs = step(*(each.array for each in arguments))
+                if not all(finite(output) for each, output in enumerate(outputs) if each in watched):
+                    inside = replace(place, parts=(*place.parts, self._pass(loop, place, number)))
+                    made = Evaluation(order=self.order, last_parameter=self.last_parameter, passes=self.passes)
+                    values = made.run(loop.body.jaxpr, loop.body.consts, arguments, inside)
+                    record.parts = inside.parts
+                    return first_fault([value for each, value in enumerate(values) if each in watched]) or record
+                loop.carried = [Value(output) for output in outputs[:count]]
+            return record
+
+        return find
+
+    def _passes(self, equation: Any, inputs: list[Value], place: Place) -> list[Value]:
+        """A scan, pass by pass."""
+        loop = Loop.of(equation, inputs)
+        count, stacked = len(loop.carried), list[list[Any]]()
+        for number in loop.numbers():
+            inside = replace(place, parts=(*place.parts, self._pass(loop, place, number)))
+            outputs = self.run(loop.body.jaxpr, loop.body.consts, loop.arguments(number), inside)
+            loop.carried = [Value(each.array) for each in outputs[:count]]
+            stacked.append([each.array for each in outputs[count:]])
+        in_order = stacked[::-1] if equation.params["reverse"] else stacked
+        return [*loop.carried, *(Value(jnp.stack(each)) for each in zip(*in_order, strict=True))]
+
+    def _pass(self, loop: Loop, place: Place, number: int) -> str:
+        names = [each.name for each in loop.scanned if each.name]
+        line = place.frames[0] if place.frames else None
+        if any(not name.startswith(FIELD) for name in names):
+            self.passes[line] = "layer"
+        elif names:
+            self.passes[line] = "microbatch"
+        of = "" if loop.length is None else f" of 0…{loop.length - 1}"
+        return f"{self.passes.get(line, 'pass')} {number}{of}"
+
+
+def first_fault(values: Sequence[Value]) -> Record | None:
+    """The earliest equation that makes one of these values not finite; None where all are finite."""
+    left, seen = [each.bad for each in values if each.bad], dict[int, tuple[Record, set[int]]]()
+    while left:
+        record, number = left.pop()
+        known = seen.setdefault(id(record), (record, set()))[1]
+        left += [] if known else record.causes
+        known.add(number)
+    starts = [(record, results) for record, results in seen.values() if not record.causes]
+    if not starts:
+        return None
+    record, results = min(starts, key=lambda each: each[0].order)
+    return record.loop(frozenset(results)) if record.loop else record
+
+
+def _causes(name: str, inputs: list[Value], wrong: list[Any]) -> tuple[tuple[tuple[Record, int], ...], bool]:
+    """Which inputs make a result not finite, and whether it is so because the code says so."""
+    chosen = inputs
+    if name == "select_n":  # a value that is not chosen does no harm
+        which, cases = np.asarray(inputs[0].array), inputs[1:]
+        chosen = [each for number, each in enumerate(cases) if not _all_finite(each.array, which == number)]
+    causes = tuple(each.bad for each in chosen if each.bad)
+    of_code = any(each.written for each in chosen) and name in KEEPS_INFINITY
+    return causes, not causes and of_code and not any(np.isnan(np.asarray(each)).any() for each in wrong)
+
+
+def _all_finite(x: Any, where: np.ndarray) -> bool:
+    return finite(x) or bool(np.isfinite(np.asarray(x)[np.broadcast_to(where, np.shape(x))]).all())
+
+
+def _constant(array: Any) -> Value:
+    return Value(array, written=hasattr(array, "dtype") and not finite(array))
+
+
+def _described(value: Value) -> str:
+    return f"{value.name}: {range_of(value.array)}" if value.name else range_of(value.array)
+
+
+def _called(equation: Any) -> ClosedJaxpr | None:
+    """The jaxpr of an equation that only calls it, such as that of `jax.jit` or `jax.checkpoint`."""
+    if equation.primitive.name in (*LOOPS, "shard_map"):
+        return None
+    for value in equation.params.values():
+        inner = ClosedJaxpr(value, ()) if isinstance(value, Jaxpr) and not value.constvars else value
+        if isinstance(inner, ClosedJaxpr):
+            pairs = (inner.jaxpr.invars, equation.invars), (inner.jaxpr.outvars, equation.outvars)
+            if all([_shape(each) for each in one] == [_shape(each) for each in two] for one, two in pairs):
+                return inner
+    return None
+
+
+def _shape(variable: Any) -> Any:
+    return getattr(variable.aval, "shape", None), getattr(variable.aval, "dtype", None)
+
+
+def _bind(equation: Any, arrays: list[Any]) -> list[Any]:
+    with equation.ctx.manager:
+        made = equation.primitive.bind(*arrays, **equation.primitive.get_bind_params(equation.params))
+    return list(made) if equation.primitive.multiple_results else [made]
+
+
+def _name_results(equation: Any, inputs: list[Value], results: list[Value]) -> None:
+    """The results of a scan that are its inputs as they were keep their names: the backward pass gets them."""
+    body, loop = equation.params["jaxpr"].jaxpr, Loop.of(equation, inputs)
+    first = len(loop.constants) + len(loop.carried)
+    names = {id(variable): value.name for variable, value in zip(body.invars[first:], loop.scanned, strict=True)}
+    for variable, result in list(zip(body.outvars, results, strict=True))[len(loop.carried) :]:
+        result.name = names.get(id(variable))

@@ -1,0 +1,114 @@
+"""Whether steps came out again as the run recorded them, bit for bit; and if not, what is different here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtrain.base.files import read_json
+from jaxtrain.base.provenance import environment
+from jaxtrain.runs.metrics_log import read_metrics
+from jaxtrain.runs.steps_log import read_steps
+from jaxtrain.tasks.metrics import Metric, merge, values_by_name
+
+COLUMNS = ("batch", "loss", "gradient_norm")
+"""What is compared of a step: first the data, since other data give other numbers."""
+
+DECISIVE = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxtrain")
+"""Packages whose version may change bits."""
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """What comparing with the run came to."""
+
+    steps: tuple[int, ...]
+    """The steps that were compared."""
+    file: str
+    """The file they were compared with; empty if the run has none with them."""
+    difference: str = ""
+    """The first difference; empty where all are the same, bit for bit."""
+    step: int | None = None
+    """The step that it is at."""
+    causes: tuple[str, ...] = ()
+    """What is not as it was when the run was trained, such as the version of jax."""
+
+    @property
+    def exactly(self) -> bool:
+        """Whether all that was compared is the same."""
+        return bool(self.steps) and not self.difference
+
+
+def reproduced(folder: Path, metrics: Mapping[int, Mapping[str, Any]]) -> Reproduced:
+    """Compare steps with those of the run's steps.bin, or where there is none with periods of its metrics.jsonl."""
+    columns = read_steps(folder)
+    record = {int(step): number for number, step in enumerate(columns["step"])}
+    compared = tuple(step for step in sorted(metrics) if step in record)
+    if not compared:
+        return _by_periods(folder, metrics)
+    for step in compared:
+        now = columns_of(metrics[step])
+        for name in COLUMNS:
+            if name in now and now[name].tobytes() != (was := columns[name][record[step]]).tobytes():
+                return Reproduced(compared, "steps.bin", _said(name, was, now[name]), step, differences(folder))
+    return Reproduced(compared, "steps.bin")
+
+
+def columns_of(metrics: Mapping[str, Any]) -> dict[str, np.generic]:
+    """The columns of steps.bin for what a step came to; without the batch's checksum where the step makes none."""
+    found: dict[str, np.generic] = {name: np.float32(float(metrics[name])) for name in ("loss", "gradient_norm")}
+    if (sums := getattr(metrics.get("recorded"), "batch", None)) is not None:
+        high, low = np.asarray(sums).tolist()
+        found["batch"] = np.uint64(high << 32 | low)
+    return found
+
+
+def _said(name: str, was: Any, now: Any) -> str:
+    if name == "batch":
+        return f"the data differ: the batch's checksum was {int(was):016x} and is {int(now):016x}"
+    return f"the numbers differ: {name} was {float(was)!r} and is {float(now)!r}"
+
+
+def _by_periods(folder: Path, metrics: Mapping[int, Mapping[str, Any]]) -> Reproduced:
+    compared, last = list[int](), 0
+    for line in read_metrics(folder):
+        if line.get("split") != "train":
+            continue
+        steps, last = range(last + 1, line["step"] + 1), line["step"]
+        if not all(step in metrics for step in steps):
+            continue
+        compared += steps
+        values = values_by_name(merge([_metrics(metrics[step]) for step in steps]))
+        for name in ("loss", "gradient_norm"):
+            if name in line and not np.array_equal(values[name], line[name], equal_nan=True):
+                words = _said(name, line[name], values[name])
+                return Reproduced(tuple(compared), "metrics.jsonl", words, steps[-1], differences(folder))
+    return Reproduced(tuple(compared), "metrics.jsonl" if compared else "")
+
+
+def _metrics(found: Mapping[str, Any]) -> dict[str, Metric]:
+    return {name: each for name, each in found.items() if isinstance(each, Metric)}
+
+
+def differences(folder: Path) -> tuple[str, ...]:
+    """What of the environment is not as it was when the run was last trained, in words."""
+    file = folder / "environment.json"
+    if not file.is_file():
+        return ("the run has no environment.json",)
+    was, now = read_json(file), environment()
+    found = list[str]()
+    for group, names in (("packages", DECISIVE), ("variables", None), ("hardware", None), ("", ("python", "platform"))):
+        before, here = (one.get(group, {}) if group else one for one in (was, now))
+        for name in names or sorted({*before, *here} - {"memory_bytes"}):
+            if before.get(name) != here.get(name):
+                found.append(f"{name} was {before.get(name, 'not set')} and is {here.get(name, 'not set')}")
+    revisions = [(one.get("git") or {}).get(part) for one in (was, now) for part in ("revision", "diff")]
+    if revisions[:2] != revisions[2:]:
+        found.append(f"the code was {_revision(*revisions[:2])} and is {_revision(*revisions[2:])}")
+    return tuple(found)
+
+
+def _revision(revision: str | None, diff: str | None) -> str:
+    return "of no git revision" if revision is None else f"git {revision[:9]}" + (" with changes" if diff else "")

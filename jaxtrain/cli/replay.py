@@ -1,0 +1,67 @@
+"""The verb `replay`. Not here: what it does."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+from jaxtrain.base.errors import ConfigError, ExitCode
+from jaxtrain.base.files import json_text, read_json
+
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Code = Annotated[str | None, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
+
+
+def replay(
+    run: RunFolder,
+    step: int,
+    code: Code = None,
+    layout: Literal["run", "one-device"] = "run",
+    top: int = 3,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    notebook: Path | None = None,
+) -> int:
+    """Run a step of a run again, bit for bit, and say why it came out as it did.
+
+    From the nearest checkpoint before it, by the program that the run had; then once more with instruments: the first
+    line of the model whose result is not finite, what is out of line, and the examples with the largest share. Exit
+    code 1 if the steps are not those of the run.
+
+    Args:
+        run: The run's folder. Nothing is written into it.
+        step: The step, from 1 on.
+        code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
+        layout: "one-device" instead of the run's mesh: the same within rounding, not bitwise.
+        top: How many examples to show.
+        json: Print JSON instead of a page of text.
+        notebook: A file .ipynb to write, which opens the state, the batch and the program of the step.
+    """
+    from jaxtrain.analysis.replay.explain import explain
+    from jaxtrain.analysis.replay.notebook import write_notebook
+    from jaxtrain.analysis.replay.report import as_json, page
+    from jaxtrain.analysis.replay.rerun import ONE_DEVICE, rerun
+    from jaxtrain.runs.folder import Run
+
+    if top < 0:
+        raise ConfigError(f"--top {top}: give a number of examples, 0 or more")
+    if notebook is not None and not notebook.absolute().parent.is_dir():
+        raise ConfigError(f"--notebook {notebook}: there is no folder {notebook.absolute().parent}")
+    simulate_devices(run)
+    found = explain(rerun(Run(run, code), step, ONE_DEVICE if layout == "one-device" else None), top)
+    print(json_text(as_json(found)) if json else page(found))
+    if notebook is not None:
+        write_notebook(notebook, found, code, layout)
+    return ExitCode.FAILED if found.reproduced.difference else ExitCode.FINISHED
+
+
+def simulate_devices(run: Path) -> None:
+    """For a run on simulated CPU devices: as many as it had, unless XLA_FLAGS says how many, or jax has its already."""
+    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or not (run / "environment.json").is_file():
+        return
+    hardware = read_json(run / "environment.json").get("hardware", {})
+    if hardware.get("platform") == "cpu" and isinstance(count := hardware.get("devices"), int) and count > 1:
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
