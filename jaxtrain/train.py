@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from jaxtrain.base.tracebacks import keep_tracebacks_in
 from jaxtrain.cluster.processes import StopSignal
 from jaxtrain.evaluate import check_metrics, evaluate
 from jaxtrain.experiment.experiment import Experiment
@@ -37,6 +38,7 @@ def train(
         experiment, lowered, first = program.experiment, program.lower(), FirstState(program)
         check_metrics(program)
     run = begin(folder, experiment, origin)
+    keep_tracebacks_in(run.folder)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(run.checkpoints())
         start = done = checkpoints.latest() or 0

@@ -28,6 +28,7 @@ ROOMS = {
         "registry",
         "config",
         "cache",
+        "tracebacks",
         "packages",
         "provenance",
         "lazy",
@@ -129,7 +130,7 @@ ROOMS = {
     "train": (),
     "analysis": ("hlo", "describe", "textbook", "explain", "shrink", "judge", "verify", "databench"),
     "launch": ("job", "slurm", "tpu", "kubernetes", "local"),
-    "cli": ("terminal", "verbs", "flags", "data", "launch", "first", "main"),
+    "cli": ("failures", "terminal", "verbs", "flags", "data", "launch", "first", "main"),
 }
 """Rooms from the ground up, and the order of files within each: a module imports only from those before it. Where a
 folder stands for its files, these are not ordered; files that are not named come at the place of their folder.

@@ -14,11 +14,12 @@ import jax
 import tyro
 
 from jaxtrain.base.cache import cache
-from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode
+from jaxtrain.base.errors import ConfigError, ExitCode
+from jaxtrain.base.tracebacks import keep_tracebacks_in
 from jaxtrain.cli.data import VERBS as DATA
 from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
 from jaxtrain.cli.launch import VERBS as LAUNCH
-from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams, use_utf8
+from jaxtrain.cli.terminal import report_error, report_stray_errors, show_tracebacks, standard_streams, use_utf8
 from jaxtrain.cli.verbs import Verbs
 from jaxtrain.experiment.experiment import config_facts
 from jaxtrain.experiment.fit import fit
@@ -27,8 +28,8 @@ from jaxtrain.experiment.start import SavedStep
 VERBS = Verbs(
     "Trains JAX experiments, and reads what they leave behind.\n\n"
     "Every verb has --help; after an experiment's file it lists every field of the experiment. --debug shows the "
-    "traceback of every error. Exit codes: 0 finished, 1 damaged data or a bug, 2 user error, 75 stopped early (run "
-    "the same command again), 130 Ctrl-C."
+    "traceback of every error. Exit codes: 0 finished, 1 damaged data or a bug, 2 user error, 3 does not "
+    "fit into memory, 4 diverged, 75 stopped early (run the same command again), 130 Ctrl-C."
 )
 
 TYRO_COMPLETES_NO_FILES = {
@@ -196,11 +197,13 @@ def main() -> None:
     own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]  # of `launch`, not of its job
     words = [word for word in own if word != "--debug"] + sys.argv[len(own) + 1 :]
     show_tracebacks("--debug" in own)
-    _cache_programs()
+    keep_tracebacks_in(None)
+    report_stray_errors()
     with standard_streams():
         try:
+            _cache_programs()
             code = run(words)
-        except (ConfigError, Damaged, Diverged, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as error:  # whatever it is, a person is told in a few lines
             code = report_error(error)
     if code:
         sys.exit(code)

@@ -215,3 +215,13 @@ def replicated_leaves(experiment: Experiment, state: Any) -> dict[str, int]:
 
 def _words(kinds: Mapping[str, np.dtype]) -> str:
     return ", ".join(f"{name} {dtype}" for name, dtype in kinds.items())
+
+
+def check_compiler_options(options: Mapping[str, str | bool]) -> None:
+    """Raises ConfigError for an option that this XLA does not know, and for a value that is not one of it: what is
+    compiled with them here takes milliseconds.
+    """
+    try:
+        _ = jax.jit(lambda: 0).lower().compile(dict(options)) if options else None
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(f"compiler_options: {str(error).removeprefix('INVALID_ARGUMENT: ')}") from error

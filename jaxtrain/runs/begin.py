@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from jaxtrain.base.config import find, flatten, to_json
-from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.errors import ConfigError, cannot_write
 from jaxtrain.base.files import read_json, write_json
 from jaxtrain.base.provenance import environment
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
@@ -38,7 +38,7 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
         if is_first_process():
             _write_files(folder, experiment, horizon, origin)
     except OSError as error:
-        raise ConfigError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
+        raise cannot_write(f"the run folder {folder}", error) from error
     broadcast_from_first(0)  # a barrier: no process reads the folder before process 0 has written it
     return Run(folder, experiment=experiment)
 
@@ -68,7 +68,7 @@ def _new_folder(parent: Path) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise ConfigError(f"a run folder in {parent} cannot be made: {error.strerror or error}") from error
+            raise cannot_write(f"a run folder in {parent}", error) from error
     return _numbered(parent / now, broadcast_from_first(number))
 
 
