@@ -58,6 +58,7 @@ class Retry(Exception):
 TRANSIENT = {
     errno.ENOSPC: "free some of that disk",
     errno.EDQUOT: "free some of your quota of that disk",
+    errno.EFBIG: "raise the limit of the size of files (`ulimit -f`)",
     errno.EIO: "the disk or the network file system failed: see whether it is well",
     errno.ESTALE: "the network file system lost the file: see whether it is mounted",
     errno.EROFS: "the disk is mounted for reading only: see whether it failed",

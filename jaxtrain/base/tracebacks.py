@@ -25,7 +25,7 @@ _folder: Path | None = None
 def keep_tracebacks_in(folder: Path | None) -> None:
     """From here on errors are those of the run in this folder; of no run with None."""
     global _folder
-    _folder = folder
+    _folder = None if folder is None else folder.absolute()
 
 
 def failing_run() -> Path | None:
@@ -41,7 +41,7 @@ def keep_traceback(error: BaseException) -> Path | None:
         text = _text(error)
         for file in _files():
             with contextlib.suppress(OSError):
-                if file.parent != _folder:  # a run's folder that is gone stays gone
+                if file.parent != _folder:
                     file.parent.mkdir(parents=True, exist_ok=True)
                 begun_anew = not file.is_file() or file.stat().st_size > MOST
                 with file.open("w" if begun_anew else "a", encoding="utf-8", errors="backslashreplace") as opened:
@@ -52,7 +52,8 @@ def keep_traceback(error: BaseException) -> Path | None:
 
 def _files() -> list[Path]:
     """Where to try, in this order."""
-    found = [] if _folder is None else [_folder / _name()]
+    # What is left of a run's folder that is gone is not made again.
+    found = [_folder / _name()] if _folder is not None and (_folder / "experiment.json").is_file() else []
     return [*found, cache("traceback.txt")]
 
 

@@ -94,7 +94,7 @@ def _number(error: BaseException) -> int | None:
         seen.add(id(one))
         if isinstance(one, OSError) and one.errno:
             return one.errno
-        if found := re.search(r"\[(?:OS error|Errno) (\d+)[:\]]", str(one)):
+        if found := re.search(r"(?:\[Errno |os_error_code=')(\d+)", str(one)):
             return int(found[1])
         one = one.__cause__
     return None
@@ -112,6 +112,11 @@ def _run_is_gone(error: BaseException) -> bool:
     return run is not None and not os.path.exists(run / "experiment.json")
 
 
+def is_exit_of_yours(error: SystemExit) -> bool:
+    """Whether it was the user's code that ended the program, which would be the end without a word."""
+    return any(_whose(file) == "yours" for file, _, name in _frames(error) if name != "<module>")
+
+
 def _frames(error: BaseException) -> list[tuple[Path, int, str]]:
     """File, line and function of each call behind an exception, innermost last; in a worker process too, whose
     traceback is a text in the message.
@@ -122,7 +127,7 @@ def _frames(error: BaseException) -> list[tuple[Path, int, str]]:
 
 
 def _where(error: BaseException) -> str:
-    """The innermost line of the user's code or of jaxtrain's, in brackets, and the user's line that called jaxtrain's."""
+    """The innermost line of the user's code or of jaxtrain's, in brackets, and the user's that called this."""
     frames = [(_whose(file), _place(file, line, name)) for file, line, name in _frames(error)]
     places = [(whose, place) for whose, place in frames if whose][::-1]
     if not places:
@@ -169,7 +174,7 @@ def _message(error: BaseException) -> str:
         names = [repr(name) for name in (error.filename, error.filename2) if name is not None]
         return ": ".join([error.strerror, *names])
     if "Traceback (most recent call last)" in text:
-        inner = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)?: ", line)]
+        inner = [line for line in text.splitlines() if re.match(r"[A-Za-z_][\w.]*(: |$)", line)]
         text = inner[-1] if inner else text
         return cut(text, LINE // 2)
     name = type(error).__name__
@@ -218,6 +223,7 @@ KINDS = (
         ExitCode.RETRY,
         "a device, or another process, is gone: run the same command again",
     ),
+    Kind(lambda error: isinstance(error, SystemExit), ExitCode.FAILED, "a run ends by an observer, or an exception"),
     Kind(lambda error: _is_yours(error) and failing_run() is None, ExitCode.USER_ERROR, _YOURS),
     Kind(lambda error: _is_yours(error), ExitCode.FAILED, _YOURS),
     Kind(

@@ -17,6 +17,7 @@ from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, ExitCode
 from jaxtrain.base.tracebacks import keep_tracebacks_in
 from jaxtrain.cli.data import VERBS as DATA
+from jaxtrain.cli.failures import is_exit_of_yours
 from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
 from jaxtrain.cli.launch import VERBS as LAUNCH
 from jaxtrain.cli.terminal import report_error, report_stray_errors, show_tracebacks, standard_streams, use_utf8
@@ -204,6 +205,10 @@ def main() -> None:
             _cache_programs()
             code = run(words)
         except (Exception, KeyboardInterrupt) as error:  # whatever it is, a person is told in a few lines
+            code = report_error(error)
+        except SystemExit as error:
+            if not is_exit_of_yours(error):
+                raise
             code = report_error(error)
     if code:
         sys.exit(code)

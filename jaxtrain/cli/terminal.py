@@ -19,6 +19,9 @@ from jaxtrain.cli.failures import kind_of, told
 
 _show_tracebacks = False
 
+_reported = False
+"""Whether the error that ends this command is told already; others are then its consequences."""
+
 
 def show_tracebacks(wanted: bool) -> None:
     """Whether `report_error` shows the traceback of every error, for --debug."""
@@ -30,7 +33,8 @@ def report_error(error: BaseException) -> int:
     """Tells a person an error in at most five lines, and keeps its traceback in a file where it may help; returns the
     exit code.
     """
-    kind, file = kind_of(error), None
+    global _reported
+    kind, file, _reported = kind_of(error), None, True
     if kind.traceback:
         file = keep_traceback(error)
     if _show_tracebacks:
@@ -46,7 +50,8 @@ def report_error(error: BaseException) -> int:
 
 def report_stray_errors() -> None:
     """From here on, an error that nothing can catch (in a thread of its own, in closing what is no longer used) is told
-    in a line, and keeps its traceback in the same files. While Python itself ends they are nobody's fault, and silent.
+    in a line, unless it follows the error that ends the command; its traceback goes to the same files. While Python
+    itself ends they are nobody's fault, and silent.
 
     Hooks that are set already stay.
     """
@@ -63,7 +68,8 @@ def _stray(error: BaseException | None, where: str) -> None:
     if error is None or isinstance(error, SystemExit) or sys.is_finalizing():
         return
     file = keep_traceback(error)
-    print(f"jaxtrain: an error {where}: {told(error)[0]}; the traceback is at the end of {file}", file=sys.stderr)
+    if not _reported:
+        print(f"jaxtrain: an error {where}: {told(error)[0]}; the traceback is at the end of {file}", file=sys.stderr)
 
 
 class Output:
