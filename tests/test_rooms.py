@@ -106,7 +106,7 @@ ROOMS = {
         "build",
         "check",
     ),
-    "experiment": ("start", "observers", "experiment", "files", "fit", "validate", "verified"),
+    "experiment": ("start", "observers", "experiment", "saved", "files", "fit", "validate", "verified"),
     "step": (),
     "program": (),
     "cluster": ("environment", "connection", "server", "rendezvous", "processes"),

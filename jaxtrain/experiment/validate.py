@@ -13,6 +13,7 @@ import optax
 
 from jaxtrain.base.config import find
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.files import is_file_name
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.observers import EarlyStopping
 from jaxtrain.models.checks import kind_of
@@ -107,7 +108,7 @@ def check_evals(experiment: Experiment) -> None:
             "evals: 'train' is the name of the metrics of training: give the split another, such as 'train_subset'"
         )
     for split in experiment.evals:
-        if not split or "/" in split:
+        if not is_file_name(split):
             raise ConfigError(f"evals: {split!r} is no name of a split, whose metrics are named split/metric")
     for name in experiment.host_metrics:
         check_name(name, "host_metrics")
