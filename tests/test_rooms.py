@@ -128,9 +128,9 @@ ROOMS = {
     ),
     "evaluate": (),
     "train": (),
-    "analysis": ("hlo", "describe", "textbook", "explain", "shrink", "judge", "verify", "databench"),
+    "analysis": ("hlo", "describe", "textbook", "explain", "memory", "shrink", "judge", "verify", "databench"),
     "launch": ("job", "slurm", "tpu", "kubernetes", "local"),
-    "cli": ("failures", "terminal", "verbs", "flags", "data", "launch", "first", "main"),
+    "cli": ("first", "memory", "failures", "terminal", "verbs", "flags", "data", "launch", "main"),
 }
 """Rooms from the ground up, and the order of files within each: a module imports only from those before it. Where a
 folder stands for its files, these are not ordered; files that are not named come at the place of their folder.

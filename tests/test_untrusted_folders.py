@@ -82,7 +82,7 @@ def opened(folder: Path) -> None:
 
 
 def test_a_mutated_experiment_is_read_or_refused_in_one_message_that_names_the_file(run, tmp_path):
-    folder, saved = run
+    saved = run[1]
     (tmp_path / "experiment.json").write_text(json.dumps(saved))
     opened(tmp_path)
     refused, wrong = 0, []

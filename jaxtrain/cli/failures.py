@@ -18,6 +18,7 @@ import jax
 from jaxtrain.base.errors import TRANSIENT, ConfigError, Damaged, Diverged, ExitCode, Retry
 from jaxtrain.base.text import cut
 from jaxtrain.base.tracebacks import failing_run
+from jaxtrain.cli.memory import account_of_this_command
 
 PLACES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 """Numbers of OSErrors that are about a path."""
@@ -54,11 +55,12 @@ def kind_of(error: BaseException) -> Kind:
     return next(kind for kind in KINDS if kind.matches(error))
 
 
-def told(error: BaseException) -> list[str]:
-    """At most four lines: what happened, at which line of whose code, and what to do."""
+def told(error: BaseException, advise: bool = True) -> list[str]:
+    """At most four lines: what happened, at which line of whose code, and, if `advise`, what to do."""
     error = _first(error)
     kind = kind_of(error)
-    advice = kind.advice if isinstance(kind.advice, str) else kind.advice(error)
+    advice = kind.advice if isinstance(kind.advice, str) or not advise else kind.advice(error)
+    advice = advice if isinstance(advice, str) else ""
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted"]
     if isinstance(error, ConfigError | Damaged | Diverged | Retry):
@@ -193,8 +195,6 @@ def _mended(error: BaseException) -> str:
 
 _RUN_GONE = "a run cannot go on without its folder: bring it back, writable, and run the same command again"
 
-_OUT_OF_MEMORY = "it does not fit into memory; `jaxtrain memory FILE` says what takes most, and what would help"
-
 _BUG = "this is probably a bug of jaxtrain, worth reporting together with the traceback"
 
 _YOURS = "the error is in your own code, or in how it calls jaxtrain"
@@ -217,7 +217,7 @@ KINDS = (
     Kind(_is(Retry), ExitCode.RETRY, traceback=False),
     Kind(lambda error: _number(error) in TRANSIENT, ExitCode.RETRY, _mended),
     Kind(lambda error: _number(error) in PLACES and (_in_run(error) or _run_is_gone(error)), ExitCode.RETRY, _RUN_GONE),
-    Kind(is_out_of_memory, ExitCode.DOES_NOT_FIT, _OUT_OF_MEMORY),
+    Kind(is_out_of_memory, ExitCode.DOES_NOT_FIT, account_of_this_command),
     Kind(
         lambda error: isinstance(error, jax.errors.JaxRuntimeError) and _text(error).startswith(LOST),
         ExitCode.RETRY,

@@ -87,6 +87,25 @@ def explain(experiment: Fields, devices: int | None = None) -> None:
 
 
 @VERBS.verb
+def memory(
+    experiment: Fields, devices: int | None = None, brief: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+) -> None:
+    """Show what takes the memory of a train step, and what would save most of it, without running a step.
+
+    Args:
+        devices: Number of simulated devices; those of this machine by default.
+        brief: In three lines.
+    """
+    from jaxtrain.analysis.memory import account
+    from jaxtrain.analysis.verify import simulate
+
+    if devices is not None and devices < 1:
+        raise ConfigError(f"--devices {devices}: give a number of devices, at least 1")
+    many = devices is not None and devices > 1
+    print(account(fit(experiment.experiment), simulate(devices) if many and devices else jax.devices(), brief))
+
+
+@VERBS.verb
 def verify(
     experiment: Fields,
     devices: int = 8,

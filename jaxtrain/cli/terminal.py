@@ -69,7 +69,10 @@ def _stray(error: BaseException | None, where: str) -> None:
         return
     file = keep_traceback(error)
     if not _reported:
-        print(f"jaxtrain: an error {where}: {told(error)[0]}; the traceback is at the end of {file}", file=sys.stderr)
+        print(
+            f"jaxtrain: an error {where}: {told(error, advise=False)[0]}; the traceback is at the end of {file}",
+            file=sys.stderr,
+        )
 
 
 class Output:

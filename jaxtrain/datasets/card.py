@@ -122,7 +122,10 @@ class Card(Checked):
         path = folder / FILE
         if not path.is_file():
             raise ConfigError(f"{folder} is not a dataset: it has no {FILE}")
-        value = read_json(path)
+        try:
+            value = read_json(path)
+        except ConfigError as error:
+            raise ConfigError(f"{path} is damaged: {error}") from error
         if not isinstance(value, dict) or "seal" not in value:
             raise ConfigError(f"{path} is damaged: it is no object with a seal; build the dataset again")
         if value.pop("seal") != _seal(value):
