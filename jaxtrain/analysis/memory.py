@@ -64,9 +64,9 @@ def changes(experiment: Experiment, devices: Sequence[jax.Device]) -> Iterator[t
     if batch % micro == 0:
         yield f"microbatches {micro} (the same update)", replace(experiment, microbatches=micro)
     blocks = {type(part) for part in find(experiment.task, object) if is_dataclass(part) and hasattr(part, "remat")}
-    full = experiment
+    full: Any = experiment
     for kind in blocks:
-        full = changed(full, kind, lambda part: replace(part, remat="full"))
+        full = changed(full, kind, _rematerialized)
     if full != experiment:
         yield 'remat "full" of the blocks (the same update, more computing)', full
     if batch % 2 == 0:
@@ -80,6 +80,10 @@ def changes(experiment: Experiment, devices: Sequence[jax.Device]) -> Iterator[t
     if len(devices) > 1 and dict(experiment.layout.mesh) != {"fsdp": -1}:
         sharded = replace(experiment.layout, mesh={"fsdp": -1})
         yield f"layout.mesh fsdp -1 ({len(devices)} devices)", replace(experiment, layout=sharded)
+
+
+def _rematerialized(blocks: Any) -> Any:
+    return replace(blocks, remat="full")
 
 
 def advice(experiment: Experiment, before: Plan, devices: Sequence[jax.Device]) -> list[str]:

@@ -1,12 +1,13 @@
-"""After a training that did not fit into memory: what takes it, by a command of its own. Not here: the account itself."""
+"""After a training that did not fit into memory: what takes it, by a command of its own.
+
+Not here: the account itself, which is `analysis/memory.py`.
+"""
 
 import os
 import subprocess
 import sys
 
 import jax
-
-from jaxtrain.cli.first import fields
 
 SECONDS = 300
 """How long the account may take; with other processes waiting, a tenth."""
@@ -21,6 +22,8 @@ def account_of_this_command(error: BaseException) -> str:
     """
     if "train" not in sys.argv[1:2]:
         return _BY_HAND
+    from jaxtrain.cli.first import fields
+
     if isinstance(error, MemoryError) and jax.default_backend() != "cpu":
         return "it is the memory of this machine, not of its devices: try fewer workers, or less prefetch"
     command = [sys.executable, "-m", "jaxtrain", "memory", *fields(sys.argv[1:]), "--brief"]
