@@ -15,7 +15,14 @@ from jaxtrain.base.allowed import check_values
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.experiment.experiment import Experiment
-from jaxtrain.experiment.validate import check_rates, check_sizes, check_updates, check_used, check_whole_batch
+from jaxtrain.experiment.validate import (
+    check_compiler_options,
+    check_rates,
+    check_sizes,
+    check_updates,
+    check_used,
+    check_whole_batch,
+)
 from jaxtrain.models.notes import notes
 from jaxtrain.models.params import parted, unnamed
 from jaxtrain.optimizers.state import map_state
@@ -125,6 +132,7 @@ class Program:
         """The train step, traced for this mesh and not yet compiled. Raises ConfigError for a mesh axis without use,
         and for a loss that is wrong whatever the numbers are.
         """
+        check_compiler_options(self.experiment.runtime.compiler_options)
         task, state, abstract = self.experiment.task, self.state, self._abstract(self.experiment.data, self._example)
         with self.scope():
             lowered = self._train.lower(state, abstract)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from jaxtrain.base.tracebacks import keep_tracebacks_in
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.evaluate import check_metrics, evaluate
 from jaxtrain.experiment.experiment import Experiment
@@ -40,6 +41,7 @@ def train(
             experiment, lowered, first = program.experiment, program.lower(), FirstState(program)
             check_metrics(program)
         run = begin(folder, experiment, origin)
+        keep_tracebacks_in(run.folder)
         checkpoints = stack.enter_context(run.checkpoints())
         saved = done = checkpoints.latest() or 0
         journal = stack.enter_context(contextlib.closing(Journal(run.observers(done, stop), clock, run.horizon)))

@@ -159,6 +159,7 @@ def test_other_data_in_memory_are_standardized_by_the_values_of_the_run(tmp_path
 def as_before(folder: Path, experiment: Experiment) -> None:
     """Makes the record of a run what it was before all of a file was read."""
     from jaxtrain.base.config import flatten
+    from jaxtrain.base.files import digest
 
     saved = json.loads((folder / "experiment.json").read_text())
     with by_former_rule():
@@ -166,6 +167,7 @@ def as_before(folder: Path, experiment: Experiment) -> None:
     identities = {path: value for path, value in former.items() if path.endswith("source.identity")}
     assert saved["config"].keys() >= identities.keys()
     saved["config"] |= identities
+    saved["fingerprint"] = digest(json.dumps(saved["config"], sort_keys=True), length=16)
     (folder / "experiment.json").write_text(json.dumps(saved))
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxtrain.base.errors import ConfigError, Damaged, ExitCode
+from jaxtrain.base.errors import ExitCode
 from jaxtrain.cli import main as cli
-from jaxtrain.cli.terminal import Output, report_error, show_tracebacks
+from jaxtrain.cli.terminal import Output
 from jaxtrain.runs.console import Console
 from jaxtrain.runs.metrics_log import read_lines
 
@@ -295,19 +295,3 @@ def test_what_is_written_after_a_pipe_was_lost_goes_nowhere_and_only_needed_outp
             os.write(writing, b"by a library in C")  # would raise
             output.write("more")
             output.flush()
-
-
-def test_errors_are_reported_with_their_exit_codes_and_a_traceback_only_where_it_helps(capsys):
-    for error, code, shown in (
-        (ConfigError("no such thing"), 2, "jaxtrain: no such thing\n"),
-        (KeyboardInterrupt(), 130, "jaxtrain: interrupted\n"),
-        (Damaged("a.bin", 3, "cut off"), 1, "jaxtrain: damaged data: a.bin, record 3: cut off\n"),
-        (RuntimeError("a bug"), 1, "RuntimeError: a bug\n"),
-    ):
-        assert report_error(error) == code
-        assert capsys.readouterr().err.startswith(shown)
-    show_tracebacks(True)
-    assert report_error(ConfigError("no such thing")) == 2
-    show_tracebacks(False)
-    shown = capsys.readouterr().err
-    assert shown == "jaxtrain.base.errors.ConfigError: no such thing\n"  # as Python prints one that was not raised

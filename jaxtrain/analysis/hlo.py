@@ -37,6 +37,9 @@ IGNORED = 2048
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
+_NO_ARRAYS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
+"""Instructions that make no array of their own."""
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\((.*)$")
 _CALLED = re.compile(
@@ -72,6 +75,13 @@ def collectives(text: str, mesh: Mapping[str, int], ignored: int = IGNORED) -> l
 
     Raises ValueError for text that is not of a compiled program, and for loops and groups that it cannot read.
     """
+    entry, bodies = _computations(text)
+    # A collective along no axis is within one device.
+    return [found for found in _walk(bodies, entry, 1, mesh, set()) if found.bytes >= ignored and found.axes]
+
+
+def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
+    """The name of the computation that a program begins with, and the lines of all."""
     entry, bodies, name = "", {}, ""
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
@@ -84,8 +94,7 @@ def collectives(text: str, mesh: Mapping[str, int], ignored: int = IGNORED) -> l
             bodies[name].append(line.strip())
     if not entry:
         raise ValueError("no ENTRY computation in this text: it is not that of a compiled program")
-    # A collective along no axis is within one device.
-    return [found for found in _walk(bodies, entry, 1, mesh, set()) if found.bytes >= ignored and found.axes]
+    return entry, bodies
 
 
 def counted(found: Iterable[Collective]) -> Counter[Key]:
@@ -103,6 +112,44 @@ class Line:
     file: str
     line: int
     function: str
+
+
+@dataclass(frozen=True)
+class Temporary:
+    """An array that a program makes and does not return."""
+
+    bytes: int
+    type: str
+    where: str
+    """The `op_name` of its metadata."""
+    frame: int
+    """Its stack frame, for `source_lines`; 0 is unknown."""
+
+
+def temporaries(text: str) -> list[Temporary]:
+    """The arrays that the HLO `text` of a program makes outside of fusions and does not return, largest first; those of
+    one type and one operation once.
+    """
+    entry, bodies = _computations(text)
+    found, left, seen = dict[tuple[str, str], Temporary](), [entry], set[str]()
+    returned = {name for line in bodies[entry] if line.startswith("ROOT") for name in re.findall(r"%[\w.\-]+", line)}
+    while left:
+        if (computation := left.pop()) in seen:
+            continue
+        seen.add(computation)
+        for line in bodies[computation]:
+            if not (match := _INSTRUCTION.match(line)):
+                continue
+            shape, kind, rest = match.groups()
+            if kind in ("while", "conditional", "call"):
+                left += [name for names in _CALLED.findall(rest) for name in names.replace("%", "").split(", ")]
+            elif kind not in _NO_ARRAYS and line.partition(" = ")[0].removeprefix("ROOT ") not in returned:
+                where, frame = re.search(r'op_name="([^"]*)"', rest), re.search(r"stack_frame_id=(\d+)", rest)
+                name = where[1] if where else ""
+                for dtype, dims in _ARRAY.findall(shape):
+                    one = Temporary(_size(dtype, dims), f"{dtype}[{dims}]", name, int(frame[1]) if frame else 0)
+                    found.setdefault((one.type, name), one)
+    return sorted(found.values(), key=lambda one: -one.bytes)
 
 
 def source_lines(text: str, frame: int) -> list[Line]:

@@ -4,15 +4,20 @@ Not here: what the values mean. Loading runs no code of a run folder.
 """
 
 import dataclasses
+import functools
+import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.files import digest
-from jaxtrain.base.ranges import check_field
+from jaxtrain.base.ranges import annotations, check_field, check_value
 from jaxtrain.base.registry import find_kind, name_of
+from jaxtrain.base.text import cut
 
 T = TypeVar("T")
 
@@ -97,41 +102,104 @@ def _in_memory(value: Any, name: str) -> dict[str, str]:
     return {"$array": type(getattr(value, name)).__name__, "identity": value.identity()}
 
 
-def from_json(value: Any, memory: Any = None) -> Any:
+def from_json(value: Any, memory: Any = None, wanted: Any = Any, path: str = "") -> Any:
     """The value that `to_json` saved.
 
     memory: a value of the same structure, which the objects in memory that were not saved are taken from.
+    wanted: the annotation of the place that the value is for; a class that does not belong there is not made.
+    path: the dotted path of that place, for messages.
 
-    Raises ConfigError for a class that is not imported, an unknown field, and an object in memory that is missing or
-    differs.
+    Raises ConfigError for a class that is not imported or of another kind, an unknown or missing field, a value that a
+    field does not take, and an object in memory that is missing or differs.
     """
     if isinstance(value, dict) and "$kind" in value:
-        kind = find_kind(value["$kind"])
-        known = {f.name for f in dataclasses.fields(kind)}
-        for name in value.keys() - known - {"$kind"}:
-            raise ConfigError(
-                f"{value['$kind']} has no field {name!r}{nearest(name, known)}: it was saved by another version"
-            )
-        given = memory if isinstance(memory, kind) else None
-        fields = {
-            name: _object(entry, given, name)
-            if isinstance(entry, dict) and "identity" in entry and "$array" in entry
-            else from_json(entry, getattr(given, name, None))
-            for name, entry in value.items()
-            if name != "$kind"
-        }
-        return kind(**fields)
+        return _made(value, memory, wanted, path)
     if isinstance(value, dict) and "$array" in value:
         if not isinstance(memory, np.ndarray) or to_json(memory) != value:
             raise _not_saved(value, memory)
         return memory
     if isinstance(value, dict):
         parts = memory if isinstance(memory, Mapping) else {}
-        return {name: from_json(entry, parts.get(name)) for name, entry in value.items()}
+        inner = _inner(wanted, None)
+        return {name: from_json(entry, parts.get(name), inner, f"{path}.{name}") for name, entry in value.items()}
     if isinstance(value, list):
         parts = memory if isinstance(memory, tuple | list) and len(memory) == len(value) else [None] * len(value)
-        return tuple(from_json(entry, part) for entry, part in zip(value, parts, strict=True))
+        return tuple(
+            from_json(entry, part, _inner(wanted, number), f"{path}.{number}")
+            for number, (entry, part) in enumerate(zip(value, parts, strict=True))
+        )
     return value
+
+
+def _made(value: Mapping[str, Any], memory: Any, wanted: Any, path: str) -> Any:
+    """The dataclass of a value with a `$kind`. All its fields are checked before any of its code runs."""
+    place, name = path.lstrip("."), value["$kind"]
+    if not isinstance(name, str):
+        raise ConfigError(f"{place or 'the value'}: {cut(repr(name))} is no name of a kind")
+    try:
+        kind = find_kind(name)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}" if place else str(error)) from None
+    if not _belongs(kind, wanted):
+        raise ConfigError(f"{place}: {name} is of another kind than belongs there, {inspect.formatannotation(wanted)}")
+    known = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    for field in value.keys() - known.keys() - {"$kind"}:
+        raise ConfigError(
+            f"{place}: {name} has no field {field!r}{nearest(field, known)}: it was saved by another version".lstrip(
+                ": "
+            )
+        )
+    for field, one in known.items():
+        if field not in value and one.default is one.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{place}: {name} lacks its field {field!r}".lstrip(": "))
+    given, hints = memory if isinstance(memory, kind) else None, annotations(kind)
+    fields = {
+        field: _object(entry, given, field)
+        if isinstance(entry, dict) and "identity" in entry and "$array" in entry
+        else from_json(entry, getattr(given, field, None), hints.get(field, Any), f"{path}.{field}")
+        for field, entry in value.items()
+        if field != "$kind"
+    }
+    for field, part in fields.items():
+        check_value(kind, field, part, f"{path}.{field}".lstrip("."))
+    try:
+        return kind(**fields)
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        why = str(error) if isinstance(error, ConfigError) else f"it cannot be made: {type(error).__name__}: {error}"
+        raise ConfigError(f"{place}: {name}: {why}" if place else why) from error
+
+
+def _arms(annotation: Any) -> Iterator[Any]:
+    """The parts of a union, without ranges."""
+    if get_origin(annotation) is Annotated:
+        yield from _arms(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for arm in get_args(annotation):
+            yield from _arms(arm)
+    else:
+        yield annotation
+
+
+def _inner(annotation: Any, number: int | None) -> Any:
+    """The annotation of the values of a mapping (None), or of a tuple's at this place."""
+    found = []
+    for arm in _arms(annotation):
+        arguments, mapping = get_args(arm), isinstance(origin := get_origin(arm), type) and issubclass(origin, Mapping)
+        if number is None and mapping:
+            found.append(arguments[1])
+        elif number is not None and arguments and not mapping:
+            same = origin is not tuple or arguments[1:] == (...,)
+            found += arguments[:1] if same else arguments[number : number + 1]
+    return functools.reduce(operator.or_, found) if found else Any
+
+
+def _belongs(kind: type, annotation: Any) -> bool:
+    """Whether the instances of a class may be at a place with this annotation, as far as that is seen."""
+    classes = [arm if isinstance(arm, type) else get_origin(arm) for arm in _arms(annotation)]
+    classes = [one for one in classes if one is not Literal]
+    if any(one is Any or not isinstance(one, type) or getattr(one, "_is_protocol", False) for one in classes):
+        return True
+    return any(issubclass(kind, one) for one in classes)
 
 
 def _object(saved: Mapping[str, str], given: Any, name: str) -> Any:
@@ -149,25 +217,28 @@ def _not_saved(saved: Mapping[str, str], given: Any) -> ConfigError:
     )
 
 
-def flatten(value: Any) -> dict[str, Any]:
-    """The fields in the fingerprint and the identities, as dotted paths and JSON values."""
-    return dict(_flat(value, ""))
+def flatten(value: Any, identities: bool = True) -> dict[str, Any]:
+    """The fields in the fingerprint and the identities, as dotted paths and JSON values.
+
+    identities: False leaves these out, for which data are read.
+    """
+    return dict(_flat(value, "", identities))
 
 
-def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _flat(value: Any, path: str, identities: bool) -> Iterator[tuple[str, Any]]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield f"{path}.kind".lstrip("."), type(value).__qualname__
-        if identity := getattr(value, "identity", None):
+        if identities and (identity := getattr(value, "identity", None)):
             yield f"{path}.identity", identity()
         for f in dataclasses.fields(value):
             if in_fingerprint(f):
-                yield from _flat(getattr(value, f.name), f"{path}.{f.name}".lstrip("."))
+                yield from _flat(getattr(value, f.name), f"{path}.{f.name}".lstrip("."), identities)
     elif isinstance(value, Mapping):
         for name, entry in value.items():
-            yield from _flat(entry, f"{path}.{name}")
+            yield from _flat(entry, f"{path}.{name}", identities)
     elif isinstance(value, tuple | list) and any(dataclasses.is_dataclass(entry) for entry in value):
         for number, entry in enumerate(value):
-            yield from _flat(entry, f"{path}.{number}")
+            yield from _flat(entry, f"{path}.{number}", identities)
     else:
         yield path, to_json(value)
 

@@ -1,6 +1,7 @@
-"""User errors, damaged data and exit codes. Not for bugs: those raise whatever they raise, with a traceback."""
+"""User errors, damaged data and exit codes. Not for bugs: those raise whatever they raise (`cli/failures`)."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
@@ -22,7 +23,8 @@ class ExitCode(IntEnum):
     ALARM = 5
     """A monitored quantity left its bounds."""
     RETRY = 75
-    """Stopped early by a signal, or by the loss of a process: run the same command again (EX_TEMPFAIL)."""
+    """Stopped early by a signal, the loss of a process, or what somebody can mend, such as a full disk: run the same
+    command again (EX_TEMPFAIL)."""
     INTERRUPTED = 130
     """Ctrl-C: 128 and the number of SIGINT."""
     BROKEN_PIPE = 141
@@ -47,6 +49,43 @@ def nearest(name: str, names: Iterable[str], listed: bool = True) -> str:
 
 class Diverged(Exception):
     """A run whose gradients or loss are no longer finite: exit code 4."""
+
+
+class Retry(Exception):
+    """Something that the same command, run again, may get past: exit code 75."""
+
+
+TRANSIENT = {
+    errno.ENOSPC: "free some of that disk",
+    errno.EDQUOT: "free some of your quota of that disk",
+    errno.EFBIG: "raise the limit of the size of files (`ulimit -f`)",
+    errno.EIO: "the disk or the network file system failed: see whether it is well",
+    errno.ESTALE: "the network file system lost the file: see whether it is mounted",
+    errno.EROFS: "the disk is mounted for reading only: see whether it failed",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENFILE: "this machine has too many open files: end other programs",
+    errno.EAGAIN: "this machine has too many processes or threads (`ulimit -u`): end others",
+    errno.ENODEV: "the disk is gone: see whether it is mounted",
+    errno.ENXIO: "the disk is gone: see whether it is mounted",
+    errno.ENOTCONN: "the network file system is gone: see whether it is mounted",
+    errno.ETIMEDOUT: "the other side did not answer: see whether it is well",
+    errno.EHOSTDOWN: "the other side did not answer: see whether it is well",
+    errno.EHOSTUNREACH: "there is no way to the other side: see whether the network is well",
+    errno.ENETUNREACH: "there is no way to the other side: see whether the network is well",
+    errno.ENETDOWN: "the network is down",
+    errno.ECONNRESET: "the connection was cut: see whether the other side is well",
+    errno.ECONNREFUSED: "nobody answers there: see whether the other side is well",
+    errno.ECONNABORTED: "the connection was cut: see whether the other side is well",
+}
+"""Numbers of OSErrors that go away once somebody mends their cause, and what that is; then the same command goes on."""
+
+
+def cannot_write(what: str, error: OSError) -> ConfigError | Retry:
+    """What to raise where something cannot be written: a user error, unless the cause can be mended."""
+    why = f"{what} cannot be written: {error.strerror or error}"
+    if error.errno in TRANSIENT:
+        return Retry(f"{why}; {TRANSIENT[error.errno]}, then run the same command again")
+    return ConfigError(why)
 
 
 class Damaged(Exception):

@@ -15,6 +15,10 @@ from jaxtrain.base.errors import ConfigError, nearest
 
 _MIB = 1 << 20
 
+_LARGEST = 64 * _MIB  # of a JSON file: the diff of git in environment.json may be long
+
+_DEEPEST = 100
+
 _LISTED = 20  # names in an error message
 
 
@@ -76,12 +80,63 @@ def json_text(value: object) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote. Raises `ConfigError` when the file is missing or is no JSON."""
-    text = require_file(path).read_text(encoding="utf-8")
+    """What `write_json` wrote. Raises `ConfigError` when the file is missing or holds what that never writes: other
+    than JSON of UTF-8, a key twice, NaN, a number beyond float64, more than 64 MiB, or values inside of 100 others.
+    """
+    if (size := require_file(path).stat().st_size) > _LARGEST:
+        raise ConfigError(f"{path} has {size:,} bytes, more than the {_LARGEST:,} that a file of this kind may have")
     try:
-        return json.loads(text)
+        text = path.read_bytes().decode()
+        value = json.loads(text, object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
+    except RecursionError:
+        value = None
+    if value is None or _deeper(value, _DEEPEST):
+        raise ConfigError(
+            f"{path} is null, or has values inside of more than {_DEEPEST} others: nothing like it is saved"
+        )
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return found
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number of float64")
+    return number
+
+
+def _deeper(value: Any, most: int) -> bool:
+    """Whether a value of JSON has values inside of more than `most` others."""
+    level = [value]
+    for _ in range(most):
+        level = [
+            part
+            for one in level
+            for part in (one.values() if isinstance(one, dict) else one)
+            if isinstance(part, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name may be that of a file in a folder, and does not lead out of it."""
+    return bool(name) and name not in (".", "..") and not {"/", "\\"} & set(name) and name.isprintable()
+
+
+def check_file_name(name: str, what: str) -> None:
+    """Raises ConfigError for a name that is no `is_file_name`."""
+    if not is_file_name(name):
+        raise ConfigError(f"{what}: {name!r} is no name: give letters, digits, - and _, without / and \\")
 
 
 def plain_json(value: Any) -> Any:

@@ -119,20 +119,25 @@ def _checking_first(method: Any) -> Any:
 
 def check_field(owner: Any, name: str, where: str) -> None:
     """Raises ConfigError where a field of a dataclass holds a value of another type, or a number out of its range."""
-    value, annotation = getattr(owner, name), _annotations(type(owner)).get(name, Any)
+    check_value(type(owner), name, getattr(owner, name), where)
+
+
+def check_value(kind: type, name: str, value: Any, where: str) -> None:
+    """The same for a value that the field of a dataclass is to get."""
+    annotation = annotations(kind).get(name, Any)
     try:
         check_type(value, annotation, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as error:
-        raise _wrong_type(owner, name, value, where) from error
+        raise _wrong_type(kind, name, value, where) from error
     for place, number, allowed in _numbers(value, annotation, where):
         if isinstance(number, bool):
-            raise _wrong_type(owner, name, value, where)
+            raise _wrong_type(kind, name, value, where)
         if number not in allowed:
             raise ConfigError(f"{place}: {allowed.fault(number)}")
 
 
-def _wrong_type(owner: Any, name: str, value: Any, where: str) -> ConfigError:
-    wanted = get_type_hints(type(owner))[name]
+def _wrong_type(kind: type, name: str, value: Any, where: str) -> ConfigError:
+    wanted = get_type_hints(kind)[name]
     arms = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
     words = " | ".join(map(_words, arms))
     if isinstance(value, str) and (
@@ -157,13 +162,14 @@ def _check_ranges(value: Any) -> None:
 
 
 @functools.cache
-def _annotations(kind: Any) -> Mapping[str, Any]:
+def annotations(kind: Any) -> Mapping[str, Any]:
+    """The annotations of a class by the names of its fields, with their ranges."""
     return get_type_hints(kind, include_extras=True)
 
 
 @functools.cache
 def _with_ranges(kind: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(kind) if _has_range(_annotations(kind)[f.name]))
+    return tuple(f.name for f in fields(kind) if _has_range(annotations(kind)[f.name]))
 
 
 def _has_range(annotation: Any) -> bool:

@@ -42,7 +42,7 @@ def find_kind(name: str) -> Any:
             f"{path} comes from the module {module!r}, which is not imported: name the experiment file, or a file that "
             "imports it, with --code FILE"
         )
-    found = getattr(sys.modules[module], path, None)
+    found = vars(sys.modules[module]).get(path)  # not by getattr, which may import what a module imports late
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ConfigError(f"{path!r} is not a dataclass of {module}{nearest(path, _dataclasses(module))}")
     return found

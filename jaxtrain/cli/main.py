@@ -14,12 +14,14 @@ import jax
 import tyro
 
 from jaxtrain.base.cache import cache
-from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode
+from jaxtrain.base.errors import ConfigError, ExitCode
+from jaxtrain.base.tracebacks import keep_tracebacks_in
 from jaxtrain.cli.data import VERBS as DATA
+from jaxtrain.cli.failures import is_exit_of_yours
 from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
 from jaxtrain.cli.launch import VERBS as LAUNCH
 from jaxtrain.cli.replay import replay
-from jaxtrain.cli.terminal import report_error, show_tracebacks, standard_streams, use_utf8
+from jaxtrain.cli.terminal import report_error, report_stray_errors, show_tracebacks, standard_streams, use_utf8
 from jaxtrain.cli.verbs import Verbs
 from jaxtrain.cluster.stop import signals_of_command
 from jaxtrain.experiment.experiment import config_facts
@@ -29,8 +31,8 @@ from jaxtrain.experiment.start import SavedStep
 VERBS = Verbs(
     "Trains JAX experiments, and reads what they leave behind.\n\n"
     "Every verb has --help; after an experiment's file it lists every field of the experiment. --debug shows the "
-    "traceback of every error. Exit codes: 0 finished, 1 damaged data or a bug, 2 user error, 75 stopped early (run "
-    "the same command again), 130 Ctrl-C."
+    "traceback of every error. Exit codes: 0 finished, 1 damaged data or a bug, 2 user error, 3 does not "
+    "fit into memory, 4 diverged, 75 stopped early (run the same command again), 130 Ctrl-C."
 )
 
 TYRO_COMPLETES_NO_FILES = {
@@ -87,6 +89,25 @@ def explain(experiment: Fields, devices: int | None = None) -> None:
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices {devices}: give a number of devices, at least 1")
     print(describe(fit(experiment.experiment), devices or jax.device_count()))
+
+
+@VERBS.verb
+def memory(
+    experiment: Fields, devices: int | None = None, brief: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+) -> None:
+    """Show what takes the memory of a train step, and what would save most of it, without running a step.
+
+    Args:
+        devices: Number of simulated devices; those of this machine by default.
+        brief: In three lines.
+    """
+    from jaxtrain.analysis.memory import account
+    from jaxtrain.analysis.verify import simulate
+
+    if devices is not None and devices < 1:
+        raise ConfigError(f"--devices {devices}: give a number of devices, at least 1")
+    many = devices is not None and devices > 1
+    print(account(fit(experiment.experiment), simulate(devices) if many and devices else jax.devices(), brief))
 
 
 @VERBS.verb
@@ -202,12 +223,18 @@ def main() -> None:
     own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]  # of `launch`, not of its job
     words = [word for word in own if word != "--debug"] + sys.argv[len(own) + 1 :]
     show_tracebacks("--debug" in own)
-    _cache_programs()
+    keep_tracebacks_in(None)
+    report_stray_errors()
     with standard_streams(), signals_of_command() as stop:
         stop.importing = False
         try:
+            _cache_programs()
             code = run(words)
-        except (ConfigError, Damaged, Diverged, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as error:  # whatever it is, a person is told in a few lines
+            code = report_error(error)
+        except SystemExit as error:
+            if not is_exit_of_yours(error):
+                raise
             code = report_error(error)
     if code:
         sys.exit(code)

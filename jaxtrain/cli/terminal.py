@@ -1,20 +1,26 @@
-"""What the command line says, on whatever terminal, pipe or file is there; errors, and the exit codes of these.
+"""What the command line says, on whatever terminal, pipe or file is there; errors too.
 
-Not here: what a verb prints.
+Not here: what a verb prints, and what is said of each kind of error (`failures`).
 """
 
 import contextlib
 import io
+import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Generator
 from typing import Any, TextIO, cast
 
-from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode
-from jaxtrain.cluster.stop import Stopped
+from jaxtrain.base.errors import ExitCode
+from jaxtrain.base.tracebacks import keep_traceback
+from jaxtrain.cli.failures import kind_of, told
 
 _show_tracebacks = False
+
+_reported = False
+"""Whether the error that ends this command is told already; others are then its consequences."""
 
 
 def show_tracebacks(wanted: bool) -> None:
@@ -24,29 +30,49 @@ def show_tracebacks(wanted: bool) -> None:
 
 
 def report_error(error: BaseException) -> int:
-    """Prints an error for a person, with its traceback only where it is a bug; returns the exit code."""
-    expected = isinstance(error, ConfigError | Damaged | Diverged | KeyboardInterrupt)
-    if _show_tracebacks or not expected:
+    """Tells a person an error in at most five lines, and keeps its traceback in a file where it may help; returns the
+    exit code.
+    """
+    global _reported
+    kind, file, _reported = kind_of(error), None, True
+    if kind.traceback:
+        file = keep_traceback(error)
+    if _show_tracebacks:
         traceback.print_exception(error)
-    elif isinstance(error, Stopped):
-        print(f"jaxtrain: {error}: nothing was to be saved; run the same command again", file=sys.stderr)
-    elif isinstance(error, KeyboardInterrupt):
-        print("jaxtrain: interrupted", file=sys.stderr)
-    else:
-        print(f"jaxtrain: {'damaged data: ' * isinstance(error, Damaged)}{error}", file=sys.stderr)
-    if isinstance(error, Damaged):
+    first, *more = told(error)
+    print(f"jaxtrain: {first}", *more, sep="\n", file=sys.stderr)
+    if file is not None:
+        print(f"the traceback is at the end of {file}", file=sys.stderr)
+    elif kind.traceback:
+        print("the traceback could not be written to a file; --debug shows it", file=sys.stderr)
+    return kind.code
+
+
+def report_stray_errors() -> None:
+    """From here on, an error that nothing can catch (in a thread of its own, in closing what is no longer used) is told
+    in a line, unless it follows the error that ends the command; its traceback goes to the same files. While Python
+    itself ends they are nobody's fault, and silent.
+
+    Hooks that are set already stay.
+    """
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = lambda found: _stray(found.exc_value, "in closing what is no longer used")
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = lambda found: _stray(
+            found.exc_value, f"in the thread {getattr(found.thread, 'name', '')}"
+        )
+    logging.raiseExceptions = False  # else a line for the log that cannot be written is a traceback
+
+
+def _stray(error: BaseException | None, where: str) -> None:
+    if error is None or isinstance(error, SystemExit) or sys.is_finalizing():
+        return
+    file = keep_traceback(error)
+    if not _reported:
         print(
-            "`jaxtrain data check` names all damage of a built dataset; the source Tolerant(source, limit) goes on "
-            "without up to `limit` records",
+            f"jaxtrain: an error {where}: {told(error, advise=False)[0]}; the traceback is at the end of {file}",
             file=sys.stderr,
         )
-    if isinstance(error, ConfigError):
-        return ExitCode.USER_ERROR
-    if isinstance(error, Diverged):
-        return ExitCode.DIVERGED
-    if isinstance(error, Stopped):
-        return error.code
-    return ExitCode.INTERRUPTED if isinstance(error, KeyboardInterrupt) else ExitCode.FAILED
 
 
 class Output:

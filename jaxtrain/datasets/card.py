@@ -5,6 +5,7 @@ A dataset is a folder with a file card.json. Not here: making or reading the dat
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxtrain.base.config import check_types
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.base.files import digest, edges, file_sha256, replace_text
+from jaxtrain.base.files import check_file_name, digest, edges, file_sha256, read_json, replace_text
 from jaxtrain.base.ranges import Checked, NonNegativeInt
 from jaxtrain.data.sources.base import Example
 from jaxtrain.datasets.schema import Schema
@@ -114,25 +116,32 @@ class Card(Checked):
     def read(cls, folder: Path) -> "Card":
         """The card of a folder.
 
-        Raises ConfigError where there is none, where it was changed after building, and where it names a file outside
-        of the folder.
+        Raises ConfigError where there is none, where it was changed after building or is no card, and where it names a
+        file outside of the folder.
         """
         path = folder / FILE
         if not path.is_file():
             raise ConfigError(f"{folder} is not a dataset: it has no {FILE}")
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            seal = value.pop("seal")
-        except (ValueError, KeyError, AttributeError) as error:
+            value = read_json(path)
+        except ConfigError as error:
             raise ConfigError(f"{path} is damaged: {error}") from error
-        if seal != _seal(value):
+        if not isinstance(value, dict) or "seal" not in value:
+            raise ConfigError(f"{path} is damaged: it is no object with a seal; build the dataset again")
+        if value.pop("seal") != _seal(value):
             raise ConfigError(f"{path} does not match its seal: it was changed after building; build the dataset again")
         try:
             card = cls._of(value)
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"{path} was written by another version ({error}): build the dataset again") from error
+            check_types(card)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            why = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{path} was written by another version ({why}): build the dataset again") from error
+        for name in (card.name, card.version, *card.splits):
+            check_file_name(name, str(path))
+        if not card.splits:
+            raise ConfigError(f"{path}: splits: there is none; build the dataset again")
         for file in (*card.other_files, *(file for split in card.splits.values() for file in split.files)):
-            if not (folder / file.path).resolve().is_relative_to(folder.resolve()):
+            if not _is_inside(folder, file.path):
                 raise ConfigError(f"{path} names a file outside of its folder: {file.path}")
         return card
 
@@ -194,6 +203,14 @@ def content_hash(hashes: Iterable[int]) -> str:
 def order_hash(hashes: Iterable[int]) -> str:
     """The hash of a sequence of records, from theirs."""
     return digest(b"".join(one.to_bytes(16, "big") for one in hashes))
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    try:
+        short = all(len(os.fsencode(part)) < 256 for part in Path(name).parts)
+        return short and (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # too long, a loop of links, a NUL
+        return False
 
 
 def _files(values: Iterable[Mapping[str, Any]]) -> tuple[DataFile, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from jaxtrain.base.cache import cache
 from jaxtrain.base.config import flatten, from_json
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.base.files import digest, edges
+from jaxtrain.base.files import check_file_name, digest, edges
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.sources.paths import PATH, make_absolute
 from jaxtrain.datasets.card import Card
@@ -39,6 +39,8 @@ class Built(Source):
     folder: str | None = field(default=None, metadata=PATH)
 
     def __post_init__(self) -> None:
+        for name in (self.name, self.version):
+            check_file_name(str(name), "Built")  # they are parts of a path
         make_absolute(self, "folder")
 
     @property
@@ -107,8 +109,11 @@ def _opened(folder: Path, split: str) -> tuple[Card, Source]:
 
 
 def stored_format(card: Card) -> Format:
-    """The storage format of a built dataset."""
-    return from_json(card.format)
+    """The storage format of a built dataset. Raises ConfigError where the card names none."""
+    found = from_json(card.format, wanted=Format, path="format")
+    if not isinstance(found, Format):
+        raise ConfigError(f"format: the card of {card.name} has no storage format: build the dataset again")
+    return found
 
 
 def _not_built(folder: Path) -> ConfigError:

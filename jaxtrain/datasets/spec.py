@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxtrain.base.config import check_types
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.files import check_file_name
 from jaxtrain.base.ranges import Checked, Positive
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.transforms.base import Transform
@@ -25,6 +26,8 @@ class HashSplits(Checked):
     by: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        for name in self.parts:
+            check_file_name(name, "HashSplits")
         if not self.parts or not self.by or abs(sum(self.parts.values()) - 1) > 1e-9:
             raise ConfigError(f"HashSplits: shares above 0 that sum to 1, and fields to split by; got {self}")
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from jaxtrain.base.config import from_json
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.base.files import read_json
 from jaxtrain.base.registry import name_of
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.transforms.base import Transform
 from jaxtrain.data.transforms.fitted import FittedTransform
 from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.experiment.saved import read_saved
 
 
 def fit(experiment: Experiment, folder: Path | None = None) -> Experiment:
@@ -29,7 +29,7 @@ def fit(experiment: Experiment, folder: Path | None = None) -> Experiment:
         raise ConfigError(f"the folder of a run is a path: give pathlib.Path({folder!r}), not a str")
     file = folder / "experiment.json" if folder is not None else None
     if file is not None and file.is_file():
-        experiment = fitted_as(experiment, read_json(file))
+        experiment = fitted_as(experiment, read_saved(file.parent))
     done: list[Transform] = []
     for transform in experiment.data.transforms:
         if isinstance(transform, FittedTransform) and transform.fitted is None:
@@ -46,18 +46,17 @@ def fitted_as(experiment: Experiment, saved: Mapping[str, Any]) -> Experiment:
     transforms, known = experiment.data.transforms, saved["experiment"]["data"]["transforms"]
     if not any(isinstance(transform, FittedTransform) for transform in transforms):
         return experiment
-    return _shared(
-        experiment, [_saved(*pair) for pair in zip(transforms, known, strict=False)] + [*transforms][len(known) :]
-    )
+    pairs = enumerate(zip(transforms, known, strict=False))
+    return _shared(experiment, [_saved(*pair, number) for number, pair in pairs] + [*transforms][len(known) :])
 
 
-def _saved(transform: Transform, saved: Mapping[str, Any]) -> Transform:
+def _saved(transform: Transform, saved: Mapping[str, Any], number: int) -> Transform:
     if (
         isinstance(transform, FittedTransform)
         and transform.fitted is None
         and saved["$kind"] == name_of(type(transform))
     ):
-        found = from_json(saved)
+        found = from_json(saved, wanted=Transform, path=f"experiment.data.transforms.{number}")
         return found if found.unfitted() == transform else transform
     return transform
 

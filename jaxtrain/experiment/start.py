@@ -1,6 +1,7 @@
 """Where the first parameters come from, if they are not drawn. Not here: reading them."""
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,8 +69,14 @@ def saved_step(run: Path, step: SavedStep) -> int:
         raise ConfigError(f"start: {run} is not a run: it has no experiment.json")
     steps = saved_steps(run / "checkpoints")
     if step == "best":
-        keep = read_json(run / "experiment.json")["experiment"]["runtime"]["keep"]
-        if (best := best_step(run / "checkpoints", keep["best"], keep["mode"])) is None:
+        try:
+            keep = read_json(run / "experiment.json")["experiment"]["runtime"]["keep"]
+            metric, mode = keep["best"], keep["mode"]
+        except (LookupError, TypeError):
+            raise ConfigError(
+                f"start: {run / 'experiment.json'} has no experiment.runtime.keep of best and mode"
+            ) from None
+        if (best := best_step(run / "checkpoints", metric, mode)) is None:
             raise ConfigError(
                 f"start: {run} has no best checkpoint: it was not trained with --keep.best, or saved none"
             )
@@ -82,7 +89,7 @@ def saved_step(run: Path, step: SavedStep) -> int:
 
 def saved_steps(checkpoints: Path) -> list[int]:
     """The steps of the durable checkpoints in a folder, ascending."""
-    return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in checkpoints.glob("*") if re.fullmatch(r"[0-9]{1,18}", path.name))
 
 
 def best_step(checkpoints: Path, metric: str | None, mode: str) -> int | None:
@@ -90,8 +97,19 @@ def best_step(checkpoints: Path, metric: str | None, mode: str) -> int | None:
 
     None where no checkpoint has a value of this metric: a run may be resumed with another than its older ones have.
     """
-    scores = {step: checkpoints / str(step) / "metrics" / "metrics" for step in saved_steps(checkpoints)}
-    saved = {step: read_json(file).get(metric) for step, file in scores.items() if file.is_file()}
+    scores = {
+        step: _score(checkpoints / str(step) / "metrics" / "metrics", metric) for step in saved_steps(checkpoints)
+    }
     sign = -1 if mode == "min" else 1
-    known = {step: (sign * score, step) for step, score in saved.items() if score is not None}
+    known = {step: (sign * score, step) for step, score in scores.items() if score is not None}
     return max(known, key=lambda step: known[step], default=None)
+
+
+def _score(file: Path, metric: str | None) -> float | None:
+    """The value of a metric in the file of a checkpoint; None without one, and where the file is damaged."""
+    try:
+        saved = read_json(file) if file.is_file() else {}
+    except ConfigError:
+        return None
+    score = saved.get(metric) if isinstance(saved, dict) and isinstance(metric, str) else None
+    return score if isinstance(score, int | float) and not isinstance(score, bool) else None

@@ -13,6 +13,7 @@ import optax
 
 from jaxtrain.base.config import find
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.files import is_file_name
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.observers import EarlyStopping
 from jaxtrain.models.checks import kind_of
@@ -107,7 +108,7 @@ def check_evals(experiment: Experiment) -> None:
             "evals: 'train' is the name of the metrics of training: give the split another, such as 'train_subset'"
         )
     for split in experiment.evals:
-        if not split or "/" in split:
+        if not is_file_name(split):
             raise ConfigError(f"evals: {split!r} is no name of a split, whose metrics are named split/metric")
     for name in experiment.host_metrics:
         check_name(name, "host_metrics")
@@ -215,3 +216,13 @@ def replicated_leaves(experiment: Experiment, state: Any) -> dict[str, int]:
 
 def _words(kinds: Mapping[str, np.dtype]) -> str:
     return ", ".join(f"{name} {dtype}" for name, dtype in kinds.items())
+
+
+def check_compiler_options(options: Mapping[str, str | bool]) -> None:
+    """Raises ConfigError for an option that this XLA does not know, and for a value that is not one of it: what is
+    compiled with them here takes milliseconds.
+    """
+    try:
+        _ = jax.jit(lambda: 0).lower().compile(dict(options)) if options else None
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(f"compiler_options: {str(error).removeprefix('INVALID_ARGUMENT: ')}") from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
-from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.errors import ConfigError, cannot_write
 from jaxtrain.base.ranges import NonNegativeInt, PositiveInt
 from jaxtrain.launch.job import Job, should_restart
 
@@ -74,7 +74,7 @@ def run_job(job: Local) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"the run folder {job.folder} cannot be written: {error.strerror or error}") from error
+        raise cannot_write(f"the run folder {job.folder}", error) from error
     logs = [folder / f"process-{process}.log" for process in range(job.processes)]
     with _Processes() as processes:
         code = _run_once(job, logs, processes)

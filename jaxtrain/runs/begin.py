@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from jaxtrain.base.config import find, flatten, to_json
-from jaxtrain.base.errors import ConfigError
-from jaxtrain.base.files import read_json, write_json
+from jaxtrain.base.errors import ConfigError, cannot_write
+from jaxtrain.base.files import write_json
 from jaxtrain.base.provenance import environment
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
 from jaxtrain.data.remembered import remember_inputs
@@ -14,6 +14,7 @@ from jaxtrain.data.sources.images import ImageFolder
 from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin
+from jaxtrain.experiment.saved import read_saved
 from jaxtrain.runs.folder import Run, as_begun, check_same, horizon_of_run
 
 
@@ -32,13 +33,13 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) ->
     experiment = as_begun(experiment, horizon)
     try:
         if (folder / "experiment.json").is_file():
-            check_same(folder, read_json(folder / "experiment.json")["config"], experiment)
+            check_same(folder, read_saved(folder)["config"], experiment)
         elif folder.exists() and not _unfinished(folder, origin):
             raise ConfigError(f"{folder} exists and is not a run: choose another --run folder")
         if is_first_process():
             _write_files(folder, experiment, horizon, origin)
     except OSError as error:
-        raise ConfigError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
+        raise cannot_write(f"the run folder {folder}", error) from error
     broadcast_from_first(0)  # a barrier: no process reads the folder before process 0 has written it
     return Run(folder, experiment=experiment)
 
@@ -68,7 +69,7 @@ def _new_folder(parent: Path) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise ConfigError(f"a run folder in {parent} cannot be made: {error.strerror or error}") from error
+            raise cannot_write(f"a run folder in {parent}", error) from error
     return _numbered(parent / now, broadcast_from_first(number))
 
 

@@ -15,14 +15,14 @@ import jax
 
 from jaxtrain.base.config import difference, flatten, from_json, to_json
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.base.files import read_json
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.sources.contents import by_former_rule
-from jaxtrain.data.sources.paths import moved_together
+from jaxtrain.data.sources.paths import moved_together, of_a_run_folder
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import load, load_code
 from jaxtrain.experiment.fit import fitted_as
+from jaxtrain.experiment.saved import FILE, check_unedited, newer, read_saved
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.optimizers import with_horizon
 from jaxtrain.program import Program
@@ -58,7 +58,7 @@ class Run:
         self.folder, self._code, self._experiment = Path(folder), code, experiment
         if not (self.folder / "experiment.json").is_file():
             raise ConfigError(f"{self.folder} is not a run: it has no experiment.json{_runs_near(self.folder)}")
-        self.saved: Mapping[str, Any] = read_json(self.folder / "experiment.json")
+        self.saved: Mapping[str, Any] = read_saved(self.folder)
         if experiment is not None:
             self._experiment = as_begun(fitted_as(experiment, self.saved), self.horizon)
             check_same(self.folder, self.saved["config"], self._experiment)
@@ -70,14 +70,21 @@ class Run:
             return self._experiment
         return self._from_json(self.saved["experiment"])
 
-    def _from_json(self, saved: Mapping[str, Any]) -> Experiment:
+    def _from_json(self, saved: Mapping[str, Any], but: tuple[str, ...] = ()) -> Experiment:
+        """The experiment of this JSON, which is the run's own but for the fields `but`."""
         made = None
         if self._code is not None and '"$array"' in json.dumps(saved):
             made = load(self._code)[0]
         elif self._code is not None:
             load_code(Path(self._code.partition(":")[0]))
         with moved_together(Path(self.saved.get("folder", self.folder)), self.folder.absolute()):
-            return from_json(saved, made)
+            try:
+                with of_a_run_folder():
+                    experiment = from_json(saved, made, Experiment, "experiment")
+                check_unedited(self.saved, experiment, but)
+            except ConfigError as error:
+                raise ConfigError(f"{self.folder / FILE}: {error}{newer(self.saved)}") from error
+        return experiment
 
     def without_data(self) -> "Run":
         """The same run, with the fields and shapes that it remembers in place of its data: to predict from raw inputs,
@@ -87,7 +94,9 @@ class Run:
         if self._experiment is not None or inputs is None or '"$array"' in json.dumps(inputs):
             return self
         run = Run(self.folder, self._code)
-        run._experiment = self._from_json({**saved, "data": inputs, "evals": dict.fromkeys(saved["evals"], inputs)})
+        run._experiment = self._from_json(
+            {**saved, "data": inputs, "evals": dict.fromkeys(saved["evals"], inputs)}, ("data", "evals")
+        )
         return run
 
     def on(self, other: Experiment) -> "Run":
@@ -151,11 +160,7 @@ class Run:
 def horizon_of_run(folder: Path | None, experiment: Experiment) -> int:
     """The horizon of learning rate schedules: that of the run in `folder`, else the steps of the experiment."""
     exists = folder is not None and (folder / "experiment.json").is_file()
-    return (
-        read_json(folder / "experiment.json").get("horizon", experiment.steps)
-        if folder and exists
-        else experiment.steps
-    )
+    return read_saved(folder).get("horizon", experiment.steps) if folder and exists else experiment.steps
 
 
 def as_begun(experiment: Experiment, horizon: int) -> Experiment:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.base.errors import Retry
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.experiment.experiment import Experiment
@@ -33,6 +34,7 @@ class Observers:
     def __init__(self, folder: Path, experiment: Experiment, start: int, stop: StopSignal) -> None:
         """`start`: the steps done. Metrics of later ones, written by a process that died since, are dropped."""
         self.folder, self.experiment, self._stop = folder, experiment, stop
+        self._is_run = (folder / "experiment.json").is_file()
         first, profiled = is_first_process(), experiment.runtime.profiled
         log = MetricsLog(folder, first)
         log.rewind(start)
@@ -97,6 +99,11 @@ class Observers:
             each.close()
 
     def _call(self, method: str, step: int, *arguments: Any) -> None:
+        if self._is_run and not (self.folder / "experiment.json").is_file():  # what is written next would be no run
+            raise Retry(
+                f"the run folder {self.folder} is gone, after step {step}, and a run cannot go on without it: bring it "
+                "back, and run the same command again"
+            )
         for each in self._own:
             getattr(each, method)(self, step, *arguments)
         for each in self._mirrors:

@@ -21,6 +21,8 @@ _FOLDER: ContextVar[Path | None] = ContextVar("folder", default=None)
 
 _MOVED: ContextVar[tuple[Path, Path] | None] = ContextVar("moved", default=None)
 
+_OF_A_RUN_FOLDER: ContextVar[bool] = ContextVar("of_a_run_folder", default=False)
+
 
 @contextlib.contextmanager
 def relative_to(folder: Path) -> Generator[None]:
@@ -42,6 +44,21 @@ def moved_together(before: Path, now: Path) -> Generator[None]:
         yield
     finally:
         _MOVED.reset(token)
+
+
+@contextlib.contextmanager
+def of_a_run_folder() -> Generator[None]:
+    """Within the block, the values that are made come from a run's folder, which anybody may have written."""
+    token = _OF_A_RUN_FOLDER.set(True)
+    try:
+        yield
+    finally:
+        _OF_A_RUN_FOLDER.reset(token)
+
+
+def is_of_a_run_folder() -> bool:
+    """Whether the value that is being made comes from a run's folder, so that it may not write files."""
+    return _OF_A_RUN_FOLDER.get()
 
 
 def make_absolute(value: Any, name: str) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.cache import cache
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import atomic_folder, digest
 from jaxtrain.data.sources.array_record import ArrayRecord, write_array_record
 from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.sources.combine import Wrapper
-from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.paths import PATH, is_of_a_run_folder, make_absolute
 
 _RECORDS = 10_000  # a file: reading one record costs more the more there are
 
@@ -22,13 +23,15 @@ class Stored(Wrapper):
     """Another source's examples, written to ArrayRecord files when first read, and from then on read from disk.
 
     The files are in a folder named by the other source's identity under `folder` (by default the user's cache), which
-    takes its name only when all are complete. Progress is printed on stderr.
+    takes its name only when all are complete. Progress is printed on stderr. One that was read from a run's folder
+    writes nothing: whoever made the folder would choose where.
     """
 
     folder: str | None = field(default=None, metadata=PATH)
 
     def __post_init__(self) -> None:
         make_absolute(self, "folder")
+        object.__setattr__(self, "_may_write", not is_of_a_run_folder())
 
     def __len__(self) -> int:
         return len(self.records)
@@ -47,13 +50,19 @@ class Stored(Wrapper):
 
     @cached_property
     def records(self) -> ArrayRecord:
-        """The files; the first use writes all of them."""
-        return _stored(self.source, Path(self.folder) if self.folder else cache("data"))
+        """The files; the first use writes all of them, unless this source was read from a run's folder."""
+        folder = Path(self.folder) if self.folder else cache("data")
+        return _stored(self.source, folder, getattr(self, "_may_write", True))
 
 
 @lru_cache(maxsize=64)
-def _stored(source: Source, folder: Path) -> ArrayRecord:
+def _stored(source: Source, folder: Path, may_write: bool) -> ArrayRecord:
     final = folder / digest(source.identity(), length=16)
+    if not final.is_dir() and not may_write:
+        raise ConfigError(
+            f"Stored: {final} is not there, and nothing is written because a run's folder says so: give the data by "
+            "an experiment's file, with --data FILE[:FUNCTION]"
+        )
     if not final.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         print(f"Stored: writing {len(source):,} examples to {final}, once", file=sys.stderr)

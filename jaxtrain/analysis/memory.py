@@ -1,0 +1,124 @@
+"""What the memory of a train step is taken by, and which changes would save most of it: computed by compiling the step,
+and the step of each changed experiment, without running any of them.
+
+Not here: the bytes of every parameter, which are `analysis/explain.py`.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any
+
+import jax
+
+from jaxtrain.analysis.hlo import source_lines, temporaries
+from jaxtrain.base.config import changed, find
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.hardware import planned_memory
+from jaxtrain.base.text import size
+from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.program import Program
+
+LARGEST = 5
+"""Temporaries that are named."""
+
+HELPFUL = 3
+"""Changes that are named."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The memory of a train step, in bytes of one device."""
+
+    peak: int
+    groups: Mapping[str, int]
+    largest: tuple[str, ...]
+    """The largest temporaries: bytes, type and source line of each."""
+
+
+def plan(experiment: Experiment, devices: Sequence[jax.Device]) -> Plan:
+    """The plan of the compiler for these devices. Raises ConfigError where the layout does not fit them."""
+    program = Program(experiment, devices)
+    compiled = program.lower().compile()
+    stats: Any = compiled.memory_analysis()
+    state = program.state
+    rows = experiment.layout.batch_sharding(program.mesh, experiment.data.batch_size)
+    batch = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for x in experiment.data.example().values()]
+    own = {
+        "parameters": _local([state.params, state.frozen]),
+        "optimizer state": _local(state.opt_state),
+        "model state": _local(state.model_state),
+        "batch": _local(batch),
+    }
+    temporary, gradients = stats.temp_size_in_bytes, min(_local(state.params), stats.temp_size_in_bytes)
+    groups = {**own, "gradients": gradients, "other temporaries": temporary - gradients}
+    text = compiled.as_text() or ""
+    named = [f"{size(one.bytes)} {one.type}{_place(text, one.frame, one.where)}" for one in temporaries(text)[:LARGEST]]
+    shown = {name: count for name, count in groups.items() if count}
+    return Plan(planned_memory(compiled)["peak_memory"], shown, tuple(named))
+
+
+def changes(experiment: Experiment, devices: Sequence[jax.Device]) -> Iterator[tuple[str, Experiment]]:
+    """What could save memory: how each is written, and the experiment with it."""
+    batch, micro = experiment.data.batch_size, 2 * experiment.microbatches
+    if batch % micro == 0:
+        yield f"microbatches {micro} (the same update)", replace(experiment, microbatches=micro)
+    blocks = {type(part) for part in find(experiment.task, object) if is_dataclass(part) and hasattr(part, "remat")}
+    full: Any = experiment
+    for kind in blocks:
+        full = changed(full, kind, _rematerialized)
+    if full != experiment:
+        yield 'remat "full" of the blocks (the same update, more computing)', full
+    if batch % 2 == 0:
+        yield (
+            f"batch_size {batch // 2} (another update)",
+            replace(experiment, data=replace(experiment.data, batch_size=batch // 2)),
+        )
+    if not experiment.layout.offload:
+        offloaded = replace(experiment.layout, offload=True)
+        yield "layout.offload (optimizer state in host memory)", replace(experiment, layout=offloaded)
+    if len(devices) > 1 and dict(experiment.layout.mesh) != {"fsdp": -1}:
+        sharded = replace(experiment.layout, mesh={"fsdp": -1})
+        yield f"layout.mesh fsdp -1 ({len(devices)} devices)", replace(experiment, layout=sharded)
+
+
+def _rematerialized(blocks: Any) -> Any:
+    return replace(blocks, remat="full")
+
+
+def advice(experiment: Experiment, before: Plan, devices: Sequence[jax.Device]) -> list[str]:
+    """The changes that save most, with the bytes of one device that each saves; [] where none does."""
+    found = []
+    for name, other in changes(experiment, devices):
+        try:
+            saved = before.peak - plan(other, devices).peak
+        except (ConfigError, ValueError, jax.errors.JaxRuntimeError):
+            # It does not fit here; simulated devices have no host memory of their own, but offloading is plain.
+            saved = before.groups.get("optimizer state", 0) if other.layout.offload else 0
+        found += [(saved, name)] if saved > 0 else []
+    return [f"{name}: {size(saved)} less" for saved, name in sorted(found, reverse=True)[:HELPFUL]]
+
+
+def account(experiment: Experiment, devices: Sequence[jax.Device], brief: bool = False) -> str:
+    """The plan and the changes as text; `brief`: in three lines."""
+    found = plan(experiment, devices)
+    helpful = advice(experiment, found, devices) or ["none that is known here: use more devices, or a smaller model"]
+    groups = ", ".join(f"{name} {size(count)}" for name, count in found.groups.items())
+    platform = devices[0].platform.upper()
+    head = f"a device needs {size(found.peak)}, as XLA for a {platform} plans it: {groups}"
+    if brief:
+        first = f"largest temporaries: {'; '.join(found.largest[:2])}"
+        return "\n".join([head, first, f"what would help: {'; '.join(helpful)}"])
+    parts = [head, "largest temporaries:", *(f"  {line}" for line in found.largest), "what would help most:"]
+    return "\n".join([*parts, *(f"  {line}" for line in helpful)])
+
+
+def _place(text: str, frame: int, where: str) -> str:
+    lines = [line for line in source_lines(text, frame) if "site-packages" not in line.file] if frame else []
+    return f" ({lines[0].file}, line {lines[0].line})" if lines else f" ({where})" if where else ""
+
+
+def _local(tree: Any) -> int:
+    """Bytes on one device. Not by `nbytes`, which the dtype of a PRNG key does not have."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
