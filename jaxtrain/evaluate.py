@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.cluster import watchdog
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.remembered import RememberedPipeline, remember_inputs
 from jaxtrain.experiment.experiment import Experiment
@@ -45,6 +46,7 @@ def evaluate(program: Program, state: TrainState, pipeline: Pipeline) -> dict[st
     def finished() -> Iterator[dict[str, Metric]]:
         flight: deque[tuple[dict[str, Metric], Batch, Batch]] = deque()
         for batch in program.epoch(pipeline):
+            watchdog.beat()
             flight.append(start(batch))
             if len(flight) > IN_FLIGHT:
                 yield finish(*flight.popleft())

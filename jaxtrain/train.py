@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from jaxtrain.cluster import watchdog
 from jaxtrain.cluster.processes import StopSignal
 from jaxtrain.evaluate import check_metrics, evaluate
 from jaxtrain.experiment.experiment import Experiment
@@ -18,6 +19,7 @@ from jaxtrain.runs.begin import begin
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.folder import Run, horizon_of_run
 from jaxtrain.runs.journal import Journal
+from jaxtrain.runs.lock import Lock
 from jaxtrain.runs.start import FirstState
 from jaxtrain.step import TrainState
 
@@ -31,13 +33,15 @@ def train(
     by an observer. Raises ConfigError, before anything is written, where experiment, devices and folder do not fit
     together.
     """
-    clock, runtime, stop = Clock(), experiment.runtime, stop or StopSignal()
+    clock, runtime, stop, done = Clock(), experiment.runtime, stop or StopSignal(), 0
+    stop.progress = lambda: (done, clock.phase)
     with clock("compile"):
         program = Program(fit(experiment, folder), horizon=horizon_of_run(folder, experiment))
         experiment, lowered, first = program.experiment, program.lower(), FirstState(program)
         check_metrics(program)
-    run = begin(folder, experiment, origin)
     with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(Lock(runtime.deadlines.lock, watchdog.leave))
+        run = begin(folder, experiment, origin, lock)
         checkpoints = stack.enter_context(run.checkpoints())
         start = done = checkpoints.latest() or 0
         journal = stack.enter_context(contextlib.closing(Journal(run.observers(start, stop), clock, run.horizon)))
@@ -49,10 +53,10 @@ def train(
             state, record = checkpoints.restore(program.state) if start else (first.make(journal.log_event), {})
         batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, start)))
         stack.enter_context(stop)
-        stop.progress = lambda: (done, clock.phase)
         journal.begun(start, record)
 
         for done in range(start + 1, 1 + (start if stop.requested(start, 1) else experiment.steps)):
+            lock.check()
             with clock("data"):
                 batch = next(batches)
             with clock("step"), jax.transfer_guard("disallow"):

@@ -108,7 +108,7 @@ ROOMS = {
     "experiment": ("start", "observers", "experiment", "files", "fit", "validate", "verified"),
     "step": (),
     "program": (),
-    "cluster": ("environment", "connection", "server", "rendezvous", "processes"),
+    "cluster": ("environment", "facts", "watchdog", "connection", "server", "rendezvous", "processes"),
     "runs": (
         "clock",
         "json_lines",
@@ -123,6 +123,7 @@ ROOMS = {
         "checkpoints",
         "start",
         "folder",
+        "lock",
         "begin",
     ),
     "evaluate": (),

@@ -14,7 +14,7 @@ import jax
 import tyro
 
 from jaxtrain.base.cache import cache
-from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode
+from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode, Retry
 from jaxtrain.cli.data import VERBS as DATA
 from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
 from jaxtrain.cli.launch import VERBS as LAUNCH
@@ -60,7 +60,8 @@ def train(
     config, origin = experiment.experiment, experiment.origin
     if verify and (failed := verify_first(config, sys.argv[1:])):
         return failed
-    with join_processes(lambda: config_facts(config, origin.file), config.runtime.deadline, report_error) as stop:
+    facts, limits = (lambda: config_facts(config, origin.file)), vars(config.runtime.deadlines)
+    with join_processes(facts, config.runtime.deadline, report_error, limits) as stop:
         made, state = train_to_the_end(config, run, origin, stop)
     done = int(state.step)
     if done == config.steps or stop.code == ExitCode.FINISHED:  # an observer may have ended it
@@ -200,7 +201,7 @@ def main() -> None:
     with standard_streams():
         try:
             code = run(words)
-        except (ConfigError, Damaged, Diverged, KeyboardInterrupt) as error:
+        except (ConfigError, Damaged, Diverged, Retry, KeyboardInterrupt) as error:
             code = report_error(error)
     if code:
         sys.exit(code)

@@ -10,7 +10,9 @@ One JSON object a line. In the order of a run:
 | client | step, phase, unchanged, done          | heartbeat; seconds for which step and phase have not changed     |
 | server | heartbeat                             | heartbeat; the last status of process 0                          |
 | client | failed, code                          | an error that ends my process with this exit code                |
-| server | abort, code                           | every process must exit with this code, for this reason          |
+| client | overdue, deadline                     | my phase, of which this is the name, takes longer than that      |
+| server | abort, code, stacks                   | every process must exit with this code, for this reason; whether |
+|        |                                       | it first writes the stacks of its threads                        |
 | server | all_done                              | every process has finished                                       |
 """
 
