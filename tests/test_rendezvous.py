@@ -17,7 +17,7 @@ from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval,
 from jaxtrain.cluster.environment import ProcessInfo
 from jaxtrain.cluster.facts import check_devices, clock_warnings, process_facts
 from jaxtrain.cluster.rendezvous import join
-from jaxtrain.cluster.server import Server, Status, compare_facts, find_silent, find_stuck
+from jaxtrain.cluster.server import Server, Status, compare_facts, find_silent, find_stuck, overdue
 
 
 def test_equal_facts_differ_in_nothing() -> None:
@@ -280,15 +280,21 @@ def test_a_phase_beyond_its_deadline_aborts_the_run_with_stacks_and_names_who_ha
     harness: Callable[..., Harness],
 ) -> None:
     first, second = harness().join_both()
-    heartbeat(second, 6, "save")
-    heartbeat(first, 7, "step")
+    heartbeat(second, 6, "data")
+    heartbeat(first, 6, "step")
     first.send(overdue="step", deadline=30)
     assert receive(second, "abort") == {
-        "abort": "process 0 (host h), in step 7 (step), takes longer than deadlines.step, 30 s; not arrived there: "
-        "process 1 (host h), last heard from in step 6 (save)",
+        "abort": "process 0 (host h), in step 6 (step), takes longer than deadlines.step, 30 s; not arrived there: "
+        "process 1 (host h), last heard from in step 6 (data)",
         "code": 75,
         "stacks": True,
     }
+
+
+def test_of_a_process_beyond_its_deadline_that_is_the_last_those_that_are_further_are_named() -> None:
+    statuses = [Status("a", 0.0, 6, "step"), Status("b", 0.0, 6, "data")]
+    assert overdue(1, "data", 5, statuses).endswith("deadlines.data, 5 s; further: a")
+    assert overdue(0, "step", 5, [statuses[0]] * 2).endswith("; all others are there too")
 
 
 def test_versions_are_compared_of_packages_that_both_have_imported_and_clocks_are_not_facts() -> None:

@@ -21,6 +21,9 @@ from jaxtrain.cluster.facts import clock_warnings
 LOOP_PHASES = ("data", "step", "other")
 """The phases of a step in their order. Only in these may a process be stuck: compiling or saving may take long."""
 
+PHASES = ("compile", "restore", *LOOP_PHASES, "eval", "save")
+"""The phases in their order."""
+
 EXIT_SECONDS = 3
 """How long process 0 waits for the others to exit before it does."""
 
@@ -102,9 +105,16 @@ def find_stuck(statuses: Sequence[Status], limit: float) -> list[int]:
 def overdue(process: int, phase: str, deadline: float, statuses: Sequence[Status]) -> str:
     """Why a run aborts whose process is in a phase for longer than its deadline, with the processes it may wait for."""
     own = statuses[process]
-    elsewhere = [str(each) for each in statuses if (each.step, each.phase) != (own.step, own.phase)]
+    behind = [str(each) for each in statuses if _position(each) < _position(own)]
+    ahead = [each.name for each in statuses if _position(each) > _position(own)]
     text = f"{own.name}, in step {own.step} ({phase}), takes longer than deadlines.{phase}, {deadline:g} s; "
-    return text + (f"not arrived there: {'; '.join(elsewhere)}" if elsewhere else "so do all others")
+    if behind:
+        return f"{text}not arrived there: {'; '.join(behind)}"
+    return text + (f"further: {', '.join(ahead)}" if ahead else "all others are there too")
+
+
+def _position(status: Status) -> tuple[int, int]:
+    return status.step, PHASES.index(status.phase) if status.phase in PHASES else 0
 
 
 class Server(threading.Thread):
