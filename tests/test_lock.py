@@ -208,7 +208,10 @@ def test_no_lock_is_left_in_a_folder_that_is_no_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_of_three_starts_on_one_folder_one_trains_and_the_others_write_nothing_and_end_with_75(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    started = [launch.start("main", run, "--steps", "1000000", "--save-every", "5") for _ in range(2)]
+    started = [
+        launch.start("main", run, "--steps", "1000000", "--save-every", "5", "--deadlines.lock", "300")
+        for _ in range(2)
+    ]
     until(lambda: (run / "metrics.jsonl").is_file(), 60, lambda: "no run began")
     started += [launch.start("main", run, "--steps", "1000000", "--deadlines.lock", "1")]
     try:
@@ -231,4 +234,4 @@ def test_of_three_starts_on_one_folder_one_trains_and_the_others_write_nothing_a
     finally:
         for process in started:
             process.kill()
-            process.communicate()
+            process.wait()
