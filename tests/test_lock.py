@@ -226,6 +226,9 @@ def test_of_three_starts_on_one_folder_one_trains_and_the_others_write_nothing_a
         trains.send_signal(signal.SIGKILL)  # in the middle, perhaps of a save: the one that waits goes on at once
         trains.communicate()
         until(lambda: json.loads((run / "lock.json").read_text())["pid"] == waits.pid, 60, lambda: "nobody took over")
+        until(lambda: (run / "events.jsonl").read_text().count("compiled") == 2, 60, lambda: "it did not go on")
+        size = (run / "metrics.jsonl").stat().st_size
+        until(lambda: (run / "metrics.jsonl").stat().st_size > size, 60, lambda: "it did not train")
         waits.send_signal(signal.SIGTERM)
         printed = waits.communicate(timeout=60)[0]
         assert waits.returncode == 75, printed

@@ -123,6 +123,7 @@ ROOMS = {
         "checkpoints",
         "start",
         "folder",
+        "owner",
         "lock",
         "begin",
     ),

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 
 from jaxtrain.base.errors import ConfigError, ExitCode, Retry
-from jaxtrain.cluster import watchdog
 from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval, readable, silence_limit
 from jaxtrain.cluster.environment import ProcessInfo
 from jaxtrain.cluster.server import Server
+from jaxtrain.cluster.watchdog import write_stacks
 
 ReportError = Callable[[BaseException], int]
 """Prints an error for the user, and returns the exit code."""
@@ -99,7 +99,7 @@ class Client(threading.Thread):
         self._connection.close()
 
     def _abort(self, reason: str, code: int, stacks: bool = False) -> None:
-        reason += f"; {watchdog.write_stacks(reason)}" if stacks else ""
+        reason += f"; {write_stacks(reason)}" if stacks else ""
         again = ": run the same command again to resume" if code == ExitCode.RETRY else ""
         print(f"jaxtrain: {reason}. {self._name} stops too, with exit code {code:d}{again}", file=sys.stderr)
         self._exit(code)

@@ -10,23 +10,22 @@ that it made itself, never by name, so one that sleeps, is taken over and wakes 
 """
 
 import contextlib
-import json
 import os
-import re
 import secrets
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from jaxtrain.base.errors import Retry
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
+from jaxtrain.runs.owner import FREE, Owner, machine, parsed, process_start
 
 BEAT = 5.0
 """Seconds between two heartbeats."""
@@ -36,48 +35,6 @@ SILENT = 45.0
 
 POLL = 0.5
 """Seconds between two looks at the lock of another."""
-
-HELD, FREE = "held", "free"
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A process that owns, or owned, a run folder."""
-
-    host: str
-    pid: int
-    machine: str
-    """The running system and its process ids' namespace: where two are equal, so are the processes that they see."""
-    started: str
-    """When the process started, in ticks of that system; "" where that is not known."""
-    token: str
-    since: str
-    """When it took the lock by its own clock: for people."""
-    state: str = HELD
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on host {self.host}, since {self.since}"
-
-    def text(self, beats: int) -> bytes:
-        """What the lock file holds; as long after any number of heartbeats."""
-        return json.dumps({**vars(self), "heartbeat": f"{beats:012d}"}).encode() + b"\n"
-
-    def seen(self) -> bool | None:
-        """Whether it lives; None where only its heartbeat can say."""
-        if self.state == FREE:
-            return False
-        if self.machine != machine():
-            return None
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except OSError:
-            return None
-        state, started = process_start(self.pid)
-        if state in ("Z", "X") or (started and self.started and started != self.started):
-            return False
-        return True if started and self.started else None
 
 
 class _State(IntEnum):
@@ -121,7 +78,7 @@ class Lock:
                 print(f"jaxtrain: {folder} is owned by {seen.owner}: waiting for it to end", file=sys.stderr)
             time.sleep(min(POLL, self._silent / 10))
         if state == _State.REFUSED:
-            owner = seen.owner if first else _parsed((_last(folder) or (folder, b""))[1])
+            owner = seen.owner if first else parsed((_last(folder) or (folder, b""))[1])
             raise Retry(f"{folder} is being written by {owner or 'another process'}; once it has ended, run this again")
 
     def check(self) -> None:
@@ -212,7 +169,7 @@ class Lock:
         if _token(last[1]) == own.token:
             self._confirmed = time.monotonic()
         else:
-            other = _parsed(last[1]) or "another process"
+            other = parsed(last[1]) or "another process"
             self._lost = (
                 f"{self._folder} was taken over by {other}, while this process gave no sign of life for "
                 f"{time.monotonic() - self._confirmed:.0f} s; it writes nothing more"
@@ -233,7 +190,7 @@ class _Seen:
         now = time.monotonic()
         # Time in which this process did not look does not count: it may have been suspended, and the owner too.
         passed, self._looked = min(now - self._looked, self._silent / 5), now
-        self.owner, same = _parsed(content), _token(content) == _token(self._content)
+        self.owner, same = parsed(content), _token(content) == _token(self._content)
         if content == self._content:
             self._unchanged += passed
         else:
@@ -252,23 +209,6 @@ def owner_of(folder: Path, silent: float = SILENT) -> Owner | None:
             return seen.owner
         time.sleep(min(POLL, silent / 10))
     return None
-
-
-def machine() -> str:
-    """The running system and the namespace of its process ids; the host's name where /proc is not there."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def process_start(pid: int) -> tuple[str, str]:
-    """The state of a process, such as Z for one that is dead, and when it started, in ticks; "" where not known."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return "", ""
-    return fields[0], fields[19]
 
 
 def _last(folder: Path) -> tuple[Path, bytes] | None:
@@ -327,19 +267,6 @@ def _read(path: Path) -> bytes | None:
         os.close(file)
 
 
-def _parsed(content: bytes) -> Owner | None:
-    """The owner; None for what is no owner, such as a file that is being written."""
-    try:
-        value: Any = json.loads(content)
-        del value["heartbeat"]
-        owner = Owner(**value)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    texts = (owner.host, owner.machine, owner.started, owner.since, owner.state)
-    known = all(isinstance(text, str) for text in (*texts, owner.token)) and isinstance(owner.pid, int)
-    return owner if known and 0 < owner.pid < 1 << 31 and re.fullmatch("[0-9a-f]{32}", owner.token) else None
-
-
 def _token(content: bytes) -> str:
-    owner = _parsed(content)
+    owner = parsed(content)
     return owner.token if owner else "unreadable"
