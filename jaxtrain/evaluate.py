@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.cluster import watchdog
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.remembered import RememberedPipeline, remember_inputs
@@ -51,6 +52,7 @@ def evaluate(
         for batch in program.epoch(pipeline):
             if stop is not None:
                 stop.check()
+            watchdog.beat()
             flight.append(start(batch))
             if len(flight) > IN_FLIGHT:
                 yield finish(*flight.popleft())

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from jaxtrain.base.tracebacks import keep_tracebacks_in
+from jaxtrain.cluster import watchdog
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.evaluate import check_metrics, evaluate
 from jaxtrain.experiment.experiment import Experiment
@@ -19,6 +20,7 @@ from jaxtrain.runs.begin import begin
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.folder import Run, horizon_of_run
 from jaxtrain.runs.journal import Journal
+from jaxtrain.runs.lock import Lock
 from jaxtrain.runs.start import FirstState
 from jaxtrain.step import TrainState
 
@@ -40,7 +42,8 @@ def train(
             program = Program(fit(experiment, folder), horizon=horizon_of_run(folder, experiment))
             experiment, lowered, first = program.experiment, program.lower(), FirstState(program)
             check_metrics(program)
-        run = begin(folder, experiment, origin)
+        lock = stack.enter_context(Lock(runtime.deadlines.lock, watchdog.leave))
+        run = begin(folder, experiment, origin, lock)
         keep_tracebacks_in(run.folder)
         checkpoints = stack.enter_context(run.checkpoints())
         saved = done = checkpoints.latest() or 0
@@ -66,6 +69,7 @@ def train(
                     saved = journal.save(checkpoints, done, state, scores)
                 if done >= experiment.steps or stop.requested():
                     break
+                lock.check()
                 with clock("data"):
                     batch = next(batches)
                 with clock("step"), jax.transfer_guard("disallow"):

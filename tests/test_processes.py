@@ -8,6 +8,7 @@ from pathlib import Path
 
 import launch
 import pytest
+from proxy import Proxy
 
 from jaxtrain.cluster.environment import ADDRESS, COUNT, PROCESS_ID
 from jaxtrain.cluster.processes import join_processes
@@ -158,6 +159,33 @@ def test_an_id_given_twice_and_a_coordinator_that_does_not_answer_are_reported(
         assert process.returncode == 2, text
         assert "jaxtrain: two processes have the id 0: process 0 (host" in text
     text = unmet.communicate(timeout=60)[0]
-    assert unmet.returncode == 1, text
+    assert unmet.returncode == 75, text
     assert "found no coordinator at 127.0.0.1:" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [5, 0], ids=["for 5 s", "for good"])
+def test_a_connection_to_the_coordinator_that_is_cut_changes_nothing_in_5_s_and_else_ends_all_with_75(
+    tmp_path: Path, seconds: int
+) -> None:
+    run, port = tmp_path / "run", launch.free_port()
+    steps, deadline = ("60", "60") if seconds else ("1000000", str(DEADLINE))
+    with Proxy(port) as proxy:
+        started = [
+            launch.start("data", run, "--steps", steps, "--deadline", deadline, process=number, processes=2, port=at)
+            for number, at in enumerate([port, proxy.port])
+        ]
+        while not (run / "metrics.jsonl").is_file() and started[0].poll() is None:
+            time.sleep(0.05)
+        proxy.cut.set()
+        if seconds:
+            time.sleep(seconds)
+            proxy.cut.clear()
+        printed = [process.communicate(timeout=100)[0] for process in started]
+    assert [process.returncode for process in started] == [0 if seconds else 75] * 2, printed
+    if seconds:
+        assert max(launch.losses(run)) == 60
+    else:
+        assert "no heartbeat for 4.2 s from process 1 (" in printed[0]
+        assert "no heartbeat for 4.2 s from process 0 (" in printed[1]

@@ -2,17 +2,22 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import launch
+import numpy as np
 import pytest
+from proxy import Proxy
 
-from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.errors import ConfigError, Retry
 from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval, silence_limit
 from jaxtrain.cluster.environment import ProcessInfo
+from jaxtrain.cluster.facts import check_devices, clock_warnings, process_facts
 from jaxtrain.cluster.rendezvous import join
-from jaxtrain.cluster.server import Server, Status, compare_facts, find_silent, find_stuck
+from jaxtrain.cluster.server import Server, Status, compare_facts, find_silent, find_stuck, overdue
 from jaxtrain.cluster.stop import StopSignal
 
 
@@ -123,16 +128,16 @@ class Harness:
         self.server.start()
         self.connections: list[Connection] = []
 
-    def connect(self) -> Connection:
+    def connect(self, port: int | None = None) -> Connection:
         """A connection that the server has welcomed."""
-        connection = Connection(socket.create_connection(("127.0.0.1", self.port)))
+        connection = Connection(socket.create_connection(("127.0.0.1", port or self.port)))
         self.connections.append(connection)
         assert connection.receive_one() == {"welcome": True}
         return connection
 
-    def join(self, process: int, num_processes: int = 2, **facts: object) -> Connection:
+    def join(self, process: int, num_processes: int = 2, port: int | None = None, **facts: object) -> Connection:
         """A connection that has said which process it belongs to."""
-        connection = self.connect()
+        connection = self.connect(port)
         name = f"process {process} (host h)"
         connection.send(process_id=process, num_processes=num_processes, name=name, facts=facts)
         return connection
@@ -202,7 +207,7 @@ def test_different_facts_abort_the_run_as_a_user_error(harness: Callable[..., Ha
 def test_a_process_that_does_not_join_in_time_is_named(harness: Callable[..., Harness]) -> None:
     assert harness(join_seconds=0.5).join(0).receive_one() == {
         "abort": "after 0.5 s process 1 has not joined; joined: process 0 (host h)",
-        "code": 1,
+        "code": 75,
     }
 
 
@@ -279,7 +284,117 @@ def test_a_process_that_keeps_the_others_waiting_aborts_the_run(harness: Callabl
     assert receive(first, "abort") == {
         "abort": "all others have waited for 10 s for process 1 (host h), last heard from in step 5 (data)",
         "code": 75,
+        "stacks": True,
     }
+
+
+def test_a_phase_beyond_its_deadline_aborts_the_run_with_stacks_and_names_who_has_not_arrived(
+    harness: Callable[..., Harness],
+) -> None:
+    first, second = harness().join_both()
+    heartbeat(second, 6, "data")
+    heartbeat(first, 6, "step")
+    first.send(overdue="step", deadline=30)
+    assert receive(second, "abort") == {
+        "abort": "process 0 (host h), in step 6 (step), takes longer than deadlines.step, 30 s; not arrived there: "
+        "process 1 (host h), last heard from in step 6 (data)",
+        "code": 75,
+        "stacks": True,
+    }
+
+
+def test_of_a_process_beyond_its_deadline_that_is_the_last_those_that_are_further_are_named() -> None:
+    statuses = [Status("a", 0.0, 6, "step"), Status("b", 0.0, 6, "data")]
+    assert overdue(1, "data", 5, statuses).endswith("deadlines.data, 5 s; further: a")
+    assert overdue(0, "step", 5, [statuses[0]] * 2).endswith("; all others are there too")
+
+
+def test_versions_are_compared_of_packages_that_both_have_imported_and_clocks_are_not_facts() -> None:
+    first = {"packages": {"a": "1", "b": "2"}, "clock": 5.0}
+    assert compare_facts({"process 0": first, "process 1": {"packages": {"b": "2", "c": "3"}, "clock": 9.0}}) == ""
+    text = compare_facts({"process 0": first, "process 1": {"packages": {"a": "7"}, "clock": 5.0}})
+    assert text.splitlines()[1:] == ["  a: 1 → 7"]
+
+
+def test_a_clock_that_differs_by_more_than_a_minute_is_said_and_no_error(
+    harness: Callable[..., Harness], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, now = harness(), time.time()
+    both = made.join(0, clock=now), made.join(1, clock=now - 86400)
+    assert all("joined" in connection.receive_one() for connection in both)
+    assert "the clock of process 1 (host h) is 86400 s behind that of process 0" in capsys.readouterr().err
+    assert clock_warnings({"process 1": 59.0}) == []
+
+
+@pytest.mark.parametrize("days", [1, -1])
+def test_jumps_of_the_time_of_day_lose_no_process(
+    days: int, harness: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = harness(limit=5).join_both()
+    began = time.time()
+    monkeypatch.setattr(time, "time", lambda: began + days * 86400)
+    for connection in (first, second):
+        heartbeat(connection, 3, "other")
+    for connection in (first, second):
+        heartbeat(connection, 3, "other", done=True)
+    receive(first, "all_done")
+
+
+def test_environments_differ_in_what_changes_the_program_and_not_in_what_names_the_process() -> None:
+    same = {"JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "x:1", "JAX_COMPILATION_CACHE_DIR": "/a", "HOME": "/b"}
+    dumps = {"XLA_FLAGS": "--xla_dump_to=/tmp/1 --xla_a=1 --xla_b --xla_a=2"}
+    changes = {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg", "XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}
+    found = process_facts({**same, **dumps, **changes})
+    assert {name: value for name, value in found.items() if name.startswith(("JAX_", "XLA_"))} == {
+        **changes,
+        "XLA_FLAGS --xla_a": "2",
+        "XLA_FLAGS --xla_b": "given",
+    }
+    for name in ("enable_x64", "default_prng_impl", "default_matmul_precision", "threefry_partitionable"):
+        assert f"jax.config.jax_{name}" in found
+    assert not [name for name in found if "cache_dir" in name or "log_compiles" in name]
+    assert found["packages"]["numpy"] == np.__version__
+
+
+def test_other_kinds_or_numbers_of_devices_are_named_with_both_values() -> None:
+    def devices(*kinds: tuple[int, str]) -> Any:
+        return [SimpleNamespace(process_index=process, device_kind=kind) for process, kind in kinds]
+
+    check_devices(devices((0, "cpu"), (1, "cpu")))
+    for others in [devices((1, "H100"), (1, "H100")), devices((1, "A100"))]:
+        with pytest.raises(ConfigError, match=r"devices: 1 x H100 → (2 x H100|1 x A100)$"):
+            check_devices(devices((0, "H100")) + others)
+
+
+def test_a_connection_that_is_silent_for_less_than_the_limit_changes_nothing_and_one_cut_for_good_is_named(
+    harness: Callable[..., Harness],
+) -> None:
+    made = harness(limit=2)
+    with Proxy(made.port) as proxy:
+        first, second = made.join(0), made.join(1, port=proxy.port)
+        assert [connection.receive_one() for connection in (first, second)] == [{"joined": "process 0 (host h)"}] * 2
+        ended = threading.Event()
+
+        def beat(connection: Connection, done: bool = False) -> None:
+            while not ended.wait(0.1):
+                heartbeat(connection, 3, "step")
+
+        threads = [threading.Thread(target=beat, args=(each,)) for each in (first, second)]
+        for thread in threads:
+            thread.start()
+        proxy.cut.set()
+        assert not ended.wait(1)
+        proxy.cut.clear()
+        assert "heartbeat" in receive(second, "heartbeat")
+        made.server.join(1)
+        assert made.server.is_alive()
+        proxy.cut.set()
+        message = receive(first, "abort")
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert message["code"] == 75
+        assert message["abort"].startswith("no heartbeat for 2 s from process 1 (host h)")
 
 
 def test_a_process_in_a_collective_is_not_stuck(harness: Callable[..., Harness]) -> None:
@@ -294,7 +409,7 @@ def test_a_process_in_a_collective_is_not_stuck(harness: Callable[..., Harness])
 def test_a_coordinator_that_does_not_answer_is_named_with_its_address() -> None:
     info = ProcessInfo("here", f"127.0.0.1:{launch.free_port()}", 2, 1)
     message = f"no coordinator at {info.coordinator_address} in 0.5 s: Connection refused. Check"
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(Retry, match=message):
         join(info, {}, join_seconds=0.5, deadline=0, stop=StopSignal())
 
 
@@ -308,7 +423,7 @@ def test_a_process_0_whose_port_is_taken_by_another_program_reports_it() -> None
         thread = threading.Thread(target=answer)
         thread.start()
         info = ProcessInfo("here", f"127.0.0.1:{other.getsockname()[1]}", 2, 0)
-        with pytest.raises(SystemExit, match="another program answers there, or a run that has already started"):
+        with pytest.raises(Retry, match="another program answers there, or a run that has already started"):
             join(info, {}, join_seconds=0.2, deadline=0, stop=StopSignal())
         thread.join()
 

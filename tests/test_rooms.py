@@ -109,7 +109,7 @@ ROOMS = {
     "experiment": ("start", "observers", "experiment", "saved", "files", "fit", "validate", "verified"),
     "step": (),
     "program": (),
-    "cluster": ("stop", "environment", "connection", "server", "rendezvous", "processes"),
+    "cluster": ("stop", "environment", "facts", "watchdog", "connection", "server", "rendezvous", "processes"),
     "runs": (
         "clock",
         "json_lines",
@@ -125,6 +125,8 @@ ROOMS = {
         "checkpoints",
         "start",
         "folder",
+        "owner",
+        "lock",
         "begin",
     ),
     "evaluate": (),

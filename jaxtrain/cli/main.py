@@ -64,9 +64,10 @@ def train(
     config, origin = experiment.experiment, experiment.origin
     if verify and (failed := verify_first(config, sys.argv[1:])):
         return failed
+    facts, limits = (lambda: config_facts(config, origin.file)), vars(config.runtime.deadlines)
     with (
         signals_of_command() as stop,
-        join_processes(lambda: config_facts(config, origin.file), config.runtime.deadline, report_error, stop),
+        join_processes(facts, config.runtime.deadline, report_error, stop, limits),
     ):
         made, state = train_to_the_end(config, run, origin, stop)
     done = int(state.step)

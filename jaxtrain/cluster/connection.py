@@ -14,7 +14,9 @@ One JSON object a line. In the order of a run:
 | client | promised                              | the number of that place                                         |
 | server | stop_at, code                         | the last of these places, where all stop with this exit code     |
 | client | failed, code                          | an error that ends my process with this exit code                |
-| server | abort, code                           | every process must exit with this code, for this reason          |
+| client | overdue, deadline                     | my phase, of which this is the name, takes longer than that      |
+| server | abort, code, stacks                   | every process must exit with this code, for this reason; whether |
+|        |                                       | it first writes the stacks of its threads                        |
 | server | all_done                              | every process has finished                                       |
 """
 

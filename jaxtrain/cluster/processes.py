@@ -4,39 +4,66 @@ Not here: where arrays live.
 """
 
 import contextlib
-import importlib.metadata
 import os
-import platform
 import sys
 from collections.abc import Callable, Generator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxtrain.base.files import digest
-from jaxtrain.cluster.environment import detect, read_int
+from jaxtrain.cluster.environment import ProcessInfo, detect, read_int
+from jaxtrain.cluster.facts import check_devices, process_facts
 from jaxtrain.cluster.rendezvous import ReportError, join
 from jaxtrain.cluster.stop import StopSignal
+from jaxtrain.cluster.watchdog import Watchdog
+
+NO_DEADLINE = 10**6
 
 
 @contextlib.contextmanager
 def join_processes(
-    facts: Callable[[], Mapping[str, Any]], deadline: float, report_error: ReportError, stop: StopSignal
+    facts: Callable[[], Mapping[str, Any]],
+    deadline: float,
+    report_error: ReportError,
+    stop: StopSignal,
+    deadlines: Mapping[str, float] | None = None,
 ) -> Generator[None]:
     """Join the other processes if a launcher started several, and initialise jax.distributed. Call before any use of a
     device.
 
     facts: what must be equal in every process, besides versions and sources.
     deadline: all processes end within this many seconds of the loss or failure of one, and name it; 0 leaves this to
-        jax. JAXTRAIN_JOIN_SECONDS (300) is how long to wait for the last process at the start.
+        jax.
     stop: what all processes stop by together.
+    deadlines: seconds by phase, as of `Watchdog`, which watches all within this context, in one process too; "join" is
+        how long to wait for the last process at the start, unless the variable JAXTRAIN_JOIN_SECONDS says otherwise.
 
-    Raises ConfigError where the processes do not run the same, SystemExit where one does not join.
+    Raises ConfigError where the processes do not run the same, Retry where one does not join.
     """
-    info = detect(os.environ)
+    info, deadlines = detect(os.environ), deadlines or {}
+    join_seconds = read_int(os.environ, "JAXTRAIN_JOIN_SECONDS", int(deadlines.get("join", 300)) or NO_DEADLINE)
+    own = 0 if info.coordinator_address is None else info.process_id
+    # To join has deadlines of its own, of which each names who is missing: ours is for what hangs in between.
+    with (
+        Watchdog({**deadlines, "join": 2 * join_seconds + 60}, lambda: (0, "join"), own) as dog,
+        _joined(info, facts, deadline, report_error, stop, join_seconds, dog),
+    ):
+        dog.progress = lambda: stop.progress()
+        yield
+
+
+@contextlib.contextmanager
+def _joined(
+    info: ProcessInfo,
+    facts: Callable[[], Mapping[str, Any]],
+    deadline: float,
+    report_error: ReportError,
+    stop: StopSignal,
+    join_seconds: int,
+    dog: Watchdog,
+) -> Generator[None]:
     if info.hint:
         print(f"jaxtrain: {info.hint}", file=sys.stderr)
     if info.coordinator_address is None:
@@ -45,8 +72,8 @@ def join_processes(
     others = f"{info.num_processes - 1} others at" if info.process_id == 0 else "the coordinator"
     own = f"process {info.process_id} of {info.num_processes}"
     print(f"{info.launcher}: {own}, waiting for {others} {info.coordinator_address}", file=sys.stderr)
-    join_seconds = read_int(os.environ, "JAXTRAIN_JOIN_SECONDS", 300)
-    client = join(info, {**_versions(), **facts()}, join_seconds, deadline, stop)
+    client = join(info, {**process_facts(), **facts()}, join_seconds, deadline, stop)
+    dog.ask_others, dog.leave = client.report_overdue, client.leave
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     jax.distributed.initialize(
@@ -60,19 +87,12 @@ def join_processes(
     )
     stop.report = lambda error: client.report_failure(error, report_error)
     try:
+        check_devices(jax.devices())
         yield
     except BaseException as error:
         client.report_failure(error, report_error)
         raise
     client.finish()
-
-
-def _versions() -> dict[str, str]:
-    """What must be equal in every process besides the experiment: Python, packages, and a hash of our sources."""
-    code = [file.read_bytes() for file in sorted(Path(__file__).parent.parent.rglob("*.py"))]
-    names = ("jaxtrain", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "grain")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **versions, "jaxtrain's files": digest(*code, length=16)}
 
 
 def is_first_process() -> bool:

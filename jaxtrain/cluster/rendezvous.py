@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 
-from jaxtrain.base.errors import ConfigError, ExitCode
+from jaxtrain.base.errors import ConfigError, ExitCode, Retry
 from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval, readable, silence_limit
 from jaxtrain.cluster.environment import ProcessInfo
 from jaxtrain.cluster.server import Server
 from jaxtrain.cluster.stop import StopSignal
+from jaxtrain.cluster.watchdog import write_stacks
 
 ReportError = Callable[[BaseException], int]
 """Prints an error for the user, and returns the exit code."""
@@ -52,7 +53,7 @@ class Client(threading.Thread):
                 self._abort(f"{process_0}, has died", ExitCode.RETRY)
             for message in messages or ():
                 if "abort" in message:
-                    self._abort(message["abort"], message["code"])
+                    self._abort(message["abort"], message["code"], message.get("stacks", False))
                 if "all_done" in message:
                     return
                 if "hold" in message:
@@ -80,18 +81,23 @@ class Client(threading.Thread):
         """
         if not self._limit or not self.is_alive():
             return
-        if not isinstance(error, ConfigError | KeyboardInterrupt):
+        if not isinstance(error, ConfigError | Retry | KeyboardInterrupt):
             time.sleep(self._limit + 1 if _may_be_consequence(error) else 2)
         self._leave(f"{type(error).__name__}: {error}", report(error))
-
-    def leave(self, message: str, code: int) -> None:
-        """End this process at once, and with it the others."""
-        print(f"jaxtrain: {message}", file=sys.stderr)
-        self._leave(message, code)
 
     def _leave(self, message: str, code: int) -> None:
         self._connection.send(failed=message[:2000], code=code)
         self._exit(code)
+
+    def leave(self, message: str, code: int) -> None:
+        """End this process at once, and with it the others."""
+        again = ": run the same command again" if code == ExitCode.RETRY else ""
+        print(f"jaxtrain: {message}{again}", file=sys.stderr)
+        self._leave(message, code)
+
+    def report_overdue(self, phase: str, deadline: float) -> None:
+        """Have the server end all processes, since this one's phase takes longer than its deadline."""
+        self._connection.send(overdue=phase, deadline=deadline)
 
     def finish(self) -> None:
         """Wait until all processes are done, still watching them; jax's own barrier at shutdown is then short."""
@@ -104,7 +110,8 @@ class Client(threading.Thread):
             self._server.join(5)
         self._connection.close()
 
-    def _abort(self, reason: str, code: int) -> None:
+    def _abort(self, reason: str, code: int, stacks: bool = False) -> None:
+        reason += f"; {write_stacks(reason)}" if stacks else ""
         again = ": run the same command again to resume" if code == ExitCode.RETRY else ""
         print(f"jaxtrain: {reason}. {self._name} stops too, with exit code {code:d}{again}", file=sys.stderr)
         self._exit(code)
@@ -124,7 +131,7 @@ def join(info: ProcessInfo, facts: Mapping[str, Any], join_seconds: float, deadl
     deadline: all processes end within this many seconds of the loss of one; 0 leaves this to jax.
     stop: what they stop by together.
 
-    Raises ConfigError where facts or process ids contradict each other, SystemExit where a process does not join.
+    Raises ConfigError where facts or process ids contradict each other, Retry where a process does not join.
     """
     host, _, port = (info.coordinator_address or "").rpartition(":")
     name = f"process {info.process_id} (host {socket.gethostname()}, pid {os.getpid()})"
@@ -148,8 +155,8 @@ def join(info: ProcessInfo, facts: Mapping[str, Any], join_seconds: float, deadl
         except OSError as error:
             reason = error.strerror or str(error)
         time.sleep(RECONNECT_SECONDS)
-    raise SystemExit(
-        f"jaxtrain: {name} of {info.num_processes} found no coordinator at {info.coordinator_address} in "
+    raise Retry(
+        f"{name} of {info.num_processes} found no coordinator at {info.coordinator_address} in "
         f"{join_seconds:g} s: {reason}. Check that process 0 runs, that every host can resolve {host}, and that no "
         f"firewall blocks port {port}; JAXTRAIN_JOIN_SECONDS sets how long to wait"
     )
@@ -163,7 +170,7 @@ def _started(answer: Message, client: Client, stop: StopSignal) -> Client:
     client.disconnect()
     if answer.get("code") == ExitCode.USER_ERROR:
         raise ConfigError(answer["abort"])
-    raise SystemExit(f"jaxtrain: {answer.get('abort', 'process 0 has died while it waited for the others')}")
+    raise Retry(answer.get("abort", "process 0 has died while it waited for the others"))
 
 
 def _may_be_consequence(error: BaseException) -> bool:

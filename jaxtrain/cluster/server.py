@@ -6,6 +6,7 @@ keeps its connections. Not here: the side of the other processes (`rendezvous`).
 """
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -15,9 +16,13 @@ from typing import Any
 from jaxtrain.base.config import difference
 from jaxtrain.base.errors import ExitCode
 from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval, readable
+from jaxtrain.cluster.facts import clock_warnings
 
 LOOP_PHASES = ("data", "step", "other")
 """The phases of a step in their order. Only in these may a process be stuck: compiling or saving may take long."""
+
+PHASES = ("compile", "restore", *LOOP_PHASES, "eval", "save")
+"""The phases in their order."""
 
 EXIT_SECONDS = 3
 """How long process 0 waits for the others to exit before it does."""
@@ -44,11 +49,24 @@ class RunAborted(Exception):
     """The reason why every process must exit, and its exit code.
 
     unresponsive: ids of processes that will not exit by themselves, so that nobody should wait for them.
+    stacks: whether every process first writes the stacks of its threads.
     """
 
-    def __init__(self, reason: str, code: int, unresponsive: Collection[int] = ()) -> None:
+    def __init__(self, reason: str, code: int, unresponsive: Collection[int] = (), stacks: bool = False) -> None:
         super().__init__(reason)
-        self.code, self.unresponsive = code, unresponsive
+        self.code, self.unresponsive, self.stacks = code, unresponsive, stacks
+
+
+def _comparable(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Facts of two processes, without clocks, and of packages those that both have imported."""
+    packages = [one.get("packages", {}) for one in (expected, found)]
+    both = packages[0].keys() & packages[1].keys()
+    first, second = (
+        {name: value for name, value in one.items() if name not in ("clock", "packages")}
+        | {name: own[name] for name in sorted(both)}
+        for one, own in zip((expected, found), packages, strict=True)
+    )
+    return first, second
 
 
 def compare_facts(facts: Mapping[str, Mapping[str, Any]]) -> str:
@@ -60,7 +78,7 @@ def compare_facts(facts: Mapping[str, Mapping[str, Any]]) -> str:
     differences = [
         f"{name} does not run what {first} runs; what differs ({first} → {name}):\n{text}"
         for name, found in others
-        if (text := difference(expected, found))
+        if (text := difference(*_comparable(expected, found)))
     ]
     return "\n".join(differences[:3])
 
@@ -82,6 +100,21 @@ def find_stuck(statuses: Sequence[Status], limit: float) -> list[int]:
     if len(behind) == len(statuses) or statuses[behind[0]].phase == "step":
         return []
     return behind
+
+
+def overdue(process: int, phase: str, deadline: float, statuses: Sequence[Status]) -> str:
+    """Why a run aborts whose process is in a phase for longer than its deadline, with the processes it may wait for."""
+    own = statuses[process]
+    behind = [str(each) for each in statuses if _position(each) < _position(own)]
+    ahead = [each.name for each in statuses if _position(each) > _position(own)]
+    text = f"{own.name}, in step {own.step} ({phase}), takes longer than deadlines.{phase}, {deadline:g} s; "
+    if behind:
+        return f"{text}not arrived there: {'; '.join(behind)}"
+    return text + (f"further: {', '.join(ahead)}" if ahead else "all others are there too")
+
+
+def _position(status: Status) -> tuple[int, int]:
+    return status.step, PHASES.index(status.phase) if status.phase in PHASES else 0
 
 
 class Server(threading.Thread):
@@ -106,6 +139,8 @@ class Server(threading.Thread):
         """The exit code of a requested stop; None without."""
         self._promised: dict[int, int] = {}
         """The place that each process will not pass before all have agreed where to stop."""
+        self._ahead: dict[str, float] = {}
+        """By name, how many seconds each process's time of day is ahead of this one's."""
 
     def run(self) -> None:
         """From the first connection to the end of the run, or its abort."""
@@ -116,7 +151,7 @@ class Server(threading.Thread):
             self._watch()
             self._broadcast(all_done=True)
         except RunAborted as abort:
-            self._broadcast(abort=str(abort), code=abort.code)
+            self._broadcast(abort=str(abort), code=abort.code, **({"stacks": True} if abort.stacks else {}))
             # jax's coordination service ends with this process, and would kill the others before they print the reason.
             self._wait_for_exit({*self._connections} - {0, *abort.unresponsive})
         finally:
@@ -132,7 +167,7 @@ class Server(threading.Thread):
         while len(self._connections) < len(self._processes):
             ready = readable([self._listener, *self._unknown], end - time.monotonic())
             if not ready:
-                raise RunAborted(self._absent(), ExitCode.FAILED)
+                raise RunAborted(self._absent(), ExitCode.RETRY)
             for source in ready:
                 if source is self._listener:
                     self._unknown.append(Connection(self._listener.accept()[0]))
@@ -142,6 +177,8 @@ class Server(threading.Thread):
         facts = {self._statuses[process].name: self._facts[process] for process in self._processes}
         if text := compare_facts(facts):
             raise RunAborted(text, ExitCode.USER_ERROR)
+        for warning in clock_warnings(self._ahead):
+            print(f"jaxtrain: {warning}", file=sys.stderr)
 
     def _absent(self) -> str:
         absent = ", ".join(str(process) for process in self._processes if process not in self._statuses)
@@ -169,6 +206,8 @@ class Server(threading.Thread):
             raise RunAborted(counts, ExitCode.USER_ERROR)
         self._statuses[process] = Status(name, time.monotonic())
         self._facts[process] = facts
+        if isinstance(clock := facts.get("clock"), int | float):
+            self._ahead[name] = clock - time.time()
         self._connections[process] = connection
         self._unknown.remove(connection)
 
@@ -186,7 +225,9 @@ class Server(threading.Thread):
                 raise RunAborted(f"no heartbeat for {self._limit:g} s from {names}", ExitCode.RETRY, silent)
             if self._limit and (stuck := find_stuck(statuses, self._limit)):
                 names = "; ".join(str(statuses[process]) for process in stuck)
-                raise RunAborted(f"all others have waited for {self._limit:g} s for {names}", ExitCode.RETRY, stuck)
+                raise RunAborted(
+                    f"all others have waited for {self._limit:g} s for {names}", ExitCode.RETRY, stuck, stacks=True
+                )
             if now - last_sent > interval:
                 last_sent = now
                 self._broadcast(heartbeat=str(statuses[0]))
@@ -199,6 +240,10 @@ class Server(threading.Thread):
         elif messages is None:
             raise RunAborted(f"{status}, has died", ExitCode.RETRY, [process])
         for message in messages or ():
+            if "overdue" in message:
+                statuses = [self._statuses[each] for each in self._processes]
+                text = overdue(process, message["overdue"], message["deadline"], statuses)
+                raise RunAborted(text, ExitCode.RETRY, stacks=True)
             if "failed" in message:
                 raise RunAborted(f"{status}, failed: {message['failed']}", message["code"])
             if "stop" in message or "promised" in message:

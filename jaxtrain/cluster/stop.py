@@ -68,7 +68,7 @@ class StopSignal:
         """The step and the phase that the run is in."""
         self.ask_others: Callable[[int], None] | None = None
         """Asks the other processes of the run to stop with an exit code; None where there are none."""
-        self.leave: Callable[[str, int], None] = leave
+        self.leave: Callable[[str, int], None] = exit_now
         """Ends the process at once, with a message and an exit code."""
         self.report: Callable[[BaseException], None] = lambda error: None
         """Called with an error first of all: to close anything may wait for the other processes."""
@@ -194,10 +194,11 @@ class StopSignal:
             self.leave(f"stopped by a signal ({self.progress()[1]}): nothing was to be saved", self.code)
 
 
-def leave(message: str, code: int) -> None:
+def exit_now(message: str, code: int) -> None:
     """Ends this process at once, whatever its threads do."""
+    again = ": run the same command again" if code == ExitCode.RETRY else ""
     with contextlib.suppress(OSError):
-        os.write(2, f"jaxtrain: {message}\n".encode())
+        os.write(2, f"jaxtrain: {message}{again}\n".encode())
     os._exit(code)
 
 

@@ -48,6 +48,38 @@ class Retention(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Deadlines(Checked):
+    """Seconds after which a phase of a run counts as hung; 0 for none. Then the stacks of all threads of all processes
+    are in the run folder, and the run ends with code 75.
+
+    Generous, since what takes long and ends well must never be ended. Each step and each batch of an evaluation counts
+    anew.
+    """
+
+    lock: NonNegativeInt = 30
+    """Until another process that writes the run folder has ended: a job that was requeued may be there too early."""
+    join: NonNegativeInt = 300
+    """Until all processes have joined; JAXTRAIN_JOIN_SECONDS goes before it."""
+    compile: NonNegativeInt = 4 * 3600
+    """Fitting the experiment to its data, tracing and compiling the step."""
+    restore: NonNegativeInt = 2 * 3600
+    """Restoring a checkpoint, or making the first state."""
+    data: NonNegativeInt = 1800
+    """Waiting for one batch."""
+    step: NonNegativeInt = 1800
+    """One step."""
+    eval: NonNegativeInt = 3600
+    """One batch of an evaluation, whose first one is compiled."""
+    save: NonNegativeInt = 2 * 3600
+    """Waiting for the save before, and for the last one to be durable."""
+    other: NonNegativeInt = 4 * 3600
+    """Anything else: beginning the run, observers, waiting for other processes at the end."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Runtime(Checked):
     """How a run runs, never what it computes. On the command line its flags have no prefix: `--log-every`.
 
@@ -64,6 +96,8 @@ class Runtime(Checked):
     """Which checkpoints stay."""
     deadline: NonNegativeInt = 60
     """Of several processes, all end within this many seconds of the loss of one; 0 leaves that to jax."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    """Of each phase: what takes longer hangs."""
     compiler_options: Mapping[str, str | bool] = field(default_factory=dict)
     """Options of XLA for the train step, beside XLA_FLAGS."""
     profile: str | None = None

@@ -1,6 +1,7 @@
 """Creates the folder of a run, or finds that of the run which resumes. Not here: reading it."""
 
 import importlib.metadata
+import re
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from jaxtrain.base.config import find, flatten, to_json
 from jaxtrain.base.errors import ConfigError, cannot_write
 from jaxtrain.base.files import write_json
 from jaxtrain.base.provenance import environment
+from jaxtrain.cluster import watchdog
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
 from jaxtrain.data.remembered import remember_inputs
 from jaxtrain.data.sources.images import ImageFolder
@@ -16,32 +18,48 @@ from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin
 from jaxtrain.experiment.saved import read_saved
 from jaxtrain.runs.folder import Run, as_begun, check_same, horizon_of_run
+from jaxtrain.runs.lock import Lock
 
 
-def begin(folder: Path | None, experiment: Experiment, origin: Origin | None) -> Run:
+def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lock: Lock | None = None) -> Run:
     """The run in `folder`, created or about to be resumed; without a folder, a new one under runs/. It keeps the
     horizon of its schedules that it is created with.
 
-    Raises ConfigError where the folder holds a run of another experiment, naming the differences, or cannot be written.
+    lock: takes the folder, before anything is written, for as long as it is open; None for the time of this call.
+
+    Raises ConfigError where the folder holds a run of another experiment, naming the differences, or cannot be written,
+    and Retry where another process is writing it.
     """
+    if lock is None:
+        with Lock(experiment.runtime.deadlines.lock) as lock:
+            return begin(folder, experiment, origin, lock)
     _check_classes(experiment)
     name = "run"
     if origin is not None:
         name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
     folder = folder or _new_folder(Path("runs") / name)
-    horizon = horizon_of_run(folder, experiment)
-    experiment = as_begun(experiment, horizon)
     try:
-        if (folder / "experiment.json").is_file():
-            check_same(folder, read_saved(folder)["config"], experiment)
-        elif folder.exists() and not _unfinished(folder, origin):
-            raise ConfigError(f"{folder} exists and is not a run: choose another --run folder")
+        _check_folder(folder, experiment, origin)  # so that no lock is left in what is no run
+        lock.take(folder)
+        watchdog.stacks_into(folder)
+        horizon, experiment = _check_folder(folder, experiment, origin)  # another process may just have begun it
         if is_first_process():
             _write_files(folder, experiment, horizon, origin)
     except OSError as error:
         raise cannot_write(f"the run folder {folder}", error) from error
     broadcast_from_first(0)  # a barrier: no process reads the folder before process 0 has written it
     return Run(folder, experiment=experiment)
+
+
+def _check_folder(folder: Path, experiment: Experiment, origin: Origin | None) -> tuple[int, Experiment]:
+    """The horizon of the run, and the experiment with it. Raises ConfigError where the folder is of another one."""
+    horizon = horizon_of_run(folder, experiment)
+    experiment = as_begun(experiment, horizon)
+    if (folder / "experiment.json").is_file():
+        check_same(folder, read_saved(folder)["config"], experiment)
+    elif folder.exists() and not _unfinished(folder, origin):
+        raise ConfigError(f"{folder} exists and is not a run: choose another --run folder")
+    return horizon, experiment
 
 
 def _check_classes(experiment: Experiment) -> None:
@@ -80,7 +98,8 @@ def _numbered(folder: Path, number: int) -> Path:
 def _unfinished(folder: Path, origin: Origin | None) -> bool:
     """Whether a folder holds at most a launcher's logs and what `_write_files` leaves when it is killed."""
     left = {"environment.json", "data", "logs", *([origin.file.name] if origin else [])}
-    return folder.is_dir() and all(path.name in left or path.suffix == ".tmp" for path in folder.iterdir())
+    beside = r"\.?lock\.json.*|(stacks|traceback)(-\d+)?\.txt|.*\.tmp"
+    return folder.is_dir() and all(path.name in left or re.fullmatch(beside, path.name) for path in folder.iterdir())
 
 
 def _write_files(folder: Path, experiment: Experiment, horizon: int, origin: Origin | None) -> None:
