@@ -85,6 +85,8 @@ ROOMS = {
         "tokens/tokenizers",
         "tokens/files",
         "tokens/packing",
+        "ahead",
+        "workers",
         "reading",
         "stack",
         "pipeline",

@@ -45,6 +45,10 @@ def nearest(name: str, names: Iterable[str], listed: bool = True) -> str:
     return f"; known: {', '.join(known)}" if known and listed else ""
 
 
+class Retry(Exception):
+    """Something that the same command, run again, may get past: exit code 75."""
+
+
 class Diverged(Exception):
     """A run whose gradients or loss are no longer finite: exit code 4."""
 
