@@ -33,6 +33,7 @@ ROOMS = {
         "lazy",
         "flops",
         "hardware",
+        "threads",
     ),
     "sharding": ("layout", "constraints", "feed", "stages"),
     "models": (
