@@ -130,7 +130,7 @@ ROOMS = {
     ),
     "evaluate": (),
     "train": (),
-    "analysis": ("hlo", "describe", "textbook", "explain", "shrink", "judge", "verify", "databench"),
+    "analysis": ("hlo", "describe", "textbook", "explain", "shrink", "judge", "verify", "verify_resume", "databench"),
     "launch": ("job", "slurm", "tpu", "kubernetes", "local"),
     "cli": ("terminal", "verbs", "flags", "data", "launch", "first", "main"),
 }
