@@ -62,7 +62,7 @@ def test_the_small_experiment_keeps_data_and_transforms_and_is_cut_to_a_small_vo
     assert made.data.transforms[0] == Noised()
     assert (made.data.batch_size, made.data.workers, made.steps) == (8, 2, 12)
     batch = next(made.data.batches())
-    assert batch["tokens"].max() < made.task.model.vocab
+    assert batch["tokens"].max() < getattr(made.task.model, "vocab", 0)
     assert sum(len(list(data.epoch())) for data in made.evals.values()) == 2
 
 

@@ -114,7 +114,7 @@ def follow_plan(experiment: Experiment, origin: Origin) -> int | None:
             threading.Timer(plan.after, os.kill, (os.getpid(), plan.by)).start()
 
     if plan.by:
-        kind.__enter__ = entered
+        setattr(kind, "__enter__", entered)  # noqa: B010, since a method is no field
     made = small(experiment)
     if plan.mesh:
         made = replace(made, layout=replace(made.layout, mesh=plan.mesh))
@@ -142,7 +142,7 @@ def verify_resume(
     with tempfile.TemporaryDirectory(prefix="jaxtrain-verify-resume-") as place:
         whole, rows, differences, chains = Path(place) / "whole", list[str](), list[str](), 0
         _start(command, _Plan(str(whole)))
-        expected = _ended(whole)
+        expected = ended(whole)
         print(
             f"{STEPS} steps, {len(expected[0])} leaves, {len(expected[1])} lines of metrics; {kills} kills, seed {seed}"
         )
@@ -159,7 +159,7 @@ def verify_resume(
                 if not killed:
                     raise ConfigError(f"a process ended with exit code {code}; its output is above")
                 rows.append(f"  run {chains}  {signal.Signals(plan.by).name:7}  {plan.phase}")
-            differences += [f"run {chains}: {each}" for each in _differences(expected, _ended(folder))]
+            differences += [f"run {chains}: {each}" for each in unlike(expected, ended(folder))]
         print("\n".join(sorted(set(f"{row}  × {rows.count(row)}" for row in rows))))
         if mesh:
             differences += _on_another_mesh(command, whole, mesh, expected)
@@ -229,11 +229,12 @@ Ended = tuple[dict[str, np.ndarray], list[dict[str, Any]]]
 """The leaves of the last state, and the lines of metrics without what depends on the clock."""
 
 
-def _ended(folder: Path) -> Ended:
+def ended(folder: Path, steps: int = STEPS) -> Ended:
+    """What a run came to in `folder`. Raises ConfigError where it has no checkpoint of its last step."""
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        kinds = {name: kind for name, kind in checkpoints.leaves(STEPS).items() if "[0" not in kind}
+        kinds = {name: kind for name, kind in checkpoints.leaves(steps).items() if "[0" not in kind}
         keys = {name for name, kind in kinds.items() if kind.startswith("key<")}
-        arrays = checkpoints.arrays(STEPS, {name: _shape(kind) for name, kind in kinds.items() if name not in keys})
+        arrays = checkpoints.arrays(steps, {name: _shape(kind) for name, kind in kinds.items() if name not in keys})
     lines = [
         {name: value for name, value in line.items() if name not in _OF_THE_CLOCK and not name.startswith("seconds_")}
         for line in read_metrics(folder)
@@ -247,7 +248,8 @@ def _shape(kind: str) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(int(n) for n in shape.split(",") if n), np.dtype(dtype), sharding=place)
 
 
-def _differences(expected: Ended, found: Ended) -> list[str]:
+def unlike(expected: Ended, found: Ended) -> list[str]:
+    """What is not bitwise the same: the first line of metrics, their number, and leaves."""
     lines = []
     for before, after in zip(expected[1], found[1], strict=False):
         names = [name for name in before if before[name] != after.get(name) and before[name] == before[name]]
@@ -273,7 +275,7 @@ def _on_another_mesh(command: Sequence[str], whole: Path, mesh: Mapping[str, int
     shown = " ".join(f"{axis} {size}" for axis, size in mesh.items())
     if code:
         return [f"resumed on {shown}: exit code {code}"]
-    found = _ended(folder)[0]
+    found = ended(folder)[0]
     apart = {name: ulps(x, found[name]) for name, x in expected[0].items() if x.dtype == np.float32}
     most = max(apart, key=lambda name: apart[name])
     count = sum(bool(each) for each in apart.values())
