@@ -141,7 +141,8 @@ def verify_resume(
         return False
     with tempfile.TemporaryDirectory(prefix="jaxtrain-verify-resume-") as place:
         whole, rows, differences, chains = Path(place) / "whole", list[str](), list[str](), 0
-        _start(command, _Plan(str(whole)))
+        if code := _start(command, _Plan(str(whole))):
+            raise ConfigError(f"the run that is not killed ended with exit code {code}; its output is above")
         expected = ended(whole)
         print(
             f"{STEPS} steps, {len(expected[0])} leaves, {len(expected[1])} lines of metrics; {kills} kills, seed {seed}"
