@@ -192,11 +192,11 @@ def shared_memory() -> set[str]:
     return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
 
 
-def moment(job: Job, draw: random.Random, startup: float) -> float:
+def moment(job: Job, draw: random.Random, startup: float, kind: str) -> float:
     """Wait for a random moment: in 4 of 10 cases while the job starts, else while it trains. Returns how many seconds
     starting takes, if it was seen.
     """
-    if draw.random() < 0.4:
+    if draw.random() < 0.4 and kind != "worker":  # which are started last
         time.sleep(draw.random() * startup)
         return startup
     begun = time.monotonic()
@@ -239,7 +239,7 @@ def soak(kills: int, kinds: Sequence[str], seed: int, place: Path) -> list[str]:
             if done < kills and own < 8:
                 usable = [each for each in kinds if scenario[2] > 1 or each not in ("coordinator", "other process")]
                 kind = draw.choice(usable)
-                startup[name] = moment(job, draw, startup[name])
+                startup[name] = moment(job, draw, startup[name], kind)
                 kind = kind if job.kill(kind, draw) else ""
             try:
                 codes = job.end()
