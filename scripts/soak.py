@@ -32,7 +32,7 @@ from jaxtrain.models import Blocks, Transformer
 from jaxtrain.optimizers import AdamW, CosineDecay
 from jaxtrain.tasks import LanguageModel
 
-STEPS, BATCH_SECONDS, HANG_SECONDS, MARK = 40, 0.04, 150.0, "JAXTRAIN_SOAK"
+STEPS, BATCH_SECONDS, HANG_SECONDS, MARK = 40, 0.12, 150.0, "JAXTRAIN_SOAK"
 RUN_FILES = {
     *("experiment.json", "environment.json", "metrics.jsonl", "events.jsonl", "soak.py", "tensorboard", "checkpoints"),
     *("lock.json", "steps.bin", "flight.json", "data", "damaged", "logs"),
@@ -208,7 +208,7 @@ def moment(job: Job, draw: random.Random, startup: float, kind: str) -> float:
             break
         time.sleep(0.01)
     startup = time.monotonic() - begun
-    time.sleep(draw.random() * STEPS * BATCH_SECONDS)
+    time.sleep(draw.random() * STEPS * BATCH_SECONDS / 2)  # two workers read
     return startup
 
 
