@@ -98,7 +98,7 @@ def main() -> Experiment:
 def run(file: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "jaxtrain", "verify-resume", str(file), *flags],
-        env={**launch.environment(), "PYTHONPATH": str(launch.HERE)},
+        env={**launch.environment(), "PYTHONPATH": f"{launch.HERE}:{launch.HERE.parent}"},
         capture_output=True,
         text=True,
         timeout=400,

@@ -120,7 +120,7 @@ ENDS = {
 @pytest.mark.parametrize("by", ENDS)
 def test_workers_end_with_the_trainer_however_it_ends_and_whatever_they_do(by: str, does: str, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "TMPDIR": str(tmp_path / "tmp")}
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "TMPDIR": str(tmp_path / "tmp")}
     reached = tmp_path / "reached"
     trainer = subprocess.Popen(
         [sys.executable, "-c", TRAINER + ENDS[by], does, str(reached)],
@@ -145,7 +145,12 @@ def test_workers_end_with_the_trainer_however_it_ends_and_whatever_they_do(by: s
     else:
         trainer.stdin.write("\n")
         trainer.stdin.flush()
-    until(lambda: all(gone(process) for process in workers), f"{workers} are left")
+    try:
+        until(lambda: all(gone(process) for process in workers), f"{workers} are left")
+    finally:
+        for process in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
     trainer.communicate(timeout=20)
     assert list((tmp_path / "tmp").iterdir()) == []
 
@@ -252,7 +257,7 @@ def test_a_reader_that_hangs_keeps_neither_closing_nor_the_interpreter_from_endi
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HUNG, str(tmp_path / "once"), str(workers)],
-        env={**os.environ, "PYTHONPATH": str(HERE)},
+        env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}"},
         capture_output=True,
         text=True,
         timeout=60,
