@@ -1,15 +1,24 @@
 """The command `jaxtrain`, and `python -m jaxtrain`: hears signals first, then imports all that it needs."""
 
+import sys
+
+from jaxtrain.base.threads import leave_hanging_threads
 from jaxtrain.cluster.stop import signals_of_command
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line, and end though threads hang."""
+    code = 0
     with signals_of_command() as stop:
         stop.importing = True
         from jaxtrain.cli.main import main as command
 
-        command()
+        try:
+            command()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    leave_hanging_threads(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 import json
 import math
+import re
+import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.cluster.stop import StopSignal
+from jaxtrain.runs import tensorboard
 from jaxtrain.runs.json_lines import read_lines
 from jaxtrain.runs.metrics_log import MetricsLog, read_metrics
 from jaxtrain.runs.observers import Observers
@@ -144,3 +149,69 @@ def test_a_tensorboard_that_cannot_be_written_is_reported_once_and_never_stops_t
     observers.trained(2, {"loss": 1.0}, {})
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 2
     assert [event["kind"] for event in read_lines(tmp_path / "events.jsonl")] == ["tensorboard_failed"]
+
+
+def with_a_tracker_that(write: Callable[..., object], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kinds of events of three periods and the end, and that all of them are in metrics.jsonl."""
+    monkeypatch.setattr(TensorBoard, "_append", write)
+    monkeypatch.setattr(tensorboard, "WAIT_SECONDS", 0.05)
+    observers = Observers(folder, tiny.main(), 0, StopSignal())
+    for step in (1, 2, 3):
+        observers.trained(step, {"loss": 1.0}, {})
+    observers.ended(3)
+    observers.close()
+    assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3]
+    events = read_lines(folder / "events.jsonl")
+    return [f"{event['kind']} {event['step']} {event['error']}".partition(" (")[0] for event in events]
+
+
+@pytest.mark.parametrize("error", [OSError("no space"), TimeoutError("no answer")])
+def test_a_tensorboard_write_that_raises_is_an_event_and_no_stop(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*arguments: object) -> None:
+        raise error
+
+    found = with_a_tracker_that(write, tmp_path, monkeypatch)
+    assert found == [f"tensorboard_failed 1 {type(error).__name__}: {error}"]
+
+
+def test_a_tensorboard_write_that_hangs_is_an_event_and_no_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung = threading.Event()
+    monkeypatch.setattr(tensorboard, "HANG_SECONDS", 0.0)
+    (event,) = with_a_tracker_that(lambda *_: hung.wait(), tmp_path, monkeypatch)
+    assert re.fullmatch(r"tensorboard_failed 1 TimeoutError: .*tfevents.* was not written within 0 s", event)
+    hung.set()
+
+
+def test_a_tensorboard_write_that_takes_long_is_waited_for_once_and_all_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, original = threading.Event(), TensorBoard._append
+
+    def write(*arguments: Any) -> None:
+        slow.wait()
+        original(*arguments)
+
+    monkeypatch.setattr(tensorboard, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(TensorBoard, "_append", write)
+    shown = TensorBoard(tmp_path / "tensorboard", 0)
+    for step in (1, 2):
+        shown.trained(RUN, step, {"loss": step}, {})
+    assert not (tmp_path / "tensorboard").exists()
+    monkeypatch.setattr(tensorboard, "WAIT_SECONDS", 20)
+    slow.set()
+    shown.ended(RUN, 2)
+    assert scalars(tmp_path) == [(1, "train/loss", 1), (2, "train/loss", 2)]
+
+
+def test_a_tensorboard_whose_folder_is_deleted_goes_on_in_a_new_one(tmp_path: Path) -> None:
+    observers = Observers(tmp_path, tiny.main(), 0, StopSignal())
+    observers.trained(1, {"loss": 1.0}, {})
+    shutil.rmtree(tmp_path / "tensorboard")
+    observers.trained(2, {"loss": 2.0}, {})
+    assert scalars(tmp_path) == [(2, "train/loss", 2)]
+    assert tensorboard_events(tmp_path)[0].file_version == "brain.Event:2"
+    assert read_lines(tmp_path / "events.jsonl") == []

@@ -143,6 +143,32 @@ def verify(
 
 
 @VERBS.verb
+def verify_resume(experiment: Fields, kills: int = 20, kill_seed: int = 0, mesh: str = "data 2") -> int:
+    """Train an experiment, made small, kill it at random moments in every phase, resume it, and compare it bitwise with
+    a run that is not killed.
+
+    Every kill starts a process, which takes about 5 s: 20 take two minutes.
+
+    Args:
+        kills: How often to kill. One kill in four is a SIGTERM, the others are SIGKILL.
+        kill_seed: Of the moments.
+        mesh: Resume on this mesh of simulated devices too, and show the difference; "" for none.
+    """
+    from jaxtrain.analysis.verify import read_mesh
+    from jaxtrain.analysis.verify_resume import follow_plan
+    from jaxtrain.analysis.verify_resume import verify_resume as compare
+
+    if kills < 1:
+        raise ConfigError(f"--kills {kills}: give at least 1")
+    other, config = read_mesh(mesh, 2) if mesh else {}, fit(experiment.experiment)
+    code = follow_plan(config, experiment.origin)
+    if code is not None:
+        return code
+    command = [sys.executable, "-m", "jaxtrain", *sys.argv[1:]]
+    return ExitCode.FINISHED if compare(config, command, kills, kill_seed, other) else ExitCode.FAILED
+
+
+@VERBS.verb
 def evaluate(
     run: RunFolder, step: SavedStep | None = None, split: str | None = None, code: Code = None, data: Code = None
 ) -> None:

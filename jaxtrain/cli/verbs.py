@@ -19,8 +19,8 @@ class Verbs:
         self._named: dict[str, FunctionType | Verbs] = {}
 
     def verb(self, function: Verb) -> Verb:
-        """Decorator: adds a function under its own name."""
-        self._named[function.__name__] = function
+        """Decorator: adds a function under its own name, with hyphens."""
+        self._named[function.__name__.replace("_", "-")] = function
         return function
 
     def group(self, name: str, verbs: "Verbs") -> None:

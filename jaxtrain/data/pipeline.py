@@ -35,7 +35,7 @@ class Pipeline(Checked):
         batch_size: rows of the global batch, over all processes.
         shuffle: visit the examples of every epoch in another random order.
         seed: of the order and of random transforms; 0 <= seed < 2**32.
-        workers: worker processes that read, for transforms that hold the GIL; each takes 5 to 10 s to start.
+        workers: worker processes that read, for transforms that hold the GIL; each takes about a second to start.
         threads: reading threads in each process that reads; with 0 a batch is read when it is needed.
         prefetch: batches read ahead in each process that reads.
 

@@ -1,7 +1,10 @@
-"""Reading ahead in threads and processes. The one module that imports grain."""
+"""In which order examples are visited, and reading batches ahead. The one module that imports grain.
+
+Not here: worker processes, which are not grain's: those hold named shared memory and semaphores, which a killed trainer
+leaves behind, and one that hangs holds up the end of its trainer for 25 s.
+"""
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -10,9 +13,9 @@ from typing import Any, TypeVar
 
 import grain
 import numpy as np
-from absl import flags
 
 from jaxtrain.data.sources.base import HostBatch, Indexed
+from jaxtrain.data.workers import read_in_workers
 
 T = TypeVar("T")
 
@@ -68,36 +71,18 @@ def read(batches: Indexed[HostBatch], *, threads: int, workers: int, prefetch: i
     """Yield every item of `batches` in order, `prefetch` ahead of the reader in each process that reads.
 
     The items are the same for any number of threads and workers. `batches` is pickled when there are workers.
-    Exceptions come back with their own type. Closing the iterator stops the threads and processes.
+    Exceptions come back with their own type. Closing the iterator stops the threads and processes, and waits only a few
+    seconds for one that hangs. A worker that is killed is replaced a few times; then `Retry` is raised.
     """
-    # Without options grain runs 16 threads and keeps 500 items, here batches, in memory.
-    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
-    dataset = grain.MapDataset.source(batches).to_iter_dataset(ahead)
+    depth = max(prefetch, threads)
     if workers:
-        # grain hands absl's flags to its workers, and fails in a program that parsed none.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    reading = iter(dataset)
+        reading: Any = read_in_workers(batches, workers, threads, depth)
+    else:
+        # Without options grain runs 16 threads and keeps 500 items, here batches, in memory.
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=depth)
+        reading = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
     with contextlib.closing(reading):
-        if workers:
-            with _without_current_folder():
-                first = next(reading)  # starts the processes
-            yield first
         yield from reading
-
-
-@contextlib.contextmanager
-def _without_current_folder() -> Generator[None]:
-    """Python processes that are started within do not import from the current folder, where a `random.py` may lie."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("PYTHONSAFEPATH", None)
-        if before is not None:
-            os.environ["PYTHONSAFEPATH"] = before
 
 
 def to_device(batches: Iterator[HostBatch], put: Callable[[HostBatch], T], depth: int = 2) -> Generator[T, None, None]:

@@ -5,11 +5,12 @@ Not here: what any of them does, and when they are called.
 
 import traceback
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.errors import Retry
+from jaxtrain.base.threads import CallThread
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.experiment.experiment import Experiment
@@ -42,7 +43,7 @@ class Observers:
         self._mirrors: list[Watcher] = [TensorBoard(folder / "tensorboard", start)] if first else []
         self._mirrors += [Profiler(folder / "profile", profiled)] if first and profiled else []
         self._others: list[Observer] = list(experiment.observers) if first else []
-        self._thread = ThreadPoolExecutor(1, "observers")
+        self._thread = CallThread("observers")
         self._last_call: Future[None] | None = None
 
     @property
@@ -94,7 +95,7 @@ class Observers:
 
     def close(self) -> None:
         """Call nothing more."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
         for each in (*self._mirrors, *self._own):
             each.close()
 

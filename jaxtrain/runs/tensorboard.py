@@ -3,17 +3,30 @@
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
+from jaxtrain.base.threads import CallThread
 from jaxtrain.experiment.observers import ObservedRun, Scores
 from jaxtrain.runs.watcher import Watcher
 
+WAIT_SECONDS = 1.0
+"""How long a call waits for its write."""
+
+HANG_SECONDS = 60.0
+"""A write that takes longer has failed."""
+
 
 class TensorBoard(Watcher):
-    """Writes one TensorBoard event file in `folder`, created by the first scalars; a call is on disk when it returns.
+    """Writes one TensorBoard event file in `folder`, created by the first scalars, in a thread of its own: a call is on
+    disk when it returns, unless that takes longer than `WAIT_SECONDS`.
 
     start: the steps done. What earlier files hold of later steps is hidden.
+
+    A call raises what its write raised or one before it, TimeoutError where one has hung for `HANG_SECONDS`.
     """
 
     # Not tensorboardX's SummaryWriter: a full disk ends its thread, and then its queue blocks the run. Nor its
@@ -23,6 +36,10 @@ class TensorBoard(Watcher):
         # In nanoseconds: a run that is resumed within a second needs a second file, which may hide steps of the first.
         self._path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         self._hide_from: int | None = start + 1
+        self._unfinished: deque[Future[None]] = deque()
+        self._since = 0.0
+        """When the writes that are unfinished began to be."""
+        self._thread = CallThread("tensorboard")
 
     def trained(self, run: ObservedRun, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
         self._write(step, {f"train/{name}": value for name, value in {**metrics, **rates}.items()})
@@ -36,18 +53,47 @@ class TensorBoard(Watcher):
         from tensorboardX.writer import Event, SessionLog
 
         now = time.time()
+        first = [Event(wall_time=now, file_version="brain.Event:2")]
         events = []
-        if not self._path.exists():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            events.append(Event(wall_time=now, file_version="brain.Event:2"))
         if self._hide_from is not None:
             start = SessionLog(status=SessionLog.START)
             events.append(Event(wall_time=now, step=self._hide_from, session_log=start))
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         events.append(Event(wall_time=now, step=step, summary=Summary(value=values)))
+        self._hide_from = None
+        waits = not self._unfinished
+        if waits:
+            self._since = time.monotonic()
+        self._unfinished.append(self._thread.submit(self._append, first, events))
+        self._check(WAIT_SECONDS if waits else 0)
+
+    def _append(self, first: list[Any], events: list[Any]) -> None:
+        if not self._path.exists():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            events = first + events
         with self._path.open("ab") as file:
             file.write(b"".join(_tfrecord(event.SerializeToString()) for event in events))
-        self._hide_from = None
+
+    def ended(self, run: ObservedRun, step: int) -> None:
+        self._check(WAIT_SECONDS)
+
+    def close(self) -> None:
+        self._thread.close()
+
+    def _check(self, seconds: float) -> None:
+        """Wait for the writes. Raises the error of one that failed."""
+        end = time.monotonic() + seconds
+        while self._unfinished:
+            try:
+                self._unfinished[0].result(max(0, end - time.monotonic()))
+            except TimeoutError:
+                if self._unfinished[0].done():  # an error of the file system
+                    raise
+                if time.monotonic() - self._since < HANG_SECONDS:
+                    return
+                raise TimeoutError(f"{self._path} was not written within {HANG_SECONDS:g} s") from None
+            self._unfinished.popleft()
+            self._since = time.monotonic()
 
 
 def _tfrecord(data: bytes) -> bytes:

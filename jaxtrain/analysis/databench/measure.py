@@ -26,7 +26,7 @@ def bench(experiment: Experiment, steps: int = 20, tune: bool = False, step_seco
     """Measure the stages of `steps` batches of an experiment, first one stage after another and then overlapped.
 
     A step begins when its batch is on the device and the step before has ended, so that `wait` is the device's. `tune`
-    also tries other threads, workers and prefetch (a worker takes 5 to 10 s to start). `step_seconds` replaces the step
+    also tries other threads, workers and prefetch (a worker starts in a second). `step_seconds` replaces the step
     by a sleep: it stands for an accelerator, which leaves the CPU to reading, and nothing is compiled. Raises
     ConfigError for fewer than 2 steps, a negative sleep, and whatever is wrong with the experiment.
     """
