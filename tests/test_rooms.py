@@ -69,7 +69,7 @@ ROOMS = {
         "regression",
         "language",
     ),
-    "optimizers": ("state", "standard", "groups"),
+    "optimizers": ("state", "standard", "guarded", "groups"),
     "data": (
         "sources/kept",
         "sources/paths",

@@ -49,6 +49,10 @@ class Diverged(Exception):
     """A run whose gradients or loss are no longer finite: exit code 4."""
 
 
+class Retry(Exception):
+    """Something that the same command, run again, may get past: exit code 75."""
+
+
 class Damaged(Exception):
     """A file, or record `record` (from 0) of it, that cannot be read or is not what was written."""
 

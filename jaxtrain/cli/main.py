@@ -14,7 +14,7 @@ import jax
 import tyro
 
 from jaxtrain.base.cache import cache
-from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode
+from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode, Retry
 from jaxtrain.cli.data import VERBS as DATA
 from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
 from jaxtrain.cli.launch import VERBS as LAUNCH
@@ -200,7 +200,7 @@ def main() -> None:
     with standard_streams():
         try:
             code = run(words)
-        except (ConfigError, Damaged, Diverged, KeyboardInterrupt) as error:
+        except (ConfigError, Damaged, Diverged, Retry, KeyboardInterrupt) as error:
             code = report_error(error)
     if code:
         sys.exit(code)

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Generator
 from typing import Any, TextIO, cast
 
-from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode
+from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode, Retry
 
 _show_tracebacks = False
 
@@ -24,7 +24,7 @@ def show_tracebacks(wanted: bool) -> None:
 
 def report_error(error: BaseException) -> int:
     """Prints an error for a person, with its traceback only where it is a bug; returns the exit code."""
-    expected = isinstance(error, ConfigError | Damaged | Diverged | KeyboardInterrupt)
+    expected = isinstance(error, ConfigError | Damaged | Diverged | Retry | KeyboardInterrupt)
     if _show_tracebacks or not expected:
         traceback.print_exception(error)
     elif isinstance(error, KeyboardInterrupt):
@@ -41,6 +41,8 @@ def report_error(error: BaseException) -> int:
         return ExitCode.USER_ERROR
     if isinstance(error, Diverged):
         return ExitCode.DIVERGED
+    if isinstance(error, Retry):
+        return ExitCode.RETRY
     return ExitCode.INTERRUPTED if isinstance(error, KeyboardInterrupt) else ExitCode.FAILED
 
 
