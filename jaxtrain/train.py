@@ -47,7 +47,7 @@ def train(
         journal.log_compiled(program, lowered, step)
         with clock("checkpoint"):
             state, record = checkpoints.restore(program.state) if start else (first.make(journal.log_event), {})
-        batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, start)))
+        batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, start, run.left_out)))
         stack.enter_context(stop)
         stop.progress = lambda: (done, clock.phase)
         journal.begun(start, record)
@@ -61,13 +61,15 @@ def train(
                 journal.trained(done, metrics)
             scores = None
             if done % runtime.eval_every == 0 or done == experiment.steps:
-                journal.flush()
+                journal.check(program, state)
                 with clock("eval"):
                     found = {split: evaluate(program, state, data) for split, data in experiment.evals.items()}
                     scores = journal.evaluated(done, found)
             ending = done == experiment.steps or stop.requested(done, runtime.log_every, runtime.eval_every)
             if done % runtime.save_every == 0 or ending:
-                journal.flush()  # a run resumed from this checkpoint will not write these metrics again
+                journal.check(
+                    program, state
+                )  # also writes: a run resumed from this checkpoint will not write these metrics again
                 with clock("checkpoint"):
                     checkpoints.save(done, state, journal.record(done), scores)
                 journal.saved(done)

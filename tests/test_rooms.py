@@ -119,6 +119,7 @@ ROOMS = {
         "profiler",
         "observers",
         "utilization",
+        "skipped",
         "journal",
         "checkpoints",
         "start",

@@ -18,8 +18,8 @@ from jaxtrain.base.errors import ConfigError, Diverged, Retry
 from jaxtrain.base.files import read_json, write_json
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
 from jaxtrain.experiment.experiment import Experiment
-from jaxtrain.optimizers import Policy, Rewind
-from jaxtrain.tasks.metrics import Mean, Metric, Sum, value_of_none
+from jaxtrain.optimizers import Policy, Rewind, Skip
+from jaxtrain.tasks.metrics import Mean, Metric, Sum, of_no_rows
 
 WATCHED = ("loss", "gradient_norm")
 """The metrics of a step that have to be finite, in the order in which they are reported."""
@@ -91,9 +91,9 @@ class Steps:
                     )
             elif isinstance(self._policy, Rewind):
                 return _Rewound(step, _reason(one))
-            elif in_a_row > getattr(self._policy, "at_most", in_a_row):
-                what = f"{_reason(one)}, and this is update {in_a_row} in a row that was skipped; allowed are"
-                return self.diverged(step, f"{what} {self._policy.at_most}")
+            elif isinstance(self._policy, Skip) and in_a_row > (most := self._policy.at_most):
+                what = f"{_reason(one)}, and this is update {in_a_row} in a row that was skipped"
+                return self.diverged(step, f"{what}; allowed are {most}")
         return None
 
     def diverged(self, step: int, why: str) -> Diverged:
@@ -143,7 +143,7 @@ def counted(metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:
     if not is_skipped(metrics):
         return metrics
     return {
-        name: metric if name in ("skipped", "rate_scale") else value_of_none(metric) for name, metric in metrics.items()
+        name: metric if name in ("skipped", "rate_scale") else of_no_rows(metric) for name, metric in metrics.items()
     }
 
 
