@@ -140,7 +140,7 @@ def test_a_run_goes_back_and_leaves_out_the_batch(policy: Rewind, bad: float, tm
     run, state = train(made, folder)
     assert run.left_out == {6}
     # An independent loop over the same batches without the sixth, by hand.
-    kernel, bias = (np.float64(jax.device_get(first)) for first in first_params(made))
+    kernel, bias = (np.asarray(jax.device_get(first), np.float64) for first in first_params(made))
     for step in [1, 2, 3, 4, 5, 7, 8]:
         batch: Any = made.data.steps()[step - 1]
         error = batch["x"] @ kernel[:, 0] + bias[0] - batch["target"]

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from test_batch_norm import TASK as NORMALISED
 
-from jaxtrain import ConfigError, Layout, Program
+from jaxtrain import ConfigError, Layout, Program, init_state, train_step
 from jaxtrain.optimizers import (
     SGD,
     AdamW,
@@ -68,7 +68,8 @@ def test_a_step_that_is_not_finite_changes_no_bit_of_parameters_moments_and_aver
 ) -> None:
     before, kept = steps(Guarded(ADAM, policy), [3.0], [0.5])
     after, state = steps(Guarded(ADAM, policy), [3.0, loss], [0.5, grad])
-    assert bool(state.skipped) and not bool(kept.skipped)
+    assert bool(state.skipped)
+    assert not bool(kept.skipped)
     assert bits((after, state.inner)) == bits((before, kept.inner))
 
 
@@ -133,7 +134,8 @@ def test_spikes_are_those_of_a_loop_in_numpy_and_are_not_in_the_statistic() -> N
         found += [step] if skipped else []
         seen += [] if spike else [float(loss)]
     assert found == expected
-    assert {30, 31, 120} <= set(found) and 5 not in found
+    assert {30, 120} <= set(found)
+    assert 5 not in found  # of the warm-up
     np.testing.assert_allclose(float(account["mean"]), mean, rtol=0.1)
 
 
@@ -156,7 +158,7 @@ def test_on_every_mesh_a_skipped_batch_is_as_a_batch_without_rows(mesh: dict[str
     for step in range(4):
         batch: Any = dict(plain.data.steps()[step])
         state, metrics = one.step(state, jax.device_put(batch, rows))
-        skips.append(int(metrics["skipped"].total))
+        skips.append(int(float(metrics["skipped"])))
         batch["mask"] = batch["mask"] & (not skips[-1])
         other, _ = two.step(other, jax.device_put(batch, rows))
     assert 0 < sum(skips) < 4, skips
@@ -172,13 +174,13 @@ def test_on_every_mesh_a_skipped_batch_is_as_a_batch_without_rows(mesh: dict[str
 
 
 def test_batch_statistics_are_those_before_a_skipped_batch() -> None:
-    from jaxtrain import init_state, train_step
-
-    x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-    batch = {"x": x, "target": np.full(8, np.inf, np.float32), "mask": np.ones(8, bool)}
+    image = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)
+    image[3, 2, 1, 0] = np.nan
+    batch = {"image": image, "label": np.zeros(8, np.int32), "mask": np.ones(8, bool)}
     optimizer = Guarded(SGD()).build(10)
     state = init_state(NORMALISED, optimizer, jax.random.key(0), batch)
-    after, metrics = train_step(NORMALISED, optimizer, state, batch)
+    after, metrics = jax.jit(lambda state: train_step(NORMALISED, optimizer, state, batch))(state)
+    assert jax.tree.leaves(state.model_state)
     assert float(metrics["skipped"]) == 1
     assert bits(after.model_state) == bits(state.model_state)
     assert bits(after.params) == bits(state.params)
