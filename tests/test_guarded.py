@@ -113,7 +113,7 @@ def test_the_average_follows_the_parameters_that_a_shrunk_rate_leads_to() -> Non
 def test_spikes_are_those_of_a_loop_in_numpy_and_are_not_in_the_statistic() -> None:
     rng = np.random.default_rng(0)
     losses = np.abs(rng.normal(2.0, 0.3, 200)).astype(np.float32)
-    losses[[5, 30, 31, 120]] = [9.0, 9.0, 4.9, 30.0]
+    losses[[5, 30, 120, 199]] = [9.0, 9.0, 30.0, 30.0]
     policy = SkipSpikes(threshold=4.0, decay=0.9, warmup=10)
     seen: list[float] = []
     expected, found = [], []
@@ -133,9 +133,9 @@ def test_spikes_are_those_of_a_loop_in_numpy_and_are_not_in_the_statistic() -> N
         found += [step] if skipped else []
         seen += [] if spike else [float(loss)]
     assert found == expected
-    assert {30, 120} <= set(found)
+    assert {30, 120, 199} <= set(found)
     assert 5 not in found  # of the warm-up
-    np.testing.assert_allclose(float(account["mean"]), mean, rtol=0.1)
+    np.testing.assert_allclose(float(account["mean"]), mean, rtol=1e-5)  # the last loss is a spike
 
 
 CASES = [({}, 1), ({"data": 2}, 2), ({"fsdp": 2}, 1), ({"tensor": 2}, 1), ({"data": 2, "fsdp": 2}, 2)]
