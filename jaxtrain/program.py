@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -119,6 +119,11 @@ class Program:
             out_shardings=everywhere,
         )
 
+        self._finite = jax.jit(
+            lambda params: [jax.numpy.isfinite(leaf).all() for leaf in jax.tree.leaves(params)],
+            out_shardings=everywhere,
+        )
+
     @property
     def sizes(self) -> dict[str, int]:
         """The size of each mesh axis."""
@@ -213,9 +218,18 @@ class Program:
         with self.scope():
             return self._predict(state, batch)
 
-    def batches(self, pipeline: Pipeline, start: int = 0) -> Batches:
-        """The global batches of the steps from `start` on, endless, as arrays sharded over the mesh."""
-        return self._feed(pipeline, lambda rows: pipeline.batches(rows, start), start, training=True)
+    def infinite(self, state: TrainState) -> list[str]:
+        """The paths of the parameters that hold a number that is not finite; the same in every process."""
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
+        flags = jax.device_get(self._finite(state.params))
+        return [name for name, finite in zip(names, flags, strict=True) if not finite]
+
+    def batches(self, pipeline: Pipeline, start: int = 0, left_out: Collection[int] = ()) -> Batches:
+        """The global batches of the steps from `start` on, endless, as arrays sharded over the mesh.
+
+        left_out: numbers of steps, from 1 on, whose batch has no rows that count: its mask is False everywhere.
+        """
+        return self._feed(pipeline, lambda rows: pipeline.batches(rows, start), start, True, frozenset(left_out))
 
     def epoch(self, pipeline: Pipeline) -> Batches:
         """The global batches of one pass, in the source's order; the mask is False at rows that only fill the last."""
@@ -227,6 +241,7 @@ class Program:
         read: Callable[[Sequence[int]], Generator[dict[str, np.ndarray], None, None]],
         start: int,
         training: bool,
+        left_out: Collection[int] = (),
     ) -> Batches:
         from jaxtrain.data.reading import to_device
 
@@ -237,6 +252,8 @@ class Program:
         def checked() -> Generator[dict[str, np.ndarray], None, None]:
             with contextlib.closing(read(rows.tolist())) as batches:
                 for step, batch in enumerate(batches, start):
+                    if step + 1 in left_out:
+                        batch = {**batch, "mask": np.zeros_like(batch["mask"])}
                     check_values(batch, allowed, functools.partial(_where, pipeline, step, rows, training))
                     yield batch
 

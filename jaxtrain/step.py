@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.params import Params, merged, parted
 from jaxtrain.models.variables import Context, Variables
-from jaxtrain.optimizers.state import averaged, widened
+from jaxtrain.optimizers.state import averaged, guard_of, widened
 from jaxtrain.sharding.layout import plain
 from jaxtrain.tasks.base import Batch, Loss, Task
 from jaxtrain.tasks.checks import loss_of, prediction_of
-from jaxtrain.tasks.metrics import Mean, Metric
+from jaxtrain.tasks.metrics import Mean, Metric, Sum
 
 Gradients = Callable[[Task, Params, Variables, Batch, Context], tuple[Params, Loss]]
 """From a task, the parameters to differentiate by, all other variables, a batch and its context to the gradient of the
@@ -152,14 +152,33 @@ def train_step(
     summed, loss = gradients(task, state.params, state.fixed, batch, context)
     counts = loss.mean.weight != 0
     grads = jax.tree.map(lambda grad: grad / loss.mean.weight, summed)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    update, value = optax.with_extra_args_support(optimizer).update, loss.mean.total / loss.mean.weight
+    updates, opt_state = update(grads, state.opt_state, state.params, value=value)
     params = optax.apply_updates(state.params, updates)
     model_state = task.advance(with_params(params, state.fixed), loss.statistics)
-    after = replace(state, params=params, opt_state=opt_state, model_state=model_state)
+    after = unless_skipped(replace(state, params=params, opt_state=opt_state, model_state=model_state), state)
     state = jax.tree.map(functools.partial(jnp.where, counts), after, state)  # a batch of weight 0 changes nothing
     norm = Mean.of(optax.tree.norm(grads), counts)
     metrics = {"loss": loss.mean, **loss.metrics, "gradient_norm": norm}
-    return replace(state, step=state.step + 1), metrics
+    return replace(state, step=state.step + 1), metrics | skips(opt_state, counts)
+
+
+def unless_skipped(after: TrainState, before: TrainState) -> TrainState:
+    """`after`, but `before` where a guard of the optimizer skipped the update; the guard keeps its account of it."""
+    guard = guard_of(after.opt_state)
+    if guard is None:
+        return after
+    kept = replace(before, opt_state=after.opt_state)
+    return jax.tree.map(functools.partial(jnp.where, guard.skipped), kept, after)
+
+
+def skips(opt_state: Any, counts: jax.Array) -> dict[str, Metric]:
+    """What a guard of the optimizer adds to the metrics of a step: whether it skipped the update, and `rate_scale`."""
+    guard = guard_of(opt_state)
+    if guard is None:
+        return {}
+    used = {name: Mean.of(value, counts) for name, value in guard.arguments.items()}
+    return {"skipped": Sum.of(guard.skipped, counts), **used}
 
 
 def eval_step(task: Task, state: TrainState, batch: Batch) -> dict[str, Metric]:

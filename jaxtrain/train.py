@@ -54,19 +54,19 @@ def train(
         journal.log_compiled(program, lowered, step)
         with clock("restore"):
             state, record = checkpoints.restore(program.state) if done else (first.make(journal.log_event), {})
-        batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, done)))
+        batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, done, run.left_out)))
         stack.push(stop.failed)
         journal.begun(done, record)
         with stop.steps():
             while True:
                 scores = None
                 if journal.evaluation_due(done):
-                    journal.flush()
+                    journal.check(program, state)
                     with clock("eval"):
                         found = {name: evaluate(program, state, data, stop) for name, data in experiment.evals.items()}
                         scores = journal.evaluated(done, found)
                 if done > saved and done % runtime.save_every == 0:
-                    saved = journal.save(checkpoints, done, state, scores)
+                    saved = journal.save(program, checkpoints, done, state, scores)
                 if done >= experiment.steps or stop.requested():
                     break
                 lock.check()
@@ -78,7 +78,7 @@ def train(
                 with clock("step"):
                     journal.trained(done, metrics)
         if done > saved:
-            journal.save(checkpoints, done, state, scores)
+            journal.save(program, checkpoints, done, state, scores)
         with clock("save"):
             checkpoints.wait()
         journal.ended(done)

@@ -334,7 +334,19 @@ def test_a_right_loss_is_not_refused(returned):
 
 
 @pytest.mark.parametrize(
-    "name", ["loss", "gradient_norm", "step", "split", "mfu", "examples_per_second", "seconds_step", "learning_rate"]
+    "name",
+    [
+        "loss",
+        "gradient_norm",
+        "skipped",
+        "rate_scale",
+        "step",
+        "split",
+        "mfu",
+        "examples_per_second",
+        "seconds_step",
+        "learning_rate",
+    ],
 )
 def test_a_metric_with_the_name_of_another_number_is_refused(name):
     task = Given(returned=lambda b, y: means(b, y, **{name: Mean.of(y, b["mask"])}))

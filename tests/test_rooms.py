@@ -71,7 +71,7 @@ ROOMS = {
         "regression",
         "language",
     ),
-    "optimizers": ("state", "standard", "groups"),
+    "optimizers": ("state", "standard", "guarded", "groups"),
     "data": (
         "sources/kept",
         "sources/paths",
@@ -124,6 +124,7 @@ ROOMS = {
         "profiler",
         "observers",
         "utilization",
+        "skipped",
         "journal",
         "checkpoints",
         "start",

@@ -3,6 +3,7 @@
 Not here: single arrays, whose dims `Layout.spec` holds against the mesh.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Set
 from typing import Any
@@ -53,14 +54,15 @@ def check_sizes(experiment: Experiment, sizes: Mapping[str, int]) -> None:
 
 def check_updates(optimizer: optax.GradientTransformation, name: str, params: Any) -> None:
     """Raises ConfigError for an optimizer whose updates do not have the shapes of the parameters, which would be
-    broadcast, whose state changes its shapes or dtypes, or which needs more than gradients, state and parameters.
+    broadcast, whose state changes its shapes or dtypes, or which needs more than gradients, state, parameters and loss.
     """
     state = jax.eval_shape(optimizer.init, params)
     grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.promote_types(x.dtype, np.float32)), params)
     try:
-        updates, after = jax.eval_shape(optimizer.update, grads, state, params)
+        update = functools.partial(optax.with_extra_args_support(optimizer).update, value=np.float32(0))
+        updates, after = jax.eval_shape(update, grads, state, params)
     except (TypeError, AttributeError) as error:
-        needs = "it has to take gradients, state and parameters alone"
+        needs = "it has to take gradients, state, parameters and the loss as value= alone"
         raise ConfigError(f"optimizer: the update of {name} fails while it is traced: {needs} ({error})") from error
     for what, old, new in (("the update", grads, updates), ("the state", state, after)):
         if jax.tree.structure(old) != jax.tree.structure(new):

@@ -4,6 +4,7 @@ Not here: the update itself. `train_step` takes any `optax.GradientTransformatio
 """
 
 from jaxtrain.optimizers.groups import Frozen, Groups
+from jaxtrain.optimizers.guarded import Guarded, Policy, Rewind, Skip, SkipAndShrink, SkipSpikes
 from jaxtrain.optimizers.standard import (
     SGD,
     WSD,
@@ -20,8 +21,10 @@ from jaxtrain.optimizers.standard import (
 )
 from jaxtrain.optimizers.state import (
     AverageState,
+    GuardState,
     average_parameters,
     averaged,
+    guard_of,
     has_narrow,
     map_state,
     master_weights,
@@ -37,14 +40,22 @@ __all__ = [
     "CosineDecay",
     "Frozen",
     "Groups",
+    "GuardState",
+    "Guarded",
     "LinearDecay",
     "Lion",
     "Muon",
     "Optimizer",
+    "Policy",
+    "Rewind",
     "Schedule",
+    "Skip",
+    "SkipAndShrink",
+    "SkipSpikes",
     "Standard",
     "average_parameters",
     "averaged",
+    "guard_of",
     "has_narrow",
     "map_state",
     "master_weights",

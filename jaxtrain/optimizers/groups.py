@@ -9,6 +9,7 @@ import jax
 import optax
 
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.optimizers.guarded import Guarded
 from jaxtrain.optimizers.standard import Optimizer
 
 
@@ -47,6 +48,10 @@ class Groups(Optimizer):
                 raise ConfigError(f"optimizer.groups: {pattern!r} has a {type(each).__name__}, no Optimizer: {instead}")
             if isinstance(each, Groups):
                 raise ConfigError(f"optimizer.groups: {pattern!r} has Groups: write their patterns here, in one Groups")
+            if isinstance(each, Guarded):
+                raise ConfigError(
+                    f"optimizer.groups: {pattern!r} is Guarded: a guard judges whole steps: Guarded(Groups(…))"
+                )
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """All but the frozen groups."""

@@ -27,18 +27,19 @@ def master_weights(inner: optax.GradientTransformation) -> optax.GradientTransfo
 
     In bf16 an update of less than 1/256 of a parameter changes nothing, and a moment's decay of 0.999 is 1.
     """
+    inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> MasterState:
         wide = jax.tree.map(widened, params)
         narrow = jax.tree.map(lambda leaf, copy: optax.MaskedNode() if leaf.dtype == copy.dtype else copy, params, wide)
         return MasterState(inner.init(wide), narrow)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MasterState]:
+    def update(updates: Any, state: Any, params: Any = None, **others: Any) -> tuple[Any, MasterState]:
         def either(copy: Any, own: Any, of_copy: Any) -> Any:
             return own if isinstance(copy, optax.MaskedNode) else of_copy
 
         wide = _map(lambda copy, leaf: either(copy, leaf, copy), state.master, params)
-        updates, kept = inner.update(jax.tree.map(widened, updates), state.inner, wide)
+        updates, kept = inner.update(jax.tree.map(widened, updates), state.inner, wide, **others)
         after = optax.apply_updates(wide, updates)
 
         def rounded(copy: Any, update: Any, new: Any, leaf: Any) -> Any:
@@ -47,7 +48,7 @@ def master_weights(inner: optax.GradientTransformation) -> optax.GradientTransfo
         updates = _map(rounded, state.master, updates, after, params)
         return updates, MasterState(kept, _map(lambda copy, new: either(copy, copy, new), state.master, after))
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
@@ -70,20 +71,24 @@ class AverageState(NamedTuple):
 def average_parameters(decay: float) -> optax.GradientTransformation:
     """Leaves updates as they are and keeps an exponential moving average of the parameters they lead to (Polyak &
     Juditsky 1992). Early on the decay is (1 + n) / (10 + n), so that the start is forgotten. The average is kept in
-    f32 at least: in bf16 it would not move, since 1 - decay is less than its rounding.
+    f32 at least: in bf16 it would not move, since 1 - decay is less than its rounding. `rate_scale` is what the updates
+    are multiplied by later.
     """
 
     def init(params: Any) -> AverageState:
         wide = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), params)
         return AverageState(wide, jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
+    def update(
+        updates: Any, state: Any, params: Any = None, *, rate_scale: Any = None, **_: Any
+    ) -> tuple[Any, AverageState]:
         weight = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
-        following = optax.apply_updates(params, updates)
+        scaled = updates if rate_scale is None else jax.tree.map(lambda update: update * rate_scale, updates)
+        following = optax.apply_updates(params, scaled)
         average = jax.tree.map(lambda old, new: weight * old + (1 - weight) * new, state.average, following)
         return updates, AverageState(average, state.count + 1)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def averaged(params: Any, opt_state: Any) -> Any:
@@ -96,6 +101,26 @@ def averaged(params: Any, opt_state: Any) -> Any:
         if isinstance(state, AverageState):  # of all parameters, or of those of a group
             params = _map(chosen, state.average, params)
     return params
+
+
+class GuardState(NamedTuple):
+    """The state of an optimizer with a guard around it (`guarded`)."""
+
+    inner: Any
+    account: Any
+    """What the guard's policy remembers, by name: scalars."""
+    skipped: jax.Array
+    """Whether the last update was skipped, bool[]."""
+    arguments: Any
+    """What the policy gave the optimizer in the last step, by name: `rate_scale` or nothing."""
+
+
+def guard_of(opt_state: Any) -> GuardState | None:
+    """The guard's state in an optimizer state; None without a guard."""
+    for state in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, GuardState)):
+        if isinstance(state, GuardState):
+            return state
+    return None
 
 
 def map_state(

@@ -28,6 +28,7 @@ from jaxtrain.optimizers import with_horizon
 from jaxtrain.program import Program
 from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.runs.observers import Observers
+from jaxtrain.runs.skipped import left_out
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import TrainState
 
@@ -125,6 +126,11 @@ class Run:
         """The horizon of its learning rate schedules: the steps of the run when it began."""
         return self.saved.get("horizon", self.saved["experiment"]["steps"])
 
+    @property
+    def left_out(self) -> frozenset[int]:
+        """The steps whose batch is left out; the same in every process."""
+        return left_out(self.folder)
+
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: `step`, `split`, and every metric as a float, NaN and infinities too."""
         return read_metrics(self.folder)
@@ -143,7 +149,7 @@ class Run:
         program = Program(experiment, devices, self.horizon)
         with self.checkpoints(read_only=True) as checkpoints:
             state, record = checkpoints.restore(program.state, step)
-        batches = program.batches(experiment.data, record["step"])
+        batches = program.batches(experiment.data, record["step"], self.left_out)
         return Restored(experiment, program, state, batches)
 
     def observers(self, start: int, stop: StopSignal) -> Observers:

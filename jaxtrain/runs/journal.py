@@ -14,7 +14,6 @@ import numpy as np
 import optax
 
 from jaxtrain.base.config import find
-from jaxtrain.base.errors import Diverged
 from jaxtrain.base.hardware import peak_memory, planned_memory
 from jaxtrain.experiment.observers import Scores
 from jaxtrain.experiment.validate import data_facts, interval_facts, replicated_leaves
@@ -23,6 +22,7 @@ from jaxtrain.optimizers import Schedule
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.observers import Observers
+from jaxtrain.runs.skipped import Steps, counted, facts, read_skipped
 from jaxtrain.runs.utilization import utilization
 from jaxtrain.step import TrainState
 from jaxtrain.tasks.metrics import Mean, Metric, merge, values_by_name
@@ -82,6 +82,7 @@ class Journal:
         """The last period that has ended, until it is written."""
         self._trained_before = 0.0
         """Seconds of training before the current period."""
+        self._steps = Steps(observers.folder, self._experiment)
         self._done, self._saving, self._evaluated = 0, 0, 0
         """The last step trained, and the last one whose checkpoint may not be durable yet; 0 for none."""
         self._mfu_at_one = 0.0
@@ -96,6 +97,8 @@ class Journal:
             self.log_event("intervals", note="; ".join(facts))
         if facts := data_facts(experiment):
             self.log_event("data", note="; ".join(facts))
+        if rewinds := read_skipped(run.folder):
+            self.log_event("left_out", steps=sorted({step for each in rewinds for step in each["left_out"]}))
         if replicated := replicated_leaves(experiment, program.state):
             self.log_event("replicated", leaves=list(replicated), bytes=sum(replicated.values()))
         if len(axes := split_axes(sizes)) > 1 and not is_verified(experiment, sizes):
@@ -118,6 +121,7 @@ class Journal:
     def begun(self, start: int, record: Mapping[str, Any]) -> None:
         """Training begins after `start` steps; `record` is that of their checkpoint, {} without one."""
         self._done, self._before, self._evaluated = start, record.get("period", {}), record.get("evaluated", start)
+        self._steps.saved, self._steps.in_a_row = start, record.get("skipped_in_a_row", 0)
         self._observers.begun(start)
 
     def evaluation_due(self, step: int) -> bool:
@@ -142,12 +146,14 @@ class Journal:
         self._observers.evaluated(step, scores)
         return {f"{split}/{name}": value for split, values in scores.items() for name, value in values.items()}
 
-    def save(self, checkpoints: Any, step: int, state: TrainState, scores: Mapping[str, float] | None) -> int:
+    def save(
+        self, program: Program, checkpoints: Any, step: int, state: TrainState, scores: Mapping[str, float] | None
+    ) -> int:
         """Start to save a checkpoint with `Checkpoints`, once all that comes before it is on disk; returns the step.
 
         A run that resumes from it does not write the metrics up to it again.
         """
-        self.flush()
+        self.check(program, state)
         with self._clock("save"):
             checkpoints.save(step, state, self.record(step), scores)
         self.saved(step)
@@ -157,23 +163,36 @@ class Journal:
         """What a checkpoint of `step` keeps beside the arrays: the last step that was evaluated, and the sums of the
         period that has not ended. JSON.
 
-        Raises Diverged where that period's gradients are not finite, so that such a state is not saved.
+        Call `check` first, which refuses what is not finite.
         """
-        sums = merge([*_restored(self._before, self._current), *jax.device_get(self._current)]) if self._current else {}
-        try:
-            check_finite(step, sums)
-        except Diverged:
+        own = jax.device_get(self._current)
+        sums = merge([*_restored(self._before, own), *map(counted, own)]) if own else {}
+        period = {name: _plain(metric) for name, metric in sums.items()}
+        skipped = self._steps.after(own)
+        return {"step": step, "evaluated": self._evaluated, "period": period, "skipped_in_a_row": skipped}
+
+    def check(self, program: Program, state: TrainState) -> None:
+        """`flush`; then raise the fault of a step of the period that has not ended, or Diverged where a parameter is
+        not finite, so that no such state is evaluated or saved.
+        """
+        self.flush()
+        with self._clock("step"):
+            jax.block_until_ready(self._current)
+        with self._clock("save"):
+            own, found = jax.device_get(self._current), program.infinite(state)
+        if self._steps.fault(self._done - len(own) + 1, own) is not None:
             self._end_period()  # so that its metrics are written
             self.flush()
-            raise
-        period = {name: _plain(metric) for name, metric in sums.items()}
-        return {"step": step, "evaluated": self._evaluated, "period": period}
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            why = f"the update made {found[0]}{more} infinite or NaN, though loss and gradient are finite"
+            raise self._steps.diverged(self._done, f"{why}: try a lower learning rate, or Guarded(optimizer, Skip())")
 
     def saved(self, step: int) -> None:
         """The checkpoint of `step` is being saved: the one before is durable."""
         if self._saving:
             self._observers.saved(self._saving)
-        self._saving = step
+        self._saving, self._steps.saved = step, step or self._steps.saved
 
     def ended(self, step: int) -> None:
         """Give all that is left to the observers: no more steps follow, and all checkpoints are durable."""
@@ -198,14 +217,15 @@ class Journal:
     def flush(self) -> None:
         """Write the period that has ended, if any. Blocks until its last step is done.
 
-        Raises Diverged, after they are written, where gradients or loss are not finite.
+        Raises, after they are written, Diverged where gradients or loss are not finite or too many updates in a row
+        were skipped, and Retry where a guard goes back.
         """
         if self._ended is None:
             return
         period, self._ended = self._ended, None
         with self._clock("step"):
             own = jax.device_get(period.metrics)
-            metrics = merge([*_restored(period.before, own), *own])
+            metrics = merge([*_restored(period.before, own), *map(counted, own)])
         losses = [metrics["loss"] for metrics in own]
         tokens = sum(float(loss.weight) for loss in losses if isinstance(loss, Mean))
         examples = self._experiment.data.batch_size * len(own)
@@ -215,21 +235,11 @@ class Journal:
         rates |= {name: rate(period.last_step - 1) for name, rate in self._rates.items()}
         rates |= {f"seconds_{phase}": seconds for phase, seconds in self._clock.account().items()}
         self._observers.trained(period.last_step, values_by_name(metrics), rates)
-        check_finite(period.last_step, metrics)
-
-
-def check_finite(step: int, sums: Metrics) -> None:
-    """Raises Diverged where the loss or the gradients of a period that ends with `step` are not finite.
-
-    A period without weight has sums of 0, whose means are NaN: it changed nothing.
-    """
-    for name in ("gradient_norm", "loss"):
-        found = sums.get(name)
-        if isinstance(found, Mean) and not np.isfinite(found.total).all():
-            raise Diverged(
-                f"step {step} or shortly before: {name} is {found.value():g}, so this run has diverged and stops, and "
-                "this state is not saved. Try a lower peak of the learning rate, a longer warm-up or clip in a new run"
-            )
+        first = period.last_step - len(own) + 1
+        if skipped := facts(first, own):
+            self.log_event("skipped", steps=skipped)
+        self._steps.raise_(self._steps.fault(first, own))
+        self._steps.in_a_row = self._steps.after(own)
 
 
 def _plain(metric: Metric) -> dict[str, Any]:

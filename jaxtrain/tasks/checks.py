@@ -22,7 +22,17 @@ from jaxtrain.sharding.layout import AxisNamed, named_leaves, path_name
 from jaxtrain.tasks.base import Batch, Loss, Task
 from jaxtrain.tasks.metrics import Mean, Metric
 
-RESERVED = ("loss", "gradient_norm", "step", "split", "examples_per_second", "tokens_per_second", "mfu")
+RESERVED = (
+    "loss",
+    "gradient_norm",
+    "step",
+    "split",
+    "examples_per_second",
+    "tokens_per_second",
+    "mfu",
+    "skipped",
+    "rate_scale",
+)
 """Names in a line of metrics that are not the task's."""
 
 RESERVED_BEGINNINGS = ("seconds_", "learning_rate")

@@ -168,6 +168,11 @@ class Perplexity(Metric):
             return float(np.exp(Mean(self.total, self.weight).value()))
 
 
+def of_no_rows(metric: Metric) -> Metric:
+    """The metric of no rows: zeros in place of all sums."""
+    return type(metric)(**{name: np.zeros_like(array) for name, array in _arrays(metric).items()})
+
+
 def merge(parts: Iterable[Mapping[str, Metric]]) -> dict[str, Metric]:
     """The metrics of several dicts with the same names, added by name in float64 on the host."""
     merged: dict[str, Metric] = {}
