@@ -34,7 +34,7 @@ ROOMS = {
         "flops",
         "hardware",
     ),
-    "sharding": ("layout", "constraints", "feed", "stages"),
+    "sharding": ("layout", "constraints", "checksum", "feed", "stages"),
     "models": (
         "notes",
         "variables",
@@ -69,7 +69,7 @@ ROOMS = {
         "regression",
         "language",
     ),
-    "optimizers": ("state", "standard", "groups"),
+    "optimizers": ("state", "standard", "groups", "recorded"),
     "data": (
         "sources/kept",
         "sources/paths",
@@ -117,6 +117,8 @@ ROOMS = {
         "metrics_log",
         "tensorboard",
         "profiler",
+        "steps_log",
+        "recorder",
         "observers",
         "utilization",
         "journal",

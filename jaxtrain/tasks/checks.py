@@ -22,8 +22,8 @@ from jaxtrain.sharding.layout import AxisNamed, named_leaves, path_name
 from jaxtrain.tasks.base import Batch, Loss, Task
 from jaxtrain.tasks.metrics import Mean, Metric
 
-RESERVED = ("loss", "gradient_norm", "step", "split", "examples_per_second", "tokens_per_second", "mfu")
-"""Names in a line of metrics that are not the task's."""
+RESERVED = ("loss", "gradient_norm", "recorded", "step", "split", "examples_per_second", "tokens_per_second", "mfu")
+"""Names in a line of metrics, or in what a step reports, that are not the task's."""
 
 RESERVED_BEGINNINGS = ("seconds_", "learning_rate")
 
