@@ -19,7 +19,7 @@ from jaxtrain.experiment.validate import check_rates, check_sizes, check_updates
 from jaxtrain.models.notes import notes
 from jaxtrain.models.params import parted, unnamed
 from jaxtrain.models.variables import Variables
-from jaxtrain.optimizers.recorded import groups_of, recorded, with_gradients
+from jaxtrain.optimizers.recorded import groups_of, recorded, watched
 from jaxtrain.optimizers.state import map_state
 from jaxtrain.sharding.checksum import checksum
 from jaxtrain.sharding.constraints import scope
@@ -108,13 +108,21 @@ class Program:
         )
         fetch = fetched if experiment.layout.offload else lambda state: state
         groups = groups_of(self._named.params, self.state.params)
-        split_rows = self._row_axes()
 
-        def train(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        def plainly(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+            return train_step(task, optimizer, fetch(state), batch, gradients)
+
+        def recording(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
             seen: list[Any] = []
-            state, metrics = train_step(task, with_gradients(optimizer, seen), fetch(state), batch, gradients)
-            return state, {**metrics, "recorded": recorded(checksum(batch, split_rows), *seen, state.params, groups)}
+            state, metrics = train_step(task, watched(optimizer, seen), fetch(state), batch, gradients)
+            return state, {**metrics, "recorded": recorded(seen[0], state.params, groups)}
 
+        # On several devices XLA would add up the terms of the logged norm in another order. Nor is the checksum part of
+        # this program: some models would be compiled to other last bits.
+        train = recording if self.mesh.size == 1 else plainly
+        self._checksum = jax.jit(
+            functools.partial(checksum, mesh=self.mesh, axes=self._row_axes()), out_shardings=everywhere
+        )
         self._train = jax.jit(train, donate_argnums=0, out_shardings=(shardings, everywhere))
         self._evaluate = jax.jit(lambda state, batch: eval_step(task, fetch(state), batch), out_shardings=everywhere)
         self._predict = jax.jit(
@@ -175,10 +183,14 @@ class Program:
 
     @functools.cached_property
     def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-        """The compiled train step; it donates the state it is given. Beside the metrics it reports `recorded`, which is
-        a `Recorded` and no metric.
+        """The compiled train step; it donates the state it is given. On one device it reports `recorded` beside the
+        metrics, which is a `Recorded` and no metric.
         """
         return self.lower().compile()
+
+    def checksum(self, batch: Batch) -> jax.Array:
+        """The checksum of a global batch as two sums, u32[2], which is computed on the devices."""
+        return self._checksum(batch)
 
     def init(self) -> TrainState:
         """The state before the first step, initialised in its shards. What the task fits, such as log-count ratios, is

@@ -40,7 +40,7 @@ def train(
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(run.checkpoints())
         start = done = checkpoints.latest() or 0
-        journal = stack.enter_context(contextlib.closing(Journal(run.observers(start, stop), clock, run.horizon)))
+        journal = stack.enter_context(Journal(run.observers(start, stop), clock, run.horizon))
         journal.log_begun(program, start)
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
@@ -58,7 +58,7 @@ def train(
             with clock("step"), jax.transfer_guard("disallow"):
                 state, metrics = step(state, batch)
             with clock("step"):
-                journal.trained(done, metrics)
+                journal.trained(done, {**metrics, "batch": program.checksum(batch)})
             scores = None
             if done % runtime.eval_every == 0 or done == experiment.steps:
                 journal.flush()

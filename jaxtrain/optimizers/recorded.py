@@ -1,7 +1,7 @@
 """What the compiled step reports for a run's flight recorder, beside the metrics. Not here: who keeps it.
 
-The update of a large parameter is estimated from some of its numbers: the norm of all would have XLA compute every
-update twice on CPUs, 5% of a step with large tables of embeddings.
+For one device. The update of a large parameter is estimated, from some of its numbers before and after. The norm of all
+would have XLA write down every update on CPUs, or compute it twice: 2 to 5% of a step with large tables of embeddings.
 """
 
 import itertools
@@ -44,12 +44,10 @@ class Group:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Recorded:
-    """Of one step: the checksum of its batch, the gradient by group, and some numbers of each parameter after it."""
+    """Of one step: the gradient by group, and some numbers of each parameter after it."""
 
-    batch: Any
-    """u32[2]."""
-    squares: Any
-    """Squared norms of the gradients, f32[groups]."""
+    gradients: Any
+    """Squared norms, f32[groups]."""
     sample: Any
     """f32[numbers]."""
     groups: tuple[Group, ...] = field(metadata={"static": True})
@@ -77,7 +75,7 @@ def _stride(dims: tuple[int, ...]) -> int:
     return stride
 
 
-def with_gradients(optimizer: optax.GradientTransformation, seen: list[Any]) -> optax.GradientTransformation:
+def watched(optimizer: optax.GradientTransformation, seen: list[Any]) -> optax.GradientTransformation:
     """The optimizer, which puts the gradients that it is given into `seen` while it is traced."""
 
     def update(grads: Any, *others: Any, **more: Any) -> Any:
@@ -87,22 +85,33 @@ def with_gradients(optimizer: optax.GradientTransformation, seen: list[Any]) -> 
     return optimizer._replace(update=update)
 
 
-def recorded(batch: jax.Array, grads: Any, params: Any, groups: tuple[Group, ...]) -> Recorded:
-    """What is reported of a step with this checksum and these gradients, which led to these parameters."""
-    squares, sample = [], []
-    for group, grad, param in zip(groups, _leaves(grads).values(), _leaves(params).values(), strict=True):
+def recorded(grads: Any, params: Any, groups: tuple[Group, ...]) -> Recorded:
+    """What is reported of a step with these gradients, which led to these parameters."""
+    return Recorded(_squares(grads, groups), _sample(params, groups), groups)
+
+
+def _squares(tree: Any, groups: tuple[Group, ...]) -> jax.Array:
+    found = []
+    for group, x in zip(groups, _leaves(tree).values(), strict=True):
+        # Of one that is not stacked this is a term of `optax.tree.norm`, which XLA computes once for both.
+        square = jnp.sum((x.conj() * x).real, axis=tuple(range(len(group.stacked), x.ndim)))
+        found.append(square.reshape(-1).astype(jnp.float32))
+    return jnp.concatenate(found)
+
+
+def _sample(params: Any, groups: tuple[Group, ...]) -> jax.Array:
+    found = []
+    for group, param in zip(groups, _leaves(params).values(), strict=True):
         stacked = len(group.stacked)
-        # Of one that is not stacked this is a term of `optax.tree.norm`, which XLA then computes once.
-        square = (grad.conj() * grad).real
-        squares.append(jnp.sum(square, axis=tuple(range(stacked, grad.ndim))).reshape(-1).astype(jnp.float32))
         strided = slice(None, None, _stride(param.shape[stacked:]))
         some = param[(slice(None),) * stacked + (strided,) * (param.ndim - stacked)]
         parts = (some.real, some.imag) if jnp.iscomplexobj(some) else (some,)
         blocks = [part.reshape(math.prod(group.stacked), -1) for part in parts]
-        sample.append(jnp.concatenate(blocks, axis=1).reshape(-1).astype(jnp.float32))
-    return Recorded(batch, jnp.concatenate(squares), jnp.concatenate(sample), groups)
+        found.append(jnp.concatenate(blocks, axis=1).reshape(-1).astype(jnp.float32))
+    return jnp.concatenate(found)
 
 
+@jax.jit
 def update_squares(before: Recorded, after: Recorded) -> jax.Array:
     """Squared norms of the updates between two steps by group, f32[groups], from their samples."""
     squares, place, found = jnp.square(after.sample - before.sample), 0, []

@@ -50,18 +50,18 @@ class Recorder(Watcher):
         self._before: Recorded | None = None
         self._groups: tuple[Any, ...] = ()
         self._rates: Mapping[str, float] = {}
-        self._update_squares = jax.jit(update_squares)
 
     def stepped(self, run: ObservedRun, step: int, metrics: Mapping[str, Any]) -> None:
-        found = metrics.get("recorded")
-        if not self._last.maxlen or found is None:
+        if not self._last.maxlen:
             return
-        found = jax.tree.map(lambda x: x.addressable_data(0), found)  # whole on each device: no other process is asked
-        numbers = {name: metrics[name] for name in ("loss", "gradient_norm", "skipped") if name in metrics}
-        numbers |= {"batch": found.batch, "gradient_norms": found.squares}
-        if self._before is not None:
-            numbers["update_norms"] = self._update_squares(self._before, found)
-        self._before, self._groups = found, found.groups
+        numbers = {name: metrics[name] for name in ("loss", "gradient_norm", "skipped", "batch") if name in metrics}
+        numbers = jax.tree.map(lambda x: x.addressable_data(0), numbers)  # whole on each device
+        found: Recorded | None = metrics.get("recorded")
+        if found is not None:
+            numbers["gradient_norms"] = found.gradients
+            if self._before is not None:
+                numbers["update_norms"] = update_squares(self._before, found)
+            self._before, self._groups = found, found.groups
         self._last.append(_Step(step, numbers))
 
     def trained(self, run: ObservedRun, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:

@@ -19,7 +19,7 @@ HEADER = b"jaxtrain steps 1"
 RECORD = np.dtype(
     [("step", "<i8"), ("loss", "<f4"), ("gradient_norm", "<f4"), ("batch", "<u8"), ("skipped", "u1"), ("crc", "<u4")]
 )
-"""A step, its loss and gradient norm, the checksum of its batch, whether its update was skipped, and the crc32 of these."""
+"""A step, its loss and gradient norm, the checksum of its batch, whether its update was skipped, and their crc32."""
 
 COLUMNS = ("step", "loss", "gradient_norm", "batch", "skipped")
 _BODY = RECORD.itemsize - 4
@@ -38,7 +38,7 @@ class StepsLog:
         """Append records, given by column: `COLUMNS`."""
         if not self._active:
             return
-        records = np.zeros(len(columns["step"]), RECORD)
+        records: Any = np.zeros(len(columns["step"]), RECORD)
         with np.errstate(over="ignore"):  # what is beyond f32 becomes infinite
             for name in COLUMNS:
                 records[name] = columns[name]

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 Array = Any
@@ -21,8 +22,8 @@ STREAMS = ((0x9E3779B9, 0x85EBCA6B), (0x7F4A7C15, 0xC2B2AE35))
 """Of each sum: what is added to a field's seed, and what places are multiplied by (odd, so that none are alike)."""
 
 
-def checksum(batch: Mapping[str, jax.Array], axes: tuple[str, ...] = ()) -> jax.Array:
-    """The two sums of a global batch, u32[2]. axes: the mesh axes that split its rows; devices are summed once."""
+def checksum(batch: Mapping[str, jax.Array], mesh: Mesh | None = None, axes: tuple[str, ...] = ()) -> jax.Array:
+    """The two sums of a global batch, u32[2]. axes: those of the mesh that split its rows; devices are summed once."""
 
     def local(batch: Mapping[str, jax.Array], rows_B: jax.Array) -> jax.Array:
         sums = _sums(batch, rows_B, jnp)
@@ -31,7 +32,7 @@ def checksum(batch: Mapping[str, jax.Array], axes: tuple[str, ...] = ()) -> jax.
     rows_B = jnp.arange(batch["mask"].shape[0], dtype=jnp.uint32)
     if not axes:
         return local(batch, rows_B)
-    split = jax.shard_map(local, in_specs=P(axes), out_specs=P(), axis_names={*axes}, check_vma=False)
+    split = jax.shard_map(local, mesh=mesh, in_specs=P(axes), out_specs=P(), axis_names={*axes}, check_vma=False)
     return split(dict(batch), rows_B)
 
 
