@@ -95,6 +95,8 @@ class Recorder(Watcher):
 
     def _read(self, numbers: Mapping[str, Any], until: float) -> dict[str, Any]:
         leaves = jax.tree.leaves(numbers)
+        if any(leaf.is_deleted() for leaf in leaves):  # jax 0.10.2 crashes where such a one is asked if it is ready
+            raise RuntimeError("an array has been deleted")
         while not all(leaf.is_ready() for leaf in leaves):
             if time.monotonic() > until:
                 raise TimeoutError(f"it was not computed in {WAIT:g} s")
