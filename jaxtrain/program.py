@@ -19,7 +19,7 @@ from jaxtrain.experiment.validate import check_rates, check_sizes, check_updates
 from jaxtrain.models.notes import notes
 from jaxtrain.models.params import parted, unnamed
 from jaxtrain.models.variables import Variables
-from jaxtrain.optimizers.recorded import groups_of, recorded, watched
+from jaxtrain.optimizers.recorded import groups_of, recorded
 from jaxtrain.optimizers.state import map_state
 from jaxtrain.sharding.checksum import checksum
 from jaxtrain.sharding.constraints import scope
@@ -113,12 +113,11 @@ class Program:
             return train_step(task, optimizer, fetch(state), batch, gradients)
 
         def recording(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-            seen: list[Any] = []
-            state, metrics = train_step(task, watched(optimizer, seen), fetch(state), batch, gradients)
-            return state, {**metrics, "recorded": recorded(seen[0], state.params, groups)}
+            state, metrics = plainly(state, batch)
+            return state, {**metrics, "recorded": recorded(state.params, groups)}
 
-        # On several devices XLA would add up the terms of the logged norm in another order. Nor is the checksum part of
-        # this program: some models would be compiled to other last bits.
+        # On several devices what is recorded would have to be sent. The checksum is a program of its own: as part of
+        # this one it has some models compiled to other last bits.
         train = recording if self.mesh.size == 1 else plainly
         self._checksum = jax.jit(
             functools.partial(checksum, mesh=self.mesh, axes=self._row_axes()), out_shardings=everywhere

@@ -92,8 +92,6 @@ def test_a_run_that_failed_leaves_its_last_steps_and_resumes_to_the_same_bytes(
     for each in found["steps"]:
         assert each["batch"] == expected["batch"][each["step"] - 1]
         assert np.float32(each["loss"]) == expected["loss"][each["step"] - 1]
-        norms = np.array([*each["gradient_norms"].values()])
-        np.testing.assert_allclose(np.sqrt((norms**2).sum()), each["gradient_norm"], rtol=1e-5)
         data = tiny.main().data
         assert each["examples"] == [data.record(each["step"] - 1, row, training=True) for row in range(16)]
     assert "blocks/block/down/kernel[1]" in found["steps"][-1]["update_norms"]
@@ -135,12 +133,12 @@ def test_the_size_is_no_part_of_what_is_computed_and_0_keeps_none(
     none = short(runtime=replace(short().runtime, flight=0))
     assert fingerprint(none) == fingerprint(short())
     recorder = Recorder(tmp_path, 0)
-    recorder.stepped(Any, 1, {})
+    run: Any = None
+    recorder.stepped(run, 1, {})
     assert len(recorder._last) == 0
 
 
 def test_norms_by_group_are_those_of_float64() -> None:
-    """Of SGD at a rate of 0.5 without clipping, an update is half the gradient."""
     experiment = short(optimizer=SGD(schedule=ConstantRate(peak=0.5), clip=None, momentum=0.0))
     program = Program(experiment)
     state, batches = program.init(), program.batches(experiment.data)
@@ -152,13 +150,11 @@ def test_norms_by_group_are_those_of_float64() -> None:
     after = jax.device_get(state.params)
     recorded = second["recorded"]
     updates = norms_by_group(update_squares(first["recorded"], recorded), recorded.groups)
-    gradients = norms_by_group(recorded.gradients, recorded.groups)
     one, other = (tree["blocks"]["block"]["down"]["kernel"].astype(np.float64) for tree in (before, after))
     for layer in (0, 1):
         name = f"blocks/block/down/kernel[{layer}]"
         norm = np.linalg.norm(other[layer] - one[layer])
         np.testing.assert_allclose(updates[name], norm, rtol=1e-5)
-        np.testing.assert_allclose(gradients[name], norm / 0.5, rtol=1e-4)
 
 
 @pytest.mark.slow

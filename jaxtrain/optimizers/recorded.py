@@ -1,7 +1,9 @@
 """What the compiled step reports for a run's flight recorder, beside the metrics. Not here: who keeps it.
 
-For one device. The update of a large parameter is estimated, from some of its numbers before and after. The norm of all
-would have XLA write down every update on CPUs, or compute it twice: 2 to 5% of a step with large tables of embeddings.
+For one device: on several, it would have to be sent. The update of a large parameter is estimated, from some of its
+numbers before and after: the norm of all would have XLA write down every update on CPUs, or compute it twice, 2 to 5%
+of a step with large tables of embeddings. The norms of gradients by group are not reported: with them XLA rounds the
+losses of some models otherwise.
 """
 
 import itertools
@@ -13,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxtrain.models.params import STACKED
 from jaxtrain.sharding.layout import named_leaves, path_name
@@ -44,10 +45,8 @@ class Group:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Recorded:
-    """Of one step: the gradient by group, and some numbers of each parameter after it."""
+    """Of one step: some numbers of each parameter after it."""
 
-    gradients: Any
-    """Squared norms, f32[groups]."""
     sample: Any
     """f32[numbers]."""
     groups: tuple[Group, ...] = field(metadata={"static": True})
@@ -75,28 +74,9 @@ def _stride(dims: tuple[int, ...]) -> int:
     return stride
 
 
-def watched(optimizer: optax.GradientTransformation, seen: list[Any]) -> optax.GradientTransformation:
-    """The optimizer, which puts the gradients that it is given into `seen` while it is traced."""
-
-    def update(grads: Any, *others: Any, **more: Any) -> Any:
-        seen.append(grads)
-        return optimizer.update(grads, *others, **more)
-
-    return optimizer._replace(update=update)
-
-
-def recorded(grads: Any, params: Any, groups: tuple[Group, ...]) -> Recorded:
-    """What is reported of a step with these gradients, which led to these parameters."""
-    return Recorded(_squares(grads, groups), _sample(params, groups), groups)
-
-
-def _squares(tree: Any, groups: tuple[Group, ...]) -> jax.Array:
-    found = []
-    for group, x in zip(groups, _leaves(tree).values(), strict=True):
-        # Of one that is not stacked this is a term of `optax.tree.norm`, which XLA computes once for both.
-        square = jnp.sum((x.conj() * x).real, axis=tuple(range(len(group.stacked), x.ndim)))
-        found.append(square.reshape(-1).astype(jnp.float32))
-    return jnp.concatenate(found)
+def recorded(params: Any, groups: tuple[Group, ...]) -> Recorded:
+    """What is reported of a step that led to these parameters."""
+    return Recorded(_sample(params, groups), groups)
 
 
 def _sample(params: Any, groups: tuple[Group, ...]) -> jax.Array:

@@ -34,7 +34,7 @@ WAIT = 10.0
 class _Step:
     step: int
     numbers: Mapping[str, Any]
-    """On the device: metrics by name, `batch`, and the squares `gradient_norms` and `update_norms` by group."""
+    """On the device: metrics by name, `batch`, and the squares `update_norms` by group."""
 
 
 class Recorder(Watcher):
@@ -58,7 +58,6 @@ class Recorder(Watcher):
         numbers = jax.tree.map(lambda x: x.addressable_data(0), numbers)  # whole on each device
         found: Recorded | None = metrics.get("recorded")
         if found is not None:
-            numbers["gradient_norms"] = found.gradients
             if self._before is not None:
                 numbers["update_norms"] = update_squares(self._before, found)
             self._before, self._groups = found, found.groups
@@ -102,11 +101,8 @@ class Recorder(Watcher):
                 raise TimeoutError(f"it was not computed in {WAIT:g} s")
             time.sleep(0.01)
         found = jax.device_get(numbers)
-        norms = {
-            name: norms_by_group(found[name], self._groups) if name in found else None
-            for name in ("gradient_norms", "update_norms")
-        }
-        return {**_scalars(found), **norms}
+        updates = norms_by_group(found["update_norms"], self._groups) if "update_norms" in found else None
+        return {**_scalars(found), "update_norms": updates}
 
 
 def _scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
