@@ -25,26 +25,31 @@ from jaxtrain.experiment.validate import (
 )
 from jaxtrain.models.notes import notes
 from jaxtrain.models.params import parted, unnamed
+from jaxtrain.models.variables import Variables
+from jaxtrain.optimizers.recorded import groups_of, recorded
 from jaxtrain.optimizers.state import map_state
+from jaxtrain.sharding.checksum import checksum
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.sharding.feed import local_rows, put_rows
-from jaxtrain.sharding.layout import named_leaves, path_name, plain
+from jaxtrain.sharding.layout import mesh_axes, named_leaves, path_name, plain
 from jaxtrain.step import TrainState, eval_step, full_batch, init_state, microbatched, predict_step, train_step
 from jaxtrain.tasks.base import Batch
 from jaxtrain.tasks.checks import abstract_variables, check_loss
 from jaxtrain.tasks.metrics import Metric
 
 
-def abstract_state(experiment: Experiment, mesh: Mesh | AbstractMesh, example: Batch | None = None) -> TrainState:
+def abstract_state(
+    experiment: Experiment, mesh: Mesh | AbstractMesh, example: Batch | None = None, named: Variables | None = None
+) -> TrainState:
     """The shape, dtype and sharding of every leaf of the state: what initialising, restoring and planning go by.
 
     Optimizer state of a parameter is sharded as the parameter is (by `Layout.optimizer_rules`) if it has its shape; all
     other optimizer state is replicated. Needs no devices. `example`: the pipeline's example batch, if it was
-    made already. Raises ConfigError where the layout does not fit the model.
+    made already; `named`: its `abstract_variables`. Raises ConfigError where the layout does not fit the model.
     """
     task, layout, sizes = experiment.task, experiment.layout, mesh.shape
     batch = experiment.data.example() if example is None else example
-    named = abstract_variables(task, batch)
+    named = abstract_variables(task, batch) if named is None else named
     frozen = experiment.optimizer.frozen([path_name(path) for path, _ in named_leaves(named.params)])
     optimizer = experiment.optimizer.transformation(experiment.steps, plain(named.params))
     shapes = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0), batch, frozen))
@@ -91,7 +96,8 @@ class Program:
         self.experiment = experiment
         self.mesh = experiment.layout.make_mesh(devices)
         self._example = example = experiment.data.example()
-        self.state = abstract_state(replace(experiment, steps=horizon), self.mesh, example)
+        self._named = abstract_variables(experiment.task, example)
+        self.state = abstract_state(replace(experiment, steps=horizon), self.mesh, example, self._named)
         task, optimizer = experiment.task, experiment.optimizer.transformation(horizon, self.state.params)
         frozen = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.state.frozen)]
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
@@ -108,11 +114,22 @@ class Program:
             lambda state: replace(state, opt_state=optimizer.init(state.params)), out_shardings=shardings
         )
         fetch = fetched if experiment.layout.offload else lambda state: state
-        self._train = jax.jit(
-            lambda state, batch: train_step(task, optimizer, fetch(state), batch, gradients),
-            donate_argnums=0,
-            out_shardings=(shardings, everywhere),
+        groups = groups_of(self._named.params, self.state.params)
+
+        def plainly(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+            return train_step(task, optimizer, fetch(state), batch, gradients)
+
+        def recording(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+            state, metrics = plainly(state, batch)
+            return state, {**metrics, "recorded": recorded(state.params, groups)}
+
+        # On several devices what is recorded would have to be sent. The checksum is a program of its own: as part of
+        # this one it has some models compiled to other last bits.
+        train = recording if self.mesh.size == 1 else plainly
+        self._checksum = jax.jit(
+            functools.partial(checksum, mesh=self.mesh, axes=self._row_axes()), out_shardings=everywhere
         )
+        self._train = jax.jit(train, donate_argnums=0, out_shardings=(shardings, everywhere))
         self._evaluate = jax.jit(lambda state, batch: eval_step(task, fetch(state), batch), out_shardings=everywhere)
         self._predict = jax.jit(
             lambda state, batch: in_units_of_data(experiment, predict_step(task, fetch(state), batch)),
@@ -166,13 +183,26 @@ class Program:
         """What the log records of a lowered step: the choices of the model, such as its attention; on several devices
         also the parameters that are replicated because their dims have no names.
         """
-        leaves = unnamed(abstract_variables(self.experiment.task, self._example).params)
+        leaves = unnamed(self._named.params)
         return notes(lowered) | ({"unnamed_parameters": leaves} if leaves and self.mesh.size > 1 else {})
 
+    def _row_axes(self) -> tuple[str, ...]:
+        """The mesh axes of more than one device that split the rows of a batch."""
+        size = self.experiment.data.batch_size
+        spec = self.experiment.layout.batch_sharding(self.mesh, size).spec
+        axes = mesh_axes(spec[0]) if spec else ()
+        return tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
+
     @functools.cached_property
-    def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Metric]]]:
-        """The compiled train step; it donates the state it is given."""
+    def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+        """The compiled train step; it donates the state it is given. On one device it reports `recorded` beside the
+        metrics, which is a `Recorded` and no metric.
+        """
         return self.lower().compile()
+
+    def checksum(self, batch: Batch) -> jax.Array:
+        """The checksum of a global batch as two sums, u32[2], which is computed on the devices."""
+        return self._checksum(batch)
 
     def init(self) -> TrainState:
         """The state before the first step, initialised in its shards. What the task fits, such as log-count ratios, is

@@ -47,7 +47,7 @@ def train(
         keep_tracebacks_in(run.folder)
         checkpoints = stack.enter_context(run.checkpoints())
         saved = done = checkpoints.latest() or 0
-        journal = stack.enter_context(contextlib.closing(Journal(run.observers(done, stop), clock, run.horizon)))
+        journal = stack.enter_context(Journal(run.observers(done, stop), clock, run.horizon))
         journal.log_begun(program, done)
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
@@ -76,7 +76,7 @@ def train(
                     state, metrics = step(state, batch)
                 done += 1
                 with clock("step"):
-                    journal.trained(done, metrics)
+                    journal.trained(done, {**metrics, "batch": program.checksum(batch)})
         if done > saved:
             journal.save(program, checkpoints, done, state, scores)
         with clock("save"):

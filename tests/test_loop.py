@@ -14,7 +14,6 @@ import test_metrics_log
 import tiny
 
 from jaxtrain import ConfigError, Mean, Program
-from jaxtrain.base.errors import ConfigError
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.data import Pipeline
 from jaxtrain.evaluate import evaluate
@@ -60,7 +59,7 @@ class Result:
 
 
 def test_the_loop_is_never_more_than_two_steps_ahead_of_the_device(tmp_path: Path) -> None:
-    experiment = replace(tiny.main(), runtime=replace(tiny.main().runtime, log_every=100))
+    experiment = replace(tiny.main(), runtime=replace(tiny.main().runtime, log_every=100, flight=0))
     device, ahead = Device(), []
     journal = Journal(Observers(tmp_path, experiment, 0, StopSignal()), Clock())
     for step in range(1, 12):

@@ -15,7 +15,6 @@ from google.protobuf import message_factory
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from jaxtrain.base.errors import ConfigError
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.runs import tensorboard
 from jaxtrain.runs.json_lines import read_lines
@@ -106,22 +105,70 @@ def test_processes_other_than_the_first_write_nothing(tmp_path: Path) -> None:
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
 
 
-def test_a_line_cut_off_by_a_kill_is_neither_read_nor_appended_to(tmp_path: Path) -> None:
-    for name in ("metrics.jsonl", "events.jsonl"):
-        (tmp_path / name).write_text('{"step": 1}\n{"step": 2')
-        assert read_lines(tmp_path / name) == [{"step": 1}]
-    log = MetricsLog(tmp_path)
-    log.metrics(2, "train", {})
-    log.event("resumed")
-    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
-    assert [line.get("kind") for line in read_lines(tmp_path / "events.jsonl")] == [None, "resumed"]
+def test_cut_off_at_any_byte_of_its_last_line_a_file_is_read_and_continued(tmp_path: Path) -> None:
+    path, first, last = (
+        tmp_path / "metrics.jsonl",
+        b'{"step": 1, "split": "train", "a": 1.5}\n',
+        b'{"step": 2, "split": "train", "a": 2.5}\n',
+    )
+    for size in range(len(last) + 1):
+        path.write_bytes(first + last[:size])
+        whole = size >= len(last) - 1  # only the newline is missing
+        assert [line["step"] for line in read_metrics(tmp_path)] == ([1, 2] if whole else [1])
+        log = MetricsLog(tmp_path)
+        assert log.rewind(2) == []
+        if not whole:
+            log.metrics(2, "train", {"a": 2.5})
+        assert path.read_bytes() == first + last, size
+    assert not (tmp_path / "metrics.damaged.jsonl").exists()
     assert read_lines(tmp_path / "missing.jsonl") == []
 
 
-def test_a_damaged_line_before_the_last_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1\n{"step": 2}\n')
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl has a line that is not JSON"):
-        read_lines(tmp_path / "metrics.jsonl")
+GOOD = [b'{"step": 1, "split": "train", "loss": 1.5}', b'{"step": 2, "split": "train", "loss": "nan"}']
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"step": 1', "it is not JSON"),
+        (b'{"step": 1, "split": "\xff"}', "it is not JSON"),
+        (b"\0" * 40, "it is not JSON"),
+        (b"[" * 100_000, "it is not JSON"),
+        (b"[1]", "it is no JSON object"),
+        (b'{"split": "train"}', "it has no step and split"),
+        (b'{"step": "1", "split": "train"}', "it has no step and split"),
+        (b'{"step": true, "split": "train"}', "it has no step and split"),
+        (b'{"step": 1.5, "split": "train"}', "it has no step and split"),
+        (b'{"step": 1, "split": 3}', "it has no step and split"),
+        (b'{"step": 3, "split": "test", "loss": null}', "loss is no number"),
+        (b'{"step": 3, "split": "test", "loss": "high"}', "loss is no number"),
+        (b'{"step": 3, "split": "test", "loss": [1]}', "loss is no number"),
+        (GOOD[0], "step 1 of train is there twice"),
+    ],
+)
+def test_a_damaged_line_is_left_out_named_and_set_aside_when_the_run_resumes(
+    line: bytes, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([GOOD[0], line, GOOD[1], b""]))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    assert f"{path}, line 2 is left out: {why}" in caplog.text
+    found = MetricsLog(tmp_path).rewind(2)
+    assert [each.startswith(f"{path}, line 2: {why}") for each in found] == [True]
+    assert path.read_bytes() == b"\n".join([*GOOD, b""])
+    assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == line + b"\n"
+    assert MetricsLog(tmp_path).rewind(2) == []
+
+
+def test_a_run_resumes_over_damaged_and_missing_files_and_an_event_says_so(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b'{"kind": "begun"}\nhalf\n\0\0\0')
+    Observers(tmp_path, tiny.main(), 3, StopSignal()).close()
+    events = read_lines(tmp_path / "events.jsonl")
+    assert [event["kind"] for event in events] == ["begun"] + ["damaged"] * 4
+    notes = " | ".join(event.get("note", "") for event in events)
+    for part in ("metrics.jsonl is missing", "events.jsonl, line 2: ", "events.jsonl, line 3: ", "steps.bin lacks 3"):
+        assert part in notes
+    assert (tmp_path / "events.damaged.jsonl").read_bytes() == b"half\n\0\0\0\n"
 
 
 def test_a_resumed_run_drops_the_metrics_after_its_checkpoint(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_steps_are_compared_bit_by_bit_with_the_log_and_what_differs_is_named(tm
     run, moment = copied("spike", tmp_path), explained("spike", 9).moment
     lines = [line for line in run.metrics() if line["split"] == "train"]
     records = [(line["step"], line["loss"], line["gradient_norm"], 0) for line in lines]
-    metrics = {step: {**found, "recorded": None} for step, found in moment.metrics.items()}
+    metrics = {step: {**found, "batch": np.zeros(2, np.uint32)} for step, found in moment.metrics.items()}
     log_of_steps(run.folder, records)
     same = reproduced(run.folder, metrics)
     assert (same.exactly, same.file, same.steps) == (True, "steps.bin", tuple(range(1, 10)))
@@ -172,11 +172,8 @@ def test_steps_are_compared_bit_by_bit_with_the_log_and_what_differs_is_named(tm
 
 
 def test_other_data_are_named_before_the_numbers_that_they_give(tmp_path: Path) -> None:
-    class Recorded:
-        batch = np.array([1, 7], np.uint32)
-
     run, moment = copied("spike", tmp_path), explained("spike", 9).moment
-    metrics = {1: {**moment.metrics[1], "recorded": Recorded()}}
+    metrics = {1: {**moment.metrics[1], "batch": np.array([1, 7], np.uint32)}}
     loss, norm = (float(moment.metrics[1][name]) for name in ("loss", "gradient_norm"))
     log_of_steps(run.folder, [(1, loss, norm, 7 + 2**32)])
     assert reproduced(run.folder, metrics).exactly

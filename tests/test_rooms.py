@@ -36,7 +36,7 @@ ROOMS = {
         "hardware",
         "threads",
     ),
-    "sharding": ("layout", "constraints", "feed", "stages"),
+    "sharding": ("layout", "constraints", "checksum", "feed", "stages"),
     "models": (
         "notes",
         "variables",
@@ -71,7 +71,7 @@ ROOMS = {
         "regression",
         "language",
     ),
-    "optimizers": ("state", "standard", "guarded", "groups"),
+    "optimizers": ("state", "standard", "guarded", "groups", "recorded"),
     "data": (
         "sources/kept",
         "sources/paths",
@@ -122,6 +122,7 @@ ROOMS = {
         "steps_log",
         "tensorboard",
         "profiler",
+        "recorder",
         "observers",
         "utilization",
         "skipped",

@@ -98,6 +98,8 @@ class Runtime(Checked):
     """Of several processes, all end within this many seconds of the loss of one; 0 leaves that to jax."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     """Of each phase: what takes longer hangs."""
+    flight: NonNegativeInt = 64
+    """The last steps of a run that fails, kept for flight.json; 0 keeps none."""
     compiler_options: Mapping[str, str | bool] = field(default_factory=dict)
     """Options of XLA for the train step, beside XLA_FLAGS."""
     profile: str | None = None

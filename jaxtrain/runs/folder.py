@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxtrain.base.config import difference, flatten, from_json, to_json
 from jaxtrain.base.errors import ConfigError
@@ -29,6 +30,7 @@ from jaxtrain.program import Program
 from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.runs.observers import Observers
 from jaxtrain.runs.skipped import left_out
+from jaxtrain.runs.steps_log import read_steps
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import TrainState
 
@@ -134,6 +136,12 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: `step`, `split`, and every metric as a float, NaN and infinities too."""
         return read_metrics(self.folder)
+
+    def steps(self) -> dict[str, np.ndarray]:
+        """Every step of the run by column: `step`, `loss`, `gradient_norm`, `batch` (the checksum of its batch, u64)
+        and `skipped`. Raises Damaged for a record of steps.bin that is not what was written.
+        """
+        return read_steps(self.folder)
 
     def restore(
         self,

@@ -4,10 +4,12 @@ wait.
 Metrics stay on the device until the period after theirs has ended. Not here: when something is due, and who observes.
 """
 
+import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -44,6 +46,8 @@ class _Period:
     seconds: float
     metrics: list[Metrics]
     """One for each step that this process trained."""
+    batches: list[Any]
+    """The checksum of the batch of each."""
     before: Mapping[str, Any]
     """The sums of the period's steps before the run was resumed, as in a checkpoint."""
 
@@ -77,6 +81,9 @@ class Journal:
         self._rates = {name: _Rate(rate) for name, rate in self._experiment.optimizer.rates(self._horizon).items()}
         self._in_flight: deque[Metrics] = deque()
         self._current: list[Metrics] = []
+        self._batches: list[Any] = []
+        self._recorded = 0
+        """The last step in steps.bin."""
         self._before: Mapping[str, Any] = {}
         self._ended: _Period | None = None
         """The last period that has ended, until it is written."""
@@ -120,7 +127,8 @@ class Journal:
 
     def begun(self, start: int, record: Mapping[str, Any]) -> None:
         """Training begins after `start` steps; `record` is that of their checkpoint, {} without one."""
-        self._done, self._before, self._evaluated = start, record.get("period", {}), record.get("evaluated", start)
+        self._done, self._recorded = start, start
+        self._before, self._evaluated = record.get("period", {}), record.get("evaluated", start)
         self._steps.saved, self._steps.in_a_row = start, record.get("skipped_in_a_row", 0)
         self._observers.begun(start)
 
@@ -129,10 +137,14 @@ class Journal:
         due = step % self._experiment.runtime.eval_every == 0 or step == self._experiment.steps
         return due and step > self._evaluated
 
-    def trained(self, step: int, metrics: Metrics) -> None:
-        """Take the metrics of a step that was dispatched. Blocks only until the step `IN_FLIGHT` before it is done."""
-        self._current.append(metrics)
-        self._in_flight.append(metrics)
+    def trained(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Take the metrics of a step that was dispatched, and what it reports to the flight recorder beside them: the
+        checksum `batch`, and `recorded`. Blocks only until the step `IN_FLIGHT` before it is done.
+        """
+        own = {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
+        self._current.append(own)
+        self._batches.append(metrics.get("batch"))
+        self._in_flight.append(own)
         if len(self._in_flight) > IN_FLIGHT:
             jax.block_until_ready(self._in_flight.popleft())
         self._done = step
@@ -165,7 +177,7 @@ class Journal:
 
         Call `check` first, which refuses what is not finite.
         """
-        own = jax.device_get(self._current)
+        own = self._fetched(step, self._current, self._batches)
         sums = merge([*_restored(self._before, own), *map(counted, own)]) if own else {}
         period = {name: _plain(metric) for name, metric in sums.items()}
         skipped = self._steps.after(own)
@@ -200,6 +212,8 @@ class Journal:
             self._end_period()  # else the run will be resumed, and end the period then
         self.flush()
         self.saved(0)
+        if self._observers.interrupted and step < self._experiment.steps:
+            self._write_flight("stopped by a signal")
         self.log_event("ended", step=step, of=self._experiment.steps, **peak_memory())
         self._observers.ended(step)
 
@@ -207,12 +221,40 @@ class Journal:
         """Close the observers."""
         self._observers.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                self._write_flight(f"{type(error).__name__}: {error}")
+        finally:
+            self.close()
+
+    def _write_flight(self, why: str) -> None:
+        try:
+            self._observers.recorder.write(self._observers, self._done, why, self._clock.account())
+        except OSError as error:  # of a full disk, say, which may be why the run fails
+            logging.getLogger("jaxtrain.runs").warning("flight.json could not be written: %s", error)
+
+    def _fetched(self, step: int, metrics: list[Metrics], batches: list[Any]) -> list[Metrics]:
+        """The metrics of the steps until `step`, on the host; those that steps.bin lacks are appended to it."""
+        own, sums = jax.device_get((metrics, batches))
+        first = max(step - len(own), self._recorded) + 1
+        if first <= step and sums[-1] is not None:
+            each = [{**found, "batch": batch} for found, batch in zip(own, sums, strict=True)]
+            self._observers.recorder.append(first, each[first - 1 - step :])
+            self._recorded = step
+        return own
+
     def _end_period(self) -> None:
         self.flush()
         account = self._clock.account()
         trained = account["data"] + account["step"]  # speeds leave out compiling, evaluating and saving
-        self._ended = _Period(self._done, trained - self._trained_before, self._current, self._before)
-        self._current, self._before, self._trained_before = [], {}, trained
+        self._ended = _Period(self._done, trained - self._trained_before, self._current, self._batches, self._before)
+        self._current, self._batches, self._before, self._trained_before = [], [], {}, trained
 
     def flush(self) -> None:
         """Write the period that has ended, if any. Blocks until its last step is done.
@@ -224,7 +266,7 @@ class Journal:
             return
         period, self._ended = self._ended, None
         with self._clock("step"):
-            own = jax.device_get(period.metrics)
+            own = self._fetched(period.last_step, period.metrics, period.batches)
             metrics = merge([*_restored(period.before, own), *map(counted, own)])
         losses = [metrics["loss"] for metrics in own]
         tokens = sum(float(loss.weight) for loss in losses if isinstance(loss, Mean))

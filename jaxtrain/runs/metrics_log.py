@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.experiment.observers import ObservedRun, Scores
-from jaxtrain.runs.json_lines import append_line, drop_partial_line, read_lines, write_lines
+from jaxtrain.runs.json_lines import Check, append_line, read_lines, repair_lines
 from jaxtrain.runs.watcher import Watcher
 
 
@@ -22,8 +22,6 @@ class MetricsLog(Watcher):
         self._events = folder / "events.jsonl"
         if active:
             folder.mkdir(parents=True, exist_ok=True)
-            drop_partial_line(self._metrics)
-            drop_partial_line(self._events)
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Append one line: step, split, then the values. Raises TypeError for a metric named step or split."""
@@ -37,14 +35,16 @@ class MetricsLog(Watcher):
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
             append_line(self._events, dict(time=now, kind=kind, **fields))
 
-    def rewind(self, step: int) -> None:
-        """Drop the metrics after `step`, for a run that resumes from there."""
+    def rewind(self, step: int) -> list[str]:
+        """Drop the metrics after `step`, for a run that resumes from there, and set damaged lines aside.
+
+        Returns what was damaged or is missing.
+        """
         if not self._active:
-            return
-        lines = read_lines(self._metrics)
-        kept = [line for line in lines if line["step"] <= step]
-        if len(kept) < len(lines):
-            write_lines(self._metrics, kept)
+            return []
+        wrong = [f"{self._metrics} is missing"] if step and not self._metrics.exists() else []
+        wrong += repair_lines(self._metrics, line_check(), step)
+        return wrong + repair_lines(self._events)
 
     def trained(self, run: ObservedRun, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
         self.metrics(step, "train", {**metrics, **rates})
@@ -54,9 +54,32 @@ class MetricsLog(Watcher):
             self.metrics(step, split, values)
 
 
+def line_check() -> Check:
+    """A check of the lines of metrics.jsonl, one after another: their types, and that none is there twice."""
+    seen: set[tuple[int, str]] = set()
+
+    def wrong(line: dict[str, Any]) -> str:
+        step, split = line.get("step"), line.get("split")
+        if type(step) is not int or step < 0 or not isinstance(split, str):
+            return "it has no step and split"
+        others = {name: value for name, value in line.items() if name not in ("step", "split")}
+        for name, value in others.items():
+            if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
+                return f"{name} is no number"
+        if (step, split) in seen:
+            return f"step {step} of {split} is there twice"
+        seen.add((step, split))
+        return ""
+
+    return wrong
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, with NaN and infinities as floats: JSON has none, so the file has strings."""
+    """The lines of a run's metrics.jsonl, with NaN and infinities as floats: JSON has none, so the file has strings.
+
+    A damaged line is left out, and a warning names it.
+    """
     return [
         {name: float(value) if name != "split" and isinstance(value, str) else value for name, value in line.items()}
-        for line in read_lines(folder / "metrics.jsonl")
+        for line in read_lines(folder / "metrics.jsonl", line_check())
     ]

@@ -18,6 +18,7 @@ from jaxtrain.experiment.observers import Observer, Scores
 from jaxtrain.runs.console import Console
 from jaxtrain.runs.metrics_log import MetricsLog, read_metrics
 from jaxtrain.runs.profiler import Profiler
+from jaxtrain.runs.recorder import Recorder
 from jaxtrain.runs.tensorboard import TensorBoard
 from jaxtrain.runs.watcher import Watcher
 
@@ -38,13 +39,21 @@ class Observers:
         self._is_run = (folder / "experiment.json").is_file()
         first, profiled = is_first_process(), experiment.runtime.profiled
         log = MetricsLog(folder, first)
-        log.rewind(start)
-        self._own: list[Watcher] = [log, Console(experiment.steps, start, first)]
+        self.recorder = Recorder(folder, experiment.runtime.flight, first)
+        wrong = log.rewind(start) + self.recorder.steps.rewind(start)
+        self._own: list[Watcher] = [log, Console(experiment.steps, start, first), self.recorder]
         self._mirrors: list[Watcher] = [TensorBoard(folder / "tensorboard", start)] if first else []
         self._mirrors += [Profiler(folder / "profile", profiled)] if first and profiled else []
         self._others: list[Observer] = list(experiment.observers) if first else []
         self._thread = CallThread("observers")
         self._last_call: Future[None] | None = None
+        for each in wrong:
+            self.log_event("damaged", note=each)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ends the run."""
+        return bool(self._stop.code)
 
     @property
     def finished(self) -> bool:

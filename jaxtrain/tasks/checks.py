@@ -25,6 +25,7 @@ from jaxtrain.tasks.metrics import Mean, Metric
 RESERVED = (
     "loss",
     "gradient_norm",
+    "recorded",
     "step",
     "split",
     "examples_per_second",
@@ -33,7 +34,7 @@ RESERVED = (
     "skipped",
     "rate_scale",
 )
-"""Names in a line of metrics that are not the task's."""
+"""Names in a line of metrics, or in what a step reports, that are not the task's."""
 
 RESERVED_BEGINNINGS = ("seconds_", "learning_rate")
 

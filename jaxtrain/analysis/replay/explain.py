@@ -104,9 +104,10 @@ def explain(moment: Moment, top: int = 3) -> Explanation:
     activations = () if fault or moment.earlier is None else compared(moment, moment.earlier.on_one_device(), now)
     found = shares(program.experiment.task, now.state, now.batch)
     wrong = wrong_numbers(now.batch)
+    left_out = moment.run.left_out & {moment.step}
     return Explanation(
         moment,
-        reproduced(moment.run.folder, moment.metrics),
+        reproduced(moment.run.folder, {step: each for step, each in moment.metrics.items() if step not in left_out}),
         loss,
         gradient_norm,
         first_wrong,

@@ -11,6 +11,7 @@ from jaxtrain.base.files import read_json
 from jaxtrain.base.provenance import environment
 from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.runs.steps_log import read_steps
+from jaxtrain.sharding.checksum import as_number
 from jaxtrain.tasks.metrics import Metric, merge, values_by_name
 
 COLUMNS = ("batch", "loss", "gradient_norm")
@@ -43,7 +44,7 @@ class Reproduced:
 
 def reproduced(folder: Path, metrics: Mapping[int, Mapping[str, Any]]) -> Reproduced:
     """Compare steps with those of the run's steps.bin, or where there is none with periods of its metrics.jsonl."""
-    columns = read_steps(folder)
+    columns = read_steps(folder) if (folder / "steps.bin").is_file() else {"step": np.zeros(0, np.int64)}
     record = {int(step): number for number, step in enumerate(columns["step"])}
     compared = tuple(step for step in sorted(metrics) if step in record)
     if not compared:
@@ -51,18 +52,15 @@ def reproduced(folder: Path, metrics: Mapping[int, Mapping[str, Any]]) -> Reprod
     for step in compared:
         now = columns_of(metrics[step])
         for name in COLUMNS:
-            if name in now and now[name].tobytes() != (was := columns[name][record[step]]).tobytes():
+            if now[name].tobytes() != (was := columns[name][record[step]]).tobytes():
                 return Reproduced(compared, "steps.bin", _said(name, was, now[name]), step, differences(folder))
     return Reproduced(compared, "steps.bin")
 
 
 def columns_of(metrics: Mapping[str, Any]) -> dict[str, np.generic]:
-    """The columns of steps.bin for what a step came to; without the batch's checksum where the step makes none."""
+    """The columns of steps.bin for what a step came to."""
     found: dict[str, np.generic] = {name: np.float32(float(metrics[name])) for name in ("loss", "gradient_norm")}
-    if (sums := getattr(metrics.get("recorded"), "batch", None)) is not None:
-        high, low = np.asarray(sums).tolist()
-        found["batch"] = np.uint64(high << 32 | low)
-    return found
+    return {"batch": np.uint64(as_number(metrics["batch"])), **found}
 
 
 def _said(name: str, was: Any, now: Any) -> str:

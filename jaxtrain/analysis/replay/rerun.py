@@ -79,7 +79,9 @@ def rerun(run: Run, step: int, layout: Layout | None = None) -> Moment:
     state, start, notes = restored(run, program, step, since)
     measure, earlier, now = measuring(program, run.horizon), None, None
     metrics, measured = {}, {}
-    with contextlib.closing(program.batches(experiment.data, start)) as batches:
+    if step in run.left_out:
+        notes.append(f"the run went back and left the batch of step {step} out; here it is trained on it")
+    with contextlib.closing(program.batches(experiment.data, start, run.left_out - {step})) as batches:
         for done in range(start + 1, step + 1):
             batch = next(batches)
             if done > step - HISTORY:
@@ -87,7 +89,7 @@ def rerun(run: Run, step: int, layout: Layout | None = None) -> Moment:
             if done >= step - 1:
                 earlier, now = now, Before(jax.tree.map(jnp.copy, state), batch)
             state, found = compiled(state, batch)
-            metrics[done] = jax.device_get(found)
+            metrics[done] = jax.device_get({**found, "batch": program.checksum(batch)})
     assert now is not None
     return Moment(run, program, step, now, earlier, start, metrics, measured, tuple(notes))
 

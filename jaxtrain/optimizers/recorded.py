@@ -1,0 +1,112 @@
+"""What the compiled step reports for a run's flight recorder, beside the metrics. Not here: who keeps it.
+
+For one device: on several, it would have to be sent. The update of a large parameter is estimated, from some of its
+numbers before and after: the norm of all would have XLA write down every update on CPUs, or compute it twice, 2 to 5%
+of a step with large tables of embeddings. The norms of gradients by group are not reported: with them XLA rounds the
+losses of some models otherwise.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain.models.params import STACKED
+from jaxtrain.sharding.layout import named_leaves, path_name
+
+SAMPLED = 4096
+"""The most numbers of a group whose updates are measured: more are estimated from a regular grid of as many."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A parameter, or each of the blocks that are stacked in one."""
+
+    path: str
+    stacked: tuple[int, ...]
+    """The sizes of its leading dims along which blocks are stacked; () for one that is not."""
+    sampled: int
+    """Of the numbers of a block, how many are in a sample."""
+    share: float
+    """What part of them that is."""
+
+    @property
+    def names(self) -> list[str]:
+        """`path`, or `path[i]` for each block."""
+        places = itertools.product(*map(range, self.stacked))
+        return [self.path + (f"[{','.join(map(str, place))}]" if place else "") for place in places]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Recorded:
+    """Of one step: some numbers of each parameter after it."""
+
+    sample: Any
+    """f32[numbers]."""
+    groups: tuple[Group, ...] = field(metadata={"static": True})
+
+
+def groups_of(named: Any, trained: Any) -> tuple[Group, ...]:
+    """The groups of the trained parameters; named: the `AxisNamed` leaves of all."""
+    axes = {path_name(path): leaf.axes for path, leaf in named_leaves(named)}
+    return tuple(_group(path, leaf, axes[path]) for path, leaf in _leaves(trained).items())
+
+
+def _group(path: str, leaf: Any, axes: tuple[str | None, ...]) -> Group:
+    stacked = leaf.shape[: sum(1 for _ in itertools.takewhile(lambda name: name in STACKED, axes))]
+    dims = leaf.shape[len(stacked) :]
+    kept = math.prod(-(-size // _stride(dims)) for size in dims)
+    parts = 2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1
+    return Group(path, tuple(stacked), parts * kept, kept / max(1, math.prod(dims)))
+
+
+def _stride(dims: tuple[int, ...]) -> int:
+    """Of each dim, such that at most `SAMPLED` numbers are left."""
+    stride = 1
+    while math.prod(-(-size // stride) for size in dims) > SAMPLED:
+        stride += 1
+    return stride
+
+
+def recorded(params: Any, groups: tuple[Group, ...]) -> Recorded:
+    """What is reported of a step that led to these parameters."""
+    return Recorded(_sample(params, groups), groups)
+
+
+def _sample(params: Any, groups: tuple[Group, ...]) -> jax.Array:
+    found = []
+    for group, param in zip(groups, _leaves(params).values(), strict=True):
+        stacked = len(group.stacked)
+        strided = slice(None, None, _stride(param.shape[stacked:]))
+        some = param[(slice(None),) * stacked + (strided,) * (param.ndim - stacked)]
+        parts = (some.real, some.imag) if jnp.iscomplexobj(some) else (some,)
+        blocks = [part.reshape(math.prod(group.stacked), -1) for part in parts]
+        found.append(jnp.concatenate(blocks, axis=1).reshape(-1).astype(jnp.float32))
+    return jnp.concatenate(found)
+
+
+@jax.jit
+def update_squares(before: Recorded, after: Recorded) -> jax.Array:
+    """Squared norms of the updates between two steps by group, f32[groups], from their samples."""
+    squares, place, found = jnp.square(after.sample - before.sample), 0, []
+    for group in after.groups:
+        end = place + math.prod(group.stacked) * group.sampled
+        found.append(squares[place:end].reshape(-1, max(1, group.sampled)).sum(1) / (group.share or 1))
+        place = end
+    return jnp.concatenate(found)
+
+
+def norms_by_group(squares: np.ndarray, groups: tuple[Group, ...]) -> Mapping[str, float]:
+    """Norms by the name of their group."""
+    names = [name for group in groups for name in group.names]
+    return dict(zip(names, np.sqrt(np.asarray(squares, np.float64)).tolist(), strict=True))
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,0 +1,123 @@
+"""The flight recorder of a run: every step in steps.bin, and the last ones in full in flight.json, if the run fails.
+
+What a step reports stays on the device until it is written. Not here: when a run fails.
+"""
+
+import datetime
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.files import write_json
+from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.experiment.observers import ObservedRun
+from jaxtrain.optimizers.recorded import Recorded, norms_by_group, update_squares
+from jaxtrain.runs.steps_log import StepsLog
+from jaxtrain.runs.watcher import Watcher
+from jaxtrain.sharding.checksum import as_number
+
+EXAMPLES = 64
+"""The most rows of a batch whose examples are named."""
+
+WAIT = 10.0
+"""Seconds in all to wait for steps that are still being computed when a run has failed."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    step: int
+    numbers: Mapping[str, Any]
+    """On the device: metrics by name, `batch`, and the squares `update_norms` by group."""
+
+
+class Recorder(Watcher):
+    """Keeps the last `size` steps in memory, and writes steps.bin and flight.json in `folder`.
+
+    active: False keeps and writes nothing, for all processes but the first.
+    """
+
+    def __init__(self, folder: Path, size: int, active: bool = True) -> None:
+        self.steps = StepsLog(folder, active)
+        self._path, self._active = folder / "flight.json", active
+        self._last: deque[_Step] = deque(maxlen=size if active else 0)
+        self._before: Recorded | None = None
+        self._groups: tuple[Any, ...] = ()
+        self._rates: Mapping[str, float] = {}
+
+    def stepped(self, run: ObservedRun, step: int, metrics: Mapping[str, Any]) -> None:
+        if not self._last.maxlen:
+            return
+        numbers = {name: metrics[name] for name in ("loss", "gradient_norm", "skipped", "batch") if name in metrics}
+        numbers = jax.tree.map(lambda x: x.addressable_data(0), numbers)  # whole on each device
+        found: Recorded | None = metrics.get("recorded")
+        if found is not None:
+            if self._before is not None:
+                numbers["update_norms"] = update_squares(self._before, found)
+            self._before, self._groups = found, found.groups
+        self._last.append(_Step(step, numbers))
+
+    def trained(self, run: ObservedRun, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        self._rates = {name: value for name, value in rates.items() if not name.startswith("seconds_")}
+
+    def append(self, first: int, fetched: Sequence[Mapping[str, Any]]) -> None:
+        """Append steps from `first` on to steps.bin: the metrics of each, on the host."""
+        found = [_scalars(metrics) for metrics in fetched]
+        columns = {name: [each[name] for each in found] for name in ("loss", "gradient_norm", "batch", "skipped")}
+        self.steps.append({"step": range(first, first + len(found)), **columns})
+
+    def write(self, run: ObservedRun, step: int, why: str, seconds: Mapping[str, float]) -> None:
+        """Write flight.json, whole or not at all: the run has done `step` steps and fails by this error or signal.
+
+        seconds: the account by phase. Numbers that the device does not give any more are None, and why is said.
+        """
+        if not self._active:
+            return
+        until, steps, unread = time.monotonic() + WAIT, [], []
+        for each in self._last:
+            facts: dict[str, Any] = {"step": each.step, "examples": examples_of(run.experiment.data, each.step)}
+            try:
+                facts |= self._read(each.numbers, until)
+            except (RuntimeError, TimeoutError) as error:  # of the device, or of a step before this one
+                unread.append(f"step {each.step}: {str(error).splitlines()[0]}")
+            steps.append(facts)
+        estimated = [group.path for group in self._groups if group.share < 1]
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        facts = {"step": step, "why": why, "time": now, "unread": unread, "steps": steps, "rates": self._rates}
+        write_json(self._path, {**facts, "seconds": seconds, "estimated_updates": estimated})
+
+    def _read(self, numbers: Mapping[str, Any], until: float) -> dict[str, Any]:
+        leaves = jax.tree.leaves(numbers)
+        if any(leaf.is_deleted() for leaf in leaves):  # jax 0.10.2 crashes where such a one is asked if it is ready
+            raise RuntimeError("an array has been deleted")
+        while not all(leaf.is_ready() for leaf in leaves):
+            if time.monotonic() > until:
+                raise TimeoutError(f"it was not computed in {WAIT:g} s")
+            time.sleep(0.01)
+        found = jax.device_get(numbers)
+        updates = norms_by_group(found["update_norms"], self._groups) if "update_norms" in found else None
+        return {**_scalars(found), "update_norms": updates}
+
+
+def _scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a step, on the host: what a record of steps.bin holds beside the step."""
+    skipped = metrics["skipped"].value() if "skipped" in metrics else 0
+    found = {name: float(metrics[name]) if name in metrics else np.nan for name in ("loss", "gradient_norm")}
+    return {**found, "batch": as_number(metrics["batch"]), "skipped": int(skipped > 0)}
+
+
+def examples_of(data: Pipeline, step: int) -> list[int | None] | None:
+    """Which examples of the source a step was trained on, by their index: those of its first `EXAMPLES` rows.
+
+    None where the source cannot be opened any more, and for a row that is made of several.
+    """
+    try:
+        return [data.record(step - 1, row, training=True) for row in range(min(data.batch_size, EXAMPLES))]
+    except (OSError, Damaged, ConfigError):
+        return None
