@@ -42,6 +42,7 @@ def train(
         start = done = checkpoints.latest() or 0
         journal = stack.enter_context(contextlib.closing(Journal(run.observers(start, stop), clock, run.horizon)))
         journal.log_begun(program, start)
+        checkpoints.report_to(journal.log_event)
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
         journal.log_compiled(program, lowered, step)
@@ -66,14 +67,15 @@ def train(
                     found = {split: evaluate(program, state, data) for split, data in experiment.evals.items()}
                     scores = journal.evaluated(done, found)
             ending = done == experiment.steps or stop.requested(done, runtime.log_every, runtime.eval_every)
-            if done % runtime.save_every == 0 or ending:
+            if done % runtime.save_every == 0 or ending or checkpoints.improves(scores):
                 journal.flush()  # a run resumed from this checkpoint will not write these metrics again
                 with clock("checkpoint"):
-                    checkpoints.save(done, state, journal.record(done), scores)
-                journal.saved(done)
+                    durable = checkpoints.save(done, state, journal.record(done), scores)
+                journal.saved(durable)
             if ending:
                 break
         with clock("checkpoint"):
-            checkpoints.wait()
+            durable = checkpoints.wait()
+        journal.saved(durable)
         journal.ended(done)
     return run, state

@@ -49,6 +49,10 @@ class Diverged(Exception):
     """A run whose gradients or loss are no longer finite: exit code 4."""
 
 
+class Retry(Exception):
+    """Something that the same command, run again, may get past: exit code 75."""
+
+
 class Damaged(Exception):
     """A file, or record `record` (from 0) of it, that cannot be read or is not what was written."""
 
@@ -58,3 +62,7 @@ class Damaged(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Damaged, (self.file, self.record, self.why)  # it has to come back from worker processes
+
+
+class DamagedCheckpoint(Damaged):
+    """A file of a checkpoint that is not what was saved."""

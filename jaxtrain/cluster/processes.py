@@ -86,6 +86,11 @@ def broadcast_from_first(number: int) -> int:
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int64(number)))
 
 
+def least_over_processes(number: int) -> int:
+    """The smallest of the processes' numbers, in every process; also a barrier."""
+    return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int64(number)).min())
+
+
 class StopSignal:
     """A request to stop between two steps: Ctrl-C, SIGTERM, SIGUSR1, an observer's. A second Ctrl-C stops at once."""
 

@@ -145,7 +145,8 @@ class Run:
         """The run's `Checkpoints`."""
         from jaxtrain.runs.checkpoints import Checkpoints
 
-        return Checkpoints(self.folder / "checkpoints", self.experiment.runtime.keep, read_only=read_only)
+        runtime = self.experiment.runtime
+        return Checkpoints(self.folder / "checkpoints", runtime.keep, read_only, runtime.verify_bytes)
 
 
 def horizon_of_run(folder: Path | None, experiment: Experiment) -> int:

@@ -81,8 +81,8 @@ class Journal:
         """The last period that has ended, until it is written."""
         self._trained_before = 0.0
         """Seconds of training before the current period."""
-        self._done, self._saving = 0, 0
-        """The last step trained, and the last one whose checkpoint may not be durable yet; 0 for none."""
+        self._done = 0
+        """The last step trained."""
         self._mfu_at_one = 0.0
         """The model FLOPs utilization at one step a second; 0 where it is not known."""
 
@@ -150,17 +150,15 @@ class Journal:
         return {"step": step, "period": {name: _plain(metric) for name, metric in sums.items()}}
 
     def saved(self, step: int) -> None:
-        """The checkpoint of `step` is being saved: the one before is durable."""
-        if self._saving:
-            self._observers.saved(self._saving)
-        self._saving = step
+        """The checkpoint of `step` is durable; 0: none."""
+        if step:
+            self._observers.saved(step)
 
     def ended(self, step: int) -> None:
         """Give all that is left to the observers: no more steps follow, and all checkpoints are durable."""
         if self._current and (step == self._experiment.steps or self._observers.finished):
             self._end_period()  # else the run will be resumed, and end the period then
         self.flush()
-        self.saved(0)
         self.log_event("ended", step=step, of=self._experiment.steps, **peak_memory())
         self._observers.ended(step)
 
