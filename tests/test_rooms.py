@@ -122,6 +122,7 @@ ROOMS = {
         "utilization",
         "journal",
         "shards",
+        "leaves",
         "retention",
         "health",
         "saving",

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath  # the only paths that orbax takes
-from jax.sharding import SingleDeviceSharding
 
 from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry, nearest
 from jaxtrain.base.text import array_type
@@ -23,6 +22,7 @@ from jaxtrain.experiment.experiment import Retention
 from jaxtrain.experiment.saved import STATE, best_first, read_record, saved_steps, scores_by_step
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.runs.health import Health, logged
+from jaxtrain.runs.leaves import by_path, check_leaves, on_first_device
 from jaxtrain.runs.retention import remove_leftovers
 from jaxtrain.runs.saving import SAVE_ERRORS, Save, finish, kept_by
 from jaxtrain.runs.shards import other_arrays
@@ -102,7 +102,7 @@ class Checkpoints:
             raise ValueError(
                 f"step {step} is not later than step {self._last}, which is saved in {self.folder} already"
             )
-        arrays = _by_path(state)
+        arrays = by_path(state)
         types = {name: array_type(leaf) for name, leaf in arrays.items()}
         # A flat dictionary, so that what is on disk does not depend on the containers of the arrays.
         # orbax refuses arrays without elements; the list of leaves is enough to restore those.
@@ -115,10 +115,10 @@ class Checkpoints:
         made = self._background.submit(self._make, save)
         wait([made])
         broadcast_from_first(0)  # a barrier: no process writes into a folder that is not there
-        begun = self._background.submit(save.begin, lambda folder: self._write(folder, full), full)
+        begun = self._background.submit(save.begin, made, lambda folder: self._write(folder, full), full)
         wait([begun])
         stay = kept_by(self.keep, dict(self._scores))
-        future = self._background.submit(finish, save, (made, begun), self._finalize, self._barrier, stay)
+        future = self._background.submit(finish, save, begun, self._finalize, self._barrier, stay)
         self._in_progress = step, future
         return durable
 
@@ -128,9 +128,8 @@ class Checkpoints:
             return False
         self._settle()
         best = best_first(self._scores, self.keep.mode)[:1]
-        better = not best or (
-            score < self._scores[best[0]] if self.keep.mode == "min" else score > self._scores[best[0]]
-        )
+        sign = -1 if self.keep.mode == "min" else 1
+        better = not best or sign * score > sign * self._scores[best[0]]
         return bool(broadcast_from_first(int(better)))
 
     def restore(self, abstract: Tree, step: SavedStep | None = None) -> tuple[Tree, dict[str, Any]]:
@@ -146,9 +145,11 @@ class Checkpoints:
         """
         chosen = self._existing(step)
         record = read_record(self.folder / str(chosen))
-        wanted = _by_path(abstract)
-        self._check_leaves(chosen, record["leaves"], {name: array_type(leaf) for name, leaf in wanted.items()})
-        placed = {name: _placed(leaf) for name, leaf in wanted.items()}
+        wanted = by_path(abstract)
+        check_leaves(
+            self.folder / str(chosen), record["leaves"], {name: array_type(leaf) for name, leaf in wanted.items()}
+        )
+        placed = {name: on_first_device(leaf) for name, leaf in wanted.items()}
         full = {name: leaf for name, leaf in placed.items() if leaf.size}
         empty = {
             name: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
@@ -306,35 +307,6 @@ class Checkpoints:
             raise fault
         self._health.leave(step, fault)
         raise Retry(f"{fault}\nThis checkpoint is set aside: run the same command again, it uses the one before")
-
-    def _check_leaves(self, step: int, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-        lines = []
-        for name in sorted(saved.keys() | wanted.keys()):
-            if name not in saved:
-                close = nearest(name, saved.keys() - wanted.keys())
-                lines.append(f"  {name}: wanted {wanted[name]}, not saved{close}")
-            elif name not in wanted:
-                lines.append(f"  {name}: saved {saved[name]}, not wanted")
-            elif saved[name] != wanted[name]:
-                lines.append(f"  {name}: saved {saved[name]}, wanted {wanted[name]}")
-        if lines:
-            more = [f"  and {len(lines) - 20} more"] if len(lines) > 20 else []
-            head = f"the checkpoint of step {step} in {self.folder} does not match the state:"
-            raise ConfigError("\n".join([head, *lines[:20], *more]))
-
-
-def _by_path(tree: object) -> dict[str, Any]:
-    """The leaves by their path, such as `params/blocks/mlp/up/kernel`."""
-    leaves = jax.tree.leaves_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    if len(named) != len(leaves):
-        raise ConfigError("two leaves of the state have the same path: a key holds a '/'")
-    return named
-
-
-def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _line(error: BaseException | None) -> str:

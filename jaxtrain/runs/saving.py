@@ -50,10 +50,13 @@ class Save:
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / STATE).mkdir(parents=True)
 
-    def begin(self, write: Callable[[Path], Sequence[Any]], arrays: Mapping[str, jax.Array]) -> tuple[Any, Any]:
+    def begin(
+        self, made: Future[None], write: Callable[[Path], Sequence[Any]], arrays: Mapping[str, jax.Array]
+    ) -> tuple[Any, Any]:
         """Start to write this process's shards. Their bytes are in host memory when this returns: the shards to
         compute checksums of, and the futures of `write(folder)`.
         """
+        made.result()
         shards = own_shards(arrays)
         return shards, write(self.folder / STATE)
 
@@ -102,7 +105,7 @@ class Save:
 
 def finish(
     save: Save,
-    begins: tuple[Future[None], Future[tuple[Any, Any]]],
+    begun: Future[tuple[Any, Any]],
     finalize: Callable[[Path], None],
     barrier: Callable[..., None],
     stay: Callable[[Sequence[int]], set[int]],
@@ -111,10 +114,8 @@ def finish(
 
     A save that fails leaves nothing, and every former checkpoint stays. Raises the error of this process.
     """
-    made, begun = begins
     try:
         try:
-            made.result()
             save.write_own(*begun.result())
         finally:  # the others wait for a process that failed too, and process 0 then misses its part
             barrier(key=f"jaxtrain_saved_{save.step}", timeout_ms=BARRIER_SECONDS * 1000)
