@@ -101,7 +101,7 @@ def crc32(file: Path) -> int:
 
 def crc32_of_array(x: np.ndarray) -> int:
     """The crc32 of an array's bytes in row-major order, of any dtype."""
-    return zlib.crc32(memoryview(np.ascontiguousarray(x).reshape(-1).view(np.uint8)))
+    return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
 
 
 def checksums(folder: Path, known: Mapping[str, tuple[int, int]] | None = None) -> dict[str, tuple[int, int]]:

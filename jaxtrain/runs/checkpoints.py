@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath  # the only paths that orbax takes
 
-from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry, nearest
+from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry
 from jaxtrain.base.text import array_type
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process, least_over_processes
 from jaxtrain.experiment.experiment import Retention
@@ -23,7 +22,7 @@ from jaxtrain.experiment.saved import STATE, best_first, read_record, saved_step
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.runs.health import Health, logged
 from jaxtrain.runs.leaves import by_path, check_leaves, on_first_device
-from jaxtrain.runs.retention import remove_leftovers
+from jaxtrain.runs.retention import remove_leftovers, score_of
 from jaxtrain.runs.saving import SAVE_ERRORS, Save, finish, kept_by
 from jaxtrain.runs.shards import other_arrays
 
@@ -108,7 +107,7 @@ class Checkpoints:
         # orbax refuses arrays without elements; the list of leaves is enough to restore those.
         full = {name: leaf for name, leaf in arrays.items() if leaf.size}
         record_text = json.dumps({"record": dict(record), "leaves": types, "sealed": True})
-        score = self._score(metrics)
+        score = score_of(self.keep, metrics)
         metrics_text = None if score is None else json.dumps({str(self.keep.best): score})
         self._scores |= {} if score is None else {step: score}
         save = Save(self.folder / str(step), record_text, metrics_text)
@@ -124,7 +123,7 @@ class Checkpoints:
 
     def improves(self, scores: Mapping[str, float] | None) -> bool:
         """Whether these scores of an evaluation are better than those of every saved step, and to be saved for that."""
-        if self.keep.best is None or not self.keep.save_best or (score := self._score(scores)) is None:
+        if self.keep.best is None or not self.keep.save_best or (score := score_of(self.keep, scores)) is None:
             return False
         self._settle()
         best = best_first(self._scores, self.keep.mode)[:1]
@@ -189,8 +188,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best value of the metric `Retention.best`, the later of equals; None without any."""
-        steps = self.steps()
-        order = best_first(scores_by_step(self.folder, self.keep.best, steps), self.keep.mode)
+        order = self._best_first(self.steps())
         return order[0] if order else None
 
     def wait(self) -> int:
@@ -263,14 +261,8 @@ class Checkpoints:
         self._event("save_failed", step=step, why=why, note=note)
         return 0
 
-    def _score(self, metrics: Mapping[str, float] | None) -> float | None:
-        best = self.keep.best
-        if best is None or not metrics:
-            return None
-        if best not in metrics:
-            raise ConfigError(f"Retention(best={best!r}) names none of the metrics{nearest(best, metrics)}")
-        # NaN compares with nothing, so it would be kept as the best by accident.
-        return float(metrics[best]) if math.isfinite(metrics[best]) else None
+    def _best_first(self, steps: list[int]) -> list[int]:
+        return best_first(scores_by_step(self.folder, self.keep.best, steps), self.keep.mode)
 
     def _existing(self, step: SavedStep | None) -> int:
         steps = self.steps()
@@ -279,8 +271,7 @@ class Checkpoints:
         if step is None or step == "latest":
             return self._health.first_good(steps[::-1])
         if step == "best":
-            order = best_first(scores_by_step(self.folder, self.keep.best, steps), self.keep.mode)
-            if not order:
+            if not (order := self._best_first(steps)):
                 raise ConfigError(f"no checkpoint in {self.folder} is the best: train with --keep.best SPLIT/METRIC")
             return self._health.first_good(order)
         if step not in steps:

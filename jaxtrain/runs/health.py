@@ -87,10 +87,10 @@ class Health:
     def leave(self, step: int, fault: DamagedCheckpoint) -> None:
         """Set a damaged checkpoint aside, and say so; a reader only does the latter."""
         self._good.pop(step, None)
-        self.ignored.add(step)
         if self._read_only:
             self._log("damaged", step=step, file=fault.file, why=fault.why, note="it is not used")
             return
+        self.ignored.add(step)
         if is_first_process():
             try:
                 moved = f"it is set aside in {set_aside(self._folder / str(step), self._folder.parent / 'damaged')}"

@@ -1,11 +1,13 @@
 """Which checkpoints stay, and how the others leave: deleted or set aside, never half of one. Not here: saving them."""
 
 import itertools
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.experiment.experiment import Retention
 from jaxtrain.experiment.saved import best_first
 
@@ -24,6 +26,18 @@ def kept(steps: Sequence[int], scores: Mapping[int, float], keep: Retention) -> 
     best = best_first(known, keep.mode)[:1] if keep.best is not None else []
     every = [step for step in steps if keep.every is not None and step % keep.every == 0]
     return {*steps[-keep.last :], *every, *best}
+
+
+def score_of(keep: Retention, metrics: Mapping[str, float] | None) -> float | None:
+    """The finite value of `keep.best` in the metrics of an evaluation; None without. Raises ConfigError where they
+    lack it.
+    """
+    if keep.best is None or not metrics:
+        return None
+    if keep.best not in metrics:
+        raise ConfigError(f"Retention(best={keep.best!r}) names none of the metrics{nearest(keep.best, metrics)}")
+    # NaN compares with nothing, so it would be kept as the best by accident.
+    return float(metrics[keep.best]) if math.isfinite(metrics[keep.best]) else None
 
 
 def delete(checkpoint: Path) -> None:
