@@ -125,6 +125,7 @@ ROOMS = {
         "leaves",
         "retention",
         "health",
+        "upkeep",
         "saving",
         "checkpoints",
         "start",
@@ -135,7 +136,7 @@ ROOMS = {
     "train": (),
     "analysis": ("hlo", "describe", "textbook", "explain", "shrink", "judge", "verify", "databench"),
     "launch": ("job", "slurm", "tpu", "kubernetes", "local"),
-    "cli": ("terminal", "verbs", "flags", "data", "launch", "first", "main"),
+    "cli": ("terminal", "verbs", "flags", "checkpoints", "data", "launch", "first", "main"),
 }
 """Rooms from the ground up, and the order of files within each: a module imports only from those before it. Where a
 folder stands for its files, these are not ordered; files that are not named come at the place of their folder.

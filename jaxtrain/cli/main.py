@@ -15,6 +15,7 @@ import tyro
 
 from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode
+from jaxtrain.cli.checkpoints import VERBS as CHECKPOINTS
 from jaxtrain.cli.data import VERBS as DATA
 from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
 from jaxtrain.cli.launch import VERBS as LAUNCH
@@ -163,6 +164,7 @@ def predict(
         print(f"{line}  {text}")
 
 
+VERBS.group("checkpoints", CHECKPOINTS)
 VERBS.group("data", DATA)
 VERBS.group("launch", LAUNCH)
 

@@ -20,7 +20,7 @@ class Verbs:
 
     def verb(self, function: Verb) -> Verb:
         """Decorator: adds a function under its own name."""
-        self._named[function.__name__] = function
+        self._named[function.__name__.replace("_", "-")] = function
         return function
 
     def group(self, name: str, verbs: "Verbs") -> None:

@@ -117,7 +117,7 @@ class Checkpoints:
         begun = self._background.submit(save.begin, made, lambda folder: self._write(folder, full), full)
         wait([begun])
         stay = kept_by(self.keep, dict(self._scores))
-        future = self._background.submit(finish, save, begun, self._finalize, self._barrier, stay)
+        future = self._background.submit(finish, save, begun, self._handler.finalize, self._barrier, stay)
         self._in_progress = step, future
         return durable
 
@@ -150,11 +150,8 @@ class Checkpoints:
         )
         placed = {name: on_first_device(leaf) for name, leaf in wanted.items()}
         full = {name: leaf for name, leaf in placed.items() if leaf.size}
-        empty = {
-            name: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
-            for name, leaf in placed.items()
-            if not leaf.size
-        }
+        rest = {name: leaf for name, leaf in placed.items() if not leaf.size}
+        empty = {name: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding) for name, x in rest.items()}
         read = lambda folder: self._handler.restore(folder, args=ocp.args.StandardRestore(full))  # noqa: E731
         arrays = self._verified(chosen, read, step) | empty
         leaves = [arrays[name] for name in wanted]
@@ -180,10 +177,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The step of the newest good checkpoint; None without any. Raises DamagedCheckpoint where none is good."""
         steps = self.steps()
-        none = broadcast_from_first(int(not steps))
-        if none:
+        if broadcast_from_first(int(not steps)):
             return None
         self._last = self._health.first_good(steps[::-1])
+        self._scores = {step: score for step, score in self._scores.items() if step <= self._last}
         return self._last
 
     def best(self) -> int | None:
@@ -235,9 +232,6 @@ class Checkpoints:
     def _write(self, folder: Path, arrays: Mapping[str, jax.Array]) -> Sequence[Any]:
         return asyncio.run(self._handler.async_save(epath.Path(folder), args=ocp.args.StandardSave(dict(arrays)))) or ()
 
-    def _finalize(self, folder: Path) -> None:
-        self._handler.finalize(epath.Path(folder))
-
     def _settle(self) -> int:
         """Wait for the save in progress, if any; its step if it is durable in every process, else 0."""
         if self._in_progress is None:
@@ -249,6 +243,7 @@ class Checkpoints:
             raise error
         if least_over_processes(int(error is None)):
             self._last, self._failed = step, ""
+            self._health.ignored.discard(step)
             return step
         self._scores.pop(step, None)
         why = "another process could not write" if error is None else _line(error)
