@@ -13,6 +13,7 @@ from jaxtrain.runs import upkeep
 
 VERBS = Verbs("The checkpoints of a run: list, verify, prune, resume from an earlier one.")
 
+DEFAULT = Retention()
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
@@ -42,7 +43,7 @@ def verify(run: RunFolder) -> int:
 
 
 @VERBS.verb
-def prune(run: RunFolder, keep: Retention | None = None) -> None:
+def prune(run: RunFolder, keep: Retention = DEFAULT) -> None:
     """Delete the checkpoints that --keep.* does not want. The newest good one always stays.
 
     Args:
@@ -50,7 +51,7 @@ def prune(run: RunFolder, keep: Retention | None = None) -> None:
         keep: Which checkpoints stay.
     """
     _refuse_if_alive(run)
-    for line in upkeep.prune(run, keep or Retention()):
+    for line in upkeep.prune(run, keep):
         print(line)
 
 

@@ -71,7 +71,7 @@ class Save:
         files = {f"{start}/{name}": each for name, each in (checksums(own) if own.is_dir() else {}).items()}
         replace_text(self._part(process), json.dumps({"files": files, "arrays": sums}))
 
-    def complete(self, finalize: Callable[[Path], None]) -> None:
+    def complete(self, finalize: Callable[[Any], None]) -> None:
         """Give the checkpoint its manifest and its name: in process 0, once all have written. Raises OSError for a
         process that has not.
         """
@@ -106,7 +106,7 @@ class Save:
 def finish(
     save: Save,
     begun: Future[tuple[Any, Any]],
-    finalize: Callable[[Path], None],
+    finalize: Callable[[Any], None],
     barrier: Callable[..., None],
     stay: Callable[[Sequence[int]], set[int]],
 ) -> None:

@@ -30,7 +30,8 @@ def listed(run: Path) -> Iterator[str]:
         except Damaged:
             scores = ""
         fault = next(faults(checkpoint), None)
-        yield f"step {step}  {size / 1e6:,.1f} MB  {age} old{scores}  {'good' if fault is None else f'damaged: {fault}'}"
+        health = "good" if fault is None else f"damaged: {fault}"
+        yield f"step {step}  {size / 1e6:,.1f} MB  {age} old{scores}  {health}"
 
 
 def damage(run: Path) -> list[DamagedCheckpoint]:
