@@ -250,3 +250,52 @@ def test_files_that_may_not_be_read_are_damage_that_is_named(sound, tmp_path):
 def test_a_step_that_does_not_exist_and_an_unreadable_folder_are_user_errors(sound):
     with Checkpoints(sound / "checkpoints", read_only=True) as reader, pytest.raises(ConfigError, match="there are"):
         reader.restore(ABSTRACT, 9)
+
+
+FULL = """
+import pathlib, sys, jax
+from jaxtrain.base.errors import Retry
+from jaxtrain.experiment import Retention
+from jaxtrain.runs.checkpoints import Checkpoints
+folder = pathlib.Path(sys.argv[1])
+state = {"x": jax.random.normal(jax.random.key(0), (300, 500))}
+checkpoints = Checkpoints(folder / "checkpoints", Retention(last=9))
+checkpoints.report_to(lambda kind, **facts: print(kind, facts["step"], facts["why"]))
+for step in range(1, 5):
+    checkpoints.save(step, state, {})
+try:
+    checkpoints.wait()
+except Retry as error:
+    print("Retry", "resumes from step 2" in str(error))
+print(sorted(path.name for path in (folder / "checkpoints").iterdir()))
+(folder / "ballast").unlink()
+checkpoints.save(5, state, {})
+print(checkpoints.wait(), checkpoints.steps(), checkpoints.latest())
+checkpoints.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_leaves_nothing_half_written_and_the_next_save_is_tried(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], check=False).returncode:
+        pytest.skip("no mount here")
+    try:
+        (tmp_path / "ballast").write_bytes(bytes(700_000))
+        done = subprocess.run(
+            [sys.executable, "-c", FULL, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+    assert done.stdout.splitlines() == [
+        "save_failed 3 No space left on device",
+        "save_failed 4 No space left on device",
+        "Retry True",
+        "['1', '2']",
+        "5 [1, 2, 5] 5",
+    ]
+    assert "Traceback" not in done.stderr

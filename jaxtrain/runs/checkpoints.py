@@ -23,7 +23,7 @@ from jaxtrain.experiment.start import SavedStep
 from jaxtrain.runs.health import Health, logged
 from jaxtrain.runs.leaves import by_path, check_leaves, on_first_device
 from jaxtrain.runs.retention import remove_leftovers, score_of
-from jaxtrain.runs.saving import SAVE_ERRORS, Save, finish, kept_by
+from jaxtrain.runs.saving import SAVE_ERRORS, Save, finish, kept_by, reason
 from jaxtrain.runs.shards import other_arrays
 
 Tree = TypeVar("Tree")
@@ -202,7 +202,7 @@ class Checkpoints:
         if self._in_progress is not None:
             wait([self._in_progress[1]])
             if self._in_progress[1].exception() is not None and is_first_process():
-                self._event("save_failed", step=self._in_progress[0], why=_line(self._in_progress[1].exception()))
+                self._event("save_failed", step=self._in_progress[0], why=reason(self._in_progress[1].exception()))
             self._in_progress = None
         self._background.shutdown()
         if not self._read_only:
@@ -246,7 +246,7 @@ class Checkpoints:
             self._health.ignored.discard(step)
             return step
         self._scores.pop(step, None)
-        why = "another process could not write" if error is None else _line(error)
+        why = "another process could not write" if error is None else reason(error)
         before = f"it resumes from step {self._last}" if self._last >= 0 else "it begins anew, since none is saved"
         self._failed = (
             f"the state of step {step} could not be saved in {self.folder}: {why}. Once it can be written, run the "
@@ -287,14 +287,9 @@ class Checkpoints:
         except READ_ERRORS as error:
             if manifest is not None and self._most is None:
                 raise  # every file is as it was written, so this is no damage
-            why = f"its arrays cannot be read: {_line(error)}"
+            why = f"its arrays cannot be read: {reason(error)}"
         fault = DamagedCheckpoint(str(folder), None, why)
         if self._read_only or isinstance(asked, int):
             raise fault
         self._health.leave(step, fault)
         raise Retry(f"{fault}\nThis checkpoint is set aside: run the same command again, it uses the one before")
-
-
-def _line(error: BaseException | None) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

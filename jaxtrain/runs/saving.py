@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -143,3 +144,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def reason(error: BaseException | None) -> str:
+    """An error's text in one line; of tensorstore's, the reason that the operating system names."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if found := re.search(r": ([^:]+) \[os_error_code=", text):
+        return found[1]
+    return text if len(text) <= 300 else f"{text[:140]} … {text[-140:]}"
