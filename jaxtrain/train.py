@@ -75,7 +75,6 @@ def train(
             if ending:
                 break
         with clock("checkpoint"):
-            durable = checkpoints.wait()
-        journal.saved(durable)
+            journal.saved(checkpoints.wait())
         journal.ended(done)
     return run, state
