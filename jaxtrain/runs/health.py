@@ -16,7 +16,7 @@ from jaxtrain.cluster.processes import broadcast_from_first, is_first_process, l
 from jaxtrain.experiment.saved import check_unsealed, checkpoint_fault, none_is_good
 from jaxtrain.runs.retention import set_aside
 
-NO_FILE = 1 << 40  # a number above that of any file
+NO_FILE = 2**31 - 1  # above the number of any file; a collective has 32 bits
 
 
 def logged(kind: str, **facts: Any) -> None:
