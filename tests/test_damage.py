@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -299,3 +300,47 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_next_save_is_tried(tmp_
         "5 [1, 2, 5] 5",
     ]
     assert "Traceback" not in done.stderr
+
+
+TWO = """
+import os, pathlib, sys, jax, jax.numpy as jnp, numpy as np
+number, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtrain.runs.checkpoints import Checkpoints
+place = NamedSharding(jax.make_mesh((2,), ("d",)), PartitionSpec("d"))
+values = np.arange(32, dtype=np.float32).reshape(8, 4)
+state = {"x": jax.make_array_from_callback((8, 4), place, lambda index: values[index])}
+with Checkpoints(folder) as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(step, state, {"step": step})
+    checkpoints.wait()
+multihost_utils.sync_global_devices("saved")
+if number == 0:
+    file = sorted((folder / "2" / "state" / "ocdbt.process_1").rglob("d/*"))[0]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+multihost_utils.sync_global_devices("damaged")
+with Checkpoints(folder) as checkpoints:
+    checkpoints.report_to(lambda kind, **facts: print(kind, facts["step"], "ocdbt.process_1" in facts["file"]))
+    latest = checkpoints.latest()
+    back, record = checkpoints.restore({"x": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=place)})
+    print(latest, record["step"], *(np.asarray(shard.data).sum() for shard in back["x"].addressable_shards))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_newest_good_checkpoint_and_one_of_them_sets_the_damaged_one_aside(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    commands = [[sys.executable, "-c", TWO, str(number), port, str(tmp_path / "checkpoints")] for number in (0, 1)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    processes = [subprocess.Popen(each, stdout=-1, stderr=-1, text=True, env=environment) for each in commands]
+    (first, _), (second, _) = [process.communicate(timeout=120) for process in processes]
+    assert first.splitlines()[-2:] == ["damaged 2 True", "1 1 120.0"]
+    assert second.splitlines()[-1] == "1 1 376.0"
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["2"]
