@@ -145,6 +145,7 @@ def test_what_lies_about_in_the_folder_stops_nothing(sound, tmp_path):
         assert (checkpoints.best(), checkpoints.latest()) == (2, 3)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax closes its loop under its reads
 def test_a_checkpoint_of_a_version_without_manifests_is_restored_and_that_is_said(sound, tmp_path):
     shutil.copytree(sound, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints" / "3"
