@@ -49,6 +49,7 @@ def train(
         saved = done = checkpoints.latest() or 0
         journal = stack.enter_context(Journal(run.observers(done, stop), clock, run.horizon))
         journal.log_begun(program, done)
+        checkpoints.report_to(journal.log_event)
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
         journal.log_compiled(program, lowered, step)
@@ -65,7 +66,7 @@ def train(
                     with clock("eval"):
                         found = {name: evaluate(program, state, data, stop) for name, data in experiment.evals.items()}
                         scores = journal.evaluated(done, found)
-                if done > saved and done % runtime.save_every == 0:
+                if (checkpoints.improves(done, scores) or done % runtime.save_every == 0) and done > saved:
                     saved = journal.save(program, checkpoints, done, state, scores)
                 if done >= experiment.steps or stop.requested():
                     break
@@ -80,6 +81,6 @@ def train(
         if done > saved:
             journal.save(program, checkpoints, done, state, scores)
         with clock("save"):
-            checkpoints.wait()
+            journal.saved(checkpoints.wait())
         journal.ended(done)
     return run, state

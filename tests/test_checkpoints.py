@@ -15,7 +15,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.errors import ConfigError, Retry
 from jaxtrain.experiment import Retention
 from jaxtrain.runs.checkpoints import Checkpoints
 
@@ -226,28 +226,30 @@ def test_a_reader_neither_creates_nor_cleans_nor_saves_and_sees_new_checkpoints(
     assert caplog.text == ""
 
 
-def test_the_error_of_a_save_surfaces_at_the_next_call(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    calls = (
-        lambda: checkpoints.save(9, small(9), {}),
-        checkpoints.steps,
-        checkpoints.wait,
-        checkpoints.close,
-    )
-    for step, call in enumerate(calls, start=1):
-        checkpoints.save(step, small(step), {"no json": object()})
+def test_a_record_that_is_no_json_is_refused_before_anything_is_written(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(TypeError, match="not JSON serializable"):
-            call()
-    assert Checkpoints(tmp_path).steps() == []
+            checkpoints.save(1, small(1), {"no json": object()})
+        assert (checkpoints.steps(), list(tmp_path.iterdir())) == ([], [])
 
 
-def test_a_folder_that_cannot_be_created_is_an_error_of_the_save_itself(tmp_path):
-    folder = tmp_path / "checkpoints"
+def test_a_save_that_fails_is_an_event_and_the_next_is_tried_and_only_the_last_counts_at_the_end(tmp_path):
+    folder, events = tmp_path / "checkpoints", []
     checkpoints = Checkpoints(folder)
-    shutil.rmtree(folder)
+    checkpoints.report_to(lambda kind, **facts: events.append((kind, facts["step"], facts["why"])))
+    checkpoints.save(1, small(1), {})
+    assert checkpoints.steps() == [1]
+    shutil.move(folder, tmp_path / "away")
     folder.write_text("in the way")
-    with pytest.raises(OSError, match="checkpoints"):
-        checkpoints.save(2, small(2), {})
+    checkpoints.save(2, small(2), {})
+    with pytest.raises(Retry, match=r"step 2 could not be saved .*Not a directory.*resumes from step 1"):
+        checkpoints.wait()
+    folder.unlink()
+    shutil.move(tmp_path / "away", folder)
+    assert checkpoints.save(3, small(3), {}) == 0
+    assert checkpoints.save(4, small(4), {}) == 3
+    assert (checkpoints.wait(), checkpoints.steps()) == (4, [3, 4])
+    assert [event[:2] for event in events] == [("save_failed", 2)]
     checkpoints.close()
 
 

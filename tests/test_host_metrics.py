@@ -162,8 +162,8 @@ class WithOdds(Regression):
         return replace(loss, metrics={**loss.metrics, "odds": Odds(0 * loss.mean.weight, loss.mean.weight)})
 
 
-def kept(best: str, **intervals: int) -> Runtime:
-    return replace(Runtime(keep=Retention(best=best), eval_every=2, save_every=2), **intervals)
+def kept(best: str, save_best: bool = True, **intervals: int) -> Runtime:
+    return replace(Runtime(keep=Retention(best=best, save_best=save_best), eval_every=2, save_every=2), **intervals)
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def kept(best: str, **intervals: int) -> Runtime:
             "evals: 'train' is the name of the metrics of training",
         ),
         (
-            classification(steps=18, runtime=kept("test/loss", save_every=5)),
-            "both evaluated (every 2, eval_every) and saved (every 5, save_every) up to step 18: set save_every to 2",
+            classification(steps=18, runtime=kept("test/loss", False, save_every=5)),
+            "both evaluated (every 2, eval_every) and saved (every 5, save_every) up to step 18: set keep.save_best, or",
         ),
-        (classification(steps=18, runtime=kept("test/loss", save_every=20)), "up to step 18: set save_every to 2"),
+        (classification(steps=18, runtime=kept("test/loss", False, save_every=20)), "or save_every to 2"),
     ],
     ids=str,
 )

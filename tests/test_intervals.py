@@ -58,12 +58,13 @@ def of(log: int = 5, evaluate: int = 10, save: int = 10, **keep: Any) -> Runtime
         (20, of(3), ["the last step, 20, counts too though it is no multiple of log_every 3"]),
         (
             20,
-            of(5, 2, 10, best="test/loss"),
+            of(5, 2, 10, best="test/loss", save_best=False),
             [
                 "keep.best is the best of the evaluations whose step is saved, one in 5: for the best of all, set "
-                "save_every to 2"
+                "keep.save_best, or save_every to 2"
             ],
         ),
+        (20, of(5, 2, 10, best="test/loss"), []),  # the best evaluation is saved at its step
         (20, of(5, 10, 5, best="test/loss"), []),  # every evaluation is of a step that is saved
         (40, of(save=4, every=10), ["keep.every 10 keeps the saved steps (every 4) that it divides, every 20"]),
         (
@@ -95,8 +96,24 @@ def test_early_stopping_that_can_end_nothing_is_said():
 
 @pytest.mark.parametrize(("evaluate", "save"), [(2, 5), (4, 6), (2, 20)])
 def test_intervals_by_which_the_best_would_never_be_saved_are_refused(evaluate, save):
-    with pytest.raises(ConfigError, match=f"keep.best: .* set save_every to {evaluate}"):
-        check_evals(experiment(18, of(evaluate=evaluate, save=save, best="test/loss")))
+    with pytest.raises(ConfigError, match=f"keep.best: .* set keep.save_best, or save_every to {evaluate}"):
+        check_evals(experiment(18, of(evaluate=evaluate, save=save, best="test/loss", save_best=False)))
+    check_evals(experiment(18, of(evaluate=evaluate, save=save, best="test/loss")))
+
+
+@pytest.mark.parametrize("cut", [None, 7])
+def test_the_best_checkpoint_is_the_best_of_all_evaluations_though_their_steps_are_not_saved_else(tmp_path, cut):
+    """The seed's own data: an evaluation every 2 steps, a checkpoint every 5, and a rate that makes the loss rise."""
+    runtime = of(18, 2, 5, best="test/loss", last=1)
+    one = replace(experiment(18, runtime), optimizer=AdamW(schedule=ConstantRate(peak=0.5)))
+    if cut is not None:
+        train(replace(one, steps=cut), tmp_path / "run")
+    run, _ = train(one, tmp_path / "run")
+    losses = {line["step"]: line["loss"] for line in run.metrics() if line["split"] == "test" and line["step"] % 2 == 0}
+    lowest = min(losses, key=lambda step: (losses[step], -step))
+    assert lowest % 5
+    with run.checkpoints(read_only=True) as checkpoints:
+        assert (checkpoints.best(), checkpoints.steps()) == (lowest, sorted({lowest, 18}))
 
 
 @pytest.mark.slow

@@ -321,3 +321,31 @@ def test_two_processes_stop_at_the_same_step_when_one_of_them_is_signalled_whate
     whole = tmp_path / "whole"
     launch.train("tensor", whole, processes=2)
     assert launch.losses(run)[12] == launch.losses(whole)[12]
+
+
+def test_a_checkpoint_that_was_saved_in_an_evaluation_gets_the_scores_of_the_one_that_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from jaxtrain.experiment.saved import faults, read_scores
+
+    experiment = tiny.main()
+    keep = replace(experiment.runtime.keep, best="validation/loss")
+    experiment = replace(experiment, runtime=replace(experiment.runtime, keep=keep))
+    original = Program.evaluate
+
+    def signalled(self: Program, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Program, "evaluate", signalled)
+        patch.setattr("jaxtrain.train.check_metrics", lambda program: None)
+        run, _ = train(experiment, tmp_path / "run")
+    assert read_scores(run.folder / "checkpoints" / "6") == {}
+    train(experiment, tmp_path / "run")
+    losses = {line["step"]: line["loss"] for line in lines(run) if line["split"] == "validation"}
+    for step in (6, 12):
+        assert read_scores(run.folder / "checkpoints" / str(step)) == {"validation/loss": losses[step]}
+        assert list(faults(run.folder / "checkpoints" / str(step))) == []

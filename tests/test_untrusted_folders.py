@@ -18,7 +18,7 @@ from jaxtrain.base.files import digest
 from jaxtrain.data import Arrays, Stored
 from jaxtrain.datasets.card import Card
 from jaxtrain.datasets.source import stored_format
-from jaxtrain.experiment.saved import KEYS
+from jaxtrain.experiment.run_file import KEYS
 from jaxtrain.experiment.start import saved_step
 from jaxtrain.runs.begin import begin
 from jaxtrain.runs.folder import Run

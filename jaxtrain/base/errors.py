@@ -97,3 +97,7 @@ class Damaged(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Damaged, (self.file, self.record, self.why)  # it has to come back from worker processes
+
+
+class DamagedCheckpoint(Damaged):
+    """A file of a checkpoint that is not what was saved."""

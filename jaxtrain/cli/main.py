@@ -16,6 +16,7 @@ import tyro
 from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, ExitCode
 from jaxtrain.base.tracebacks import keep_tracebacks_in
+from jaxtrain.cli.checkpoints import VERBS as CHECKPOINTS
 from jaxtrain.cli.data import VERBS as DATA
 from jaxtrain.cli.failures import is_exit_of_yours
 from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
@@ -217,6 +218,7 @@ def predict(
 
 
 VERBS.verb(replay)
+VERBS.group("checkpoints", CHECKPOINTS)
 VERBS.group("data", DATA)
 VERBS.group("launch", LAUNCH)
 

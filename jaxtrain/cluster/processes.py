@@ -103,3 +103,8 @@ def is_first_process() -> bool:
 def broadcast_from_first(number: int) -> int:
     """Process 0's number, in every process; also a barrier."""
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int64(number)))
+
+
+def least_over_processes(number: int) -> int:
+    """The smallest of the processes' numbers, in every process; also a barrier."""
+    return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int64(number)).min())

@@ -34,6 +34,8 @@ class Retention(Checked):
     best: also the best one by this metric, e.g. `"validation/accuracy"`, of those saved at a step that was evaluated,
         with a finite value.
     mode: whether the best is the lowest or the highest.
+    save_best: whether an evaluation that is better than all that are saved saves at its step, whatever `save_every`
+        is, so that the best is the best of all evaluations.
 
     Raises `ConfigError` for numbers below 1 and another mode.
     """
@@ -42,6 +44,7 @@ class Retention(Checked):
     every: Annotated[int, Range(at_least=1, hint="None: none stays for ever")] | None = None
     best: str | None = None
     mode: Literal["min", "max"] = "min"
+    save_best: bool = True
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -94,6 +97,8 @@ class Runtime(Checked):
     """Steps between two checkpoints; the last step is saved too."""
     keep: Retention = field(default_factory=Retention)
     """Which checkpoints stay."""
+    verify_bytes: NonNegativeInt | None = None
+    """On restore, files and arrays of more bytes than this are compared by size only; None reads all."""
     deadline: NonNegativeInt = 60
     """Of several processes, all end within this many seconds of the loss of one; 0 leaves that to jax."""
     deadlines: Deadlines = field(default_factory=Deadlines)

@@ -12,7 +12,7 @@ from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.transforms.base import Transform
 from jaxtrain.data.transforms.fitted import FittedTransform
 from jaxtrain.experiment.experiment import Experiment
-from jaxtrain.experiment.saved import read_saved
+from jaxtrain.experiment.run_file import read_saved
 
 
 def fit(experiment: Experiment, folder: Path | None = None) -> Experiment:

@@ -1,149 +1,131 @@
-"""What a run's folder says of its experiment, read and checked: anybody may have written it.
+"""The folder of a run's checkpoints, a subfolder per step: which steps there are, their scores, which are good.
 
-Not here: writing it (`runs/begin.py`), and making the experiment of it.
+Only the folder is read. Not here: saving and restoring arrays, and moving what is damaged.
 """
 
-import functools
-import importlib.metadata
 import json
-import logging
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
-from jaxtrain.base.config import flatten, to_json
-from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.base.files import digest, plain_json, read_json
-from jaxtrain.base.text import cut
-from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.base.checksums import MANIFEST, Manifest, read_regular, unreadable
+from jaxtrain.base.errors import ConfigError, Damaged, DamagedCheckpoint
 
-FILE = "experiment.json"
-
-KEYS: dict[str, tuple[type, ...]] = {
-    "version": (str,),
-    "fingerprint": (str,),
-    "horizon": (int,),
-    "origin": (str, NoneType),
-    "config": (dict,),
-    "experiment": (dict,),
-    "inputs": (dict, NoneType),
-    "folder": (str,),
-}
-"""What the file holds, and of which types."""
-
-REQUIRED = ("version", "fingerprint", "config", "experiment")
-"""What the first version wrote already."""
-
-_AS_WRITTEN = "put back the file as the run wrote it, or train a new run"
+RECORD, METRICS, STATE = "record/metadata", "metrics/metrics", "state"
+"""What a step's folder holds: what a run needs to know besides its arrays, scores, arrays."""
 
 
-def read_saved(folder: Path) -> dict[str, Any]:
-    """The content of a run's experiment.json.
+def saved_steps(checkpoints: Path) -> list[int]:
+    """The steps that a folder has checkpoints of, ascending, damaged ones too. Raises ConfigError for what it may not
+    be asked.
 
-    Raises ConfigError, naming the file and the dotted path, where something in it is missing, unknown or of another
-    type, and where its fingerprint is not that of its config. A newer version of jaxtrain is logged.
+    A checkpoint takes the name of its step when it is complete, so that all other names are of no checkpoint.
     """
-    path = folder / FILE
-    saved = read_json(path)
     try:
-        _check(saved)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}{newer(saved)}") from None
-    if hint := newer(saved):
-        _log_newer(str(path), hint)
-    return saved
+        names = [path.name for path in checkpoints.iterdir() if path.name.isdecimal() and path.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigError(f"the checkpoints in {checkpoints} cannot be read: {error.strerror or error}") from error
+    return sorted(int(name) for name in names if name == str(int(name)))
 
 
-def newer(saved: Any) -> str:
-    """A hint at the end of a message, where a newer version of jaxtrain saved a run; else ""."""
-    version = saved.get("version") if isinstance(saved, dict) else None
-    own = importlib.metadata.version("jaxtrain")
-    if not isinstance(version, str) or _numbers(version) <= _numbers(own):
-        return ""
-    return f"; it was saved by jaxtrain {cut(version)}, which is newer than this {own}"
-
-
-def check_unedited(saved: Mapping[str, Any], experiment: Experiment, but: tuple[str, ...] = ()) -> None:
-    """Raises ConfigError where an experiment, made of what was saved, is not the one that its config describes.
-
-    but: the beginnings of paths that are not compared.
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """`record` (what a run keeps), `leaves` (dtype and shape by path) and `sealed` (whether there has to be a
+    manifest) of a checkpoint. Raises DamagedCheckpoint.
     """
-    now = plain_json(to_json(flatten(experiment, identities=False)))
-    for name, value in now.items():
-        recorded = saved["config"].get(name, value)
-        if recorded != value and not name.startswith(but) and not name.endswith("kind"):
-            raise ConfigError(
-                f"experiment.{name}: it is {cut(repr(value))}, but {cut(repr(recorded))} in config: one of them was "
-                f"edited; {_AS_WRITTEN}"
-            )
+    found = _read(checkpoint / RECORD)
+    record, leaves = found.get("record"), found.get("leaves")
+    if not (isinstance(record, dict) and isinstance(leaves, dict) and all(isinstance(x, str) for x in leaves.values())):
+        raise DamagedCheckpoint(str(checkpoint / RECORD), None, "it is no record of a checkpoint")
+    return found
 
 
-def _check(saved: Any) -> None:
-    _check_type(saved, (dict,), "the whole file")
-    for name in REQUIRED:
-        if name not in saved:
-            raise ConfigError(f"it has no {name!r}")
-    for name, value in saved.items():
-        if name in KEYS:
-            _check_type(value, KEYS[name], name)
-        elif not newer(saved):
-            raise ConfigError(f"it has a key {cut(repr(name))} that no version wrote{nearest(name, KEYS)}")
-    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})*([.+-]?[a-z0-9]+)*", saved["version"]):
-        raise ConfigError(f"version: {cut(repr(saved['version']))} is no version")
-    if not 1 <= saved.get("horizon", 1) < 2**31:
-        raise ConfigError(f"horizon: {cut(str(saved['horizon']))} is no number of steps")
-    experiment = saved["experiment"]
-    for place, kinds in (
-        ("$kind", (str,)),
-        ("steps", (int,)),
-        ("evals", (dict,)),
-        ("data", (dict,)),
-        ("data.transforms", (list,)),
-        ("runtime", (dict,)),
-        ("runtime.keep", (dict,)),
-    ):
-        _check_type(_at(experiment, place), kinds, f"experiment.{place}")
-    if experiment["$kind"] != "Experiment":
-        raise ConfigError(f"experiment.$kind: {cut(repr(experiment['$kind']))} is not Experiment")
-    for number, transform in enumerate(experiment["data"]["transforms"]):
-        _check_type(transform, (dict,), f"experiment.data.transforms.{number}")
-        _check_type(transform.get("$kind"), (str,), f"experiment.data.transforms.{number}.$kind")
-    if saved["fingerprint"] not in (_fingerprint(saved["config"]), _fingerprint(_with_infinities(saved["config"]))):
-        raise ConfigError(f"fingerprint: it is not that of config, so one of them was edited; {_AS_WRITTEN}")
+def read_scores(checkpoint: Path) -> dict[str, float]:
+    """The finite scores of a checkpoint by name, {} without any. Raises DamagedCheckpoint."""
+    file = checkpoint / METRICS
+    if not file.exists():
+        return {}
+    numbers = {name: score for name, score in _read(file).items() if isinstance(score, int | float)}
+    return {name: float(score) for name, score in numbers.items() if math.isfinite(score)}
 
 
-def _at(value: Any, place: str) -> Any:
-    for name in place.split("."):
-        value = value.get(name)
-    return value
+def scores_by_step(checkpoints: Path, metric: str | None, steps: list[int]) -> dict[int, float]:
+    """The value of a metric at each of these steps that has one; a file that cannot be read has none."""
+    found = {}
+    for step in steps:
+        try:
+            found[step] = read_scores(checkpoints / str(step)).get(str(metric))
+        except Damaged:
+            continue
+    return {step: score for step, score in found.items() if score is not None}
 
 
-def _check_type(value: Any, kinds: tuple[type, ...], place: str) -> None:
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        words = " or ".join({dict: "an object", list: "a list", NoneType: "null"}.get(k, k.__name__) for k in kinds)
-        raise ConfigError(f"{place}: {cut(repr(value))} is not {words}")
+def best_first(scores: Mapping[int, float], mode: str) -> list[int]:
+    """Steps by their scores, the best first, and of equals the later."""
+    sign = -1 if mode == "min" else 1
+    return sorted(scores, key=lambda step: (sign * scores[step], step), reverse=True)
 
 
-def _fingerprint(config: Any) -> str:
-    return digest(json.dumps(config, sort_keys=True), length=16)
+def best_step(checkpoints: Path, metric: str | None, mode: str) -> int | None:
+    """The saved step with the best value of a metric ("min" or "max"), the later of equals.
+
+    None where no checkpoint has a value of this metric: a run may be resumed with another than its older ones have.
+    """
+    order = best_first(scores_by_step(checkpoints, metric, saved_steps(checkpoints)), mode)
+    return order[0] if order else None
 
 
-def _with_infinities(value: Any) -> Any:
-    """The value with infinities as numbers: JSON has none, so that they are saved as texts."""
-    if isinstance(value, dict):
-        return {name: _with_infinities(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_with_infinities(part) for part in value]
-    return float(value) if value in ("inf", "-inf") else value
+def faults(checkpoint: Path, most: int | None = None) -> Iterator[DamagedCheckpoint]:
+    """All that is damaged in a checkpoint, file by file.
+
+    A checkpoint of a version that wrote no manifest is good if its record and the indexes of its arrays can be read.
+    most: files of more bytes are compared by size only.
+    """
+    try:
+        manifest = Manifest.read(checkpoint)
+        if manifest is not None:
+            yield from (checkpoint_fault(fault) for _, fault in manifest.faults(checkpoint, most))
+        else:
+            check_unsealed(checkpoint)
+    except Damaged as fault:
+        yield checkpoint_fault(fault)
 
 
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d{1,9}", version.partition("+")[0])[:3]]
+def check_unsealed(checkpoint: Path) -> None:
+    """Raises DamagedCheckpoint for a checkpoint without a manifest that lost it, or cannot be restored."""
+    if read_record(checkpoint).get("sealed"):
+        raise DamagedCheckpoint(str(checkpoint / MANIFEST), None, "it is missing")
+    _read(checkpoint / STATE / "_METADATA")
+    index = checkpoint / STATE / "manifest.ocdbt"
+    try:
+        empty = not read_regular(index)
+    except OSError as error:
+        raise checkpoint_fault(unreadable(index, error)) from error
+    if empty:
+        raise DamagedCheckpoint(str(index), None, "it is empty")
 
 
-@functools.lru_cache(maxsize=64)
-def _log_newer(path: str, hint: str) -> None:
-    """Says it once in a process."""
-    logging.getLogger("jaxtrain").warning("%s%s: what it has and this version lacks would be refused", path, hint)
+def checkpoint_fault(fault: Damaged) -> DamagedCheckpoint:
+    """The damage of a file, said of a checkpoint."""
+    return DamagedCheckpoint(fault.file, fault.record, fault.why)
+
+
+def none_is_good(checkpoints: Path, found: list[DamagedCheckpoint]) -> DamagedCheckpoint:
+    """The error for a folder in which every checkpoint that was looked at is damaged; the last fault found is first."""
+    others = "".join(f"\n  {fault}" for fault in found[1:4])
+    why = f"{found[0].why}{others}\nno checkpoint in {checkpoints} is good, and none was moved"
+    return DamagedCheckpoint(found[0].file, None, why)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(read_regular(file))
+    except OSError as error:
+        raise checkpoint_fault(unreadable(file, error)) from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedCheckpoint(str(file), None, f"it is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DamagedCheckpoint(str(file), None, "it is no JSON object")
+    return found

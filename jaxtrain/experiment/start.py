@@ -1,16 +1,17 @@
 """Where the first parameters come from, if they are not drawn. Not here: reading them."""
 
 import functools
-import re
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from jaxtrain.base.config import NOT_IN_FINGERPRINT
-from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.errors import ConfigError, DamagedCheckpoint
 from jaxtrain.base.files import digest, file_sha256, read_json
 from jaxtrain.base.ranges import Checked, NonNegativeInt
+from jaxtrain.experiment.saved import best_first, faults, none_is_good, saved_steps, scores_by_step
 
 SavedStep = NonNegativeInt | Literal["best", "latest"]
 
@@ -52,9 +53,7 @@ class Start(Checked):
             folder = folder / "checkpoints" / str(saved_step(folder, self.step))
         if not folder.exists():
             raise ConfigError(f"start: {folder} does not exist")
-        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
-        stats = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-        return _digest(stats, str(folder))
+        return _digest(_stats(folder), str(folder))
 
 
 @functools.cache
@@ -64,10 +63,14 @@ def _digest(files: tuple[tuple[str, int, int], ...], folder: str) -> str:
 
 
 def saved_step(run: Path, step: SavedStep) -> int:
-    """The number of a saved step of a run. Raises ConfigError where there is none."""
+    """The number of a saved step of a run, of the latest and the best the newest and best that is good.
+
+    Raises ConfigError where there is none, DamagedCheckpoint for a damaged step that was asked for by its number.
+    """
     if not (run / "experiment.json").is_file():
         raise ConfigError(f"start: {run} is not a run: it has no experiment.json")
-    steps = saved_steps(run / "checkpoints")
+    folder = run / "checkpoints"
+    steps = saved_steps(folder)
     if step == "best":
         try:
             keep = read_json(run / "experiment.json")["experiment"]["runtime"]["keep"]
@@ -76,40 +79,33 @@ def saved_step(run: Path, step: SavedStep) -> int:
             raise ConfigError(
                 f"start: {run / 'experiment.json'} has no experiment.runtime.keep of best and mode"
             ) from None
-        if (best := best_step(run / "checkpoints", metric, mode)) is None:
+        order = best_first(scores_by_step(folder, metric, steps), mode)
+        if not order:
             raise ConfigError(
                 f"start: {run} has no best checkpoint: it was not trained with --keep.best, or saved none"
             )
-        return best
-    if not steps or (step != "latest" and step not in steps):
+    elif not steps or (step != "latest" and step not in steps):
         which = "" if step == "latest" else f" of step {step}"
         raise ConfigError(f"start: {run} has no checkpoint{which}: there are {steps}")
-    return steps[-1] if step == "latest" else step
+    else:
+        order = steps[::-1] if step == "latest" else [step]
+    damaged = []
+    for each in order:
+        if (fault := _fault(str(folder / str(each)), _stats(folder / str(each)))) is None:
+            return each
+        damaged.append(fault)
+    raise none_is_good(folder, damaged) if step in ("latest", "best") else damaged[0]
 
 
-def saved_steps(checkpoints: Path) -> list[int]:
-    """The steps of the durable checkpoints in a folder, ascending."""
-    return sorted(int(path.name) for path in checkpoints.glob("*") if re.fullmatch(r"[0-9]{1,18}", path.name))
+@functools.cache
+def _fault(folder: str, files: tuple[tuple[str, int, int], ...]) -> DamagedCheckpoint | None:
+    """The first damage of a checkpoint, said once; files that have not changed since are not read again."""
+    fault = next(faults(Path(folder)), None)
+    if fault is not None:
+        logging.getLogger("jaxtrain.runs").warning("start: a damaged checkpoint is not used: %s", fault)
+    return fault
 
 
-def best_step(checkpoints: Path, metric: str | None, mode: str) -> int | None:
-    """The saved step with the best value of a metric ("min" or "max"), the later of equals.
-
-    None where no checkpoint has a value of this metric: a run may be resumed with another than its older ones have.
-    """
-    scores = {
-        step: _score(checkpoints / str(step) / "metrics" / "metrics", metric) for step in saved_steps(checkpoints)
-    }
-    sign = -1 if mode == "min" else 1
-    known = {step: (sign * score, step) for step, score in scores.items() if score is not None}
-    return max(known, key=lambda step: known[step], default=None)
-
-
-def _score(file: Path, metric: str | None) -> float | None:
-    """The value of a metric in the file of a checkpoint; None without one, and where the file is damaged."""
-    try:
-        saved = read_json(file) if file.is_file() else {}
-    except ConfigError:
-        return None
-    score = saved.get(metric) if isinstance(saved, dict) and isinstance(metric, str) else None
-    return score if isinstance(score, int | float) and not isinstance(score, bool) else None
+def _stats(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
+    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)

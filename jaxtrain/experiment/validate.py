@@ -114,13 +114,15 @@ def check_evals(experiment: Experiment) -> None:
             raise ConfigError(f"evals: {split!r} is no name of a split, whose metrics are named split/metric")
     for name in experiment.host_metrics:
         check_name(name, "host_metrics")
-    if runtime.keep.best is None or runtime.eval_every >= steps:  # only the last step is evaluated, and it is saved
+    keep = runtime.keep
+    if keep.best is None or keep.save_best or runtime.eval_every >= steps:  # else an evaluation may not be saved
         return
     evaluated, saved = runtime.eval_every, runtime.save_every
     if evaluated % saved and (saved % evaluated or saved >= steps):
         raise ConfigError(
             f"keep.best: the best checkpoint is chosen among steps that are both evaluated (every {evaluated}, "
-            f"eval_every) and saved (every {saved}, save_every) up to step {steps}: set save_every to {evaluated}"
+            f"eval_every) and saved (every {saved}, save_every) up to step {steps}: set keep.save_best, or "
+            f"save_every to {evaluated}"
         )
 
 
@@ -134,10 +136,10 @@ def interval_facts(experiment: Experiment) -> list[str]:
         facts.append(f"the run has {steps} steps, fewer than {', '.join(above)}: that happens once, at the last step")
     if uneven := [f"{name} {number}" for name, number in every.items() if number < steps and steps % number]:
         facts.append(f"the last step, {steps}, counts too though it is no multiple of {', '.join(uneven)}")
-    if keep.best is not None and evaluated < steps and evaluated % saved:
+    if keep.best is not None and not keep.save_best and evaluated < steps and evaluated % saved:
         facts.append(
             f"keep.best is the best of the evaluations whose step is saved, one in {saved // evaluated}: for the best "
-            f"of all, set save_every to {evaluated}"
+            f"of all, set keep.save_best, or save_every to {evaluated}"
         )
     if keep.every is not None and keep.every % saved:
         common = math.lcm(keep.every, saved)

@@ -16,7 +16,7 @@ from jaxtrain.data.sources.images import ImageFolder
 from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin
-from jaxtrain.experiment.saved import read_saved
+from jaxtrain.experiment.run_file import read_saved
 from jaxtrain.runs.folder import Run, as_begun, check_same, horizon_of_run
 from jaxtrain.runs.lock import Lock
 

@@ -1,8 +1,10 @@
 """Saves and restores the state of a run, sharded and asynchronously, by orbax. Not here: when that is due."""
 
+import asyncio
+import json
 import logging
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -10,59 +12,70 @@ from typing import Any, Self, TypeVar
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
-from orbax.checkpoint import checkpoint_managers as policies
+from etils import epath  # the only paths that orbax takes
 
-from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry
 from jaxtrain.base.text import array_type
+from jaxtrain.cluster.processes import broadcast_from_first, is_first_process, least_over_processes
 from jaxtrain.experiment.experiment import Retention
-from jaxtrain.experiment.start import SavedStep, best_step
+from jaxtrain.experiment.saved import STATE, best_first, read_record, saved_steps, scores_by_step
+from jaxtrain.experiment.start import SavedStep
+from jaxtrain.runs.health import Health, logged
+from jaxtrain.runs.leaves import by_path, check_leaves, on_first_device
+from jaxtrain.runs.retention import remove_leftovers, score_of
+from jaxtrain.runs.saving import SAVE_ERRORS, Save, add_metrics, finish, kept_by, reason
+from jaxtrain.runs.shards import other_arrays
 
 Tree = TypeVar("Tree")
 
 # orbax logs dozens of lines per save, and once more with traceback what is raised here anyway.
 logging.getLogger("absl").addFilter(lambda line: "orbax" not in line.pathname)
 
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, EOFError)
+"""What orbax and tensorstore raise for files that are not what was written."""
+
 
 class Checkpoints:
     """The checkpoints in one folder, a subfolder per step. Every process of a run calls every method.
 
-    A save that was cut off is invisible, and the next writer that opens the folder removes it. What reads (`restore`,
-    `steps`, `latest`, `best`) first waits for the save in progress, so that it only sees durable checkpoints. The error
-    of a save is raised by the next call.
+    A checkpoint gets the name of its step when it is complete, with a manifest of checksums; a save that was cut off
+    is invisible, and the next save removes it. What reads first waits for the save in progress. A save that fails is
+    an event, and training goes on; `wait` raises for the last one. What is restored is verified first, and in place of
+    a damaged checkpoint the newest good one is used.
 
     folder: created if missing, shared by all processes.
     keep: which checkpoints stay; None is `Retention()`.
-    read_only: for a run that another job may be writing: creates, deletes and saves nothing.
+    read_only: for a run that another job may be writing: creates, deletes, moves and saves nothing.
+    verify_bytes: larger files and arrays are not read to be verified; None reads all.
     """
 
-    def __init__(self, folder: Path, keep: Retention | None = None, read_only: bool = False) -> None:
-        self.folder = Path(folder).absolute()
-        self.keep = keep = keep or Retention()
-        self._read_only = read_only
-        kept: list[policies.PreservationPolicy] = [policies.LatestN(keep.last)]
-        if keep.every is not None:
-            kept.append(policies.EveryNSteps(keep.every))
-        if keep.best is not None:
-            best = policies.BestN(
-                get_metric_fn=self._score,
-                reverse=keep.mode == "min",
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-            kept.append(best)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            best_fn=None if keep.best is None else self._score,
-            best_mode=keep.mode,
-            # Safe with many processes: the first one cleans, before the barrier at which saving begins.
-            cleanup_tmp_directories=True,
-            # orbax then neither cleans nor creates, but a forced save would still be written.
-            read_only=read_only,
-            # Otherwise a folder that cannot be created leaves threads that keep the process for five minutes.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-        )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+    def __init__(
+        self, folder: Path, keep: Retention | None = None, read_only: bool = False, verify_bytes: int | None = None
+    ) -> None:
+        self.folder, self.keep = Path(folder).absolute(), keep or Retention()
+        self._read_only, self._most = read_only, verify_bytes
+        self._handler, self._some = ocp.StandardCheckpointHandler(), ocp.PyTreeCheckpointHandler()
+        self._background, self._barrier = ThreadPoolExecutor(1, "save"), ocp.multihost.get_barrier_sync_fn()
+        self._log: Callable[..., None] | None = logged if read_only else None
+        self._events: list[tuple[str, dict[str, Any]]] = []
+        self._health = Health(self.folder, read_only, verify_bytes, self._event)
+        self._in_progress: tuple[int, Future[None]] | None = None
+        self._failed, self._cleaned = "", False
+        if not read_only:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"{self.folder} cannot be made: {error.strerror or error}") from error
+        steps = saved_steps(self.folder)
+        self._last = broadcast_from_first(max(steps, default=-1))
+        self._scores = {} if self.keep.best is None else scores_by_step(self.folder, self.keep.best, steps)
+
+    def report_to(self, log: Callable[..., None]) -> None:
+        """From now on `log(kind, **facts)` gets what happens to checkpoints; what has happened before, at once."""
+        self._log = log
+        for kind, facts in self._events:
+            log(kind, **facts)
+        self._events = []
 
     def save(
         self,
@@ -70,30 +83,63 @@ class Checkpoints:
         state: object,
         record: Mapping[str, object],
         metrics: Mapping[str, float] | None = None,
-    ) -> None:
-        """Start to save, once the save before is durable; returns as soon as `state` may be donated.
+    ) -> int:
+        """Start to save, once the save before is durable or has failed; returns as soon as `state` may be donated.
 
         step: later than every saved one.
         state: a tree of `jax.Array` of any dtype, typed PRNG keys too; each process writes its own shards.
         record: what to know beside the arrays; JSON.
         metrics: scores for `Retention.best`, by name; None or {} when there are none for this step.
 
-        Raises ConfigError for metrics that lack `Retention.best`, ValueError for an earlier step and when read only.
+        Returns the step of the save before; 0 if there was none or it failed. Raises ConfigError for metrics that lack
+        `Retention.best`, ValueError for an earlier step and when read only.
         """
         if self._read_only:
             raise ValueError(f"the checkpoints in {self.folder} were opened for reading only")
-        latest = self._manager.latest_step()
-        if latest is not None and step <= latest:
-            raise ValueError(f"step {step} is not later than step {latest}, which is saved in {self.folder} already")
-        arrays = _by_path(state)
+        durable = self._settle()
+        if step <= self._last:
+            raise ValueError(
+                f"step {step} is not later than step {self._last}, which is saved in {self.folder} already"
+            )
+        arrays = by_path(state)
         types = {name: array_type(leaf) for name, leaf in arrays.items()}
-        items = ocp.args.Composite(
-            # A flat dictionary, so that what is on disk does not depend on the containers of the arrays.
-            # orbax refuses arrays without elements; the list of leaves is enough to restore those.
-            state=ocp.args.StandardSave({name: leaf for name, leaf in arrays.items() if leaf.size}),
-            record=ocp.args.JsonSave({"record": dict(record), "leaves": types}),
-        )
-        self._manager.save(step, args=items, metrics=self._scored(metrics), force=True)
+        # A flat dictionary, so that what is on disk does not depend on the containers of the arrays.
+        # orbax refuses arrays without elements; the list of leaves is enough to restore those.
+        full = {name: leaf for name, leaf in arrays.items() if leaf.size}
+        record_text = json.dumps({"record": dict(record), "leaves": types, "sealed": True})
+        score = score_of(self.keep, metrics)
+        metrics_text = None if score is None else json.dumps({str(self.keep.best): score})
+        self._scores |= {} if score is None else {step: score}
+        save = Save(self.folder / str(step), record_text, metrics_text)
+        made = self._background.submit(self._make, save)
+        wait([made])
+        broadcast_from_first(0)  # a barrier: no process writes into a folder that is not there
+        begun = self._background.submit(save.begin, made, lambda folder: self._write(folder, full), full)
+        wait([begun])
+        stay = kept_by(self.keep, dict(self._scores))
+        future = self._background.submit(finish, save, begun, self._handler.finalize, self._barrier, stay)
+        self._in_progress = step, future
+        return durable
+
+    def improves(self, step: int, scores: Mapping[str, float] | None) -> bool:
+        """Whether these scores of `step` are better than those of every saved step, and to be saved for that.
+
+        A saved step is given them: a signal may have ended the evaluation that it was saved in.
+        """
+        if (score := score_of(self.keep, scores)) is None:
+            return False
+        self._settle()
+        if step == self._last:
+            self._scores[step] = score
+            if is_first_process():
+                add_metrics(self.folder / str(step), json.dumps({str(self.keep.best): score}))
+            return False
+        if not self.keep.save_best:
+            return False
+        best = best_first(self._scores, self.keep.mode)[:1]
+        sign = -1 if self.keep.mode == "min" else 1
+        better = not best or sign * score > sign * self._scores[best[0]]
+        return bool(broadcast_from_first(int(better)))
 
     def restore(self, abstract: Tree, step: SavedStep | None = None) -> tuple[Tree, dict[str, Any]]:
         """The state and the record of `step` (None: the latest), the state with the shardings of `abstract`.
@@ -101,60 +147,76 @@ class Checkpoints:
         abstract: a tree of `jax.ShapeDtypeStruct`; the result has its structure. Its mesh may be another than the one
             that saved; a leaf without sharding goes to the first device.
 
-        Raises ConfigError where there is no such step, and where a leaf is missing, extra or of another shape or
-        dtype, naming each.
+        Of "latest" and "best" it is the newest and the best that is good. Raises ConfigError where there is no such
+        step, and where a leaf is missing, extra or of another shape or dtype, naming each; DamagedCheckpoint for a
+        damaged step that was asked for by its number; Retry where damage is found while arrays are read, once the
+        checkpoint is set aside.
         """
-        step = self._existing(step)
-        saved = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-        wanted = _by_path(abstract)
-        self._check_leaves(step, saved["leaves"], {name: array_type(leaf) for name, leaf in wanted.items()})
-        placed = {name: _placed(leaf) for name, leaf in wanted.items()}
+        chosen = self._existing(step)
+        record = read_record(self.folder / str(chosen))
+        wanted = by_path(abstract)
+        check_leaves(
+            self.folder / str(chosen), record["leaves"], {name: array_type(leaf) for name, leaf in wanted.items()}
+        )
+        placed = {name: on_first_device(leaf) for name, leaf in wanted.items()}
         full = {name: leaf for name, leaf in placed.items() if leaf.size}
-        empty = {
-            name: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
-            for name, leaf in placed.items()
-            if not leaf.size
-        }
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(full))
-        arrays = self._manager.restore(step, args=items)["state"] | empty
+        rest = {name: leaf for name, leaf in placed.items() if not leaf.size}
+        empty = {name: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding) for name, x in rest.items()}
+        read = lambda folder: self._handler.restore(folder, args=ocp.args.StandardRestore(full))  # noqa: E731
+        arrays = self._verified(chosen, read, step) | empty
         leaves = [arrays[name] for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), saved["record"]
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), record["record"]
 
     def leaves(self, step: int) -> dict[str, str]:
         """Dtype and shape of each array of a step, by its path."""
-        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]["leaves"]
+        return read_record(self.folder / str(step))["leaves"]
 
     def arrays(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """Some arrays of a step by path, with the shapes and shardings of `wanted` and the dtypes that are saved."""
-        saved = self.leaves(step)
+        step, saved = self._existing(step), self.leaves(step)
         kept = {name: leaf.update(dtype=saved[name].partition("[")[0]) for name, leaf in wanted.items()}
         how = ocp.checkpoint_utils.construct_restore_args(kept)
         items = ocp.args.PyTreeRestore(kept, restore_args=how, partial_restore=True)
-        return self._manager.restore(step, args=ocp.args.Composite(state=items))["state"]
+        return self._verified(step, lambda folder: self._some.restore(folder, args=items), step)
 
     def steps(self) -> list[int]:
-        """The steps of the durable checkpoints, ascending."""
-        self.wait()
-        if self._read_only:
-            self._manager.reload()
-        return sorted(self._manager.all_steps())
+        """The steps of the durable checkpoints, ascending, damaged ones too."""
+        self._settle()
+        return [step for step in saved_steps(self.folder) if step not in self._health.ignored]
 
     def latest(self) -> int | None:
-        """The step of the last durable checkpoint; None without any."""
-        return max(self.steps(), default=None)
+        """The step of the newest good checkpoint; None without any. Raises DamagedCheckpoint where none is good."""
+        steps = self.steps()
+        if broadcast_from_first(int(not steps)):
+            return None
+        self._last = self._health.first_good(steps[::-1])
+        self._scores = {step: score for step, score in self._scores.items() if step <= self._last}
+        return self._last
 
     def best(self) -> int | None:
         """The step with the best value of the metric `Retention.best`, the later of equals; None without any."""
-        self.wait()
-        return best_step(self.folder, self.keep.best, self.keep.mode)
+        order = self._best_first(self.steps())
+        return order[0] if order else None
 
-    def wait(self) -> None:
-        """Block until every save is durable. Raises the error of a save that failed."""
-        self._manager.wait_until_finished()
+    def wait(self) -> int:
+        """Block until every save is durable, and return the step of the last one; 0 without any. Raises Retry if the
+        last one failed.
+        """
+        durable = self._settle()
+        if self._failed:
+            raise Retry(self._failed)
+        return durable
 
     def close(self) -> None:
-        """`wait`, and stop the threads."""
-        self._manager.close()
+        """Wait for the save in progress, which may fail, and stop the thread."""
+        if self._in_progress is not None:
+            wait([self._in_progress[1]])
+            if self._in_progress[1].exception() is not None and is_first_process():
+                self._event("save_failed", step=self._in_progress[0], why=reason(self._in_progress[1].exception()))
+            self._in_progress = None
+        self._background.shutdown()
+        if not self._read_only:
+            self.report_to(self._log or logged)
 
     def __enter__(self) -> Self:
         return self
@@ -164,58 +226,80 @@ class Checkpoints:
     ) -> None:
         self.close()
 
-    def _score(self, metrics: Mapping[str, float]) -> float:
-        return metrics.get(str(self.keep.best), math.inf if self.keep.mode == "min" else -math.inf)
+    def _event(self, kind: str, **facts: Any) -> None:
+        if self._log is None:
+            self._events.append((kind, facts))
+        else:
+            self._log(kind, **facts)
 
-    def _scored(self, metrics: Mapping[str, float] | None) -> dict[str, float] | None:
-        best = self.keep.best
-        if best is None or not metrics:
-            return None
-        if best not in metrics:
-            raise ConfigError(f"Retention(best={best!r}) names none of the metrics{nearest(best, metrics)}")
-        # NaN compares with nothing, so it would be kept as the best by accident.
-        return {best: float(metrics[best])} if math.isfinite(metrics[best]) else None
+    def _make(self, save: Save) -> None:
+        if is_first_process():
+            if not self._cleaned:
+                remove_leftovers(self.folder)
+                self._cleaned = True
+            save.make()
+
+    def _write(self, folder: Path, arrays: Mapping[str, jax.Array]) -> Sequence[Any]:
+        return asyncio.run(self._handler.async_save(epath.Path(folder), args=ocp.args.StandardSave(dict(arrays)))) or ()
+
+    def _settle(self) -> int:
+        """Wait for the save in progress, if any; its step if it is durable in every process, else 0."""
+        if self._in_progress is None:
+            return 0
+        step, future = self._in_progress
+        wait([future])
+        self._in_progress, error = None, future.exception()
+        if error is not None and not isinstance(error, SAVE_ERRORS):
+            raise error
+        if least_over_processes(int(error is None)):
+            self._last, self._failed = step, ""
+            self._health.ignored.discard(step)
+            return step
+        self._scores.pop(step, None)
+        why = "another process could not write" if error is None else reason(error)
+        before = f"it resumes from step {self._last}" if self._last >= 0 else "it begins anew, since none is saved"
+        self._failed = (
+            f"the state of step {step} could not be saved in {self.folder}: {why}. Once it can be written, run the "
+            f"same command again: {before}"
+        )
+        note = "training goes on, and the next save is tried; what was saved before stays"
+        self._event("save_failed", step=step, why=why, note=note)
+        return 0
+
+    def _best_first(self, steps: list[int]) -> list[int]:
+        return best_first(scores_by_step(self.folder, self.keep.best, steps), self.keep.mode)
 
     def _existing(self, step: SavedStep | None) -> int:
         steps = self.steps()
         if not steps:
             raise ConfigError(f"there are no checkpoints in {self.folder}")
         if step is None or step == "latest":
-            return steps[-1]
+            return self._health.first_good(steps[::-1])
         if step == "best":
-            best = self.best()
-            if best is None:
+            if not (order := self._best_first(steps)):
                 raise ConfigError(f"no checkpoint in {self.folder} is the best: train with --keep.best SPLIT/METRIC")
-            return best
+            return self._health.first_good(order)
         if step not in steps:
             raise ConfigError(f"no checkpoint of step {step} in {self.folder}; there are {steps}")
+        if (fault := self._health.fault(step)) is not None:
+            raise fault
         return step
 
-    def _check_leaves(self, step: int, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-        lines = []
-        for name in sorted(saved.keys() | wanted.keys()):
-            if name not in saved:
-                close = nearest(name, saved.keys() - wanted.keys())
-                lines.append(f"  {name}: wanted {wanted[name]}, not saved{close}")
-            elif name not in wanted:
-                lines.append(f"  {name}: saved {saved[name]}, not wanted")
-            elif saved[name] != wanted[name]:
-                lines.append(f"  {name}: saved {saved[name]}, wanted {wanted[name]}")
-        if lines:
-            more = [f"  and {len(lines) - 20} more"] if len(lines) > 20 else []
-            head = f"the checkpoint of step {step} in {self.folder} does not match the state:"
-            raise ConfigError("\n".join([head, *lines[:20], *more]))
-
-
-def _by_path(tree: object) -> dict[str, Any]:
-    """The leaves by their path, such as `params/blocks/mlp/up/kernel`."""
-    leaves = jax.tree.leaves_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    if len(named) != len(leaves):
-        raise ConfigError("two leaves of the state have the same path: a key holds a '/'")
-    return named
-
-
-def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def _verified(self, step: int, read: Callable[[Any], Any], asked: SavedStep | None) -> dict[str, jax.Array]:
+        """The arrays of a step, whose bytes are those of their checksums."""
+        folder, manifest = self.folder / str(step) / STATE, self._health.manifest(step)
+        try:
+            arrays = read(epath.Path(folder))
+            saved = manifest.arrays if manifest is not None else {}
+            if (name := next(other_arrays(arrays, saved, self._most), None)) is None:
+                return arrays
+            why = f"{name} is not what was saved: its checksum differs"
+        except READ_ERRORS as error:
+            if manifest is not None and self._most is None:
+                raise  # every file is as it was written, so this is no damage
+            why = f"its arrays cannot be read: {reason(error)}"
+        fault = DamagedCheckpoint(str(folder), None, why)
+        if self._read_only or isinstance(asked, int):
+            raise fault
+        self._health.leave(step, fault)
+        raise Retry(f"{fault}\nThis checkpoint is set aside: run the same command again, it uses the one before")

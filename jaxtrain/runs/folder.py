@@ -23,7 +23,7 @@ from jaxtrain.data.sources.paths import moved_together, of_a_run_folder
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import load, load_code
 from jaxtrain.experiment.fit import fitted_as
-from jaxtrain.experiment.saved import FILE, check_unedited, newer, read_saved
+from jaxtrain.experiment.run_file import FILE, check_unedited, newer, read_saved
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.optimizers import with_horizon
 from jaxtrain.program import Program
@@ -168,7 +168,8 @@ class Run:
         """The run's `Checkpoints`."""
         from jaxtrain.runs.checkpoints import Checkpoints
 
-        return Checkpoints(self.folder / "checkpoints", self.experiment.runtime.keep, read_only=read_only)
+        runtime = self.experiment.runtime
+        return Checkpoints(self.folder / "checkpoints", runtime.keep, read_only, runtime.verify_bytes)
 
 
 def horizon_of_run(folder: Path | None, experiment: Experiment) -> int:

@@ -90,8 +90,8 @@ class Journal:
         self._trained_before = 0.0
         """Seconds of training before the current period."""
         self._steps = Steps(observers.folder, self._experiment)
-        self._done, self._saving, self._evaluated = 0, 0, 0
-        """The last step trained, and the last one whose checkpoint may not be durable yet; 0 for none."""
+        self._done, self._evaluated = 0, 0
+        """The last step trained, and the last one evaluated."""
         self._mfu_at_one = 0.0
         """The model FLOPs utilization at one step a second; 0 where it is not known."""
 
@@ -167,8 +167,9 @@ class Journal:
         """
         self.check(program, state)
         with self._clock("save"):
-            checkpoints.save(step, state, self.record(step), scores)
-        self.saved(step)
+            durable = checkpoints.save(step, state, self.record(step), scores)
+        self._steps.saved = step
+        self.saved(durable)
         return step
 
     def record(self, step: int) -> dict[str, Any]:
@@ -201,17 +202,15 @@ class Journal:
             raise self._steps.diverged(self._done, f"{why}: try a lower learning rate, or Guarded(optimizer, Skip())")
 
     def saved(self, step: int) -> None:
-        """The checkpoint of `step` is being saved: the one before is durable."""
-        if self._saving:
-            self._observers.saved(self._saving)
-        self._saving, self._steps.saved = step, step or self._steps.saved
+        """The checkpoint of `step` is durable; 0: none."""
+        if step:
+            self._observers.saved(step)
 
     def ended(self, step: int) -> None:
         """Give all that is left to the observers: no more steps follow, and all checkpoints are durable."""
         if self._current and (step == self._experiment.steps or self._observers.finished):
             self._end_period()  # else the run will be resumed, and end the period then
         self.flush()
-        self.saved(0)
         if self._observers.interrupted and step < self._experiment.steps:
             self._write_flight("stopped by a signal")
         self.log_event("ended", step=step, of=self._experiment.steps, **peak_memory())

@@ -1,0 +1,75 @@
+"""The verbs about the checkpoints of a run: list, verify, prune, restore-to. Not here: anything that they do."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxtrain.base.errors import ConfigError, ExitCode
+from jaxtrain.cli.verbs import Verbs
+from jaxtrain.experiment.experiment import Retention
+from jaxtrain.runs import upkeep
+
+VERBS = Verbs("The checkpoints of a run: list, verify, prune, resume from an earlier one.")
+
+DEFAULT = Retention()
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+
+@VERBS.verb
+def list(run: RunFolder) -> None:  # the name of the verb
+    """Show step, size, age, metrics and health of each checkpoint.
+
+    Args:
+        run: The run's folder.
+    """
+    for line in upkeep.listed(run):
+        print(line)
+
+
+@VERBS.verb
+def verify(run: RunFolder) -> int:
+    """Read every file of every checkpoint and hold it against its checksum; exit code 1 where one is damaged.
+
+    Args:
+        run: The run's folder.
+    """
+    faults = upkeep.damage(run)
+    for fault in faults:
+        print(fault)
+    print(f"{run}: {len(faults)} damaged files" if faults else f"{run}: all checkpoints are good", file=sys.stderr)
+    return ExitCode.FAILED if faults else ExitCode.FINISHED
+
+
+@VERBS.verb
+def prune(run: RunFolder, keep: Retention = DEFAULT) -> None:
+    """Delete the checkpoints that --keep.* does not want. The newest good one always stays.
+
+    Args:
+        run: The run's folder.
+        keep: Which checkpoints stay.
+    """
+    _refuse_if_alive(run)
+    for line in upkeep.prune(run, keep):
+        print(line)
+
+
+@VERBS.verb
+def restore_to(run: RunFolder, step: Annotated[int, tyro.conf.Positional]) -> None:
+    """Set aside the checkpoints that are later than a step, so that the run resumes from that one.
+
+    Args:
+        run: The run's folder.
+        step: The saved step.
+    """
+    _refuse_if_alive(run)
+    for line in upkeep.restore_to(run, step):
+        print(line)
+    print(f"{run} resumes from step {step}")
+
+
+def _refuse_if_alive(run: Path) -> None:
+    """Raises ConfigError while a process trains the run. The hook for the lock of runs/lock.py."""
+    if (run / "lock.json").exists():
+        raise ConfigError(f"{run} has an owner (lock.json): end its training first, or remove the file if it is dead")

@@ -1,0 +1,107 @@
+"""Which checkpoints of a folder are good, in every process alike; a damaged one is set aside, or not used.
+
+Not here: what makes a checkpoint damaged, and restoring.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxtrain.base.checksums import Manifest
+from jaxtrain.base.errors import Damaged, DamagedCheckpoint
+from jaxtrain.cluster.processes import broadcast_from_first, is_first_process, least_over_processes
+from jaxtrain.experiment.saved import check_unsealed, checkpoint_fault, none_is_good
+from jaxtrain.runs.retention import set_aside
+
+NO_FILE = 2**31 - 1  # above the number of any file; a collective has 32 bits
+
+
+def logged(kind: str, **facts: Any) -> None:
+    """An event as a warning, for what has no run that is trained."""
+    logging.getLogger("jaxtrain.runs").warning("  ".join([kind, *(f"{name} {value}" for name, value in facts.items())]))
+
+
+class Health:
+    """Verifies checkpoints once each, and remembers which are good.
+
+    read_only: nothing is moved.
+    most: larger files are compared by size only; None reads all.
+    log: gets an event for what is damaged, and for what was not read.
+    """
+
+    def __init__(self, folder: Path, read_only: bool, most: int | None, log: Callable[..., None]) -> None:
+        self._folder, self._read_only, self._most, self._log = folder, read_only, most, log
+        self._good: dict[int, Manifest | None] = {}
+        self.ignored: set[int] = set()
+        """Damaged steps that could not be moved."""
+
+    def first_good(self, steps: Sequence[int]) -> int:
+        """The first of these steps that is good, as process 0 lists them. Damaged ones before it are set aside.
+
+        Raises DamagedCheckpoint where none is; then nothing is moved.
+        """
+        damaged: list[tuple[int, DamagedCheckpoint]] = []
+        rest = iter(steps)
+        while (step := broadcast_from_first(next(rest, -1))) >= 0:
+            if (fault := self.fault(step)) is None:
+                break
+            damaged.append((step, fault))
+        else:
+            raise none_is_good(self._folder, [fault for _, fault in damaged])
+        for bad, fault in damaged:
+            self.leave(bad, fault)
+        return step
+
+    def fault(self, step: int) -> DamagedCheckpoint | None:
+        """The first damage of a step, the same in every process, each of which reads a part of the files."""
+        if step in self._good:
+            return None
+        checkpoint, manifest, found = self._folder / str(step), None, []
+        try:
+            manifest = Manifest.read(checkpoint)
+            if manifest is None:
+                check_unsealed(checkpoint)
+            else:
+                shares = jax.process_index(), jax.process_count()
+                found = [next(manifest.faults(checkpoint, self._most, *shares), (NO_FILE, None))]
+        except Damaged as fault:
+            found = [(-1, fault)]
+        own, fault = found[0] if found else (NO_FILE, None)
+        first = least_over_processes(own)
+        if first == NO_FILE:
+            self._good[step] = manifest
+            self._say_unread(step, manifest)
+            return None
+        if fault is None or first != own:
+            name = sorted(manifest.files)[first] if manifest is not None and first >= 0 else ""
+            fault = Damaged(str(checkpoint / name), None, "another process found it damaged, and names it")
+        return checkpoint_fault(fault)
+
+    def manifest(self, step: int) -> Manifest | None:
+        """The manifest of a good step; None for one of a version that wrote none."""
+        return self._good[step]
+
+    def leave(self, step: int, fault: DamagedCheckpoint) -> None:
+        """Set a damaged checkpoint aside, and say so; a reader only does the latter."""
+        self._good.pop(step, None)
+        if self._read_only:
+            self._log("damaged", step=step, file=fault.file, why=fault.why, note="it is not used")
+            return
+        self.ignored.add(step)
+        if is_first_process():
+            try:
+                moved = f"it is set aside in {set_aside(self._folder / str(step), self._folder.parent / 'damaged')}"
+            except OSError as error:
+                moved = f"it is not used, and cannot be set aside: {error.strerror or error}"
+            self._log("damaged", step=step, file=fault.file, why=fault.why, note=moved)
+
+    def _say_unread(self, step: int, manifest: Manifest | None) -> None:
+        if manifest is None:
+            self._log("unverified", step=step, note="it was saved by a version that wrote no checksums")
+        elif self._most is not None:
+            sizes = [size for size, _ in manifest.files.values() if size > self._most]
+            if sizes:
+                self._log("unverified", step=step, files=len(sizes), bytes=sum(sizes), note="larger than verify_bytes")

@@ -1,0 +1,66 @@
+"""Which checkpoints stay, and how the others leave: deleted or set aside, never half of one. Not here: saving them."""
+
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.experiment.experiment import Retention
+from jaxtrain.experiment.saved import best_first
+
+LEFTOVERS = ("*.saving.tmp", "*.deleting.tmp", "*.orbax-checkpoint-tmp*")
+"""What a killed process leaves in the folder of checkpoints; the last is of earlier versions."""
+
+
+def saving(checkpoint: Path) -> Path:
+    """The folder that becomes this checkpoint once it is complete."""
+    return checkpoint.with_name(f"{checkpoint.name}.saving.tmp")
+
+
+def kept(steps: Sequence[int], scores: Mapping[int, float], keep: Retention) -> set[int]:
+    """Those of `steps` (ascending) that stay. scores: the values of `keep.best` by step, all finite."""
+    known = {step: scores[step] for step in steps if step in scores}
+    best = best_first(known, keep.mode)[:1] if keep.best is not None else []
+    every = [step for step in steps if keep.every is not None and step % keep.every == 0]
+    return {*steps[-keep.last :], *every, *best}
+
+
+def score_of(keep: Retention, metrics: Mapping[str, float] | None) -> float | None:
+    """The finite value of `keep.best` in the metrics of an evaluation; None without. Raises ConfigError where they
+    lack it.
+    """
+    if keep.best is None or not metrics:
+        return None
+    if keep.best not in metrics:
+        raise ConfigError(f"Retention(best={keep.best!r}) names none of the metrics{nearest(keep.best, metrics)}")
+    # NaN compares with nothing, so it would be kept as the best by accident.
+    return float(metrics[keep.best]) if math.isfinite(metrics[keep.best]) else None
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint. One that is deleted in part is no checkpoint: first it loses its name."""
+    doomed = checkpoint.with_name(f"{checkpoint.name}.deleting.tmp")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(checkpoint, doomed)
+    shutil.rmtree(doomed)
+
+
+def set_aside(checkpoint: Path, folder: Path) -> Path:
+    """Move a checkpoint into a folder, beside those of the same step that lie there. Returns its new path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        target = folder / (checkpoint.name if number == 1 else f"{checkpoint.name}-{number}")
+        if not os.path.lexists(target):
+            os.rename(checkpoint, target)
+            return target
+    raise AssertionError("unreachable")
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Remove what killed processes left half-written or half-deleted. No other process may be writing the folder."""
+    for pattern in LEFTOVERS:
+        for path in checkpoints.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)

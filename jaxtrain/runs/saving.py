@@ -1,0 +1,163 @@
+"""One save from its first byte to the name of its step, or to nothing. Not here: how arrays are written, and when."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxtrain.base.checksums import MANIFEST, Manifest, checksums
+from jaxtrain.base.files import replace_text
+from jaxtrain.cluster.processes import is_first_process
+from jaxtrain.experiment.experiment import Retention
+from jaxtrain.experiment.saved import METRICS, RECORD, STATE, saved_steps
+from jaxtrain.runs.retention import delete, kept, saving
+from jaxtrain.runs.shards import own_shards, shard_checksums
+
+SAVE_ERRORS = (OSError, ValueError, RuntimeError)
+"""What storage that cannot be written raises, by orbax and tensorstore too."""
+
+BARRIER_SECONDS = 3600
+"""The longest that a process waits for the others to have written their shards."""
+
+
+@dataclass(frozen=True)
+class Save:
+    """A checkpoint that is being written, beside the name that it takes at the end."""
+
+    checkpoint: Path
+    """A folder whose name is the step."""
+    record: str
+    metrics: str | None
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        return int(self.checkpoint.name)
+
+    @property
+    def folder(self) -> Path:
+        """Where it is written until it is complete."""
+        return saving(self.checkpoint)
+
+    def make(self) -> None:
+        """Make the folder: in process 0, before any writes into it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / STATE).mkdir(parents=True)
+
+    def begin(
+        self, made: Future[None], write: Callable[[Path], Sequence[Any]], arrays: Mapping[str, jax.Array]
+    ) -> tuple[Any, Any]:
+        """Start to write this process's shards. Their bytes are in host memory when this returns: the shards to
+        compute checksums of, and the futures of `write(folder)`.
+        """
+        made.result()
+        shards = own_shards(arrays)
+        return shards, write(self.folder / STATE)
+
+    def write_own(self, shards: Any, written: Sequence[Any]) -> None:
+        """Wait for the files of this process, and write down their checksums."""
+        sums = shard_checksums(shards)
+        for each in written:
+            each.result()
+        process = jax.process_index()
+        own = self.folder / STATE / f"ocdbt.process_{process}"
+        start = own.relative_to(self.folder).as_posix()
+        files = {f"{start}/{name}": each for name, each in (checksums(own) if own.is_dir() else {}).items()}
+        replace_text(self._part(process), json.dumps({"files": files, "arrays": sums}))
+
+    def complete(self, finalize: Callable[[Any], None]) -> None:
+        """Give the checkpoint its manifest and its name: in process 0, once all have written. Raises OSError for a
+        process that has not.
+        """
+        parts = []
+        for process in range(jax.process_count()):
+            if not self._part(process).exists():
+                raise OSError(f"process {process} could not write its shards")
+            parts.append(json.loads(self._part(process).read_text()))
+            self._part(process).unlink()
+        finalize(self.folder / STATE)
+        for name, text in ((RECORD, self.record), (METRICS, self.metrics)):
+            if text is not None:
+                (self.folder / name).parent.mkdir()
+                replace_text(self.folder / name, text)
+        known = {name: (size, crc) for part in parts for name, (size, crc) in part["files"].items()}
+        arrays: dict[str, list[Any]] = {}
+        for part in parts:
+            for name, shards in part["arrays"].items():
+                arrays.setdefault(name, []).extend(shards)
+        Manifest(checksums(self.folder, known), arrays).write(self.folder)
+        os.rename(self.folder, self.checkpoint)
+        sync_folder(self.checkpoint.parent)
+
+    def remove(self) -> None:
+        """Remove what was written of a save that failed."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _part(self, process: int) -> Path:
+        return self.folder / f"process_{process}.json"
+
+
+def finish(
+    save: Save,
+    begun: Future[tuple[Any, Any]],
+    finalize: Callable[[Any], None],
+    barrier: Callable[..., None],
+    stay: Callable[[Sequence[int]], set[int]],
+) -> None:
+    """Complete a save that has begun, in every process, in the background; then delete what need not stay.
+
+    A save that fails leaves nothing, and every former checkpoint stays. Raises the error of this process.
+    """
+    try:
+        try:
+            save.write_own(*begun.result())
+        finally:  # the others wait for a process that failed too, and process 0 then misses its part
+            barrier(key=f"jaxtrain_saved_{save.step}", timeout_ms=BARRIER_SECONDS * 1000)
+        if is_first_process():
+            save.complete(finalize)
+    except BaseException:
+        if is_first_process():
+            save.remove()
+        raise
+    if is_first_process():
+        steps = saved_steps(save.checkpoint.parent)
+        for step in set(steps) - stay(steps):
+            delete(save.checkpoint.with_name(str(step)))
+
+
+def add_metrics(checkpoint: Path, metrics: str) -> None:
+    """Write scores into a complete checkpoint that has none. A kill in between leaves them unverified."""
+    (checkpoint / METRICS).parent.mkdir(exist_ok=True)
+    replace_text(checkpoint / METRICS, metrics)
+    if (manifest := Manifest.read(checkpoint)) is not None:
+        files = checksums(checkpoint, manifest.files)
+        Manifest({name: files[name] for name in files if name != MANIFEST}, manifest.arrays).write(checkpoint)
+
+
+def kept_by(keep: Retention, scores: Mapping[int, float]) -> Callable[[Sequence[int]], set[int]]:
+    """Which steps of a folder stay, by these scores of `keep.best`."""
+    return lambda steps: kept(steps, scores, keep)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def reason(error: BaseException | None) -> str:
+    """An error's text in one line; of tensorstore's, the reason that the operating system names."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if found := re.search(r": ([^:]+) \[os_error_code=", text):
+        return found[1]
+    return text if len(text) <= 300 else f"{text[:140]} … {text[-140:]}"
