@@ -14,9 +14,10 @@ from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.remembered import RememberedPipeline, remember_inputs
 from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.experiment.fit import in_units_of_data
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.experiment.validate import check_evals, check_observers
-from jaxtrain.program import Program, in_units_of_data
+from jaxtrain.program import Program
 from jaxtrain.runs.folder import Run
 from jaxtrain.runs.journal import IN_FLIGHT
 from jaxtrain.sharding.layout import Layout

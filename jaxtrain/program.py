@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from jaxtrain.base.allowed import check_values
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.experiment.fit import in_units_of_data
 from jaxtrain.experiment.validate import (
     check_compiler_options,
     check_rates,
@@ -188,10 +189,8 @@ class Program:
 
     def _row_axes(self) -> tuple[str, ...]:
         """The mesh axes of more than one device that split the rows of a batch."""
-        size = self.experiment.data.batch_size
-        spec = self.experiment.layout.batch_sharding(self.mesh, size).spec
-        axes = mesh_axes(spec[0]) if spec else ()
-        return tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
+        spec = self.experiment.layout.batch_sharding(self.mesh, self.experiment.data.batch_size).spec
+        return tuple(axis for axis in (mesh_axes(spec[0]) if spec else ()) if self.mesh.shape[axis] > 1)
 
     @functools.cached_property
     def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
@@ -294,15 +293,6 @@ def _where(pipeline: Pipeline, step: int, rows: np.ndarray, training: bool, row:
     """What a local row is made of."""
     index = pipeline.record(step, int(rows[row]), training)
     return f"row {rows[row]} of batch {step}" if index is None else pipeline.source.where(index)
-
-
-def in_units_of_data(experiment: Experiment, values: Mapping[str, Any], labels: bool = False) -> dict[str, Any]:
-    """Predictions (or `labels`, fields of a batch) by name; the transforms of those fields that the task estimates are
-    undone.
-    """
-    names = experiment.task.fields_of()
-    fields = {field: field for field in names.values()} if labels else names
-    return {name: experiment.data.undo(fields[name], x) if name in fields else x for name, x in values.items()}
 
 
 def fetched(state: TrainState) -> TrainState:

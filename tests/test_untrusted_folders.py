@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 
-from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.errors import ConfigError, DamagedCheckpoint
 from jaxtrain.base.files import digest
 from jaxtrain.data import Arrays, Stored
 from jaxtrain.datasets.card import Card
@@ -235,7 +235,8 @@ def test_a_start_from_a_forged_run_is_refused(tmp_path):
     (tmp_path / "experiment.json").write_text(json.dumps(keep))
     with pytest.raises(ConfigError, match="has no best checkpoint"):
         saved_step(tmp_path, "best")
-    assert saved_step(tmp_path, "latest") == 3
+    with pytest.raises(DamagedCheckpoint, match=r"record/metadata: it is missing"):
+        saved_step(tmp_path, "latest")
 
 
 @pytest.fixture(scope="module")

@@ -90,3 +90,12 @@ def _with_values(transform: Transform, fitted: Sequence[FittedTransform], split:
 
 def _pipelines(experiment: Experiment) -> list[Pipeline]:
     return [experiment.data, *experiment.evals.values()]
+
+
+def in_units_of_data(experiment: Experiment, values: Mapping[str, Any], labels: bool = False) -> dict[str, Any]:
+    """Predictions (or `labels`, fields of a batch) by name; the transforms of those fields that the task estimates are
+    undone.
+    """
+    names = experiment.task.fields_of()
+    fields = {field: field for field in names.values()} if labels else names
+    return {name: experiment.data.undo(fields[name], x) if name in fields else x for name, x in values.items()}

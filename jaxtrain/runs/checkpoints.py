@@ -22,17 +22,14 @@ from jaxtrain.experiment.saved import STATE, best_first, read_record, saved_step
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.runs.health import Health, logged
 from jaxtrain.runs.leaves import by_path, check_leaves, on_first_device
-from jaxtrain.runs.retention import remove_leftovers, score_of
+from jaxtrain.runs.retention import is_better, remove_leftovers, score_of
 from jaxtrain.runs.saving import SAVE_ERRORS, Save, add_metrics, finish, kept_by, reason
-from jaxtrain.runs.shards import other_arrays
+from jaxtrain.runs.shards import READ_ERRORS, other_arrays
 
 Tree = TypeVar("Tree")
 
 # orbax logs dozens of lines per save, and once more with traceback what is raised here anyway.
 logging.getLogger("absl").addFilter(lambda line: "orbax" not in line.pathname)
-
-READ_ERRORS = (OSError, ValueError, KeyError, TypeError, EOFError)
-"""What orbax and tensorstore raise for files that are not what was written."""
 
 
 class Checkpoints:
@@ -136,10 +133,7 @@ class Checkpoints:
             return False
         if not self.keep.save_best:
             return False
-        best = best_first(self._scores, self.keep.mode)[:1]
-        sign = -1 if self.keep.mode == "min" else 1
-        better = not best or sign * score > sign * self._scores[best[0]]
-        return bool(broadcast_from_first(int(better)))
+        return bool(broadcast_from_first(is_better(score, self._scores, self.keep)))
 
     def restore(self, abstract: Tree, step: SavedStep | None = None) -> tuple[Tree, dict[str, Any]]:
         """The state and the record of `step` (None: the latest), the state with the shardings of `abstract`.

@@ -40,6 +40,12 @@ def score_of(keep: Retention, metrics: Mapping[str, float] | None) -> float | No
     return float(metrics[keep.best]) if math.isfinite(metrics[keep.best]) else None
 
 
+def is_better(score: float, scores: Mapping[int, float], keep: Retention) -> bool:
+    """Whether a score is better than those of all steps."""
+    best, sign = best_first(scores, keep.mode)[:1], -1 if keep.mode == "min" else 1
+    return not best or sign * score > sign * scores[best[0]]
+
+
 def delete(checkpoint: Path) -> None:
     """Delete a checkpoint. One that is deleted in part is no checkpoint: first it loses its name."""
     doomed = checkpoint.with_name(f"{checkpoint.name}.deleting.tmp")

@@ -12,6 +12,9 @@ from jaxtrain.base.checksums import crc32_of_array
 Region = list[list[int]]
 """Start and stop in each dim of an array."""
 
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, EOFError)
+"""What orbax and tensorstore raise for files that are not what was written."""
+
 
 def own_shards(arrays: Mapping[str, jax.Array]) -> dict[str, list[tuple[Region, np.ndarray]]]:
     """The shards that this process writes, by the name of their array: where they lie in it, and their bytes.
