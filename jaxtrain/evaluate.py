@@ -67,6 +67,11 @@ def evaluate(
     return found
 
 
+def evaluate_splits(program: Program, state: TrainState, stop: StopSignal) -> dict[str, dict[str, float]]:
+    """`evaluate` of each split of the experiment, by its name."""
+    return {split: evaluate(program, state, data, stop) for split, data in program.experiment.evals.items()}
+
+
 def _host_value(name: str, metric: HostMetric, predictions: Rows, labels: Rows) -> float | Mapping[str, float]:
     """Raises ConfigError where the metric reads a prediction or a field that is not there."""
     try:

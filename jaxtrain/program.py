@@ -195,7 +195,7 @@ class Program:
     @functools.cached_property
     def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
         """The compiled train step; it donates the state it is given. On one device it reports `recorded` beside the
-        metrics, which is a `Recorded` and no metric.
+        metrics, which is a `Sampled` and no metric.
         """
         return self.lower().compile()
 

@@ -158,8 +158,7 @@ def train_step(
     model_state = task.advance(with_params(params, state.fixed), loss.statistics)
     after = unless_skipped(replace(state, params=params, opt_state=opt_state, model_state=model_state), state)
     state = jax.tree.map(functools.partial(jnp.where, counts), after, state)  # a batch of weight 0 changes nothing
-    norm = Mean.of(optax.tree.norm(grads), counts)
-    metrics = {"loss": loss.mean, **loss.metrics, "gradient_norm": norm}
+    metrics = {"loss": loss.mean, **loss.metrics, "gradient_norm": Mean.of(optax.tree.norm(grads), counts)}
     return replace(state, step=state.step + 1), metrics | skips(opt_state, counts)
 
 

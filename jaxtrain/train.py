@@ -8,10 +8,9 @@ from pathlib import Path
 
 import jax
 
-from jaxtrain.base.tracebacks import keep_tracebacks_in
 from jaxtrain.cluster import watchdog
 from jaxtrain.cluster.stop import StopSignal
-from jaxtrain.evaluate import check_metrics, evaluate
+from jaxtrain.evaluate import check_metrics, evaluate_splits
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import Origin
 from jaxtrain.experiment.fit import fit
@@ -36,15 +35,13 @@ def train(
     """
     clock, runtime, stop, done = Clock(), experiment.runtime, stop or StopSignal(), 0
     stop.progress = lambda: (done, clock.phase)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(stop)
+    with stop, contextlib.ExitStack() as stack:
         with clock("compile"):
             program = Program(fit(experiment, folder), horizon=horizon_of_run(folder, experiment))
             experiment, lowered, first = program.experiment, program.lower(), FirstState(program)
             check_metrics(program)
         lock = stack.enter_context(Lock(runtime.deadlines.lock, watchdog.leave))
         run = begin(folder, experiment, origin, lock)
-        keep_tracebacks_in(run.folder)
         checkpoints = stack.enter_context(run.checkpoints())
         saved = done = checkpoints.latest() or 0
         journal = stack.enter_context(Journal(run.observers(done, stop), clock, run.horizon))
@@ -64,8 +61,7 @@ def train(
                 if journal.evaluation_due(done):
                     journal.check(program, state)
                     with clock("eval"):
-                        found = {name: evaluate(program, state, data, stop) for name, data in experiment.evals.items()}
-                        scores = journal.evaluated(done, found)
+                        scores = journal.evaluated(done, evaluate_splits(program, state, stop))
                 if (checkpoints.improves(done, scores) or done % runtime.save_every == 0) and done > saved:
                     saved = journal.save(program, checkpoints, done, state, scores)
                 if done >= experiment.steps or stop.requested():

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from jaxtrain.analysis.hlo import temporaries
-from jaxtrain.analysis.memory import Plan, account, advice, changes, plan
+from jaxtrain.analysis.memory import Plan, account, changes, plan, savings
 from jaxtrain.cli import memory as cli_memory
 from jaxtrain.cli.terminal import report_error
 from jaxtrain.sharding.layout import Layout
@@ -87,7 +87,7 @@ def test_the_changes_that_save_most_come_first_with_what_they_save(planned, monk
         return Plan(peaks[name.split()[0]], {}, ())
 
     monkeypatch.setattr("jaxtrain.analysis.memory.plan", fake)
-    found = advice(tiny.main(), Plan(100, {"optimizer state": 45}, ()), jax.devices()[:1])
+    found = savings(tiny.main(), Plan(100, {"optimizer state": 45}, ()), jax.devices()[:1])
     assert [line.split()[0] for line in found] == ["remat", "layout.offload", "batch_size"]
     assert [line.rpartition(": ")[2] for line in found] == ["50 B less", "45 B less", "40 B less"]
 

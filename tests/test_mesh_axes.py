@@ -152,6 +152,10 @@ OTHER_MEANINGS = {
         "train",
         "rendezvous",
         "server",
+        "stop",
+        "begin",
+        "run_file",
+        "verify_resume",
     },
     # What a module is called with.
     "context": {"checks"},

@@ -42,6 +42,10 @@ VERBS = (
     "verify experiments/digits.py",
     "evaluate",
     "predict",
+    "memory experiments/digits.py",
+    "verify-resume experiments/digits.py",
+    "replay",
+    *(f"checkpoints {verb}" for verb in ("list", "verify", "prune", "restore-to")),
     *(f"data {verb}" for verb in ("build", "card", "check", "diff", "bench experiments/digits.py")),
     *(f"launch {platform}" for platform in ("slurm", "k8s", "tpu", "local")),
 )

@@ -15,7 +15,7 @@ from proxy import Proxy
 from jaxtrain.base.errors import ConfigError, Retry
 from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval, silence_limit
 from jaxtrain.cluster.environment import ProcessInfo
-from jaxtrain.cluster.facts import check_devices, clock_warnings, process_facts
+from jaxtrain.cluster.facts import check_same_devices, clock_warnings, process_facts
 from jaxtrain.cluster.rendezvous import join
 from jaxtrain.cluster.server import Server, Status, compare_facts, find_silent, find_stuck, overdue
 from jaxtrain.cluster.stop import StopSignal
@@ -360,10 +360,10 @@ def test_other_kinds_or_numbers_of_devices_are_named_with_both_values() -> None:
     def devices(*kinds: tuple[int, str]) -> Any:
         return [SimpleNamespace(process_index=process, device_kind=kind) for process, kind in kinds]
 
-    check_devices(devices((0, "cpu"), (1, "cpu")))
+    check_same_devices(devices((0, "cpu"), (1, "cpu")))
     for others in [devices((1, "H100"), (1, "H100")), devices((1, "A100"))]:
         with pytest.raises(ConfigError, match=r"devices: 1 x H100 → (2 x H100|1 x A100)$"):
-            check_devices(devices((0, "H100")) + others)
+            check_same_devices(devices((0, "H100")) + others)
 
 
 def test_a_connection_that_is_silent_for_less_than_the_limit_changes_nothing_and_one_cut_for_good_is_named(

@@ -23,10 +23,10 @@ import tiny
 
 from jaxtrain import Run
 from jaxtrain.analysis.replay import rerun as rerun_module
-from jaxtrain.analysis.replay.content import content, wrong_numbers
+from jaxtrain.analysis.replay.content import content_of, wrong_numbers
 from jaxtrain.analysis.replay.equations import Evaluation, Place, first_fault
-from jaxtrain.analysis.replay.explain import Explanation, explain
-from jaxtrain.analysis.replay.loops import Record, Value
+from jaxtrain.analysis.replay.explain import Explanation, explain_step
+from jaxtrain.analysis.replay.loops import Evaluated, Flow
 from jaxtrain.analysis.replay.notebook import write_notebook
 from jaxtrain.analysis.replay.places import range_of
 from jaxtrain.analysis.replay.report import as_json, page, verdict
@@ -73,7 +73,7 @@ def trained(name: str) -> Run:
 
 @cache
 def explained(name: str, step: int = POISONED) -> Explanation:
-    return explain(rerun(trained(name), step))
+    return explain_step(rerun(trained(name), step))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_checkpoint_a_few_steps_earlier_is_preferred_and_a_damaged_one_is_pass
 
 def test_a_run_from_a_checkpoint_is_bitwise_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rerun_module, "preference", lambda saved, step, since: saved)
-    found = explain(rerun(trained("spike"), 11))
+    found = explain_step(rerun(trained("spike"), 11))
     assert found.moment.start == 8
     assert found.reproduced.exactly
     assert found.reproduced.steps == (9, 10, 11)
@@ -246,7 +246,7 @@ def test_missing_devices_and_steps_are_said_and_one_device_is_offered() -> None:
     run = Run(run.folder, experiment=replace(run.experiment, layout=Layout({"data": 16})))
     with pytest.raises(ConfigError, match=r"(?s)trained on 16 devices \(mesh data 16\), and 8 are here.*one-device"):
         rerun_module.devices_for(run, run.experiment.layout)
-    found = explain(rerun(trained("mesh"), POISONED, ONE_DEVICE))
+    found = explain_step(rerun(trained("mesh"), POISONED, ONE_DEVICE))
     assert found.moment.program.mesh.size == 1
     assert found.fault is not None
     assert found.fault.parts == ("layer 3 of 0…4",)
@@ -283,7 +283,7 @@ def test_texts_are_shown_and_tokens_are_decoded_and_numbers_that_are_not_finite_
         Arrays({"text": np.array(["one two", "three"])}), (Tokenize(Bytes(), 9),), batch_size=2, shuffle=False
     )
     task = LanguageModel(model=Transformer(vocab=256, blocks=Blocks(width=8, layers=1, heads=2)))
-    fields = content(data, task, next(data.batches()), 0, 1)
+    fields = content_of(data, task, next(data.batches()), 0, 1)
     assert fields["text"] == "'three'"
     assert fields["tokens"] == "9 tokens: 'three'"
     bad = {"x": np.array([[1, 2], [3, np.nan]], np.float32), "y": np.array([np.inf, 1]), "n": np.array([1, 2])}
@@ -296,10 +296,10 @@ def test_a_range_is_that_of_the_finite_numbers() -> None:
     assert range_of(np.array([3, 1], np.int32)) == "i32[2] in 1…3"
 
 
-def fault(function: Callable[..., Any], *arguments: Any) -> Record | None:
+def fault(function: Callable[..., Any], *arguments: Any) -> Evaluated | None:
     """The first fault of a function; its arguments are named 0, 1, …."""
     traced = jax.make_jaxpr(function)(*arguments)
-    values = [Value(x, str(number)) for number, x in enumerate(arguments)]
+    values = [Flow(x, str(number)) for number, x in enumerate(arguments)]
     return first_fault(Evaluation().run(traced.jaxpr, traced.consts, values, Place()))
 
 
@@ -396,7 +396,7 @@ def test_the_backward_pass_of_remat_over_stacked_layers_names_the_layer() -> Non
 def test_a_notebook_opens_the_step_and_its_cells_run(tmp_path: Path) -> None:
     run = trained("log")
     code = str(Path(poison.__file__)) + ":log"
-    found = explain(rerun(Run(run.folder, code), POISONED))
+    found = explain_step(rerun(Run(run.folder, code), POISONED))
     write_notebook(tmp_path / "step.ipynb", found, code, "run")
     written = json.loads((tmp_path / "step.ipynb").read_text())
     assert (written["nbformat"], written["nbformat_minor"]) == (4, 4)
@@ -415,7 +415,7 @@ def test_a_notebook_opens_the_step_and_its_cells_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_transformer_with_dropout_and_averaged_parameters_is_reproduced(tmp_path: Path) -> None:
     run, _ = train(replace(tiny.main(), steps=3, evals={}), tmp_path / "run")
-    found = explain(rerun(run, 3), top=16)
+    found = explain_step(rerun(run, 3), top=16)
     assert found.reproduced.exactly
     assert found.fault is None
     assert sum(example.share.of_gradient for example in found.examples) == pytest.approx(1, 1e-3)

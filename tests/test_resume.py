@@ -178,7 +178,7 @@ def test_every_second_of_a_run_is_in_its_account_and_speeds_count_reading_and_tr
     monkeypatch.setattr("jaxtrain.data.reading.to_device", slowly)
     monkeypatch.setattr(Journal, "trained", takes(3, Journal.trained))
     monkeypatch.setattr(jax, "device_get", takes(4, jax.device_get))
-    monkeypatch.setattr("jaxtrain.train.evaluate", takes(20, lambda *_: {"loss": 1.0}))
+    monkeypatch.setattr("jaxtrain.evaluate.evaluate", takes(20, lambda *_: {"loss": 1.0}))
     monkeypatch.setattr(Checkpoints, "save", takes(100, Checkpoints.save))
     monkeypatch.setattr("jaxtrain.train.begin", takes(7, begin))
     run, _ = train(tiny.main(), tmp_path / "run")

@@ -196,7 +196,7 @@ CODE_LINES = {
     "launch": 500,
     "cli": 910,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 19,000 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 20,000 for all of them,
 with the rooms that are planned.
 """
 
@@ -287,7 +287,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 19_000
+    assert sum(CODE_LINES.values()) <= 20_000
 
 
 def public(name: str) -> bool:

@@ -119,6 +119,10 @@ def growing() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def needing(updates: Any, state: Any, params: Any = None, *, hessian: Any, **others: Any) -> Any:
+    return updates, state
+
+
 def flattening(updates: Any, state: Any, params: Any = None) -> Any:
     return jax.tree.leaves(updates), state
 
@@ -138,9 +142,9 @@ def flattening(updates: Any, state: Any, params: Any = None) -> Any:
             ", not bfloat16[2, 32, 32]",
         ),
         (
-            lambda: optax.contrib.reduce_on_plateau(),
-            "optimizer: the update of Returning fails while it is traced: it has to take gradients, state and parameters "
-            "alone (",
+            lambda: optax.GradientTransformationExtraArgs(lambda params: (), needing),
+            "optimizer: the update of Returning fails while it is traced: it has to take gradients, state, "
+            "parameters and the loss as value= alone (",
         ),
         (
             lambda: optax.GradientTransformation(lambda params: (), flattening),

@@ -307,7 +307,8 @@ KINDS: dict[str, object] = {
 
 @pytest.mark.slow
 def test_arrays_of_every_kind_come_as_they_are_aligned_and_writable() -> None:
-    (found,) = list(read(Kinds(), threads=0, workers=2, prefetch=1))  # ty: ignore
+    kinds: Any = Kinds()
+    (found,) = list(read(kinds, threads=0, workers=2, prefetch=1))
     assert list(found) == list(KINDS)
     for name, expected in KINDS.items():
         if isinstance(expected, np.ndarray):

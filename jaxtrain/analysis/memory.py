@@ -18,6 +18,7 @@ from jaxtrain.base.hardware import planned_memory
 from jaxtrain.base.text import size
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.program import Program
+from jaxtrain.sharding.layout import FULLY_SHARDED
 
 LARGEST = 5
 """Temporaries that are named."""
@@ -77,16 +78,16 @@ def changes(experiment: Experiment, devices: Sequence[jax.Device]) -> Iterator[t
     if not experiment.layout.offload:
         offloaded = replace(experiment.layout, offload=True)
         yield "layout.offload (optimizer state in host memory)", replace(experiment, layout=offloaded)
-    if len(devices) > 1 and dict(experiment.layout.mesh) != {"fsdp": -1}:
-        sharded = replace(experiment.layout, mesh={"fsdp": -1})
-        yield f"layout.mesh fsdp -1 ({len(devices)} devices)", replace(experiment, layout=sharded)
+    if len(devices) > 1 and dict(experiment.layout.mesh) != dict(FULLY_SHARDED):
+        sharded, (axis,) = replace(experiment.layout, mesh=FULLY_SHARDED), FULLY_SHARDED
+        yield f"layout.mesh {axis} -1 ({len(devices)} devices)", replace(experiment, layout=sharded)
 
 
 def _rematerialized(blocks: Any) -> Any:
     return replace(blocks, remat="full")
 
 
-def advice(experiment: Experiment, before: Plan, devices: Sequence[jax.Device]) -> list[str]:
+def savings(experiment: Experiment, before: Plan, devices: Sequence[jax.Device]) -> list[str]:
     """The changes that save most, with the bytes of one device that each saves; [] where none does."""
     found = []
     for name, other in changes(experiment, devices):
@@ -102,7 +103,7 @@ def advice(experiment: Experiment, before: Plan, devices: Sequence[jax.Device]) 
 def account(experiment: Experiment, devices: Sequence[jax.Device], brief: bool = False) -> str:
     """The plan and the changes as text; `brief`: in three lines."""
     found = plan(experiment, devices)
-    helpful = advice(experiment, found, devices) or ["none that is known here: use more devices, or a smaller model"]
+    helpful = savings(experiment, found, devices) or ["none that is known here: use more devices, or a smaller model"]
     groups = ", ".join(f"{name} {size(count)}" for name, count in found.groups.items())
     platform = devices[0].platform.upper()
     head = f"a device needs {size(found.peak)}, as XLA for a {platform} plans it: {groups}"

@@ -8,6 +8,9 @@ from pathlib import Path
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import digest
 
+PACKAGE = Path(__file__).parents[1]
+"""The folder of our own modules."""
+
 
 @contextlib.contextmanager
 def needs(user: str, package: str, extra: str) -> Generator[None]:

@@ -16,7 +16,7 @@ import jax
 
 from jaxtrain.base.cache import cache
 
-MOST = 1 << 20
+MOST_BYTES = 1 << 20
 """Bytes of a file of tracebacks, beyond which it is begun anew."""
 
 _folder: Path | None = None
@@ -43,7 +43,7 @@ def keep_traceback(error: BaseException) -> Path | None:
             with contextlib.suppress(OSError):
                 if file.parent != _folder:
                     file.parent.mkdir(parents=True, exist_ok=True)
-                begun_anew = not file.is_file() or file.stat().st_size > MOST
+                begun_anew = not file.is_file() or file.stat().st_size > MOST_BYTES
                 with file.open("w" if begun_anew else "a", encoding="utf-8", errors="backslashreplace") as opened:
                     opened.write(text)
                 return file

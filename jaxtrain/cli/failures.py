@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from jaxtrain.base.errors import TRANSIENT, ConfigError, Damaged, Diverged, ExitCode, Retry
+from jaxtrain.base.packages import PACKAGE
 from jaxtrain.base.text import cut
 from jaxtrain.base.tracebacks import failing_run
 from jaxtrain.cli.memory import account_of_this_command
@@ -32,8 +33,6 @@ MOST_LINES = 5
 
 LINE = 600
 """Characters of a line, beyond which it is cut."""
-
-PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def told(error: BaseException, advise: bool = True) -> list[str]:
     kind = kind_of(error)
     advice = kind.advice if isinstance(kind.advice, str) or not advise else kind.advice(error)
     advice = advice if isinstance(advice, str) else ""
-    if isinstance(error, Stopped):
+    if isinstance(error, Stopped) and error.code == ExitCode.RETRY:
         return [f"{error}: nothing was to be saved; run the same command again"]
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted"]

@@ -39,7 +39,7 @@ def replay(
         json: Print JSON instead of a page of text.
         notebook: A file .ipynb to write, which opens the state, the batch and the program of the step.
     """
-    from jaxtrain.analysis.replay.explain import explain
+    from jaxtrain.analysis.replay.explain import explain_step
     from jaxtrain.analysis.replay.notebook import write_notebook
     from jaxtrain.analysis.replay.report import as_json, page
     from jaxtrain.analysis.replay.rerun import ONE_DEVICE, rerun
@@ -50,7 +50,7 @@ def replay(
     if notebook is not None and not notebook.absolute().parent.is_dir():
         raise ConfigError(f"--notebook {notebook}: there is no folder {notebook.absolute().parent}")
     simulate_devices(run)
-    found = explain(rerun(Run(run, code), step, ONE_DEVICE if layout == "one-device" else None), top)
+    found = explain_step(rerun(Run(run, code), step, ONE_DEVICE if layout == "one-device" else None), top)
     print(json_text(as_json(found)) if json else page(found))
     if notebook is not None:
         write_notebook(notebook, found, code, layout)

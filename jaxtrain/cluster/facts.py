@@ -104,7 +104,7 @@ def clock_warnings(ahead: Mapping[str, float]) -> list[str]:
     ]
 
 
-def check_devices(devices: Sequence[jax.Device]) -> None:
+def check_same_devices(devices: Sequence[jax.Device]) -> None:
     """Raises ConfigError where processes have other kinds or numbers of devices than process 0. All processes see all
     devices, so each comes to the same result.
     """

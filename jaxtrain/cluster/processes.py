@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxtrain.cluster.environment import ProcessInfo, detect, read_int
-from jaxtrain.cluster.facts import check_devices, process_facts
+from jaxtrain.cluster.facts import check_same_devices, process_facts
 from jaxtrain.cluster.rendezvous import ReportError, join
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.cluster.watchdog import Watchdog
@@ -87,7 +87,7 @@ def _joined(
     )
     stop.report = lambda error: client.report_failure(error, report_error)
     try:
-        check_devices(jax.devices())
+        check_same_devices(jax.devices())
         yield
     except BaseException as error:
         client.report_failure(error, report_error)

@@ -19,7 +19,7 @@ from jaxtrain.base.files import digest, plain_json, read_json
 from jaxtrain.base.text import cut
 from jaxtrain.experiment.experiment import Experiment
 
-FILE = "experiment.json"
+RUN_FILE = "experiment.json"
 
 KEYS: dict[str, tuple[type, ...]] = {
     "version": (str,),
@@ -45,7 +45,7 @@ def read_saved(folder: Path) -> dict[str, Any]:
     Raises ConfigError, naming the file and the dotted path, where something in it is missing, unknown or of another
     type, and where its fingerprint is not that of its config. A newer version of jaxtrain is logged.
     """
-    path = folder / FILE
+    path = folder / RUN_FILE
     saved = read_json(path)
     try:
         _check(saved)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtrain.base.ranges import Checked, Fraction, NonNegativeInt
 from jaxtrain.models.params import STACKED
 from jaxtrain.sharding.layout import named_leaves, path_name
 
@@ -24,15 +25,15 @@ SAMPLED = 4096
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(Checked):
     """A parameter, or each of the blocks that are stacked in one."""
 
     path: str
-    stacked: tuple[int, ...]
+    stacked: tuple[NonNegativeInt, ...]
     """The sizes of its leading dims along which blocks are stacked; () for one that is not."""
-    sampled: int
+    sampled: NonNegativeInt
     """Of the numbers of a block, how many are in a sample."""
-    share: float
+    share: Fraction
     """What part of them that is."""
 
     @property
@@ -44,7 +45,7 @@ class Group:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Recorded:
+class Sampled:
     """Of one step: some numbers of each parameter after it."""
 
     sample: Any
@@ -74,9 +75,9 @@ def _stride(dims: tuple[int, ...]) -> int:
     return stride
 
 
-def recorded(params: Any, groups: tuple[Group, ...]) -> Recorded:
+def recorded(params: Any, groups: tuple[Group, ...]) -> Sampled:
     """What is reported of a step that led to these parameters."""
-    return Recorded(_sample(params, groups), groups)
+    return Sampled(_sample(params, groups), groups)
 
 
 def _sample(params: Any, groups: tuple[Group, ...]) -> jax.Array:
@@ -92,7 +93,7 @@ def _sample(params: Any, groups: tuple[Group, ...]) -> jax.Array:
 
 
 @jax.jit
-def update_squares(before: Recorded, after: Recorded) -> jax.Array:
+def update_squares(before: Sampled, after: Sampled) -> jax.Array:
     """Squared norms of the updates between two steps by group, f32[groups], from their samples."""
     squares, place, found = jnp.square(after.sample - before.sample), 0, []
     for group in after.groups:

@@ -9,6 +9,7 @@ from jaxtrain.base.config import find, flatten, to_json
 from jaxtrain.base.errors import ConfigError, cannot_write
 from jaxtrain.base.files import write_json
 from jaxtrain.base.provenance import environment
+from jaxtrain.base.tracebacks import keep_tracebacks_in
 from jaxtrain.cluster import watchdog
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
 from jaxtrain.data.remembered import remember_inputs
@@ -42,6 +43,7 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lo
         _check_folder(folder, experiment, origin)  # so that no lock is left in what is no run
         lock.take(folder)
         watchdog.stacks_into(folder)
+        keep_tracebacks_in(folder)
         horizon, experiment = _check_folder(folder, experiment, origin)  # another process may just have begun it
         if is_first_process():
             _write_files(folder, experiment, horizon, origin)

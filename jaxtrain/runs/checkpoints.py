@@ -21,7 +21,7 @@ from jaxtrain.experiment.experiment import Retention
 from jaxtrain.experiment.saved import STATE, best_first, read_record, saved_steps, scores_by_step
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.runs.health import Health, logged
-from jaxtrain.runs.leaves import by_path, check_leaves, on_first_device
+from jaxtrain.runs.leaves import check_leaves, leaves_by_path, on_first_device
 from jaxtrain.runs.retention import is_better, remove_leftovers, score_of
 from jaxtrain.runs.saving import SAVE_ERRORS, Save, add_metrics, finish, kept_by, reason
 from jaxtrain.runs.shards import READ_ERRORS, other_arrays
@@ -98,7 +98,7 @@ class Checkpoints:
             raise ValueError(
                 f"step {step} is not later than step {self._last}, which is saved in {self.folder} already"
             )
-        arrays = by_path(state)
+        arrays = leaves_by_path(state)
         types = {name: array_type(leaf) for name, leaf in arrays.items()}
         # A flat dictionary, so that what is on disk does not depend on the containers of the arrays.
         # orbax refuses arrays without elements; the list of leaves is enough to restore those.
@@ -148,7 +148,7 @@ class Checkpoints:
         """
         chosen = self._existing(step)
         record = read_record(self.folder / str(chosen))
-        wanted = by_path(abstract)
+        wanted = leaves_by_path(abstract)
         check_leaves(
             self.folder / str(chosen), record["leaves"], {name: array_type(leaf) for name, leaf in wanted.items()}
         )

@@ -23,7 +23,7 @@ from jaxtrain.data.sources.paths import moved_together, of_a_run_folder
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import load, load_code
 from jaxtrain.experiment.fit import fitted_as
-from jaxtrain.experiment.run_file import FILE, check_unedited, newer, read_saved
+from jaxtrain.experiment.run_file import RUN_FILE, check_unedited, newer, read_saved
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.optimizers import with_horizon
 from jaxtrain.program import Program
@@ -86,7 +86,7 @@ class Run:
                     experiment = from_json(saved, made, Experiment, "experiment")
                 check_unedited(self.saved, experiment, but)
             except ConfigError as error:
-                raise ConfigError(f"{self.folder / FILE}: {error}{newer(self.saved)}") from error
+                raise ConfigError(f"{self.folder / RUN_FILE}: {error}{newer(self.saved)}") from error
         return experiment
 
     def without_data(self) -> "Run":

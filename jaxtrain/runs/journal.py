@@ -24,7 +24,7 @@ from jaxtrain.optimizers import Schedule
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.observers import Observers
-from jaxtrain.runs.skipped import Steps, counted, facts, read_skipped
+from jaxtrain.runs.skipped import StepFaults, facts, read_skipped, without_skipped
 from jaxtrain.runs.utilization import utilization
 from jaxtrain.step import TrainState
 from jaxtrain.tasks.metrics import Mean, Metric, merge, values_by_name
@@ -89,7 +89,7 @@ class Journal:
         """The last period that has ended, until it is written."""
         self._trained_before = 0.0
         """Seconds of training before the current period."""
-        self._steps = Steps(observers.folder, self._experiment)
+        self._steps = StepFaults(observers.folder, self._experiment)
         self._done, self._evaluated = 0, 0
         """The last step trained, and the last one evaluated."""
         self._mfu_at_one = 0.0
@@ -179,7 +179,7 @@ class Journal:
         Call `check` first, which refuses what is not finite.
         """
         own = self._fetched(step, self._current, self._batches)
-        sums = merge([*_restored(self._before, own), *map(counted, own)]) if own else {}
+        sums = merge([*_restored(self._before, own), *map(without_skipped, own)]) if own else {}
         period = {name: _plain(metric) for name, metric in sums.items()}
         skipped = self._steps.after(own)
         return {"step": step, "evaluated": self._evaluated, "period": period, "skipped_in_a_row": skipped}
@@ -266,7 +266,7 @@ class Journal:
         period, self._ended = self._ended, None
         with self._clock("step"):
             own = self._fetched(period.last_step, period.metrics, period.batches)
-            metrics = merge([*_restored(period.before, own), *map(counted, own)])
+            metrics = merge([*_restored(period.before, own), *map(without_skipped, own)])
         losses = [metrics["loss"] for metrics in own]
         tokens = sum(float(loss.weight) for loss in losses if isinstance(loss, Mean))
         examples = self._experiment.data.batch_size * len(own)

@@ -27,7 +27,7 @@ def check_leaves(checkpoint: Path, saved: Mapping[str, str], wanted: Mapping[str
         raise ConfigError("\n".join([head, *lines[:20], *more]))
 
 
-def by_path(tree: object) -> dict[str, Any]:
+def leaves_by_path(tree: object) -> dict[str, Any]:
     """The leaves by their path, such as `params/blocks/mlp/up/kernel`."""
     leaves = jax.tree.leaves_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -18,7 +18,7 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import write_json
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.experiment.observers import ObservedRun
-from jaxtrain.optimizers.recorded import Recorded, norms_by_group, update_squares
+from jaxtrain.optimizers.recorded import Sampled, norms_by_group, update_squares
 from jaxtrain.runs.steps_log import StepsLog
 from jaxtrain.runs.watcher import Watcher
 from jaxtrain.sharding.checksum import as_number
@@ -47,7 +47,7 @@ class Recorder(Watcher):
         self.steps = StepsLog(folder, active)
         self._path, self._active = folder / "flight.json", active
         self._last: deque[_Step] = deque(maxlen=size if active else 0)
-        self._before: Recorded | None = None
+        self._before: Sampled | None = None
         self._groups: tuple[Any, ...] = ()
         self._rates: Mapping[str, float] = {}
 
@@ -56,7 +56,7 @@ class Recorder(Watcher):
             return
         numbers = {name: metrics[name] for name in ("loss", "gradient_norm", "skipped", "batch") if name in metrics}
         numbers = jax.tree.map(lambda x: x.addressable_data(0), numbers)  # whole on each device
-        found: Recorded | None = metrics.get("recorded")
+        found: Sampled | None = metrics.get("recorded")
         if found is not None:
             if self._before is not None:
                 numbers["update_norms"] = update_squares(self._before, found)

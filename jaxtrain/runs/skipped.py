@@ -59,7 +59,7 @@ def _steps(folder: Path) -> frozenset[int]:
     return frozenset(step for each in read_skipped(folder) for step in each["left_out"])
 
 
-class Steps:
+class StepFaults:
     """Judges the steps of a run by the metrics that its device reported. The answers are the same in every process."""
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:
@@ -138,7 +138,7 @@ def is_skipped(metrics: Mapping[str, Metric]) -> bool:
     return isinstance(found, Sum) and float(found.total) > 0
 
 
-def counted(metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:
+def without_skipped(metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:
     """The metrics of a step, as those of no rows where its update was skipped: its NaN would be one of the period."""
     if not is_skipped(metrics):
         return metrics

@@ -21,7 +21,7 @@ RECORD = np.dtype(
 )
 """A step, its loss and gradient norm, the checksum of its batch, whether its update was skipped, and their crc32."""
 
-COLUMNS = ("step", "loss", "gradient_norm", "batch", "skipped")
+STEP_COLUMNS = ("step", "loss", "gradient_norm", "batch", "skipped")
 _BODY = RECORD.itemsize - 4
 
 
@@ -35,12 +35,12 @@ class StepsLog:
         self._path, self._active = folder / "steps.bin", active
 
     def append(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Append records, given by column: `COLUMNS`."""
+        """Append records, given by column: `STEP_COLUMNS`."""
         if not self._active:
             return
         records: Any = np.zeros(len(columns["step"]), RECORD)
         with np.errstate(over="ignore"):  # what is beyond f32 becomes infinite
-            for name in COLUMNS:
+            for name in STEP_COLUMNS:
                 records[name] = columns[name]
         records["crc"] = _crcs(records)
         with self._path.open("ab") as file:
@@ -76,7 +76,7 @@ class StepsLog:
 
 
 def read_steps(folder: Path) -> dict[str, np.ndarray]:
-    """The columns of a run's steps.bin by name, `COLUMNS`; a last record that was cut off is left out.
+    """The columns of a run's steps.bin by name, `STEP_COLUMNS`; a last record that was cut off is left out.
 
     Raises ConfigError where there is no such file, Damaged for a record that is not what was written.
     """
@@ -88,7 +88,7 @@ def read_steps(folder: Path) -> dict[str, np.ndarray]:
     bad = np.flatnonzero(_crcs(records) != records["crc"])
     if len(bad):
         raise Damaged(str(path), int(bad[0]), "its checksum is another")
-    return {name: records[name].copy() for name in COLUMNS}
+    return {name: records[name].copy() for name in STEP_COLUMNS}
 
 
 def _records(data: bytes) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-Array = Any
+Numbers = Any
 """A `jax.Array`, or a `numpy.ndarray` on the host: both are added modulo 2^32."""
 
 STREAMS = ((0x9E3779B9, 0x85EBCA6B), (0x7F4A7C15, 0xC2B2AE35))
@@ -43,13 +43,13 @@ def checksum_on_host(batch: Mapping[str, np.ndarray]) -> int:
     return as_number(_sums(there, rows_B, np))
 
 
-def as_number(sums: Array) -> int:
+def as_number(sums: Numbers) -> int:
     """The checksum, 0 to 2^64 - 1, of its two sums."""
     high, low = np.asarray(sums).tolist()
     return high << 32 | low
 
 
-def _sums(batch: Mapping[str, Array], rows_B: Array, xp: Any) -> Array:
+def _sums(batch: Mapping[str, Numbers], rows_B: Numbers, xp: Any) -> Numbers:
     sums = []
     for seed, step in STREAMS:
         fields = []
@@ -63,14 +63,14 @@ def _sums(batch: Mapping[str, Array], rows_B: Array, xp: Any) -> Array:
     return xp.stack(sums)
 
 
-def _mixed(x: Array) -> Array:
+def _mixed(x: Numbers) -> Numbers:
     """The finalizer of MurmurHash3 (Appleby 2011): every bit of u32[…] depends on all of them."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
     return x ^ (x >> np.uint32(16))
 
 
-def _words(x: Array, xp: Any) -> Array:
+def _words(x: Numbers, xp: Any) -> Numbers:
     """The bits of the rows, u32[rows, words]; a narrower number is a word of its own."""
     flat = x.reshape(x.shape[0], math.prod(x.shape[1:]))
     if xp.issubdtype(x.dtype, np.complexfloating):

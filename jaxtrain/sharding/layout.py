@@ -35,6 +35,9 @@ RULES: Mapping[str, Rule] = {
 }
 """The standard table. A mesh axis that is absent splits nothing, so one table serves every mesh."""
 
+FULLY_SHARDED: Mapping[str, int] = {"fsdp": -1}
+"""The mesh on which every parameter is sharded over all devices (ZeRO-3)."""
+
 MEGATRON: Mapping[str, Rule] = {**RULES, "residual_length": ("context", "tensor")}
 """Sequence parallelism (Korthikanti et al. 2022, arXiv:2205.05198): between blocks, activations are split by
 length over the `tensor` axis, which splits heads and mlp within them.

@@ -6,7 +6,6 @@ import linecache
 import traceback
 from collections.abc import Mapping
 from dataclasses import fields as fields_of
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.flops import differentiable, reached
+from jaxtrain.base.packages import PACKAGE
 from jaxtrain.models.checks import kind_of
 from jaxtrain.models.params import merged
 from jaxtrain.models.variables import Context, Variables
@@ -38,7 +38,7 @@ RESERVED = (
 
 RESERVED_BEGINNINGS = ("seconds_", "learning_rate")
 
-PACKAGE = str(Path(__file__).parents[1])
+_OURS = str(PACKAGE)
 
 TRACED = (
     jax.errors.ConcretizationTypeError,
@@ -237,4 +237,4 @@ def traced_error(error: Exception, who: str) -> ConfigError:
 
 
 def _of_library(file: str) -> bool:
-    return "site-packages" in file or file.startswith((PACKAGE, "<"))
+    return "site-packages" in file or file.startswith((_OURS, "<"))

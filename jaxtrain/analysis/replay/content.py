@@ -25,7 +25,7 @@ def where(pipeline: Pipeline, index: int, row: int) -> str:
     return pipeline.source.where(found)
 
 
-def content(pipeline: Pipeline, task: Task, batch: Mapping[str, Any], index: int, row: int) -> dict[str, str]:
+def content_of(pipeline: Pipeline, task: Task, batch: Mapping[str, Any], index: int, row: int) -> dict[str, str]:
     """The fields of a row in words: texts as in the source, tokens decoded, numbers as in the batch."""
     found = {name: _field(task, pipeline, name, np.asarray(x)[row]) for name, x in batch.items() if name != "mask"}
     record = pipeline.record(index, row, training=True)

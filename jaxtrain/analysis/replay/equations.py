@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from jaxtrain.analysis.replay.loops import FIELD, Loop, Record, Value
+from jaxtrain.analysis.replay.loops import FIELD, Evaluated, Flow, Loop
 from jaxtrain.analysis.replay.places import Frame, finite, frames_of, range_of
 
 MOVES = frozenset(
@@ -54,9 +54,9 @@ class Evaluation:
     passes: dict[Any, str] = field(default_factory=dict)
     """What the passes of a loop are, by its line: known for the forward pass, asked for by the backward pass."""
 
-    def run(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Value], place: Place) -> list[Value]:
+    def run(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Flow], place: Place) -> list[Flow]:
         """The results of a jaxpr."""
-        known: dict[Any, Value] = dict(zip(jaxpr.constvars, map(_constant, constants), strict=True))
+        known: dict[Any, Flow] = dict(zip(jaxpr.constvars, map(_constant, constants), strict=True))
         known |= dict(zip(jaxpr.invars, inputs, strict=True))
         last: dict[Any, int] = {}
         for number, equation in enumerate(jaxpr.eqns):
@@ -66,7 +66,7 @@ class Evaluation:
         for each, number in last.items():
             done.setdefault(number, []).append(each)
 
-        def read(variable: Any) -> Value:
+        def read(variable: Any) -> Flow:
             return _constant(variable.val) if isinstance(variable, Literal) else known[variable]
 
         for number, equation in enumerate(jaxpr.eqns):
@@ -76,7 +76,7 @@ class Evaluation:
                 known.pop(each, None)
         return [read(each) for each in jaxpr.outvars]
 
-    def _equation(self, equation: Any, inputs: list[Value], around: Place) -> list[Value]:
+    def _equation(self, equation: Any, inputs: list[Flow], around: Place) -> list[Flow]:
         self.order += 1
         name, stack = equation.primitive.name, f"{around.stack}/{equation.source_info.name_stack}"
         place = Place(frames_of(equation) or around.frames, stack, around.parts)
@@ -93,14 +93,14 @@ class Evaluation:
         if self.seen is not None:
             self.seen(place, name, tuple(each.array for each in inputs), self.last_parameter, arrays)
         moved = inputs[0].name if name in MOVES and len(arrays) == 1 else None
-        results = [Value(array, moved) for array in arrays]
+        results = [Flow(array, moved) for array in arrays]
         if name == "scan":
             _name_results(equation, inputs, results)
         wrong = [number for number, array in enumerate(arrays) if not finite(array)]
         if not wrong:
             return results
         causes, written = _causes(name, inputs, [arrays[number] for number in wrong])
-        record = Record(
+        record = Evaluated(
             self.order, name, place.frames, stack, place.parts, self.last_parameter, own is not None, causes
         )
         if not causes and not written:
@@ -113,11 +113,11 @@ class Evaluation:
         return results
 
     def _loop(
-        self, equation: Any, inputs: list[Value], place: Place, record: Record
-    ) -> Callable[[frozenset[int]], Record]:
+        self, equation: Any, inputs: list[Flow], place: Place, record: Evaluated
+    ) -> Callable[[frozenset[int]], Evaluated]:
         """Finds where a fault begins in the passes of a loop."""
 
-        def find(results: frozenset[int]) -> Record:
+        def find(results: frozenset[int]) -> Evaluated:
             loop = Loop.of(equation, inputs)
             step, count = jax.jit(jaxpr_as_fun(loop.body)), len(loop.carried)
             watched = {*range(count), *results}
@@ -130,22 +130,22 @@ class Evaluation:
                     values = made.run(loop.body.jaxpr, loop.body.consts, arguments, inside)
                     record.parts = inside.parts
                     return first_fault([value for each, value in enumerate(values) if each in watched]) or record
-                loop.carried = [Value(output) for output in outputs[:count]]
+                loop.carried = [Flow(output) for output in outputs[:count]]
             return record
 
         return find
 
-    def _passes(self, equation: Any, inputs: list[Value], place: Place) -> list[Value]:
+    def _passes(self, equation: Any, inputs: list[Flow], place: Place) -> list[Flow]:
         """A scan, pass by pass."""
         loop = Loop.of(equation, inputs)
         count, stacked = len(loop.carried), list[list[Any]]()
         for number in loop.numbers():
             inside = replace(place, parts=(*place.parts, self._pass(loop, place, number)))
             outputs = self.run(loop.body.jaxpr, loop.body.consts, loop.arguments(number), inside)
-            loop.carried = [Value(each.array) for each in outputs[:count]]
+            loop.carried = [Flow(each.array) for each in outputs[:count]]
             stacked.append([each.array for each in outputs[count:]])
         in_order = stacked[::-1] if equation.params["reverse"] else stacked
-        return [*loop.carried, *(Value(jnp.stack(each)) for each in zip(*in_order, strict=True))]
+        return [*loop.carried, *(Flow(jnp.stack(each)) for each in zip(*in_order, strict=True))]
 
     def _pass(self, loop: Loop, place: Place, number: int) -> str:
         names = [each.name for each in loop.scanned if each.name]
@@ -158,9 +158,9 @@ class Evaluation:
         return f"{self.passes.get(line, 'pass')} {number}{of}"
 
 
-def first_fault(values: Sequence[Value]) -> Record | None:
+def first_fault(values: Sequence[Flow]) -> Evaluated | None:
     """The earliest equation that makes one of these values not finite; None where all are finite."""
-    left, seen = [each.bad for each in values if each.bad], dict[int, tuple[Record, set[int]]]()
+    left, seen = [each.bad for each in values if each.bad], dict[int, tuple[Evaluated, set[int]]]()
     while left:
         record, number = left.pop()
         known = seen.setdefault(id(record), (record, set()))[1]
@@ -173,7 +173,7 @@ def first_fault(values: Sequence[Value]) -> Record | None:
     return record.loop(frozenset(results)) if record.loop else record
 
 
-def _causes(name: str, inputs: list[Value], wrong: list[Any]) -> tuple[tuple[tuple[Record, int], ...], bool]:
+def _causes(name: str, inputs: list[Flow], wrong: list[Any]) -> tuple[tuple[tuple[Evaluated, int], ...], bool]:
     """Which inputs make a result not finite, and whether it is so because the code says so."""
     chosen = inputs
     if name == "select_n":  # a value that is not chosen does no harm
@@ -188,11 +188,11 @@ def _all_finite(x: Any, where: np.ndarray) -> bool:
     return finite(x) or bool(np.isfinite(np.asarray(x)[np.broadcast_to(where, np.shape(x))]).all())
 
 
-def _constant(array: Any) -> Value:
-    return Value(array, written=hasattr(array, "dtype") and not finite(array))
+def _constant(array: Any) -> Flow:
+    return Flow(array, written=hasattr(array, "dtype") and not finite(array))
 
 
-def _described(value: Value) -> str:
+def _described(value: Flow) -> str:
     return f"{value.name}: {range_of(value.array)}" if value.name else range_of(value.array)
 
 
@@ -219,7 +219,7 @@ def _bind(equation: Any, arrays: list[Any]) -> list[Any]:
     return list(made) if equation.primitive.multiple_results else [made]
 
 
-def _name_results(equation: Any, inputs: list[Value], results: list[Value]) -> None:
+def _name_results(equation: Any, inputs: list[Flow], results: list[Flow]) -> None:
     """The results of a scan that are its inputs as they were keep their names: the backward pass gets them."""
     body, loop = equation.params["jaxpr"].jaxpr, Loop.of(equation, inputs)
     first = len(loop.constants) + len(loop.carried)

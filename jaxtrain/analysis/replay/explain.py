@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtrain.analysis.replay.content import content, where, wrong_numbers
+from jaxtrain.analysis.replay.content import content_of, where, wrong_numbers
 from jaxtrain.analysis.replay.equations import Evaluation, Place, first_fault
-from jaxtrain.analysis.replay.loops import FIELD, Record, Value
+from jaxtrain.analysis.replay.loops import FIELD, Evaluated, Flow
 from jaxtrain.analysis.replay.outliers import OUT_OF_LINE, Outlier, gradients_of, outliers
 from jaxtrain.analysis.replay.places import Frame, best_frame, finite, largest, modules_of, range_of
 from jaxtrain.analysis.replay.reproduced import Reproduced, reproduced
@@ -63,7 +63,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Example:
+class ExplainedRow:
     """A row of the batch, and what it is made of."""
 
     share: Share
@@ -87,14 +87,14 @@ class Explanation:
     outliers: tuple[Outlier, ...]
     activations: tuple[str, ...]
     """The first activation that is out of line, in lines."""
-    examples: tuple[Example, ...]
+    examples: tuple[ExplainedRow, ...]
     poisoned: int
     """How many rows alone have a loss or a gradient that is not finite."""
     note: str
     """What to know of the examples' shares."""
 
 
-def explain(moment: Moment, top: int = 3) -> Explanation:
+def explain_step(moment: Moment, top: int = 3) -> Explanation:
     """Evaluate a step with instruments; `top` examples are shown."""
     program, now = moment.program, moment.before.on_one_device()
     norms = {step: [float(found[name]) for name in ("loss", "gradient_norm")] for step, found in moment.metrics.items()}
@@ -120,11 +120,11 @@ def explain(moment: Moment, top: int = 3) -> Explanation:
     )
 
 
-def _example(moment: Moment, now: Before, share: Share, wrong: list[tuple[int, str]]) -> Example:
+def _example(moment: Moment, now: Before, share: Share, wrong: list[tuple[int, str]]) -> ExplainedRow:
     task, pipeline = moment.program.experiment.task, moment.program.experiment.data
-    fields = content(pipeline, task, now.batch, moment.index, share.row)
+    fields = content_of(pipeline, task, now.batch, moment.index, share.row)
     own = tuple(words for row, words in wrong if row == share.row)
-    return Example(share, where(pipeline, moment.index, share.row), own, fields)
+    return ExplainedRow(share, where(pipeline, moment.index, share.row), own, fields)
 
 
 def fault_of(moment: Moment, now: Before) -> Fault | None:
@@ -146,7 +146,7 @@ def fault_of(moment: Moment, now: Before) -> Fault | None:
     return None if found is None else _fault(found, of_loss is not None)
 
 
-def _fault(record: Record, forward: bool) -> Fault:
+def _fault(record: Evaluated, forward: bool) -> Fault:
     phase = "forward pass" if forward else "backward pass" if "jvp" in record.stack else "update"
     if record.primitive == "input":
         phase = "input"
@@ -154,16 +154,16 @@ def _fault(record: Record, forward: bool) -> Fault:
     return Fault(phase, r.primitive, r.frames, r.parts, r.parameter, r.reads, r.inputs, r.outputs)
 
 
-def inputs_of(before: Before) -> list[Value]:
+def inputs_of(before: Before) -> list[Flow]:
     """The leaves of state and batch with their names; one that is not finite is a fault of its own."""
     named = [*jax.tree_util.tree_leaves_with_path(before.state), *jax.tree_util.tree_leaves_with_path(before.batch)]
     count, found = len(jax.tree.leaves(before.state)), []
     for place, (path, x) in enumerate(named):
         name = path_name(path) if place < count else FIELD + path_name(path)
-        value = Value(x, name.removeprefix("params/") if name.startswith(("params/", "frozen/", FIELD)) else None)
+        value = Flow(x, name.removeprefix("params/") if name.startswith(("params/", "frozen/", FIELD)) else None)
         if not finite(x):
             order = -1 if name.startswith(FIELD) else 0
-            value.bad = (Record(order, "input", (), "", (), name, outputs=(range_of(x),)), 0)
+            value.bad = (Evaluated(order, "input", (), "", (), name, outputs=(range_of(x),)), 0)
         found.append(value)
     return found
 
@@ -202,7 +202,7 @@ def activations(moment: Moment, before: Before) -> list[tuple[float, Place, str 
         found.append((max(floats, default=0.0), place, parameter))
 
     values = inputs_of(replace(before, state=state.params))
-    Evaluation(seen).run(traced.jaxpr, traced.consts, [*values, Value(keys_B)], Place())
+    Evaluation(seen).run(traced.jaxpr, traced.consts, [*values, Flow(keys_B)], Place())
     return found
 
 

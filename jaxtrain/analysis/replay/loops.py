@@ -15,7 +15,7 @@ FIELD = "batch/"
 
 
 @dataclass
-class Record:
+class Evaluated:
     """An equation whose result is not finite."""
 
     order: int
@@ -28,22 +28,22 @@ class Record:
     """The parameter it reads, or the last one read before."""
     reads: bool = False
     """Whether it reads it itself."""
-    causes: tuple[tuple["Record", int], ...] = ()
+    causes: tuple[tuple["Evaluated", int], ...] = ()
     """The equations whose results make it so, and which of these results."""
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
-    loop: Callable[[frozenset[int]], "Record"] | None = None
+    loop: Callable[[frozenset[int]], "Evaluated"] | None = None
     """Of a loop in which the fault begins: finds the equation in it, given which results count."""
 
 
 @dataclass
-class Value:
+class Flow:
     """An array, and what is known of it."""
 
     array: Any
     name: str | None = None
     """The parameter or field of the batch that it is."""
-    bad: tuple[Record, int] | None = None
+    bad: tuple[Evaluated, int] | None = None
     """The equation that made it not finite."""
     written: bool = False
     """Not finite because the code says so."""
@@ -54,15 +54,15 @@ class Loop:
     """A scan or a while loop, and what goes into it. Who runs it replaces `carried` after every pass."""
 
     body: ClosedJaxpr
-    constants: list[Value]
-    carried: list[Value]
-    scanned: list[Value]
+    constants: list[Flow]
+    carried: list[Flow]
+    scanned: list[Flow]
     length: int | None
     reverse: bool = False
     goes_on: Callable[[Sequence[Any]], bool] = lambda carried: True
 
     @classmethod
-    def of(cls, equation: Any, inputs: list[Value]) -> "Loop":
+    def of(cls, equation: Any, inputs: list[Flow]) -> "Loop":
         """The loop of an equation."""
         params = equation.params
         if equation.primitive.name == "scan":
@@ -85,9 +85,9 @@ class Loop:
             yield number
             number += 1
 
-    def arguments(self, number: int) -> list[Value]:
+    def arguments(self, number: int) -> list[Flow]:
         """What goes into the body in a pass."""
-        rows = [Value(each.array[number], each.name and _entry(each.name, number)) for each in self.scanned]
+        rows = [Flow(each.array[number], each.name and _entry(each.name, number)) for each in self.scanned]
         return [*self.constants, *self.carried, *rows]
 
 

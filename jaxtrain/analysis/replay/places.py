@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtrain.base.packages import PACKAGE
 from jaxtrain.base.text import cut, number
 
-PACKAGE = str(Path(__file__).parents[2])
+_OURS = str(PACKAGE)
 LIBRARIES = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
 
 
@@ -38,7 +39,7 @@ class Frame:
     @property
     def own(self) -> bool:
         """Whether it is neither jaxtrain's nor another library's."""
-        return not self.file.startswith(PACKAGE)
+        return not self.file.startswith(_OURS)
 
 
 def frames_of(equation: Any) -> tuple[Frame, ...]:
@@ -60,7 +61,7 @@ def best_frame(frames: Sequence[Frame]) -> Frame | None:
 
 def _first_outside(frames: Sequence[Frame]) -> int:
     """How many of the lines are inside of the step: those of who called it, such as a notebook's, explain nothing."""
-    ends = (f"{PACKAGE}/step.py", f"{PACKAGE}/analysis/")
+    ends = (f"{_OURS}/step.py", f"{_OURS}/analysis/")
     return next((n for n, each in enumerate(frames) if each.file.startswith(ends)), len(frames))
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from jaxtrain.analysis.replay.explain import Example, Explanation, Fault, is_finite
+from jaxtrain.analysis.replay.explain import ExplainedRow, Explanation, Fault, is_finite
 from jaxtrain.base.text import cut, number
 
 LINES = 40
@@ -97,7 +97,7 @@ def _examples(found: Explanation) -> Iterator[str]:
         yield from (f"    {name}: {words}" for name, words in list(example.fields.items())[:4])
 
 
-def _share(example: Example) -> str:
+def _share(example: ExplainedRow) -> str:
     share = example.share
     if not share.finite:
         return f"loss {share.loss:g}, gradient norm {share.gradient:g}: not finite alone"

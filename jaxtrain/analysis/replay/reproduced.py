@@ -14,7 +14,7 @@ from jaxtrain.runs.steps_log import read_steps
 from jaxtrain.sharding.checksum import as_number
 from jaxtrain.tasks.metrics import Metric, merge, values_by_name
 
-COLUMNS = ("batch", "loss", "gradient_norm")
+COMPARED = ("batch", "loss", "gradient_norm")
 """What is compared of a step: first the data, since other data give other numbers."""
 
 DECISIVE = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxtrain")
@@ -51,7 +51,7 @@ def reproduced(folder: Path, metrics: Mapping[int, Mapping[str, Any]]) -> Reprod
         return _by_periods(folder, metrics)
     for step in compared:
         now = columns_of(metrics[step])
-        for name in COLUMNS:
+        for name in COMPARED:
             if now[name].tobytes() != (was := columns[name][record[step]]).tobytes():
                 return Reproduced(compared, "steps.bin", _said(name, was, now[name]), step, differences(folder))
     return Reproduced(compared, "steps.bin")

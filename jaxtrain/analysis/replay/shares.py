@@ -15,7 +15,7 @@ from jaxtrain.models.variables import Context
 from jaxtrain.step import TrainState, full_batch
 from jaxtrain.tasks.base import Batch, Task
 
-MOST = 64
+MOST_ROWS = 64
 """Rows whose gradients are taken, those of the largest loss first; all of them where a number is not finite."""
 
 
@@ -70,7 +70,7 @@ def shares(task: Task, state: TrainState, batch: Batch) -> Shares:
     losses = jax.jit(lambda rows: jax.lax.map(lambda row: alone(row)[1], rows))(jnp.arange(len(keys_B)))
     losses_B, length = np.asarray(losses, np.float64), float(optax.tree.norm(grads)) ** 2
     order = np.argsort(-np.where(np.isfinite(losses_B), np.abs(losses_B), np.inf), kind="stable")
-    chosen = order[:MOST] if np.isfinite([*losses_B, length]).all() else order
+    chosen = order[:MOST_ROWS] if np.isfinite([*losses_B, length]).all() else order
     norms, parts = jax.jit(lambda rows: jax.lax.map(products, rows))(jnp.asarray(chosen))
     summed = losses_B.sum()
     rows = [
