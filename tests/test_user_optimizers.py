@@ -142,7 +142,7 @@ def flattening(updates: Any, state: Any, params: Any = None) -> Any:
             ", not bfloat16[2, 32, 32]",
         ),
         (
-            lambda: optax.GradientTransformationExtraArgs(lambda params: (), needing),
+            lambda: optax.GradientTransformationExtraArgs(lambda params: (), cast(Any, needing)),
             "optimizer: the update of Returning fails while it is traced: it has to take gradients, state, "
             "parameters and the loss as value= alone (",
         ),
