@@ -35,9 +35,9 @@ def notebook(found: Explanation, code: str | None, layout: str) -> dict[str, Any
         ),
         _markdown("Once more with instruments, one equation at a time on one device."),
         _code(
-            "from jaxtrain.analysis.replay.explain import explain\n"
+            "from jaxtrain.analysis.replay.explain import explain_step\n"
             "from jaxtrain.analysis.replay.report import page\n\n"
-            "explanation = explain(moment)\n"
+            "explanation = explain_step(moment)\n"
             "print(page(explanation))"
         ),
         _markdown("The row of the batch that matters most, and the loss and the gradient of it alone."),
