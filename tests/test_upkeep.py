@@ -6,10 +6,11 @@ import shutil
 import pytest
 from test_damage import sound, truncate
 
-from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, ExitCode
+from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, ExitCode, Retry
 from jaxtrain.cli import checkpoints as verbs
 from jaxtrain.experiment import Retention
 from jaxtrain.runs import upkeep
+from jaxtrain.runs.lock import Lock
 
 __all__ = ["sound"]
 
@@ -62,10 +63,13 @@ def test_a_run_does_not_go_back_to_a_missing_or_a_damaged_step_or_while_it_has_a
     truncate(run / "checkpoints" / "1" / "state" / "manifest.ocdbt")
     with pytest.raises(DamagedCheckpoint, match=r"1/state/manifest\.ocdbt"):
         list(upkeep.restore_to(run, 1))
-    (run / "lock.json").write_text("{}")
-    for verb in (lambda: verbs.restore_to(run, 2), lambda: verbs.prune(run)):
-        with pytest.raises(ConfigError, match="has an owner"):
-            verb()
-    assert steps(run) == [1, 2, 3]
+    with Lock() as owner:
+        owner.take(run)
+        for verb in (lambda: verbs.restore_to(run, 2), lambda: verbs.prune(run)):
+            with pytest.raises(Retry, match="is being written by process"):
+                verb()
+        assert steps(run) == [1, 2, 3]
+    verbs.restore_to(run, 2)  # the lock that a run leaves behind when it ends is free
+    assert steps(run) == [1, 2]
     with pytest.raises(ConfigError, match="is not a run"):
         verbs.verify(run / "checkpoints")

@@ -1,15 +1,18 @@
 """The verbs about the checkpoints of a run: list, verify, prune, restore-to. Not here: anything that they do."""
 
+import contextlib
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from jaxtrain.base.errors import ConfigError, ExitCode
+from jaxtrain.base.errors import ExitCode
 from jaxtrain.cli.verbs import Verbs
 from jaxtrain.experiment.experiment import Retention
 from jaxtrain.runs import upkeep
+from jaxtrain.runs.lock import Lock
 
 VERBS = Verbs("The checkpoints of a run: list, verify, prune, resume from an earlier one.")
 
@@ -50,9 +53,9 @@ def prune(run: RunFolder, keep: Retention = DEFAULT) -> None:
         run: The run's folder.
         keep: Which checkpoints stay.
     """
-    _refuse_if_alive(run)
-    for line in upkeep.prune(run, keep):
-        print(line)
+    with _owned(run):
+        for line in upkeep.prune(run, keep):
+            print(line)
 
 
 @VERBS.verb
@@ -63,13 +66,16 @@ def restore_to(run: RunFolder, step: Annotated[int, tyro.conf.Positional]) -> No
         run: The run's folder.
         step: The saved step.
     """
-    _refuse_if_alive(run)
-    for line in upkeep.restore_to(run, step):
-        print(line)
+    with _owned(run):
+        for line in upkeep.restore_to(run, step):
+            print(line)
     print(f"{run} resumes from step {step}")
 
 
-def _refuse_if_alive(run: Path) -> None:
-    """Raises ConfigError while a process trains the run. The hook for the lock of runs/lock.py."""
-    if (run / "lock.json").exists():
-        raise ConfigError(f"{run} has an owner (lock.json): end its training first, or remove the file if it is dead")
+@contextlib.contextmanager
+def _owned(run: Path) -> Generator[None]:
+    """The lock of a run. Raises Retry, naming the owner, while a process trains it; ConfigError for what is no run."""
+    upkeep.checkpoints_of(run)  # so that no lock is left in what is no run
+    with Lock(wait=0) as lock:
+        lock.take(run)
+        yield
