@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     USER_ERROR = 2
     """A mistake of the user's; nothing was written."""
     DOES_NOT_FIT = 3
-    """A plan that does not fit into memory."""
+    """A plan, or a run, that does not fit into memory."""
     DIVERGED = 4
     """A loss or a gradient that is not finite."""
     ALARM = 5
