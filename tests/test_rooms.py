@@ -134,6 +134,8 @@ ROOMS = {
         "health",
         "upkeep",
         "saving",
+        "bucket",
+        "mirror",
         "checkpoints",
         "start",
         "folder",
