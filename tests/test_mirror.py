@@ -7,19 +7,24 @@ import uuid
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import jax
 import jax.numpy as jnp
+import launch
 import pytest
 import tiny
+from s3 import S3, s3
 
 from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry
-from jaxtrain.experiment import Retention, Runtime
+from jaxtrain.experiment import Experiment, Retention, Runtime
 from jaxtrain.runs.begin import begin
 from jaxtrain.runs.bucket import Bucket
 from jaxtrain.runs.checkpoints import Checkpoints
+from jaxtrain.runs.json_lines import read_lines
 from jaxtrain.runs.mirror import Mirror
+from jaxtrain.train import train
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -57,15 +62,20 @@ def restored(folder: Path, url: str, keep: Retention | None = None) -> tuple[int
     return step, float(state["x"][0]), events
 
 
+def files(url: str) -> tuple[Any, str]:
+    """The file system of a bucket, which remembers nothing, and the path in it."""
+    return fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+
+
 def names(url: str) -> list[str]:
     """What is at the top of a bucket."""
-    fs, root = fsspec.core.url_to_fs(url)
+    fs, root = files(url)
     return sorted(name.rpartition("/")[2] for name in fs.ls(root, detail=False))
 
 
 def damage(url: str, step: int) -> str:
     """Flip a bit of an array's bytes on the bucket; returns the name of the file."""
-    fs, root = fsspec.core.url_to_fs(url)
+    fs, root = files(url)
     name = max((name for name in fs.find(f"{root}/{step}/state") if "/d/" in name), key=fs.size)
     data = bytearray(fs.cat_file(name))
     data[len(data) // 2] ^= 1
@@ -76,7 +86,7 @@ def damage(url: str, step: int) -> str:
 def test_a_bucket_has_the_bytes_of_each_checkpoint_that_stays_and_no_other(tmp_path: Path, url: str) -> None:
     saved(tmp_path / "checkpoints", url, 1, 2, 3, 4, keep=Retention(last=2, every=1000))
     assert names(url) == ["3", "4", "run.json"]
-    fs, root = fsspec.core.url_to_fs(url)
+    fs, root = files(url)
     for step in ("3", "4"):
         local = tmp_path / "checkpoints" / step
         here = {path.relative_to(local).as_posix(): path.read_bytes() for path in local.rglob("*") if path.is_file()}
@@ -98,6 +108,7 @@ def test_of_a_damaged_object_the_checkpoint_before_is_used_and_the_damaged_one_s
     damage(url, 2)
     assert restored(tmp_path / "new" / "checkpoints", url) == (1, 1.0, ["fetched 1", "damaged 2"])
     assert names(url) == ["1", "damaged", "run.json"]
+    assert names(f"{url}/damaged/2") == ["manifest.jsonl", "record", "state"]
     saved(tmp_path / "new" / "checkpoints", url, 2)
     assert names(url) == ["1", "2", "damaged", "run.json"]
     assert restored(tmp_path / "third" / "checkpoints", url) == (2, 2.0, ["fetched 2"])
@@ -105,7 +116,7 @@ def test_of_a_damaged_object_the_checkpoint_before_is_used_and_the_damaged_one_s
 
 def test_a_missing_object_is_damage_and_the_file_is_named(tmp_path: Path, url: str) -> None:
     saved(tmp_path / "old" / "checkpoints", url, 1)
-    fs, root = fsspec.core.url_to_fs(url)
+    fs, root = files(url)
     fs.rm_file(f"{root}/1/record/metadata")
     with opened(tmp_path / "new" / "checkpoints", url) as checkpoints, pytest.raises(DamagedCheckpoint) as caught:
         checkpoints.latest()
@@ -116,7 +127,7 @@ def test_a_missing_object_is_damage_and_the_file_is_named(tmp_path: Path, url: s
 
 def test_a_checkpoint_without_its_manifest_is_not_used_and_later_sent_again(tmp_path: Path, url: str) -> None:
     saved(tmp_path / "old" / "checkpoints", url, 1, 2)
-    fs, root = fsspec.core.url_to_fs(url)
+    fs, root = files(url)
     fs.rm_file(f"{root}/2/manifest.jsonl")
     assert restored(tmp_path / "new" / "checkpoints", url)[0] == 1
     saved(tmp_path / "old" / "checkpoints", url)
@@ -131,9 +142,12 @@ def test_local_damage_is_never_sent_and_the_bucket_cures_a_folder_that_has_nothi
     folder = tmp_path / "checkpoints"
     saved(folder, url, 1)
     damage(f"file://{folder}", 1)
-    with opened(folder, f"{url}-other") as checkpoints, pytest.raises(Retry, match=r"could not be sent.*not those that"):
+    with (
+        opened(folder, f"{url}-other") as checkpoints,
+        pytest.raises(Retry, match=r"could not be sent.*not those that"),
+    ):
         checkpoints.wait()
-    assert not fsspec.core.url_to_fs(url)[0].exists(f"{url}-other/1/manifest.jsonl")
+    assert not files(url)[0].exists(f"{url}-other/1/manifest.jsonl")
     assert restored(folder, url) == (1, 1.0, ["fetched 1"])
     assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["1"]
 
@@ -151,7 +165,7 @@ def test_the_best_one_comes_back_too(tmp_path: Path, url: str) -> None:
 
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, url: str) -> None:
     saved(tmp_path / "old" / "checkpoints", url, 1)
-    fs, root = fsspec.core.url_to_fs(url)
+    fs, root = files(url)
     fs.pipe_file(f"{root}/1/up", b"bad")
     body = json.dumps({"files": {"../../up": [3, zlib.crc32(b"bad")]}, "arrays": {}}) + "\n"
     text = f'{{"crc32": "{zlib.crc32(body.encode()):08x}"}}\n{body}'
@@ -220,3 +234,87 @@ def test_a_missing_package_or_an_unknown_protocol_is_said_before_anything_is_wri
         with pytest.raises(ConfigError, match=why):
             begin(tmp_path / "run", experiment, None)
     assert list(tmp_path.iterdir()) == []
+
+
+# Against a server of S3, over its port.
+
+__all__ = ["s3"]  # a fixture
+
+
+def on(url: str) -> Experiment:
+    """tiny.main, with checkpoints of steps 4, 8 and 12 on a bucket."""
+    experiment = tiny.main()
+    return replace(experiment, runtime=replace(experiment.runtime, checkpoints=url))
+
+
+def kinds(run: Path) -> list[str]:
+    """The kinds of a run's events."""
+    return [line["kind"] for line in read_lines(run / "events.jsonl")]
+
+
+def test_a_run_whose_checkpoints_are_lost_ends_with_the_same_bits_from_the_bucket(tmp_path: Path, s3: S3) -> None:
+    experiment = on("s3://runs/one")
+    run, _ = train(experiment, tmp_path / "run")
+    expected, losses = [x.tobytes() for x in launch.final_leaves(run.folder, 12, "main", 1)], launch.losses(run.folder)
+    assert names("s3://runs/one") == ["12", "4", "8", "run.json"]
+    for folder in (tmp_path / "run", tmp_path / "another"):
+        s3.files.rm("runs/one/12", recursive=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        train(experiment, folder)
+        assert kinds(folder).count("fetched") == 1
+        assert [x.tobytes() for x in launch.final_leaves(folder, 12, "main", 1)] == expected
+        found = launch.losses(folder)
+        assert found == {step: loss for step, loss in losses.items() if step in found}
+        assert len(found) == (12 if folder.name == "run" else 4)
+        assert names("s3://runs/one") == ["12", "4", "8", "run.json"]
+
+
+@pytest.mark.parametrize("fault", ["500", "cut", "refused"])
+def test_a_server_that_fails_is_an_event_and_the_next_save_sends_what_is_missing(
+    tmp_path: Path, s3: S3, fault: str
+) -> None:
+    url, events = "s3://runs/one", []
+    with opened(tmp_path / "checkpoints", url) as checkpoints:
+        checkpoints.report_to(lambda kind, **facts: events.append((kind, facts["why"])))
+        checkpoints.save(1, small(1), {})
+        checkpoints.wait()
+        s3.set(fault)
+        checkpoints.save(2, small(2), {})
+        with pytest.raises(Retry, match=r"the last checkpoint could not be sent to s3://runs/one: .*, which sends it"):
+            checkpoints.wait()
+        s3.set("")
+        assert restored(tmp_path / "other" / "checkpoints", url)[0] == 1
+        assert {kind for kind, _ in events} == {"mirror_failed"}
+        checkpoints.save(3, small(3), {})
+        checkpoints.wait()
+    assert names(url) == ["2", "3", "run.json"]
+    assert restored(tmp_path / "third" / "checkpoints", url)[0] == 3
+
+
+def test_a_run_trains_to_its_end_without_the_server_and_the_same_command_sends_its_end(tmp_path: Path, s3: S3) -> None:
+    experiment, run = on("s3://runs/one"), tmp_path / "run"
+    s3.set("500")
+    with pytest.raises(Retry, match="could not be sent"):
+        train(experiment, run)
+    assert set(launch.losses(run)) == set(range(1, 13))
+    assert "mirror_failed" in kinds(run)
+    s3.set("")
+    train(experiment, run)
+    assert names("s3://runs/one") == ["12", "4", "8", "run.json"]
+
+
+def test_a_run_without_checkpoints_does_not_begin_anew_while_the_bucket_cannot_be_read(tmp_path: Path, s3: S3) -> None:
+    s3.set("refused")
+    with pytest.raises(Retry, match="The run does not begin anew"):
+        train(on("s3://runs/one"), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_damaged_object_on_the_server_is_set_aside_there(tmp_path: Path, s3: S3) -> None:
+    url = "s3://runs/one"
+    saved(tmp_path / "old" / "checkpoints", url, 1, 2, 3)
+    assert names(url) == ["2", "3", "run.json"]
+    damage(url, 3)
+    assert restored(tmp_path / "new" / "checkpoints", url) == (2, 2.0, ["fetched 2", "damaged 3"])
+    assert names(url) == ["2", "damaged", "run.json"]
+    assert names(f"{url}/damaged/3") == ["manifest.jsonl", "record", "state"]

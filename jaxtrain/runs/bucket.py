@@ -111,9 +111,7 @@ class Bucket:
             manifest = Manifest.read(partial)  # refuses names that lead out of the folder
             for name, known in manifest.files.items() if manifest is not None else ():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                if not self._fs.exists(f"{self._root}/{step}/{name}"):
-                    raise Damaged(name, None, "it is missing")
-                with self._fs.open(f"{self._root}/{step}/{name}", "rb") as source, (partial / name).open("wb") as to:
+                with self._opened(f"{step}/{name}") as source, (partial / name).open("wb") as to:
                     _copy(source, to, known, name)
                     to.flush()
                     os.fsync(to.fileno())
@@ -137,8 +135,16 @@ class Bucket:
 
     def set_aside(self, step: int) -> str:
         """Move a checkpoint to where it is none. Returns its new place."""
-        self._fs.mv(f"{self._root}/{step}", f"{self._root}/damaged/{step}", recursive=True)
+        for name in self._fs.find(f"{self._root}/{step}"):
+            self._fs.cp_file(name, f"{self._root}/damaged/{step}{name.partition(f'{self._root}/{step}')[2]}")
+        self.remove(step)
         return f"{self.url}/damaged/{step}"
+
+    def _opened(self, name: str) -> BinaryIO:
+        try:
+            return self._fs.open(f"{self._root}/{name}", "rb")
+        except FileNotFoundError:
+            raise Damaged(name, None, "it is missing") from None
 
     def _read(self, name: str) -> bytes | None:
         try:

@@ -68,7 +68,7 @@ class Mirror:
     def fetch(self, checkpoints: Path, health: Health, keep: Retention, barrier: Callable[..., None]) -> None:
         """Where a folder has no good checkpoint, fetch the newest good one, and the best by `keep`.
 
-        Raises ConfigError for a bucket of another experiment; where it is needed, Retry if it cannot be read, and
+        Raises ConfigError for a bucket of another experiment; where it is needed, Retry if it fails, and
         DamagedCheckpoint if nothing on it is good.
         """
         steps, newest = saved_steps(checkpoints), -1
@@ -82,8 +82,8 @@ class Mirror:
                 raise error
             if error is not None and newest < 0:
                 raise Retry(
-                    f"{self._bucket.url} cannot be read: {_why(error)}. No checkpoint here is good, and the run does "
-                    "not begin anew: once the bucket can be read, run the same command again"
+                    f"no checkpoint here is good, and {self._bucket.url} fails: {_why(error)}. The run does not begin "
+                    "anew: once the bucket works, run the same command again"
                 )
             self._faults += [] if error is None else [error]
             self.report()
