@@ -318,3 +318,17 @@ def test_a_damaged_object_on_the_server_is_set_aside_there(tmp_path: Path, s3: S
     assert restored(tmp_path / "new" / "checkpoints", url) == (2, 2.0, ["fetched 2", "damaged 3"])
     assert names(url) == ["2", "damaged", "run.json"]
     assert names(f"{url}/damaged/3") == ["manifest.jsonl", "record", "state"]
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_first_one_sends_and_fetches_for_both(tmp_path: Path) -> None:
+    run, url = tmp_path / "run", f"file://{tmp_path}/bucket"
+    launch.train("data", run, "--checkpoints", url, processes=2)
+    expected = [x.tobytes() for x in launch.final_leaves(run, 12, "data", devices=2)]
+    assert names(url) == ["12", "4", "8", "run.json"]
+    shutil.rmtree(tmp_path / "bucket" / "12")
+    shutil.rmtree(run / "checkpoints")
+    launch.train("data", run, "--checkpoints", url, processes=2)
+    assert kinds(run).count("fetched") == 1
+    assert [x.tobytes() for x in launch.final_leaves(run, 12, "data", devices=2)] == expected
+    assert names(url) == ["12", "4", "8", "run.json"]
