@@ -5,6 +5,7 @@ import shutil
 import sys
 import uuid
 import zlib
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from jaxtrain.runs.begin import begin
 from jaxtrain.runs.bucket import Bucket
 from jaxtrain.runs.checkpoints import Checkpoints
 from jaxtrain.runs.json_lines import read_lines
-from jaxtrain.runs.mirror import Mirror
+from jaxtrain.runs.mirror import Mirror, Stay
 from jaxtrain.train import train
 
 
@@ -219,6 +220,69 @@ def test_what_the_bucket_alone_has_stays_there_if_the_retention_keeps_it(tmp_pat
     assert names(url) == ["2", "5", "run.json"]
 
 
+def test_what_a_faulty_bucket_does_is_said_at_the_next_save_and_training_goes_on(tmp_path: Path, url: str) -> None:
+    class AtOnce(Mirror):
+        def send(self, checkpoints: Path, stay: Stay) -> None:
+            super().send(checkpoints, stay)
+            wait(self._begun)
+
+    class Faulty(Bucket):
+        def check_owner(self, write: bool) -> None:
+            raise OSError(5, "no such luck")
+
+    events = []
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.mirror_to(AtOnce(Faulty(url, "a")))
+        checkpoints.report_to(lambda kind, **facts: events.append((kind, facts["why"])))
+        checkpoints.save(1, small(1), {})
+        assert checkpoints.save(2, small(2), {}) == 1
+        assert events == [("mirror_failed", "[Errno 5] no such luck")]
+
+
+def test_scores_that_a_saved_step_is_given_later_get_to_the_bucket(tmp_path: Path, url: str) -> None:
+    with opened(tmp_path / "checkpoints", url, Retention(best="v/loss")) as checkpoints:
+        checkpoints.save(1, small(1), {})
+        checkpoints.wait()
+        checkpoints.improves(1, {"v/loss": 0.25})
+        checkpoints.wait()
+    fs, root = files(url)
+    assert json.loads(fs.cat_file(f"{root}/1/metrics/metrics")) == {"v/loss": 0.25}
+    with opened(tmp_path / "new" / "checkpoints", url, Retention(best="v/loss")) as checkpoints:
+        assert (checkpoints.latest(), checkpoints.best()) == (1, 1)
+
+
+def test_an_old_checkpoint_stays_on_the_bucket_until_a_newer_one_is_there(tmp_path: Path, url: str) -> None:
+    keep = Retention(last=1)
+    saved(tmp_path / "checkpoints", url, 1, keep=keep)
+    with Checkpoints(tmp_path / "checkpoints", keep) as checkpoints:
+        checkpoints.save(2, small(2), {})
+        checkpoints.wait()
+    damage(f"file://{tmp_path}/checkpoints", 2)
+    with opened(tmp_path / "checkpoints", url, keep) as checkpoints, pytest.raises(Retry):
+        checkpoints.wait()
+    assert restored(tmp_path / "new" / "checkpoints", url)[0] == 1
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_sent_is_no_fault(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, original = tmp_path / "checkpoints", Bucket.send
+
+    def send(self: Bucket, checkpoint: Path) -> None:
+        if checkpoint.name == "1":
+            shutil.rmtree(checkpoint)
+        original(self, checkpoint)
+
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, small(step), {})
+    monkeypatch.setattr(Bucket, "send", send)
+    with opened(folder, url) as checkpoints:
+        checkpoints.report_to(lambda kind, **facts: pytest.fail(kind))
+        checkpoints.wait()
+    assert names(url) == ["2", "run.json"]
+
+
 def test_a_url_that_is_none_is_refused() -> None:
     for wrong in ("bucket/prefix", "s3://", "://x", ""):
         with pytest.raises(ConfigError, match="no URL such as s3://bucket/prefix"):
@@ -289,6 +353,20 @@ def test_a_server_that_fails_is_an_event_and_the_next_save_sends_what_is_missing
         checkpoints.wait()
     assert names(url) == ["2", "3", "run.json"]
     assert restored(tmp_path / "third" / "checkpoints", url)[0] == 3
+
+
+def test_a_checkpoint_whose_files_are_replaced_is_not_complete_until_all_are(tmp_path: Path, s3: S3) -> None:
+    url, keep = "s3://runs/one", Retention(best="v/loss")
+    with opened(tmp_path / "checkpoints", url, keep) as checkpoints:
+        checkpoints.save(1, small(1), {})
+        checkpoints.wait()
+        checkpoints.improves(1, {"v/loss": 0.25})
+        s3.set("cut")
+        with pytest.raises(Retry):
+            checkpoints.wait()
+        s3.set("")
+        with opened(tmp_path / "new" / "checkpoints", url, keep) as other:
+            assert other.latest() is None
 
 
 def test_a_run_trains_to_its_end_without_the_server_and_the_same_command_sends_its_end(tmp_path: Path, s3: S3) -> None:

@@ -189,7 +189,7 @@ CODE_LINES = {
     "step": 125,
     "program": 225,
     "cluster": 970,
-    "runs": 2430,
+    "runs": 2440,
     "evaluate": 150,
     "train": 80,
     "analysis": 2900,

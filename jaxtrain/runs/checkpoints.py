@@ -240,12 +240,12 @@ class Checkpoints:
 
     def _settle(self) -> int:
         """Wait for the save in progress, if any; its step if it is durable in every process, else 0."""
-        if self._mirror is not None:
-            self._mirror.report()
         if self._in_progress is None:
             return 0
         step, future = self._in_progress
         wait([future])
+        if self._mirror is not None:
+            self._mirror.report()
         self._in_progress, error = None, future.exception()
         if error is not None and not isinstance(error, SAVE_ERRORS):
             raise error

@@ -28,8 +28,8 @@ class Mirror:
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket, self._thread = bucket, ThreadPoolExecutor(1, "mirror")
-        self._sending: Future[None] = Future()
-        self._faults: list[BaseException] = []
+        self._begun: list[Future[None]] = []
+        """What has not been reported."""
         self.log: Callable[..., None] = logged
         """Gets the events."""
 
@@ -38,15 +38,19 @@ class Mirror:
         in place of one that has not started.
         """
         if is_first_process():
-            self._sending.cancel()
-            self._sending = self._thread.submit(self._send, checkpoints, stay)
-            self._sending.add_done_callback(self._note)
+            for each in self._begun:
+                each.cancel()
+            self._begun.append(self._thread.submit(self._send, checkpoints, stay))
 
     def report(self) -> str:
         """Log what has failed since the last call; returns the last reason, "" without any."""
         why = ""
-        while self._faults:
-            why = _why(self._faults.pop(0))
+        done = [each for each in self._begun if each.done()]
+        self._begun = [each for each in self._begun if each not in done]
+        for error in [each.exception() for each in done if not each.cancelled()]:
+            if error is None:
+                continue
+            why = _why(error)
             note = "training goes on, and what is missing there is sent after the next save"
             self.log("mirror_failed", bucket=self._bucket.url, why=why, note=note)
         return why
@@ -56,7 +60,7 @@ class Mirror:
         self.send(checkpoints, stay)
         missing, why = False, ""
         if is_first_process():
-            wait([self._sending])
+            wait(self._begun)
             why, steps = self.report(), _complete(checkpoints)
             missing = bool(steps) and steps[-1] not in self._bucket.sent
         if broadcast_from_first(int(missing)):
@@ -85,7 +89,7 @@ class Mirror:
                     f"no checkpoint here is good, and {self._bucket.url} fails: {_why(error)}. The run does not begin "
                     "anew: once the bucket works, run the same command again"
                 )
-            self._faults += [] if error is None else [error]
+            self._begun.append(work)
             self.report()
         barrier(key="jaxtrain_fetched", timeout_ms=FETCH_SECONDS * 1000)
 
@@ -93,10 +97,6 @@ class Mirror:
         """Wait for what is being sent, and stop the thread."""
         self._thread.shutdown()
         self.report()
-
-    def _note(self, future: Future[None]) -> None:
-        if not future.cancelled() and (error := future.exception()) is not None:
-            self._faults.append(error)
 
     def _send(self, checkpoints: Path, stay: Stay) -> None:
         if not (steps := _complete(checkpoints)):
