@@ -97,6 +97,10 @@ class Runtime(Checked):
     """Steps between two checkpoints; the last step is saved too."""
     keep: Retention = field(default_factory=Retention)
     """Which checkpoints stay."""
+    checkpoints: str | None = None
+    """Where each checkpoint is copied to, and fetched from where the run folder has no good one: a URL of fsspec, such
+    as "s3://bucket/prefix", of this run alone.
+    """
     verify_bytes: NonNegativeInt | None = None
     """On restore, files and arrays of more bytes than this are compared by size only; None reads all."""
     deadline: NonNegativeInt = 60
@@ -122,6 +126,8 @@ class Runtime(Checked):
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.checkpoints is not None and not all(self.checkpoints.partition("://")):
+            raise ConfigError(f"checkpoints: {self.checkpoints!r} is no URL such as s3://bucket/prefix")
         _ = self.profiled
 
 

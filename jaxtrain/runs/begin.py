@@ -18,6 +18,7 @@ from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin
 from jaxtrain.experiment.run_file import read_saved
+from jaxtrain.runs.bucket import file_system
 from jaxtrain.runs.folder import Run, as_begun, check_same, horizon_of_run
 from jaxtrain.runs.lock import Lock
 
@@ -35,6 +36,8 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lo
         with Lock(experiment.runtime.deadlines.lock) as lock:
             return begin(folder, experiment, origin, lock)
     _check_classes(experiment)
+    if (url := experiment.runtime.checkpoints) is not None:
+        file_system(url)
     name = "run"
     if origin is not None:
         name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")

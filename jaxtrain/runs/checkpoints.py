@@ -6,11 +6,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath  # the only paths that orbax takes
 
@@ -21,9 +19,10 @@ from jaxtrain.experiment.experiment import Retention
 from jaxtrain.experiment.saved import STATE, best_first, read_record, saved_steps, scores_by_step
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.runs.health import Health, logged
-from jaxtrain.runs.leaves import check_leaves, leaves_by_path, on_first_device
+from jaxtrain.runs.leaves import check_leaves, leaves_by_path, on_first_device, without_elements
+from jaxtrain.runs.mirror import Mirror
 from jaxtrain.runs.retention import is_better, remove_leftovers, score_of
-from jaxtrain.runs.saving import SAVE_ERRORS, Save, add_metrics, finish, kept_by, reason
+from jaxtrain.runs.saving import SAVE_ERRORS, Save, add_metrics, finish, kept_by, lost, reason
 from jaxtrain.runs.shards import READ_ERRORS, other_arrays
 
 Tree = TypeVar("Tree")
@@ -57,6 +56,7 @@ class Checkpoints:
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._health = Health(self.folder, read_only, verify_bytes, self._event)
         self._in_progress: tuple[int, Future[None]] | None = None
+        self._mirror: Mirror | None = None
         self._failed, self._cleaned = "", False
         if not read_only:
             try:
@@ -73,6 +73,10 @@ class Checkpoints:
         for kind, facts in self._events:
             log(kind, **facts)
         self._events = []
+
+    def mirror_to(self, mirror: Mirror) -> None:
+        """From now on copy checkpoints to a bucket, and `latest` fetches where none is good here. Closed with this."""
+        self._mirror, mirror.log = mirror, self._event
 
     def save(
         self,
@@ -114,7 +118,7 @@ class Checkpoints:
         begun = self._background.submit(save.begin, made, lambda folder: self._write(folder, full), full)
         wait([begun])
         stay = kept_by(self.keep, dict(self._scores))
-        future = self._background.submit(finish, save, begun, self._handler.finalize, self._barrier, stay)
+        future = self._background.submit(finish, save, begun, self._handler.finalize, self._barrier, stay, self._mirror)
         self._in_progress = step, future
         return durable
 
@@ -131,9 +135,7 @@ class Checkpoints:
             if is_first_process():
                 add_metrics(self.folder / str(step), json.dumps({str(self.keep.best): score}))
             return False
-        if not self.keep.save_best:
-            return False
-        return bool(broadcast_from_first(is_better(score, self._scores, self.keep)))
+        return self.keep.save_best and bool(broadcast_from_first(is_better(score, self._scores, self.keep)))
 
     def restore(self, abstract: Tree, step: SavedStep | None = None) -> tuple[Tree, dict[str, Any]]:
         """The state and the record of `step` (None: the latest), the state with the shardings of `abstract`.
@@ -153,13 +155,10 @@ class Checkpoints:
             self.folder / str(chosen), record["leaves"], {name: array_type(leaf) for name, leaf in wanted.items()}
         )
         placed = {name: on_first_device(leaf) for name, leaf in wanted.items()}
-        full = {name: leaf for name, leaf in placed.items() if leaf.size}
-        rest = {name: leaf for name, leaf in placed.items() if not leaf.size}
-        empty = {name: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding) for name, x in rest.items()}
+        full, empty = {name: leaf for name, leaf in placed.items() if leaf.size}, without_elements(placed)
         read = lambda folder: self._handler.restore(folder, args=ocp.args.StandardRestore(full))  # noqa: E731
         arrays = self._verified(chosen, read, step) | empty
-        leaves = [arrays[name] for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), record["record"]
+        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted]), record["record"]
 
     def leaves(self, step: int) -> dict[str, str]:
         """Dtype and shape of each array of a step, by its path."""
@@ -180,17 +179,18 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The step of the newest good checkpoint; None without any. Raises DamagedCheckpoint where none is good."""
+        if self._mirror is not None:
+            self._mirror.fetch(self.folder, self._health, self.keep, self._barrier)
         steps = self.steps()
         if broadcast_from_first(int(not steps)):
             return None
         self._last = self._health.first_good(steps[::-1])
-        self._scores = {step: score for step, score in self._scores.items() if step <= self._last}
+        self._scores = scores_by_step(self.folder, self.keep.best, [step for step in steps if step <= self._last])
         return self._last
 
     def best(self) -> int | None:
         """The step with the best value of the metric `Retention.best`, the later of equals; None without any."""
-        order = self._best_first(self.steps())
-        return order[0] if order else None
+        return next(iter(self._best_first(self.steps())), None)
 
     def wait(self) -> int:
         """Block until every save is durable, and return the step of the last one; 0 without any. Raises Retry if the
@@ -199,6 +199,8 @@ class Checkpoints:
         durable = self._settle()
         if self._failed:
             raise Retry(self._failed)
+        if self._mirror is not None:
+            self._mirror.finish(self.folder, kept_by(self.keep, dict(self._scores)))
         return durable
 
     def close(self) -> None:
@@ -209,15 +211,15 @@ class Checkpoints:
                 self._event("save_failed", step=self._in_progress[0], why=reason(self._in_progress[1].exception()))
             self._in_progress = None
         self._background.shutdown()
+        if self._mirror is not None:
+            self._mirror.close()
         if not self._read_only:
             self.report_to(self._log or logged)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _event(self, kind: str, **facts: Any) -> None:
@@ -242,6 +244,8 @@ class Checkpoints:
             return 0
         step, future = self._in_progress
         wait([future])
+        if self._mirror is not None:
+            self._mirror.report()
         self._in_progress, error = None, future.exception()
         if error is not None and not isinstance(error, SAVE_ERRORS):
             raise error
@@ -251,11 +255,7 @@ class Checkpoints:
             return step
         self._scores.pop(step, None)
         why = "another process could not write" if error is None else reason(error)
-        before = f"it resumes from step {self._last}" if self._last >= 0 else "it begins anew, since none is saved"
-        self._failed = (
-            f"the state of step {step} could not be saved in {self.folder}: {why}. Once it can be written, run the "
-            f"same command again: {before}"
-        )
+        self._failed = lost(step, self.folder, why, self._last)
         note = "training goes on, and the next save is tried; what was saved before stays"
         self._event("save_failed", step=step, why=why, note=note)
         return 0

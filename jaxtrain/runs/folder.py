@@ -166,10 +166,15 @@ class Run:
 
     def checkpoints(self, read_only: bool = False) -> Any:
         """The run's `Checkpoints`."""
+        from jaxtrain.runs.bucket import Bucket
         from jaxtrain.runs.checkpoints import Checkpoints
+        from jaxtrain.runs.mirror import Mirror
 
         runtime = self.experiment.runtime
-        return Checkpoints(self.folder / "checkpoints", runtime.keep, read_only, runtime.verify_bytes)
+        checkpoints = Checkpoints(self.folder / "checkpoints", runtime.keep, read_only, runtime.verify_bytes)
+        if runtime.checkpoints is not None and not read_only:
+            checkpoints.mirror_to(Mirror(Bucket(runtime.checkpoints, self.saved["fingerprint"])))
+        return checkpoints
 
 
 def horizon_of_run(folder: Path | None, experiment: Experiment) -> int:

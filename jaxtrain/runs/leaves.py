@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jaxtrain.base.errors import ConfigError, nearest
@@ -40,3 +41,9 @@ def on_first_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """A leaf, on the first device if it has no sharding."""
     sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def without_elements(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Those of the leaves that have no elements, made: there is nothing of them to restore."""
+    empty = {name: leaf for name, leaf in wanted.items() if not leaf.size}
+    return {name: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding) for name, x in empty.items()}

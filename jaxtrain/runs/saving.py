@@ -110,10 +110,12 @@ def finish(
     finalize: Callable[[Any], None],
     barrier: Callable[..., None],
     stay: Callable[[Sequence[int]], set[int]],
+    mirror: Any = None,
 ) -> None:
     """Complete a save that has begun, in every process, in the background; then delete what need not stay.
 
     A save that fails leaves nothing, and every former checkpoint stays. Raises the error of this process.
+    mirror: a `Mirror`, which sends it to a bucket then.
     """
     try:
         try:
@@ -130,6 +132,17 @@ def finish(
         steps = saved_steps(save.checkpoint.parent)
         for step in set(steps) - stay(steps):
             delete(save.checkpoint.with_name(str(step)))
+        if mirror is not None:
+            mirror.send(save.checkpoint.parent, stay)
+
+
+def lost(step: int, folder: Path, why: str, last: int) -> str:
+    """What to say of a state that could not be saved; `last` is the last step that is saved, below 0 for none."""
+    before = f"it resumes from step {last}" if last >= 0 else "it begins anew, since none is saved"
+    return (
+        f"the state of step {step} could not be saved in {folder}: {why}. Once it can be written, run the "
+        f"same command again: {before}"
+    )
 
 
 def add_metrics(checkpoint: Path, metrics: str) -> None:
