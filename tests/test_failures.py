@@ -308,7 +308,8 @@ def disk(tmp_path):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("mount -o remount,ro {run}/..", "Read-only file system"),
+        # Not the whole file system: that has a file that is open for writing, the lock.
+        ("mount --bind {run} {run} && mount -o remount,bind,ro {run}", "Read-only file system"),
         ("head -c 20m /dev/zero >{run}/../fill || true", "No space left on device"),
     ],
 )

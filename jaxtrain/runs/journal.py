@@ -244,7 +244,7 @@ class Journal:
         first = max(step - len(own), self._recorded) + 1
         if first <= step and sums[-1] is not None:
             each = [{**found, "batch": batch} for found, batch in zip(own, sums, strict=True)]
-            self._observers.recorder.append(first, each[first - 1 - step :])
+            self._observers.append(first, each[first - 1 - step :])
             self._recorded = step
         return own
 
