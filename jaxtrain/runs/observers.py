@@ -41,7 +41,7 @@ class Observers:
         first, profiled = is_first_process(), experiment.runtime.profiled
         log = MetricsLog(folder, first)
         self.recorder = Recorder(folder, experiment.runtime.flight, first)
-        wrong = log.rewind(start) + self.recorder.steps.rewind(start)
+        wrong = log.rewind(start, experiment.runtime.log_every) + self.recorder.steps.rewind(start)
         self._own: list[Watcher] = [log, Console(experiment.steps, start, first), self.recorder]
         self._mirrors: list[Watcher] = [TensorBoard(folder / "tensorboard", start)] if first else []
         self._mirrors += [Profiler(folder / "profile", profiled)] if first and profiled else []
