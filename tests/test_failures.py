@@ -20,6 +20,7 @@ from jaxtrain.cli import main as cli
 from jaxtrain.cli.terminal import report_error, report_stray_errors
 from jaxtrain.data import Transform
 from jaxtrain.experiment.observers import Observer
+from jaxtrain.runs.checkpoints import Checkpoints
 from jaxtrain.train import train
 
 
@@ -287,6 +288,20 @@ def test_a_run_whose_folder_is_deleted_ends_with_75_and_says_so(tmp_path, capsys
     assert code == ExitCode.RETRY
     assert f"the run folder {tmp_path / 'run'} is gone, after step" in str(error)
     assert not (tmp_path / "run" / "experiment.json").exists()
+
+
+def test_a_run_folder_that_is_deleted_before_a_save_is_not_made_again(tmp_path, monkeypatch, caplog):
+    folder, save = tmp_path / "run", Checkpoints.save
+
+    def deleted(self, *arguments):
+        shutil.rmtree(folder)
+        return save(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "save", deleted)
+    with pytest.raises(Retry, match="is gone"):
+        train(replace(tiny.main(), steps=12), folder)
+    assert not folder.exists()
+    assert "flight.json" not in caplog.text
 
 
 @pytest.fixture

@@ -234,7 +234,7 @@ class Journal:
 
     def _write_flight(self, why: str) -> None:
         try:
-            self._observers.recorder.write(self._observers, self._done, why, self._clock.account())
+            self._observers.write_flight(self._done, why, self._clock.account())
         except OSError as error:  # of a full disk, say, which may be why the run fails
             logging.getLogger("jaxtrain.runs").warning("flight.json could not be written: %s", error)
 

@@ -89,6 +89,11 @@ class Observers:
         with self._in_folder(first + len(fetched) - 1):
             self.recorder.append(first, fetched)
 
+    def write_flight(self, step: int, why: str, seconds: Mapping[str, float]) -> None:
+        """The run fails after `step`: write flight.json, unless its folder is gone."""
+        if not self._is_run or (self.folder / "experiment.json").is_file():
+            self.recorder.write(self, step, why, seconds)
+
     def trained(self, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
         """The values over a period that ended with `step`."""
         self._call("trained", step, metrics, rates)
