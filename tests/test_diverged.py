@@ -151,6 +151,23 @@ def test_a_run_goes_back_and_leaves_out_the_batch(policy: Rewind, bad: float, tm
     np.testing.assert_allclose(state.params["bias"], bias, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["garbage", "empty", "a folder", "a link to nothing"])
+def test_a_damaged_list_of_left_out_steps_is_refused_before_anything_is_written(kind: str, tmp_path: Path) -> None:
+    made, folder = experiment(peak=1e-3, steps=2), tmp_path / "run"
+    train(made, folder)
+    file = folder / "skipped.json"
+    if kind == "a folder":
+        file.mkdir()
+    elif kind == "a link to nothing":
+        file.symlink_to("/nonexistent/place")
+    else:
+        file.write_text("{" if kind == "garbage" else "")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"skipped\.json"):
+        train(replace(made, steps=4), folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_a_run_that_goes_back_too_often_has_diverged(tmp_path: Path) -> None:
     made = poisoned(Guarded(RATE, Rewind(at_most=1)), 0.0)
     bad = replace(made, data=replace(made.data, source=Arrays({"x": X, "target": np.full(32, 1e30, np.float32)})))

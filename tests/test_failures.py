@@ -22,6 +22,7 @@ from jaxtrain.cli import main as cli
 from jaxtrain.cli.terminal import report_error, report_stray_errors
 from jaxtrain.data import Transform
 from jaxtrain.experiment.observers import Observer
+from jaxtrain.runs.checkpoints import Checkpoints
 from jaxtrain.train import train
 
 
@@ -298,6 +299,20 @@ def test_a_run_whose_folder_is_deleted_ends_with_75_and_says_so(tmp_path, capsys
     assert not (tmp_path / "run" / "experiment.json").exists()
 
 
+def test_a_run_folder_that_is_deleted_before_a_save_is_not_made_again(tmp_path, monkeypatch, caplog):
+    folder, save = tmp_path / "run", Checkpoints.save
+
+    def deleted(self, *arguments):
+        shutil.rmtree(folder)
+        return save(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "save", deleted)
+    with pytest.raises(Retry, match="is gone"):
+        train(replace(tiny.main(), steps=12), folder)
+    assert not folder.exists()
+    assert "flight.json" not in caplog.text
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A small file system of its own."""
@@ -317,7 +332,8 @@ def disk(tmp_path):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("mount -o remount,ro {run}/..", "Read-only file system"),
+        # Not the whole file system: that has a file that is open for writing, the lock.
+        ("mount --bind {run} {run} && mount -o remount,bind,ro {run}", "Read-only file system"),
         ("head -c 20m /dev/zero >{run}/../fill || true", "No space left on device"),
     ],
 )

@@ -72,6 +72,26 @@ def test_a_second_process_is_refused_with_the_owner_named_and_takes_over_once_it
         assert [path.name for path in folder.iterdir()] == ["lock.json"]
 
 
+@pytest.mark.parametrize("content", ["garbage", "", None], ids=["garbage", "empty", "a link to nothing"])
+def test_a_damaged_lock_is_replaced_after_the_silence(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "lock.json"
+    file.symlink_to(tmp_path / "nowhere" / "else") if content is None else file.write_text(content)
+    with Lock(wait=0, silent=0.2) as lock:
+        lock.take(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["lock.json"]
+        assert not file.is_symlink()
+        assert json.loads(file.read_text())["pid"] == os.getpid()
+    assert "is owned by another process: waiting" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_the_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lock.json").mkdir()
+    with Lock() as lock, pytest.raises(ConfigError, match=r"lock\.json is a folder, and not the lock"):
+        lock.take(tmp_path)
+
+
 def test_what_was_given_back_is_free_at_once(tmp_path: Path) -> None:
     with Lock() as first:
         first.take(tmp_path)

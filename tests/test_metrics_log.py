@@ -166,9 +166,42 @@ def test_a_run_resumes_over_damaged_and_missing_files_and_an_event_says_so(tmp_p
     events = read_lines(tmp_path / "events.jsonl")
     assert [event["kind"] for event in events] == ["begun"] + ["damaged"] * 4
     notes = " | ".join(event.get("note", "") for event in events)
-    for part in ("metrics.jsonl is missing", "events.jsonl, line 2: ", "events.jsonl, line 3: ", "steps.bin lacks 3"):
+    for part in (
+        "metrics.jsonl has no line of the 3",
+        "events.jsonl, line 2: ",
+        "events.jsonl, line 3: ",
+        "steps.bin lacks 3",
+    ):
         assert part in notes
     assert (tmp_path / "events.damaged.jsonl").read_bytes() == b"half\n\0\0\0\n"
+
+
+def test_an_empty_file_of_metrics_is_said_and_one_before_the_first_period_is_not(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    assert [line.partition("metrics.jsonl ")[2] for line in MetricsLog(tmp_path).rewind(4, log_every=4)] == [
+        "has no line of the 4 steps until here"
+    ]
+    assert MetricsLog(tmp_path).rewind(3, log_every=4) == []
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "steps.bin"])
+@pytest.mark.parametrize("kind", ["a link to nothing", "no file"])
+def test_what_stands_in_the_place_of_a_file_is_set_aside_when_the_run_resumes(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    for number in ("", "-2"):
+        if kind == "no file":
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "own").touch()
+        else:
+            (tmp_path / name).symlink_to("/nonexistent/place")
+        Observers(tmp_path, tiny.main(), 3, StopSignal()).close()
+        aside = tmp_path / "damaged" / f"{name}{number}"
+        note = f"{tmp_path / name} is {kind}: it is set aside in {aside}"
+        assert note in [event.get("note") for event in read_lines(tmp_path / "events.jsonl")]
+        assert aside.is_symlink() or (aside / "own").is_file()
+        if (tmp_path / name).exists():
+            (tmp_path / name).unlink()
 
 
 def test_a_resumed_run_drops_the_metrics_after_its_checkpoint(tmp_path: Path) -> None:

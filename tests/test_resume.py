@@ -211,15 +211,17 @@ def test_metrics_are_fetched_from_the_device_once_a_period_when_the_next_one_has
         trained(self, step, metrics)
 
     def count_fetch(tree: Any) -> Any:
-        fetched_after.append(last_step[0])
+        if jax.tree.leaves(tree):
+            fetched_after.append(last_step[0])
         return fetch(tree)
 
     monkeypatch.setattr(Journal, "trained", count_step)
     monkeypatch.setattr(jax, "device_get", count_fetch)
     runtime = Runtime(log_every=4, eval_every=100, save_every=100)
     train(replace(tiny.main(), evals={}, runtime=runtime), tmp_path / "run")
-    # Periods end at 4, 8 and 12; each is fetched when the next one ends, the last when the run does.
-    assert fetched_after == [8, 12, 12]
+    # Periods end at 4, 8 and 12; each is fetched when the next one ends, the last when the run does. Then, before the
+    # last evaluation and the save, whether every parameter is finite.
+    assert fetched_after == [8, 12, 12, *[12] * 2]
 
 
 @pytest.mark.slow

@@ -116,6 +116,7 @@ ROOMS = {
     "cluster": ("stop", "environment", "facts", "watchdog", "connection", "server", "rendezvous", "processes"),
     "runs": (
         "clock",
+        "retention",
         "json_lines",
         "watcher",
         "console",
@@ -130,7 +131,6 @@ ROOMS = {
         "journal",
         "shards",
         "leaves",
-        "retention",
         "health",
         "upkeep",
         "saving",

@@ -21,6 +21,7 @@ from jaxtrain.experiment.run_file import read_saved
 from jaxtrain.runs.bucket import file_system
 from jaxtrain.runs.folder import Run, as_begun, check_same, horizon_of_run
 from jaxtrain.runs.lock import Lock
+from jaxtrain.runs.skipped import read_skipped
 
 
 def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lock: Lock | None = None) -> Run:
@@ -62,6 +63,7 @@ def _check_folder(folder: Path, experiment: Experiment, origin: Origin | None) -
     experiment = as_begun(experiment, horizon)
     if (folder / "experiment.json").is_file():
         check_same(folder, read_saved(folder)["config"], experiment)
+        read_skipped(folder)  # raises ConfigError for one that is damaged
     elif folder.exists() and not _unfinished(folder, origin):
         raise ConfigError(f"{folder} exists and is not a run: choose another --run folder")
     return horizon, experiment

@@ -234,7 +234,7 @@ class Journal:
 
     def _write_flight(self, why: str) -> None:
         try:
-            self._observers.recorder.write(self._observers, self._done, why, self._clock.account())
+            self._observers.write_flight(self._done, why, self._clock.account())
         except OSError as error:  # of a full disk, say, which may be why the run fails
             logging.getLogger("jaxtrain.runs").warning("flight.json could not be written: %s", error)
 
@@ -244,7 +244,7 @@ class Journal:
         first = max(step - len(own), self._recorded) + 1
         if first <= step and sums[-1] is not None:
             each = [{**found, "batch": batch} for found, batch in zip(own, sums, strict=True)]
-            self._observers.recorder.append(first, each[first - 1 - step :])
+            self._observers.append(first, each[first - 1 - step :])
             self._recorded = step
         return own
 

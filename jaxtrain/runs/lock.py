@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from jaxtrain.base.errors import Retry
+from jaxtrain.base.errors import ConfigError, Retry
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
 from jaxtrain.runs.owner import FREE, Owner, machine, parsed, process_start
 
@@ -75,7 +75,10 @@ class Lock:
         while (state := broadcast_from_first(self._try(seen, began) if first else 0)) == _State.WAITING:
             if first and not said:
                 said = True
-                print(f"jaxtrain: {folder} is owned by {seen.owner}: waiting for it to end", file=sys.stderr)
+                print(
+                    f"jaxtrain: {folder} is owned by {seen.owner or 'another process'}: waiting for it to end",
+                    file=sys.stderr,
+                )
             time.sleep(min(POLL, self._silent / 10))
         if state == _State.REFUSED:
             owner = seen.owner if first else parsed((_last(folder) or (folder, b""))[1])
@@ -260,9 +263,11 @@ def _read(path: Path) -> bytes | None:
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # what waits for a writer is no lock
     except FileNotFoundError:
-        return None
+        return b"" if path.is_symlink() else None  # a link to nothing is a damaged lock
     try:
         return os.read(file, 4096)
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder, and not the lock of its owner: move it away") from None
     finally:
         os.close(file)
 

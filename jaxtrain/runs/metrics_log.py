@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxtrain.experiment.observers import ObservedRun, Scores
 from jaxtrain.runs.json_lines import Check, append_line, read_lines, repair_lines
+from jaxtrain.runs.retention import set_aside_no_file
 from jaxtrain.runs.watcher import Watcher
 
 
@@ -35,14 +36,18 @@ class MetricsLog(Watcher):
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
             append_line(self._events, dict(time=now, kind=kind, **fields))
 
-    def rewind(self, step: int) -> list[str]:
+    def rewind(self, step: int, log_every: int = 1) -> list[str]:
         """Drop the metrics after `step`, for a run that resumes from there, and set damaged lines aside.
+
+        log_every: the first step that has a line.
 
         Returns what was damaged or is missing.
         """
         if not self._active:
             return []
-        wrong = [f"{self._metrics} is missing"] if step and not self._metrics.exists() else []
+        wrong = [*set_aside_no_file(self._metrics), *set_aside_no_file(self._events)]
+        if step >= log_every and not (self._metrics.exists() and self._metrics.stat().st_size):
+            wrong.append(f"{self._metrics} has no line of the {step} steps until here")
         wrong += repair_lines(self._metrics, line_check(), step)
         return wrong + repair_lines(self._events)
 

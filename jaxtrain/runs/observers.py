@@ -3,8 +3,9 @@
 Not here: what any of them does, and when they are called.
 """
 
+import contextlib
 import traceback
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Observers:
         first, profiled = is_first_process(), experiment.runtime.profiled
         log = MetricsLog(folder, first)
         self.recorder = Recorder(folder, experiment.runtime.flight, first)
-        wrong = log.rewind(start) + self.recorder.steps.rewind(start)
+        wrong = log.rewind(start, experiment.runtime.log_every) + self.recorder.steps.rewind(start)
         self._own: list[Watcher] = [log, Console(experiment.steps, start, first), self.recorder]
         self._mirrors: list[Watcher] = [TensorBoard(folder / "tensorboard", start)] if first else []
         self._mirrors += [Profiler(folder / "profile", profiled)] if first and profiled else []
@@ -66,8 +67,9 @@ class Observers:
 
     def log_event(self, kind: str, **fields: object) -> None:
         """Write an event to events.jsonl and the console."""
-        for each in self._own:
-            each.event(kind, **fields)
+        with self._in_folder():
+            for each in self._own:
+                each.event(kind, **fields)
 
     def begun(self, step: int) -> None:
         """Training begins after `step`."""
@@ -81,6 +83,16 @@ class Observers:
             each.stepped(self, step, metrics)
         for mirror in self._mirrors:
             self._guarded(mirror, "stepped", step, metrics)
+
+    def append(self, first: int, fetched: Sequence[Mapping[str, Any]]) -> None:
+        """The metrics of steps from `first` on are on the host: write them to steps.bin."""
+        with self._in_folder(first + len(fetched) - 1):
+            self.recorder.append(first, fetched)
+
+    def write_flight(self, step: int, why: str, seconds: Mapping[str, float]) -> None:
+        """The run fails after `step`: write flight.json, unless its folder is gone."""
+        if not self._is_run or (self.folder / "experiment.json").is_file():
+            self.recorder.write(self, step, why, seconds)
 
     def trained(self, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
         """The values over a period that ended with `step`."""
@@ -109,18 +121,31 @@ class Observers:
             each.close()
 
     def _call(self, method: str, step: int, *arguments: Any) -> None:
-        if self._is_run and not (self.folder / "experiment.json").is_file():  # what is written next would be no run
-            raise Retry(
-                f"the run folder {self.folder} is gone, after step {step}, and a run cannot go on without it: bring it "
-                "back, and run the same command again"
-            )
-        for each in self._own:
-            getattr(each, method)(self, step, *arguments)
+        with self._in_folder(step):
+            for each in self._own:
+                getattr(each, method)(self, step, *arguments)
         for each in self._mirrors:
             self._guarded(each, method, step, *arguments)
         if self._others:
             self._wait()  # an observer that takes longer than a period holds the run up, rather than pile up calls
             self._last_call = self._thread.submit(self._call_others, method, step, *arguments)
+
+    @contextlib.contextmanager
+    def _in_folder(self, step: int | None = None) -> Generator[None]:
+        """For a block that writes in the folder: raises Retry where that is gone, before it or in it."""
+        file, after = self.folder / "experiment.json", "" if step is None else f", after step {step}"
+        gone = Retry(
+            f"the run folder {self.folder} is gone{after}, and a run cannot go on without it: bring it back, and run "
+            "the same command again"
+        )
+        if self._is_run and not file.is_file():  # what is written next would be no run
+            raise gone
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if self._is_run and not file.is_file():
+                raise gone from error
+            raise
 
     def _call_others(self, method: str, step: int, *arguments: Any) -> None:
         for each in self._others:

@@ -55,7 +55,7 @@ def delete(checkpoint: Path) -> None:
 
 
 def set_aside(checkpoint: Path, folder: Path) -> Path:
-    """Move a checkpoint into a folder, beside those of the same step that lie there. Returns its new path."""
+    """Move a checkpoint, or a file, into a folder, beside those of the same name there. Returns its new path."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         target = folder / (checkpoint.name if number == 1 else f"{checkpoint.name}-{number}")
@@ -63,6 +63,17 @@ def set_aside(checkpoint: Path, folder: Path) -> Path:
             os.rename(checkpoint, target)
             return target
     raise AssertionError("unreachable")
+
+
+def set_aside_no_file(path: Path) -> list[str]:
+    """Move what stands in the place of a run's file and is none, such as a folder or a link to nowhere, to damaged/.
+
+    Returns what was wrong.
+    """
+    if path.is_file() or not os.path.lexists(path):
+        return []
+    kind = "a link to nothing" if path.is_symlink() else "no file"
+    return [f"{path} is {kind}: it is set aside in {set_aside(path, path.parent / 'damaged')}"]
 
 
 def remove_leftovers(checkpoints: Path) -> None:

@@ -49,7 +49,10 @@ class Save:
     def make(self) -> None:
         """Make the folder: in process 0, before any writes into it."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        (self.folder / STATE).mkdir(parents=True)
+        if not self.folder.parent.exists():  # without its parents: a run folder that is gone is not made again
+            self.folder.parent.mkdir()
+        self.folder.mkdir()
+        (self.folder / STATE).mkdir()
 
     def begin(
         self, made: Future[None], write: Callable[[Path], Sequence[Any]], arrays: Mapping[str, jax.Array]

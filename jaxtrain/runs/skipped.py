@@ -4,6 +4,7 @@
 which the step does on the device (`optimizers/guarded.py`).
 """
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def read_skipped(folder: Path) -> list[dict[str, Any]]:
     that it went back to, `after`. Raises ConfigError for a file that is none of ours.
     """
     file = folder / "skipped.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         return []
     found = read_json(file)
     rewinds = found.get("rewinds") if isinstance(found, dict) else None

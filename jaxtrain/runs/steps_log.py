@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxtrain.base.errors import Damaged
 from jaxtrain.base.files import atomic_write, require_file
+from jaxtrain.runs.retention import set_aside_no_file
 
 HEADER = b"jaxtrain steps 1"
 RECORD = np.dtype(
@@ -53,6 +54,7 @@ class StepsLog:
         """
         if not self._active:
             return []
+        no_file = set_aside_no_file(self._path)
         data = self._path.read_bytes() if self._path.exists() else b""
         records = _records(data)
         bad = np.flatnonzero(_crcs(records) != records["crc"])
@@ -72,7 +74,7 @@ class StepsLog:
         else:
             with atomic_write(self._path) as temporary:
                 temporary.write_bytes(whole)
-        return wrong
+        return no_file + wrong
 
 
 def read_steps(folder: Path) -> dict[str, np.ndarray]:
