@@ -152,6 +152,7 @@ ROOMS = {
         "shrink",
         "judge",
         "verify",
+        "outcome",
         "verify_resume",
         "databench",
         "replay",
