@@ -21,10 +21,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -111,8 +110,8 @@ SIGNALS = {
 }
 """What is sent to the processes of a start, or to one of them, for a kill of a kind."""
 
-MOMENTS = ("startup", "training", "teardown")
-"""When a kill comes: from the first line of the command on, from the first step on, and once the last save is durable."""
+MOMENTS = {"startup": 4, "training": 5, "teardown": 1}
+"""When a kill comes, and how often: from the first line of the command on, from the first step on, and once the last save is durable."""
 
 
 class Job:
@@ -149,12 +148,7 @@ class Job:
 
     def running(self) -> list[int]:
         """All processes that this start has begun, their data workers too, that run."""
-        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if self._is_ours(pid)]
-
-    def _is_ours(self, pid: int) -> bool:
-        with contextlib.suppress(OSError):
-            return f"{MARK}={self.mark}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
-        return False
+        return marked(f"{self.mark}\0")
 
     def kill(self, kind: str, draw: random.Random) -> bool:
         """Whether there was something to kill."""
@@ -191,17 +185,28 @@ class Job:
             time.sleep(2)
             raise TimeoutError(f"hangs: {tail(self.log, 60)}") from None
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        """End all that it started, workers too."""
-        for process in self.processes:
-            process.kill()
-            process.wait()
-        for pid in self.running():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+def marked(mark: str = f"{os.getpid()}-") -> list[int]:
+    """The processes that run whose mark begins so: by default, of all starts."""
+    found = []
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):
+            if f"\0{MARK}={mark}".encode() in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():
+                found.append(pid)
+    return found
+
+
+@contextlib.contextmanager
+def ending_all() -> Generator[None]:
+    """At the end, also by an exception at any moment, end all that was started."""
+    try:
+        yield
+    finally:
+        while found := marked():
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
 
 
 def _catches(pid: int, number: int) -> bool:
@@ -234,7 +239,7 @@ def shared_memory() -> set[str]:
     return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
 
 
-def moment(job: Job, draw: random.Random, startup: float, kind: str) -> tuple[str, float]:
+def moment(job: Job, draw: random.Random, startup: float, kind: str, usable: Sequence[str]) -> tuple[str, float]:
     """Wait for a random moment. Returns which of `MOMENTS`, and how many seconds starting takes, as far as is known."""
     begun, events = time.monotonic(), job.folder / "events.jsonl"
 
@@ -248,7 +253,7 @@ def moment(job: Job, draw: random.Random, startup: float, kind: str) -> tuple[st
         while time.monotonic() < end and count(event) == before[event] and all(p.poll() is None for p in job.processes):
             time.sleep(0.01)
 
-    which = "training" if kind == "worker" else draw.choices(MOMENTS, (4, 5, 1))[0]
+    which = "training" if kind == "worker" else draw.choices(usable, [MOMENTS[each] for each in usable])[0]
     if which == "startup":
         while not job.hears():
             time.sleep(0.002)
@@ -267,8 +272,9 @@ def moment(job: Job, draw: random.Random, startup: float, kind: str) -> tuple[st
 class Soak:
     """Kills, and what was seen."""
 
-    def __init__(self, kills: int, kinds: Sequence[str], seed: int, place: Path) -> None:
+    def __init__(self, kills: int, kinds: Sequence[str], moments: Sequence[str], seed: int, place: Path) -> None:
         self.kills, self.kinds, self.place, self.draw = kills, kinds, place, random.Random(seed)
+        self.moments_used = moments
         self.temporary, self.shared = place / "temporary", shared_memory()
         self.temporary.mkdir()
         self.done, self.starts, self.begun = 0, 0, time.monotonic()
@@ -280,13 +286,13 @@ class Soak:
     def left_alone(self, scenario: tuple[str, int, int], name: str) -> list[str]:
         """Train without a kill, and remember what it came to; returns what was wrong."""
         at = time.monotonic()
-        with Job(scenario, self.place / name, self.temporary) as job:
-            codes = job.wait()
-            if any(codes):
-                return [f"exit codes {codes}: {tail(job.log)}"]
-            # The first start compiles; those after it find the programs in the cache.
-            self.expected[name], self.startup[name] = ended(self.place / name, STEPS), (time.monotonic() - at) / 3
-            return left_over(job, self.temporary, self.shared)
+        job = Job(scenario, self.place / name, self.temporary)
+        codes = job.wait()
+        if any(codes):
+            return [f"exit codes {codes}: {tail(job.log)}"]
+        # The first start compiles; those after it find the programs in the cache.
+        self.expected[name], self.startup[name] = ended(self.place / name, STEPS), (time.monotonic() - at) / 3
+        return left_over(job, self.temporary, self.shared)
 
     def chain(self, number: int, scenario: tuple[str, int, int], name: str, most: int) -> list[str]:
         """Start one run again and again, killing it at most so often, until it ends; returns what was wrong."""
@@ -294,17 +300,16 @@ class Soak:
         usable = [each for each in self.kinds if scenario[2] > 1 or each not in ("coordinator", "other process")]
         while True:
             self.starts += 1
-            with Job(scenario, folder, self.temporary) as job:
-                kind, which = "", ""
-                if self.done < self.kills and own < most:
-                    kind = self.draw.choice(usable)
-                    which, self.startup[name] = moment(job, self.draw, self.startup[name], kind)
-                    kind = kind if job.kill(kind, self.draw) else ""
-                try:
-                    codes = job.wait()
-                except TimeoutError as error:
-                    return [*wrong, f"{kind} ({which}): {error}"]
-                left = left_over(job, self.temporary, self.shared)
+            job, kind, which = Job(scenario, folder, self.temporary), "", ""
+            if self.done < self.kills and own < most:
+                kind = self.draw.choice(usable)
+                which, self.startup[name] = moment(job, self.draw, self.startup[name], kind, self.moments_used)
+                kind = kind if job.kill(kind, self.draw) else ""
+            try:
+                codes = job.wait()
+            except TimeoutError as error:
+                return [*wrong, f"{kind} ({which}): {error}"]
+            left = left_over(job, self.temporary, self.shared)
             at = f"{kind or 'no kill'} ({which}), exit codes {codes}"
             wrong += [f"{at}: {each}" for each in left]
             if not set(codes) <= {0} | (CODES[kind] if kind else set()):
@@ -333,12 +338,19 @@ class Soak:
         return "\n".join(lines)
 
 
-def soak(kills: int, kinds: Sequence[str], seed: int, place: Path, scenarios: Sequence[int] = (0, 1, 2)) -> list[str]:
+def soak(
+    kills: int,
+    kinds: Sequence[str],
+    seed: int,
+    place: Path,
+    scenarios: Sequence[int] = (0, 1, 2),
+    moments: Sequence[str] = tuple(MOMENTS),
+) -> list[str]:
     """Do so many kills; prints a line a kill and a chain, and a table, and returns what was wrong.
 
     scenarios: indices of `SCENARIOS`, which take turns.
     """
-    all_of_it, wrong, number = Soak(kills, kinds, seed, place), list[str](), 0
+    all_of_it, wrong, number = Soak(kills, kinds, moments, seed, place), list[str](), 0
     most = max(1, min(8, -(-kills // len(scenarios))))
     while all_of_it.done < kills:
         scenario, number = SCENARIOS[scenarios[number % len(scenarios)]], number + 1
@@ -359,12 +371,14 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=list(CODES), default=list(CODES))
+    parser.add_argument("--moments", nargs="+", choices=list(MOMENTS), default=list(MOMENTS))
+    parser.add_argument("--scenarios", nargs="+", type=int, default=[0, 1, 2], help="alone, fsdp, two processes")
     parser.add_argument("--keep", action="store_true", help="keep the folders of the runs where something was wrong")
     flags = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    with tempfile.TemporaryDirectory(prefix="jaxtrain-soak-") as place:
-        wrong = soak(flags.kills, flags.kinds, flags.seed, Path(place))
+    with tempfile.TemporaryDirectory(prefix="jaxtrain-soak-") as place, ending_all():
+        wrong = soak(flags.kills, flags.kinds, flags.seed, Path(place), flags.scenarios, flags.moments)
         if wrong and flags.keep:
             print(f"kept: {shutil.copytree(place, f'{place}-kept', symlinks=True)}")
     print(*(wrong or ["nothing was lost, nothing is left, nothing hung"]), sep="\n")

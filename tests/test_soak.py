@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 import soak as script
-from soak import CODES, SCENARIOS, SIGNALS, soak
+from soak import CODES, SCENARIOS, SIGNALS, ending_all, soak
 
 
 @pytest.mark.slow
 def test_runs_that_are_killed_in_every_way_end_as_those_left_alone_and_leave_nothing(tmp_path: Path) -> None:
     """In one process on two devices, then in two processes."""
-    assert soak(4, ["SIGKILL", "SIGTERM", "SIGINT twice", "worker", "coordinator"], 0, tmp_path, scenarios=(1, 2)) == []
+    with ending_all():
+        assert (
+            soak(4, ["SIGKILL", "SIGTERM", "SIGINT twice", "worker", "coordinator"], 0, tmp_path, scenarios=(1, 2))
+            == []
+        )
 
 
 def test_the_soak_knows_every_way_to_stop_and_runs_in_one_and_two_processes_and_on_two_meshes() -> None:
