@@ -131,7 +131,11 @@ class Job:
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         }
-        several = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
+        several = {
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+            "JAX_NUM_PROCESSES": str(count),
+            "JAXTRAIN_JOIN_SECONDS": "60",  # for which the others wait where one is killed before it has joined
+        }
         command = [sys.executable, "-m", "jaxtrain", "train", f"{Path(__file__).resolve()}:{function}", "--run", folder]
         self.log = folder.with_name(f"{folder.name}.log")
         with self.log.open("a") as log:
@@ -352,16 +356,18 @@ def soak(
     """
     all_of_it, wrong, number = Soak(kills, kinds, moments, seed, place), list[str](), 0
     most = max(1, min(8, -(-kills // len(scenarios))))
-    while all_of_it.done < kills:
-        scenario, number = SCENARIOS[scenarios[number % len(scenarios)]], number + 1
-        name = f"{scenario[0]}-{scenario[1]}-{scenario[2]}"
-        if name not in all_of_it.expected and (found := all_of_it.left_alone(scenario, name)):
-            wrong += [f"{name}, left alone: {each}" for each in found]
-            break
-        found = [f"chain {number} ({name}): {each}" for each in all_of_it.chain(number, scenario, name, most)]
-        print(*(found or [f"chain {number} ({name}): ends as the run left alone"]), sep="\n", flush=True)
-        wrong += found
-    print(f"\nseed {seed}, {number} chains, {all_of_it.table()}", flush=True)
+    try:
+        while all_of_it.done < kills:
+            scenario, number = SCENARIOS[scenarios[number % len(scenarios)]], number + 1
+            name = f"{scenario[0]}-{scenario[1]}-{scenario[2]}"
+            if name not in all_of_it.expected and (found := all_of_it.left_alone(scenario, name)):
+                wrong += [f"{name}, left alone: {each}" for each in found]
+                break
+            found = [f"chain {number} ({name}): {each}" for each in all_of_it.chain(number, scenario, name, most)]
+            print(*(found or [f"chain {number} ({name}): ends as the run left alone"]), sep="\n", flush=True)
+            wrong += found
+    finally:
+        print(f"\nseed {seed}, {number} chains, {all_of_it.table()}", flush=True)
     return wrong
 
 

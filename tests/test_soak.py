@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import launch
 import pytest
 import soak as script
 from soak import CODES, SCENARIOS, SIGNALS, ending_all, soak
@@ -53,3 +54,36 @@ def marked(folder: Path) -> list[str]:
         if f"JAXTRAIN_SOAK_TEST={folder}\0".encode() in variables:
             found.append(pid)
     return found
+
+
+DIES_LAST = """
+import atexit, os, signal
+import jaxtrain.cli.main  # whose own functions at exit are called after this one
+atexit.register(os.kill, os.getpid(), signal.SIGKILL)
+from jaxtrain.__main__ import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_process_that_dies_once_all_have_finished_harms_no_other(dies: int, tmp_path: Path) -> None:
+    port = launch.free_port()
+    started = [
+        launch.start(
+            "data",
+            tmp_path / "run",
+            "--steps=2",
+            program=DIES_LAST if process == dies else None,
+            process=process,
+            processes=2,
+            port=port,
+        )
+        for process in range(2)
+    ]
+    try:
+        printed = [process.communicate(timeout=90)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == ([-9, 0] if dies == 0 else [0, -9]), "\n".join(printed)
