@@ -9,7 +9,8 @@ from jaxtrain.cluster.stop import signals_of_command
 def main() -> None:
     """Run the command line, and end though threads hang."""
     code = 0
-    with signals_of_command() as stop:
+    # Once its exit code is known, no signal may replace it while the interpreter ends.
+    with signals_of_command(ignored_after=True) as stop:
         stop.importing = True
         from jaxtrain.cli.main import main as command
 
@@ -17,7 +18,9 @@ def main() -> None:
             command()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    leave_hanging_threads(code)
+        finally:
+            stop.over = True
+        leave_hanging_threads(code)
     sys.exit(code)
 
 

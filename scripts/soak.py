@@ -1,17 +1,19 @@
 """Kills training in every way at random moments, resumes it, and compares what it came to with a run left alone.
 
-    python scripts/soak.py --kills 1000              about 10 s a kill on two cores
+    python scripts/soak.py --kills 1000              about 7 s a kill on two cores
     python scripts/soak.py --kills 20 --kinds SIGKILL worker coordinator
 
 Chains of starts of one run, on two meshes, in one and in two processes, with data workers. After each kill the exit codes
 must be those of docs/command-line.md, and no process, shared memory or temporary file may be left; after each chain the last
-state and all lines of metrics must be bitwise those of the run left alone. Exit code 1 if anything is not so.
+state and all lines of metrics must be bitwise those of the run left alone. Exit code 1 if anything is not so. It ends what
+it started when it is interrupted.
 """
 
 import argparse
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,13 +21,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from jaxtrain import Experiment, Layout, Runtime
+from jaxtrain.analysis.outcome import Ended, ended, unlike
 from jaxtrain.data import Pipeline, Source
 from jaxtrain.experiment import Retention
 from jaxtrain.models import Blocks, Transformer
@@ -35,7 +38,7 @@ from jaxtrain.tasks import LanguageModel
 STEPS, BATCH_SECONDS, HANG_SECONDS, MARK = 40, 0.12, 150.0, "JAXTRAIN_SOAK"
 RUN_FILES = {
     *("experiment.json", "environment.json", "metrics.jsonl", "events.jsonl", "soak.py", "tensorboard", "checkpoints"),
-    *("lock.json", "steps.bin", "flight.json", "data", "damaged", "logs"),
+    *("lock.json", "steps.bin", "flight.json", "skipped.json", "data", "damaged", "logs"),
     *(f"{name}{number}.txt" for name in ("traceback", "stacks") for number in ("", "-1")),
 }
 """What a run folder may hold."""
@@ -92,11 +95,23 @@ CODES = {
     "SIGINT": {130},
     "SIGTERM twice": {75},
     "SIGINT twice": {130},
+    "SIGTERM, then SIGINT": {75, 130},
     "worker": set[int](),  # the run goes on
     "coordinator": {-9, 75},
     "other process": {-9, 75},
 }
 """The exit codes that a kill of a kind may end processes with, besides 0 where the run was done before."""
+
+SIGNALS = {
+    **{kind: (kind,) for kind in ("SIGKILL", "SIGTERM", "SIGUSR1", "SIGINT")},
+    **{f"{kind} twice": (kind, kind) for kind in ("SIGTERM", "SIGINT")},
+    "SIGTERM, then SIGINT": ("SIGTERM", "SIGINT"),
+    **dict.fromkeys(("coordinator", "other process"), ("SIGKILL",)),
+}
+"""What is sent to the processes of a start, or to one of them, for a kill of a kind."""
+
+MOMENTS = {"startup": 4, "training": 5, "teardown": 1}
+"""When a kill comes, and how often: from the first line of the command on, from the first step on, and once the last save is durable."""
 
 
 class Job:
@@ -111,11 +126,16 @@ class Job:
         base = {
             **os.environ,
             MARK: self.mark,
+            "PYTHONFAULTHANDLER": "1",  # SIGABRT shows the stacks of one that hangs
             "TMPDIR": str(temporary),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         }
-        several = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
+        several = {
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+            "JAX_NUM_PROCESSES": str(count),
+            "JAXTRAIN_JOIN_SECONDS": "60",  # for which the others wait where one is killed before it has joined
+        }
         command = [sys.executable, "-m", "jaxtrain", "train", f"{Path(__file__).resolve()}:{function}", "--run", folder]
         self.log = folder.with_name(f"{folder.name}.log")
         with self.log.open("a") as log:
@@ -132,12 +152,7 @@ class Job:
 
     def running(self) -> list[int]:
         """All processes that this start has begun, their data workers too, that run."""
-        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if self._is_ours(pid)]
-
-    def _is_ours(self, pid: int) -> bool:
-        with contextlib.suppress(OSError):
-            return f"{MARK}={self.mark}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
-        return False
+        return marked(f"{self.mark}\0")
 
     def kill(self, kind: str, draw: random.Random) -> bool:
         """Whether there was something to kill."""
@@ -150,30 +165,66 @@ class Job:
                 os.kill(draw.choice(sorted(workers)), signal.SIGKILL)
             return True
         if kind in ("coordinator", "other process"):
-            main = [self.processes[0 if kind == "coordinator" else -1]]
-            kind = "SIGKILL"
-        alive = any(process.poll() is None for process in main)
-        for number in range(1 + kind.endswith("twice")):
-            time.sleep(number * draw.random() * 0.3)
+            chosen = self.processes[0 if kind == "coordinator" else -1]
+            main = [chosen] if chosen in main else []
+        alive = bool(main)
+        for number, name in enumerate(SIGNALS[kind]):
+            time.sleep(number * draw.random() * 1.5)  # a second one within half a second is an echo of the first
             for process in main:
-                process.send_signal(signal.Signals[kind.split()[0]])
+                process.send_signal(signal.Signals[name])
         return alive
 
-    def end(self) -> list[int]:
-        """Wait for the exit codes; a job that hangs is killed, and raises TimeoutError."""
+    def hears(self) -> bool:
+        """Whether every process that runs handles SIGTERM, as it does from the first line of the command on."""
+        return all(_catches(process.pid, signal.SIGTERM) for process in self.processes if process.poll() is None)
+
+    def wait(self) -> list[int]:
+        """Wait for the exit codes. Raises TimeoutError where a process hangs, whose stacks are in the log then."""
         end = time.monotonic() + HANG_SECONDS
         try:
             return [process.wait(max(0.0, end - time.monotonic())) for process in self.processes]
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"{kind_of_log(self.log)}: hangs") from None
-        finally:
             for process in self.processes:
-                process.kill()
+                process.send_signal(signal.SIGABRT)
+            time.sleep(2)
+            raise TimeoutError(f"hangs: {tail(self.log, 60)}") from None
 
 
-def kind_of_log(log: Path) -> str:
+def marked(mark: str = f"{os.getpid()}-") -> list[int]:
+    """The processes that run whose mark begins so: by default, of all starts."""
+    found = []
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):
+            if f"\0{MARK}={mark}".encode() in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():
+                found.append(pid)
+    return found
+
+
+@contextlib.contextmanager
+def ending_all() -> Generator[None]:
+    """At the end, also by an exception at any moment, end all that was started."""
+    try:
+        yield
+    finally:
+        while found := marked():
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+
+def _catches(pid: int, number: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(found) and bool(int(found[0], 16) >> (number - 1) & 1)
+
+
+def tail(log: Path, lines: int = 12) -> str:
     """The last lines of a log."""
-    return "\n    ".join([str(log), *log.read_text(errors="replace").splitlines()[-12:]])
+    return "\n    ".join([str(log), *log.read_text(errors="replace").splitlines()[-lines:]])
 
 
 def left_over(job: Job, temporary: Path, shared: set[str]) -> list[str]:
@@ -192,82 +243,131 @@ def shared_memory() -> set[str]:
     return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
 
 
-def moment(job: Job, draw: random.Random, startup: float, kind: str) -> float:
-    """Wait for a random moment: in 4 of 10 cases while the job starts, else while it trains. Returns how many seconds
-    starting takes, if it was seen.
-    """
-    if draw.random() < 0.4 and kind != "worker":  # which are started last
+def moment(job: Job, draw: random.Random, startup: float, kind: str, usable: Sequence[str]) -> tuple[str, float]:
+    """Wait for a random moment. Returns which of `MOMENTS`, and how many seconds starting takes, as far as is known."""
+    begun, events = time.monotonic(), job.folder / "events.jsonl"
+
+    def count(event: bytes) -> int:
+        return events.read_bytes().count(b'"%s"' % event) if events.exists() else 0
+
+    before = {event: count(event) for event in (b"compiled", b"ended")}
+
+    def wait_for(event: bytes, patience: float) -> None:
+        end = time.monotonic() + patience
+        while time.monotonic() < end and count(event) == before[event] and all(p.poll() is None for p in job.processes):
+            time.sleep(0.01)
+
+    which = "training" if kind == "worker" else draw.choices(usable, [MOMENTS[each] for each in usable])[0]
+    if which == "startup":
+        while not job.hears():
+            time.sleep(0.002)
         time.sleep(draw.random() * startup)
-        return startup
-    begun = time.monotonic()
-    events = job.folder / "events.jsonl"
-    before = events.read_bytes().count(b'"compiled"') if events.exists() else 0
-    end = time.monotonic() + 20 * startup
-    while time.monotonic() < end and all(process.poll() is None for process in job.processes):
-        if events.exists() and events.read_bytes().count(b'"compiled"') > before:
-            break
-        time.sleep(0.01)
+        return which, startup
+    wait_for(b"compiled", HANG_SECONDS / 2)
     startup = time.monotonic() - begun
-    time.sleep(draw.random() * STEPS * BATCH_SECONDS / 2)  # two workers read
-    return startup
+    if which == "teardown":
+        wait_for(b"ended", HANG_SECONDS / 2)
+        time.sleep(draw.random() * 0.6)
+    else:
+        time.sleep(draw.random() * STEPS * BATCH_SECONDS / 2)  # two workers read
+    return which, startup
 
 
-def soak(kills: int, kinds: Sequence[str], seed: int, place: Path) -> list[str]:
-    """Do so many kills; prints progress and a table, and returns what was wrong."""
-    from jaxtrain.analysis.verify_resume import ended, unlike
+class Soak:
+    """Kills, and what was seen."""
 
-    draw, wrong, counts, codes_seen = random.Random(seed), list[str](), Counter[str](), dict[str, Counter[int]]()
-    temporary, shared = place / "temporary", shared_memory()
-    temporary.mkdir()
-    expected, startup = {}, {}
-    begun, done, chain, starts = time.monotonic(), 0, 0, 0
-    while done < kills or not chain:
-        scenario = SCENARIOS[chain % len(SCENARIOS)]
-        name, chain = "-".join(map(str, scenario)), chain + 1
-        if name not in expected:
-            at = time.monotonic()
-            job = Job(scenario, place / name, temporary)
-            if any(job.end()):
-                return [f"the run left alone failed: {kind_of_log(job.log)}"]
-            wrong += [f"{name} left alone: {each}" for each in left_over(job, temporary, shared)]
-            # The first start compiles; those after it find the programs in the cache.
-            expected[name], startup[name] = ended(place / name, STEPS), (time.monotonic() - at) / 4
-        folder, own = place / f"chain-{chain}", 0
+    def __init__(self, kills: int, kinds: Sequence[str], moments: Sequence[str], seed: int, place: Path) -> None:
+        self.kills, self.kinds, self.place, self.draw = kills, kinds, place, random.Random(seed)
+        self.moments_used = moments
+        self.temporary, self.shared = place / "temporary", shared_memory()
+        self.temporary.mkdir()
+        self.done, self.starts, self.begun = 0, 0, time.monotonic()
+        self.codes: dict[str, Counter[int]] = {}
+        self.moments: dict[str, Counter[str]] = {}
+        self.expected: dict[str, Ended] = {}
+        self.startup: dict[str, float] = {}
+
+    def left_alone(self, scenario: tuple[str, int, int], name: str) -> list[str]:
+        """Train without a kill, and remember what it came to; returns what was wrong."""
+        at = time.monotonic()
+        job = Job(scenario, self.place / name, self.temporary)
+        codes = job.wait()
+        if any(codes):
+            return [f"exit codes {codes}: {tail(job.log)}"]
+        # The first start compiles; those after it find the programs in the cache.
+        self.expected[name], self.startup[name] = ended(self.place / name, STEPS), (time.monotonic() - at) / 3
+        return left_over(job, self.temporary, self.shared)
+
+    def chain(self, number: int, scenario: tuple[str, int, int], name: str, most: int) -> list[str]:
+        """Start one run again and again, killing it at most so often, until it ends; returns what was wrong."""
+        folder, own, wrong = self.place / f"chain-{number}", 0, list[str]()
+        usable = [each for each in self.kinds if scenario[2] > 1 or each not in ("coordinator", "other process")]
         while True:
-            starts += 1
-            job, kind = Job(scenario, folder, temporary), ""
-            if done < kills and own < 8:
-                usable = [each for each in kinds if scenario[2] > 1 or each not in ("coordinator", "other process")]
-                kind = draw.choice(usable)
-                startup[name] = moment(job, draw, startup[name], kind)
-                kind = kind if job.kill(kind, draw) else ""
+            self.starts += 1
+            job, kind, which = Job(scenario, folder, self.temporary), "", ""
+            if self.done < self.kills and own < most:
+                kind = self.draw.choice(usable)
+                which, self.startup[name] = moment(job, self.draw, self.startup[name], kind, self.moments_used)
+                kind = kind if job.kill(kind, self.draw) else ""
             try:
-                codes = job.end()
+                codes = job.wait()
             except TimeoutError as error:
-                return [*wrong, f"chain {chain}, {kind}: {error}"]
-            allowed = {0} | (CODES[kind] if kind else set())
-            if not set(codes) <= allowed:
-                wrong.append(f"chain {chain} ({name}), {kind or 'no kill'}: exit codes {codes}: {kind_of_log(job.log)}")
-            wrong += [f"chain {chain} ({name}), {kind}: {each}" for each in left_over(job, temporary, shared)]
+                return [*wrong, f"{kind} ({which}): {error}"]
+            left = left_over(job, self.temporary, self.shared)
+            at = f"{kind or 'no kill'} ({which}), exit codes {codes}"
+            wrong += [f"{at}: {each}" for each in left]
+            if not set(codes) <= {0} | (CODES[kind] if kind else set()):
+                wrong.append(f"{at}: {tail(job.log)}")
             if kind:
-                done, own = done + 1, own + 1
-                counts[kind] += 1
-                codes_seen.setdefault(kind, Counter()).update(codes)
-                seconds = time.monotonic() - begun
-                print(f"{done}/{kills}  chain {chain}  {name}  {kind}  {codes}  {seconds:.0f} s", flush=True)
+                self.done, own = self.done + 1, own + 1
+                self.codes.setdefault(kind, Counter()).update(codes)
+                self.moments.setdefault(kind, Counter())[which] += 1
+                print(f"  {self.done}/{self.kills}  {at}  {time.monotonic() - self.begun:.0f} s", flush=True)
             if not any(codes):
                 break
-            if not kind and any(codes):
-                return [*wrong, f"chain {chain}: does not end: {kind_of_log(job.log)}"]
-        wrong += [f"chain {chain} ({name}): {each}" for each in unlike(expected[name], ended(folder, STEPS))]
-        names = {path.name for path in folder.iterdir()}
-        wrong += [f"chain {chain}: the run folder holds {each}" for each in sorted(names - RUN_FILES)]
+            if not kind:
+                return [*wrong, f"does not end: {tail(job.log)}"]
+        wrong += unlike(self.expected[name], ended(folder, STEPS))
+        wrong += [f"the run folder holds {path.name}" for path in folder.iterdir() if path.name not in RUN_FILES]
         saved = [path.name for path in (folder / "checkpoints").iterdir()]
-        wrong += [f"chain {chain}: checkpoints/ holds {each}" for each in saved if "tmp" in each]
-    print(f"\n{done} kills, {starts} starts, {chain} chains, {time.monotonic() - begun:.0f} s, seed {seed}")
-    for kind, count in sorted(counts.items()):
-        seen = ", ".join(f"{code} × {times}" for code, times in sorted(codes_seen[kind].items()))
-        print(f"  {kind:14} {count:5}  exit codes {seen}")
+        return wrong + [f"checkpoints/ holds {each}" for each in saved if not each.isdecimal()]
+
+    def table(self) -> str:
+        """How often what was killed when, and the exit codes."""
+        lines = [f"{self.done} kills, {self.starts} starts, {time.monotonic() - self.begun:.0f} s"]
+        for kind, seen in sorted(self.codes.items()):
+            codes = ", ".join(f"{code} × {times}" for code, times in sorted(seen.items()))
+            when = ", ".join(f"{which} {self.moments[kind][which]}" for which in MOMENTS)
+            lines.append(f"  {kind:20} {self.moments[kind].total():5}  {when:40} exit codes {codes}")
+        return "\n".join(lines)
+
+
+def soak(
+    kills: int,
+    kinds: Sequence[str],
+    seed: int,
+    place: Path,
+    scenarios: Sequence[int] = (0, 1, 2),
+    moments: Sequence[str] = tuple(MOMENTS),
+) -> list[str]:
+    """Do so many kills; prints a line a kill and a chain, and a table, and returns what was wrong.
+
+    scenarios: indices of `SCENARIOS`, which take turns.
+    """
+    all_of_it, wrong, number = Soak(kills, kinds, moments, seed, place), list[str](), 0
+    most = max(1, min(8, -(-kills // len(scenarios))))
+    try:
+        while all_of_it.done < kills:
+            scenario, number = SCENARIOS[scenarios[number % len(scenarios)]], number + 1
+            name = f"{scenario[0]}-{scenario[1]}-{scenario[2]}"
+            if name not in all_of_it.expected and (found := all_of_it.left_alone(scenario, name)):
+                wrong += [f"{name}, left alone: {each}" for each in found]
+                break
+            found = [f"chain {number} ({name}): {each}" for each in all_of_it.chain(number, scenario, name, most)]
+            print(*(found or [f"chain {number} ({name}): ends as the run left alone"]), sep="\n", flush=True)
+            wrong += found
+    finally:
+        print(f"\nseed {seed}, {number} chains, {all_of_it.table()}", flush=True)
     return wrong
 
 
@@ -277,9 +377,16 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=list(CODES), default=list(CODES))
+    parser.add_argument("--moments", nargs="+", choices=list(MOMENTS), default=list(MOMENTS))
+    parser.add_argument("--scenarios", nargs="+", type=int, default=[0, 1, 2], help="alone, fsdp, two processes")
+    parser.add_argument("--keep", action="store_true", help="keep the folders of the runs where something was wrong")
     flags = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="jaxtrain-soak-") as place:
-        wrong = soak(flags.kills, flags.kinds, flags.seed, Path(place))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory(prefix="jaxtrain-soak-") as place, ending_all():
+        wrong = soak(flags.kills, flags.kinds, flags.seed, Path(place), flags.scenarios, flags.moments)
+        if wrong and flags.keep:
+            print(f"kept: {shutil.copytree(place, f'{place}-kept', symlinks=True)}")
     print(*(wrong or ["nothing was lost, nothing is left, nothing hung"]), sep="\n")
     sys.exit(bool(wrong))
 

@@ -154,6 +154,7 @@ ROOMS = {
         "shrink",
         "judge",
         "verify",
+        "outcome",
         "verify_resume",
         "databench",
         "replay",

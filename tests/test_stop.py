@@ -349,3 +349,21 @@ def test_a_checkpoint_that_was_saved_in_an_evaluation_gets_the_scores_of_the_one
     for step in (6, 12):
         assert read_scores(run.folder / "checkpoints" / str(step)) == {"validation/loss": losses[step]}
         assert list(faults(run.folder / "checkpoints" / str(step))) == []
+
+
+ENDING = """
+import atexit, sys, time
+atexit.register(lambda: (print("ending", flush=True), time.sleep(1)))
+sys.argv[1:] = ["completion", "fish"]
+from jaxtrain.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_while_the_interpreter_ends_does_not_change_the_exit_code(number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", ENDING], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any(line == "ending\n" for line in process.stdout)
+        process.send_signal(number)
+        assert process.wait(60) == 0

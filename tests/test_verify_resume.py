@@ -1,5 +1,7 @@
 """`jaxtrain verify-resume`: what cannot be resumed is found and named, what can be passes."""
 
+import random
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxtrain.analysis.verify_resume import changed_batches, small, ulps
+from jaxtrain.analysis.verify_resume import changed_batches, first_kill, small
 from jaxtrain.data import Pipeline, Transform
 
 PURE = Pipeline(tiny.Counting(100), batch_size=4)
@@ -66,11 +68,13 @@ def test_the_small_experiment_keeps_data_and_transforms_and_is_cut_to_a_small_vo
     assert sum(len(list(data.epoch())) for data in made.evals.values()) == 2
 
 
-def test_ulps_are_of_the_largest_element() -> None:
-    one = np.array([1.0, 1e-6], np.float32)
-    assert ulps(one, one) == 0
-    assert ulps(one, np.array([1 + 3 * 2.0**-23, 1e-6], np.float32)) == 3
-    assert ulps(one, np.array([1.0, 1e-6 + 2.0**-22], np.float32)) == 2
+@pytest.mark.parametrize("seed", range(20))
+def test_the_first_kill_of_a_run_comes_when_a_checkpoint_is_durable(seed: int) -> None:
+    plan = first_kill(random.Random(seed), Path("run"))
+    assert plan.phase == "step"
+    # Two entries a step; step 7 begins once step 6 is being saved, for which step 3 had to be durable.
+    assert 13 <= plan.times <= 24
+    assert plan.by in (signal.SIGKILL, signal.SIGTERM)
 
 
 STATE_OUTSIDE = """

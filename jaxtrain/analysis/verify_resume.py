@@ -17,27 +17,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from jaxtrain.analysis.outcome import Ended, ended, same_bits, ulps, unlike
 from jaxtrain.base.errors import ConfigError, ExitCode
 from jaxtrain.data import Pipeline, Source, Take, Transform
 from jaxtrain.data.sources.base import Example
 from jaxtrain.experiment.experiment import Experiment, Retention, Runtime
 from jaxtrain.experiment.files import Origin
 from jaxtrain.models.sizes import smaller
-from jaxtrain.runs.checkpoints import Checkpoints
 from jaxtrain.runs.clock import Clock
-from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.train import train
 
 PLAN = "JAXTRAIN_VERIFY_RESUME"
 """The environment variable by which a process knows that it is one of those that are killed, as JSON of `_Plan`."""
 
-STEPS, ROWS, PATIENCE = 12, 8, 600
-"""Updates of a run, rows of its batches at most, and seconds after which a process hangs."""
-
-_OF_THE_CLOCK = ("examples_per_second", "tokens_per_second", "mfu")
+STEPS, SAVE_EVERY, ROWS, PATIENCE = 12, 3, 8, 600
+"""Updates of a run, and between two saves, rows of its batches at most, and seconds after which a process hangs."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def small(experiment: Experiment) -> Experiment:
         layout=replace(experiment.layout, mesh={}),
         microbatches=1,
         steps=STEPS,
-        runtime=Runtime(log_every=2, eval_every=4, save_every=3, keep=keep),
+        runtime=Runtime(log_every=2, eval_every=4, save_every=SAVE_EVERY, keep=keep),
     )
 
 
@@ -143,7 +139,7 @@ def verify_resume(
         whole, rows, differences, chains = Path(place) / "whole", list[str](), list[str](), 0
         if code := _start(command, _Plan(str(whole))):
             raise ConfigError(f"the run that is not killed ended with exit code {code}; its output is above")
-        expected = ended(whole)
+        expected = ended(whole, STEPS)
         print(
             f"{STEPS} steps, {len(expected[0])} leaves, {len(expected[1])} lines of metrics; {kills} kills, seed {seed}"
         )
@@ -151,7 +147,8 @@ def verify_resume(
         while left or not chains:
             folder, chains, own = Path(place) / f"run-{chains + 1}", chains + 1, 0
             while True:
-                plan = _drawn(draw, folder) if left and own < STEPS else _Plan(str(folder))
+                kill = _any_kill if own else first_kill
+                plan = kill(draw, folder) if left and own < STEPS else _Plan(str(folder))
                 code = _start(command, plan)
                 killed = bool(plan.by) and code in (-plan.by, ExitCode.RETRY)
                 left, own = left - killed, own + killed
@@ -160,7 +157,7 @@ def verify_resume(
                 if not killed:
                     raise ConfigError(f"a process ended with exit code {code}; its output is above")
                 rows.append(f"  run {chains}  {signal.Signals(plan.by).name:7}  {plan.phase}")
-            differences += [f"run {chains}: {each}" for each in unlike(expected, ended(folder))]
+            differences += [f"run {chains}: {each}" for each in unlike(expected, ended(folder, STEPS))]
         print("\n".join(sorted(set(f"{row}  × {rows.count(row)}" for row in rows))))
         if mesh:
             differences += _on_another_mesh(command, whole, mesh, expected)
@@ -205,16 +202,29 @@ def _changed(data: Pipeline) -> tuple[int, str] | None:
     for step in (3, 1, 2):
         again = data.steps(start=step)[0]
         for name, x in in_order[step].items():
-            if not _equal(np.asarray(x), np.asarray(again[name])):
+            if not same_bits(np.asarray(x), np.asarray(again[name])):
                 return step, name
     return None
 
 
-def _drawn(draw: random.Random, folder: Path) -> _Plan:
-    by = signal.SIGTERM if draw.random() < 0.25 else signal.SIGKILL
+def first_kill(draw: random.Random, folder: Path) -> _Plan:
+    """A random moment at which a checkpoint is durable: else a run might be killed, and none be ever restored."""
+    # A step enters its phase twice, and the second save waits for the first.
+    return _Plan(str(folder), _signal(draw), "step", draw.randint(4 * SAVE_EVERY + 1, 2 * STEPS), _after(draw))
+
+
+def _any_kill(draw: random.Random, folder: Path) -> _Plan:
     phase = draw.choice([phase for phase in Clock.PHASES if phase != "other"])
     most = {"data": 4, "step": 8}.get(phase, 2)
-    return _Plan(str(folder), int(by), phase, draw.randint(1, most), draw.choice((0.0, draw.random() / 20)))
+    return _Plan(str(folder), _signal(draw), phase, draw.randint(1, most), _after(draw))
+
+
+def _signal(draw: random.Random) -> int:
+    return int(signal.SIGTERM if draw.random() < 0.25 else signal.SIGKILL)
+
+
+def _after(draw: random.Random) -> float:
+    return draw.choice((0.0, draw.random() / 20))
 
 
 def _start(command: Sequence[str], plan: _Plan, devices: int = 1) -> int:
@@ -226,48 +236,6 @@ def _start(command: Sequence[str], plan: _Plan, devices: int = 1) -> int:
     return done.returncode
 
 
-Ended = tuple[dict[str, np.ndarray], list[dict[str, Any]]]
-"""The leaves of the last state, and the lines of metrics without what depends on the clock."""
-
-
-def ended(folder: Path, steps: int = STEPS) -> Ended:
-    """What a run came to in `folder`. Raises ConfigError where it has no checkpoint of its last step."""
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        kinds = {name: kind for name, kind in checkpoints.leaves(steps).items() if "[0" not in kind}
-        keys = {name for name, kind in kinds.items() if kind.startswith("key<")}
-        arrays = checkpoints.arrays(steps, {name: _shape(kind) for name, kind in kinds.items() if name not in keys})
-    lines = [
-        {name: value for name, value in line.items() if name not in _OF_THE_CLOCK and not name.startswith("seconds_")}
-        for line in read_metrics(folder)
-    ]
-    return {name: np.asarray(x) for name, x in arrays.items()}, lines
-
-
-def _shape(kind: str) -> jax.ShapeDtypeStruct:
-    dtype, _, shape = kind.rstrip("]").partition("[")
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(tuple(int(n) for n in shape.split(",") if n), np.dtype(dtype), sharding=place)
-
-
-def unlike(expected: Ended, found: Ended) -> list[str]:
-    """What is not bitwise the same: the first line of metrics, their number, and leaves."""
-    lines = []
-    for before, after in zip(expected[1], found[1], strict=False):
-        names = [name for name in before if before[name] != after.get(name) and before[name] == before[name]]
-        if names:
-            lines.append(f"metrics of step {before['step']} ({before['split']}): {', '.join(names)}")
-            break  # those after it follow from it
-    if len(expected[1]) != len(found[1]):
-        lines.append(f"{len(found[1])} lines of metrics, not {len(expected[1])}")
-    leaves = [name for name, x in expected[0].items() if not _equal(x, found[0][name])]
-    return lines + ([f"{len(leaves)} leaves, first {leaves[0]}"] if leaves else [])
-
-
-def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    same = one.dtype == other.dtype and one.shape == other.shape
-    return same and (one.tolist() == other.tolist() if one.dtype.hasobject else one.tobytes() == other.tobytes())
-
-
 def _on_another_mesh(command: Sequence[str], whole: Path, mesh: Mapping[str, int], expected: Ended) -> list[str]:
     """Resume a copy that was killed on another mesh; print the difference."""
     folder = whole.with_name("mesh")
@@ -276,17 +244,9 @@ def _on_another_mesh(command: Sequence[str], whole: Path, mesh: Mapping[str, int
     shown = " ".join(f"{axis} {size}" for axis, size in mesh.items())
     if code:
         return [f"resumed on {shown}: exit code {code}"]
-    found = ended(folder)[0]
+    found = ended(folder, STEPS)[0]
     apart = {name: ulps(x, found[name]) for name, x in expected[0].items() if x.dtype == np.float32}
     most = max(apart, key=lambda name: apart[name])
     count = sum(bool(each) for each in apart.values())
     print(f"resumed on {shown}: {count} of {len(apart)} leaves differ; {most} by {apart[most]:,} ulps of its largest")
     return []
-
-
-def ulps(one: np.ndarray, other: np.ndarray) -> int:
-    """The largest difference of two f32 arrays, in units in the last place of the largest element."""
-    if not one.size:
-        return 0
-    unit = np.spacing(np.abs(one).max().astype(np.float32))
-    return int(np.abs(one.astype(np.float64) - other.astype(np.float64)).max() / unit)

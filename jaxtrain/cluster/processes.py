@@ -92,6 +92,8 @@ def _joined(
     except BaseException as error:
         client.report_failure(error, report_error)
         raise
+    # While the others are watched: at the exit of the interpreter, it would wait minutes for one that is killed there.
+    jax.distributed.shutdown()
     client.finish()
 
 

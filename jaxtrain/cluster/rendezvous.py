@@ -100,7 +100,7 @@ class Client(threading.Thread):
         self._connection.send(overdue=phase, deadline=deadline)
 
     def finish(self) -> None:
-        """Wait until all processes are done, still watching them; jax's own barrier at shutdown is then short."""
+        """Wait until all processes are done, still watching them. From then on none needs another."""
         self._done = True
         self.join()
 

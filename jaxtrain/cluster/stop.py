@@ -52,12 +52,16 @@ class StopSignal:
     A second signal ends the process at once. What is saved by then stays whole.
     """
 
-    def __init__(self, watched: bool = False, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, watched: bool = False, now: Callable[[], float] = time.monotonic, ignored_after: bool = False
+    ) -> None:
         """watched: a thread hears the signals too, for a main thread that is stuck; it may end the process.
 
         now: seconds from any origin.
+        ignored_after: the signals are ignored after the context, since the process ends; else they do what they did
+            before it.
         """
-        self._watched, self._now = watched, now
+        self._watched, self._now, self._ignored_after = watched, now, ignored_after
         self.code = ExitCode.FINISHED
         """The exit code of a run that stops on a signal; FINISHED while none has come."""
         self.reason: str | None = None
@@ -148,7 +152,7 @@ class StopSignal:
                 signal.set_wakeup_fd(before)
                 os.close(writing)  # ends the thread, which closes the other end
             for number, handler in self._previous.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if self._ignored_after else handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         """In the main thread, once it runs Python; by then the thread has heard of it."""
@@ -206,13 +210,13 @@ _of_command: StopSignal | None = None
 
 
 @contextlib.contextmanager
-def signals_of_command() -> Generator[StopSignal]:
+def signals_of_command(ignored_after: bool = False) -> Generator[StopSignal]:
     """The stop signal of the whole command, heard from here on; within it, the same one again."""
     global _of_command
     if _of_command is not None:
         yield _of_command
         return
-    _of_command = StopSignal(watched=True)
+    _of_command = StopSignal(watched=True, ignored_after=ignored_after)
     try:
         with _of_command:
             yield _of_command
