@@ -44,6 +44,7 @@ def train(
         run = begin(folder, experiment, origin, lock)
         checkpoints = stack.enter_context(run.checkpoints())
         saved = done = checkpoints.latest() or 0
+        stack.push(stop.failed)
         journal = stack.enter_context(Journal(run.observers(done, stop), clock, run.horizon))
         journal.log_begun(program, done)
         checkpoints.report_to(journal.log_event)
@@ -53,7 +54,6 @@ def train(
         with clock("restore"):
             state, record = checkpoints.restore(program.state) if done else (first.make(journal.log_event), {})
         batches = stack.enter_context(contextlib.closing(program.batches(experiment.data, done, run.left_out)))
-        stack.push(stop.failed)
         journal.begun(done, record)
         with stop.steps():
             while True:
