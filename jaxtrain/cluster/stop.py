@@ -8,6 +8,7 @@ promised places: until a signal comes, that costs a comparison a step. Not here:
 """
 
 import contextlib
+import fcntl
 import os
 import signal
 import sys
@@ -136,7 +137,7 @@ class StopSignal:
         if self._entered == 1 and threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._receive) for number in CODES}
             if self._watched:
-                reading, writing = os.pipe()
+                reading, writing = map(_above_streams, os.pipe())
                 os.set_blocking(writing, False)
                 self._pipe = (signal.set_wakeup_fd(writing, warn_on_full_buffer=False), reading, writing)
                 threading.Thread(target=self._watch, args=(reading,), name="signals", daemon=True).start()
@@ -196,6 +197,13 @@ class StopSignal:
     def _leave_unbegun(self) -> None:
         if self._place == 0 and not self.over:
             self.leave(f"stopped by a signal ({self.progress()[1]}): nothing was to be saved", self.code)
+
+
+def _above_streams(file: int) -> int:
+    """The same file by a number above 2: where the shell closed a standard stream, its number is free."""
+    other = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(file)
+    return other
 
 
 def exit_now(message: str, code: int) -> None:
