@@ -144,6 +144,7 @@ def test_jumps_of_the_time_of_day_change_nothing(days: int, tmp_path: Path, monk
         first.check()
 
 
+@pytest.mark.slow
 def test_of_many_that_take_over_a_dead_owners_lock_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "broadcast_from_first", lambda number: number)  # no barrier between these
     monkeypatch.setattr(module, "is_first_process", lambda: True)

@@ -317,6 +317,7 @@ def kinds(run: Path) -> list[str]:
     return [line["kind"] for line in read_lines(run / "events.jsonl")]
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_lost_ends_with_the_same_bits_from_the_bucket(tmp_path: Path, s3: S3) -> None:
     experiment = on("s3://runs/one")
     run, _ = train(experiment, tmp_path / "run")
@@ -370,6 +371,7 @@ def test_a_checkpoint_whose_files_are_replaced_is_not_complete_until_all_are(tmp
             assert other.latest() is None
 
 
+@pytest.mark.slow
 def test_a_run_trains_to_its_end_without_the_server_and_the_same_command_sends_its_end(tmp_path: Path, s3: S3) -> None:
     experiment, run = on("s3://runs/one"), tmp_path / "run"
     s3.set("500")

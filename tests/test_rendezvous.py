@@ -366,6 +366,7 @@ def test_other_kinds_or_numbers_of_devices_are_named_with_both_values() -> None:
             check_same_devices(devices((0, "H100")) + others)
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_silent_for_less_than_the_limit_changes_nothing_and_one_cut_for_good_is_named(
     harness: Callable[..., Harness],
 ) -> None:

@@ -40,6 +40,7 @@ def test_past_a_deadline_step_phase_and_the_place_of_the_stacks_are_said(tmp_pat
     assert "test_past_a_deadline_step_phase_and_the_place" in stacks  # the main thread's
 
 
+@pytest.mark.slow
 def test_steps_batches_and_other_phases_begin_anew_and_0_is_no_deadline(tmp_path: Path) -> None:
     watched = Watched(tmp_path, data=0.8, eval=0.8, step=0, other=0)
     never = threading.Event()
@@ -84,6 +85,7 @@ with watchdog.Watchdog({"data": 0.5}, lambda: (7, "data")):
 """
 
 
+@pytest.mark.slow
 def test_a_call_into_c_that_keeps_the_interpreters_lock_ends_with_75_and_stacks_too() -> None:
     done = subprocess.run(
         [sys.executable, "-c", HOLDS_THE_INTERPRETER], capture_output=True, text=True, timeout=60, check=False
