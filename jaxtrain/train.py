@@ -46,8 +46,7 @@ def train(
         saved = done = checkpoints.latest() or 0
         stack.push(stop.failed)
         journal = stack.enter_context(Journal(run.observers(done, stop), clock, run.horizon))
-        journal.log_begun(program, done)
-        checkpoints.report_to(journal.log_event)
+        journal.log_begun(program, done, checkpoints)
         with clock("compile"):
             step = lowered.compile(dict(runtime.compiler_options) or None)
         journal.log_compiled(program, lowered, step)
@@ -61,7 +60,8 @@ def train(
                 if journal.evaluation_due(done):
                     journal.check(program, state)
                     with clock("eval"):
-                        scores = journal.evaluated(done, evaluate_splits(program, state, stop))
+                        found = evaluate_splits(program, state, stop)
+                    scores = journal.evaluated(done, found)  # outside of the phase that a signal may end
                 if (checkpoints.improves(done, scores) or done % runtime.save_every == 0) and done > saved:
                     saved = journal.save(program, checkpoints, done, state, scores)
                 if done >= experiment.steps or stop.requested():

@@ -367,3 +367,22 @@ def test_a_signal_while_the_interpreter_ends_does_not_change_the_exit_code(numbe
         assert any(line == "ending\n" for line in process.stdout)
         process.send_signal(number)
         assert process.wait(60) == 0
+
+
+def test_the_echo_of_a_signal_does_not_interrupt_what_the_first_one_ends() -> None:
+    with StopSignal(now=Clock()) as stop:
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.code == 75
+
+
+def test_a_verb_with_handlers_of_its_own_is_not_ended_by_those_of_the_command() -> None:
+    heard: list[int] = []
+    with StopSignal(watched=True) as stop:
+        stop.leave = lambda message, code: pytest.fail("the command was ended")
+        before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not stop._noticed.wait(0.3)
+        signal.signal(signal.SIGTERM, before)
+    assert (heard, stop.code) == ([signal.SIGTERM], 0)

@@ -85,7 +85,7 @@ class StopSignal:
         self._place, self._promised, self._end = 0, _NEVER, _NEVER
         self._heard: tuple[int, float] | None = None
         """The first signal, and when it came."""
-        self._entered = 0
+        self._entered, self._raised = 0, False
 
     def requested(self) -> bool:
         """Whether to stop here: the same answer in every process. Every process calls it at the same places."""
@@ -163,13 +163,15 @@ class StopSignal:
             self._hear(number)
         _, phase = self.progress()
         waiting = phase in WAITING and self.ask_others is None
-        if not self.over and self.code and (self._place == 0 or waiting):
+        if not self.over and not self._raised and self.code and (self._place == 0 or waiting):
+            self._raised = True  # once: the echo of a signal would interrupt the cleaning up
             raise Stopped(self.code, phase)
 
     def _watch(self, reading: int) -> None:
         while numbers := os.read(reading, 64):
             for number in numbers:
-                if number in CODES:
+                # A verb that starts processes has handlers of its own for a while.
+                if number in CODES and signal.getsignal(number) == self._receive:
                     self._hear(number)
                     self._noticed.set()
         os.close(reading)

@@ -95,8 +95,10 @@ class Journal:
         self._mfu_at_one = 0.0
         """The model FLOPs utilization at one step a second; 0 where it is not known."""
 
-    def log_begun(self, program: Program, start: int) -> None:
-        """Log what is known before the step is compiled: the mesh, and what the user may not expect."""
+    def log_begun(self, program: Program, start: int, checkpoints: Any) -> None:
+        """Log what is known before the step is compiled: the mesh, what the user may not expect, and from here on what
+        happens to checkpoints.
+        """
         experiment, run = self._experiment, self._observers
         sizes = dict(program.mesh.shape)
         self.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=sizes)
@@ -115,6 +117,7 @@ class Journal:
             ends = f"the learning rate stays at its end value after step {horizon}"
             note = ends if horizon < experiment.steps else "the run ends before its learning rate schedule"
             self.log_event("schedule", horizon=horizon, of=experiment.steps, note=note)
+        checkpoints.report_to(self.log_event)
 
     def log_compiled(self, program: Program, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> None:
         """Log how long compiling took, what the model chose, its FLOPs, and the memory that the compiler plans."""
