@@ -39,6 +39,7 @@ from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.data.tokens.tokenizers import Bytes, Tokenize
 from jaxtrain.experiment import Experiment
 from jaxtrain.models import Blocks, Transformer
+from jaxtrain.runs.steps_log import StepsLog, read_steps
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import init_state
 from jaxtrain.tasks import LanguageModel
@@ -440,9 +441,10 @@ def test_the_verb_prints_a_page_or_json_and_its_exit_code_says_whether_it_is_bit
     assert "log at" in done.stdout.splitlines()[0]
     assert "bitwise the same as the run" in done.stdout
     assert (tmp_path / "step.ipynb").is_file()
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    lines[0]["loss"] *= 2
-    (tmp_path / "run" / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    columns = read_steps(tmp_path / "run")
+    columns["loss"][0] *= 2
+    (tmp_path / "run" / "steps.bin").unlink()
+    StepsLog(tmp_path / "run").append(columns)
     done = call("replay", run, "--step", "4", "--code", f"{file}:mesh", "--json", "--top", "1")
     assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout)

@@ -44,11 +44,13 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lo
         name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
     folder = folder or _new_folder(Path("runs") / name)
     try:
-        _check_folder(folder, experiment, origin)  # so that no lock is left in what is no run
+        was_run = (folder / "experiment.json").is_file()
+        found = _check_folder(folder, experiment, origin)  # so that no lock is left in what is no run
         lock.take(folder)
         watchdog.stacks_into(folder)
         keep_tracebacks_in(folder)
-        horizon, experiment = _check_folder(folder, experiment, origin)  # another process may just have begun it
+        # Another process may just have begun it.
+        horizon, experiment = found if was_run else _check_folder(folder, experiment, origin)
         if is_first_process():
             _write_files(folder, experiment, horizon, origin)
     except OSError as error:
