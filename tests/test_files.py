@@ -16,6 +16,7 @@ from jaxtrain.base.files import (
     edges,
     file_sha256,
     remove_unfinished,
+    remove_unfinished_in,
     replace_text,
     require_file,
 )
@@ -78,6 +79,14 @@ def test_what_a_killed_process_left_of_a_folder_is_removed_and_nothing_else(tmp_
         (tmp_path / name / "x").write_text("1")
     remove_unfinished(tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.7-7.tmp", "a"]
+
+
+def test_the_files_that_a_killed_process_left_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".flight.json.5313-140495194467200.tmp", ".x.tmp", "a.7-7.tmp", ".lock.json.1a"):
+        (tmp_path / name).write_text("1")
+    (tmp_path / ".b.7-7.tmp").mkdir()
+    remove_unfinished_in(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.7-7.tmp", ".lock.json.1a", ".x.tmp", "a.7-7.tmp"]
 
 
 def test_a_missing_file_is_named_with_the_nearest_of_its_kind_in_its_folder(tmp_path: Path) -> None:

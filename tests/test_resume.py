@@ -122,8 +122,11 @@ def test_a_finished_run_stays_as_it_is_and_one_with_more_steps_resumes(tmp_path:
     _, state = train(experiment, tmp_path / "run")
     assert int(state.step) == 4
     assert launch.losses(tmp_path / "run").keys() == {1, 2, 3, 4}
+    left = tmp_path / "run" / ".flight.json.5313-140495194467200.tmp"  # by a process that was killed while it wrote
+    left.write_text("{")
     train(replace(experiment, steps=6), tmp_path / "run")
     assert launch.losses(tmp_path / "run").keys() == {1, 2, 3, 4, 5, 6}
+    assert not left.exists()
 
 
 def test_a_run_folder_explains_itself_and_gives_back_experiment_state_and_data(tmp_path: Path) -> None:

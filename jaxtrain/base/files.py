@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import threading
 from collections.abc import Generator, Mapping
@@ -18,6 +19,8 @@ _MIB = 1 << 20
 _LARGEST = 64 * _MIB  # of a JSON file: the diff of git in environment.json may be long
 
 _DEEPEST = 100
+
+_TEMPORARY = re.compile(r"\..+\.\d+-\d+\.tmp")  # the names by `_temporary`
 
 _LISTED = 20  # names in an error message
 
@@ -57,6 +60,13 @@ def remove_unfinished(path: Path) -> None:
     """Remove what `atomic_folder(path)` left in processes that were killed. No other process may be writing `path`."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def remove_unfinished_in(folder: Path) -> None:
+    """Remove the files that `atomic_write` left in a folder, which no other process may be writing, when it was killed."""
+    for left in folder.glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(left.name) and left.is_file():
+            left.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxtrain.base.config import find, flatten, to_json
 from jaxtrain.base.errors import ConfigError, cannot_write
-from jaxtrain.base.files import write_json
+from jaxtrain.base.files import remove_unfinished_in, write_json
 from jaxtrain.base.provenance import environment
 from jaxtrain.base.tracebacks import keep_tracebacks_in
 from jaxtrain.cluster import watchdog
@@ -52,6 +52,8 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lo
         # Another process may just have begun it.
         horizon, experiment = found if was_run else _check_folder(folder, experiment, origin)
         if is_first_process():
+            remove_unfinished_in(folder)
+            remove_unfinished_in(folder / "data")
             _write_files(folder, experiment, horizon, origin)
     except OSError as error:
         raise cannot_write(f"the run folder {folder}", error) from error
