@@ -35,7 +35,7 @@ class StepsLog:
     def __init__(self, folder: Path, active: bool = True) -> None:
         self._path, self._active = folder / "steps.bin", active
 
-    def append(self, columns: Mapping[str, Sequence[Any]]) -> None:
+    def append(self, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
         """Append records, given by column: `STEP_COLUMNS`."""
         if not self._active:
             return
