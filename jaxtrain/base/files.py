@@ -63,7 +63,7 @@ def remove_unfinished(path: Path) -> None:
 
 
 def remove_unfinished_in(folder: Path) -> None:
-    """Remove the files that `atomic_write` left in a folder in processes that were killed. No other may be writing it."""
+    """Remove the files that `atomic_write` left in a folder in processes that were killed; no other may write there."""
     for left in folder.glob(".*.tmp"):
         if _TEMPORARY.fullmatch(left.name) and left.is_file():
             left.unlink(missing_ok=True)
