@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from proxy import Proxy
 
-from jaxtrain.base.errors import ConfigError, Retry
+from jaxtrain.base.errors import ConfigError, ExitCode, Retry
 from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval, silence_limit
 from jaxtrain.cluster.environment import ProcessInfo
 from jaxtrain.cluster.facts import check_same_devices, clock_warnings, process_facts
-from jaxtrain.cluster.rendezvous import join
+from jaxtrain.cluster.rendezvous import Client, join
 from jaxtrain.cluster.server import Server, Status, compare_facts, find_silent, find_stuck, overdue
 from jaxtrain.cluster.stop import StopSignal
 
@@ -434,3 +434,24 @@ def test_a_user_error_that_the_server_finds_is_a_config_error(harness: Callable[
     made.join(1)
     with pytest.raises(ConfigError, match="two processes have the id 1"):
         join(ProcessInfo("here", f"127.0.0.1:{made.port}", 2, 1), {}, join_seconds=5, deadline=0, stop=StopSignal())
+
+
+@pytest.mark.parametrize(("heard", "code"), [(0, 75), (130, 130), (75, 75)])
+def test_a_process_that_was_interrupted_before_process_0_was_lost_ends_as_interrupted(
+    heard: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise SystemExit  # ends the thread, as it would the process
+
+    monkeypatch.setattr("os._exit", end)
+    here, there = socket.socketpair()
+    stop = StopSignal()
+    stop.code = ExitCode(heard)
+    there.close()
+    with pytest.raises(SystemExit):
+        Client(Connection(here), None, 2.0, "process 1", stop).run()
+    assert codes == [code]
+    assert f"process 0, has died. process 1 stops too, with exit code {code}" in capsys.readouterr().err

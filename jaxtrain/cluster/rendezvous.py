@@ -50,7 +50,7 @@ class Client(threading.Thread):
             if messages is None and not self._limit:
                 return
             if messages is None:
-                self._abort(f"{process_0}, has died", ExitCode.RETRY)
+                self._abort(f"{process_0}, has died", self._signal.code or ExitCode.RETRY)
             for message in messages or ():
                 if "abort" in message:
                     self._abort(message["abort"], message["code"], message.get("stacks", False))
@@ -62,7 +62,7 @@ class Client(threading.Thread):
                     self._signal.stop_at(message["stop_at"], message["code"])
                 last_heard, process_0 = now, message.get("heartbeat", process_0)
             if 0 < self._limit < now - last_heard:
-                self._abort(f"no heartbeat for {self._limit:g} s from {process_0}", ExitCode.RETRY)
+                self._abort(f"no heartbeat for {self._limit:g} s from {process_0}", self._signal.code or ExitCode.RETRY)
             if (current := self._signal.progress()) != progress:
                 progress, since = current, now
             if now - last_sent > interval or self._done:
