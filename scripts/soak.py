@@ -35,7 +35,7 @@ from jaxtrain.models import Blocks, Transformer
 from jaxtrain.optimizers import AdamW, CosineDecay
 from jaxtrain.tasks import LanguageModel
 
-STEPS, BATCH_SECONDS, HANG_SECONDS, MARK = 40, 0.12, 150.0, "JAXTRAIN_SOAK"
+STEPS, BATCH_SECONDS, HANG_SECONDS, MARK = 40, 0.06, 150.0, "JAXTRAIN_SOAK"
 RUN_FILES = {
     *("experiment.json", "environment.json", "metrics.jsonl", "events.jsonl", "soak.py", "tensorboard", "checkpoints"),
     *("lock.json", "steps.bin", "flight.json", "skipped.json", "data", "damaged", "logs"),
@@ -67,7 +67,7 @@ def alone() -> Experiment:
     blocks = Blocks(width=32, layers=2, heads=4, mlp=64, dropout=0.1)
     return Experiment(
         task=LanguageModel(model=Transformer(vocab=64, blocks=blocks)),
-        data=Pipeline(Slow(), batch_size=8, workers=2, threads=1),
+        data=Pipeline(Slow(), batch_size=8, workers=1, threads=1),
         optimizer=AdamW(schedule=CosineDecay(peak=1e-2, warmup=2), ema=0.9),
         steps=STEPS,
         evals={"test": Pipeline(Slow(16), batch_size=8, shuffle=False)},
@@ -269,7 +269,7 @@ def moment(job: Job, draw: random.Random, startup: float, kind: str, usable: Seq
         wait_for(b"ended", HANG_SECONDS / 2)
         time.sleep(draw.random() * 0.6)
     else:
-        time.sleep(draw.random() * STEPS * BATCH_SECONDS / 2)  # two workers read
+        time.sleep(draw.random() * STEPS * BATCH_SECONDS)
     return which, startup
 
 

@@ -1,5 +1,6 @@
 """Signals: heard from the first line on and in every phase; all processes stop at one place; nothing is lost by it."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -386,3 +387,56 @@ def test_a_verb_with_handlers_of_its_own_is_not_ended_by_those_of_the_command() 
         assert not stop._noticed.wait(0.3)
         signal.signal(signal.SIGTERM, before)
     assert (heard, stop.code) == ([signal.SIGTERM], 0)
+
+
+class Swallowing:
+    """Its end takes a while in Python, where nothing can catch an error."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def lose_a_signal(swallowed: bool) -> None:
+    """As the import of a module in C does, in which a handler raises; or where something is closed."""
+    try:
+        if swallowed:
+            value = Swallowing()
+            del value
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+    except Stopped:
+        pass
+    raise ImportError("initialization failed")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("lost", ["made another error", "swallowed"])
+def test_a_signal_that_a_library_loses_or_makes_another_error_of_is_what_the_command_ends_by(lost: str) -> None:
+    reported: list[BaseException] = []
+    with StopSignal() as stop:
+        stop.report = reported.append
+        stack = contextlib.ExitStack()
+        stack.push(stop.failed)
+        with pytest.raises(ImportError) as raised, stack:
+            lose_a_signal(swallowed=lost == "swallowed")
+    [error] = reported
+    assert isinstance(error, Stopped)
+    assert error is stop.cause(raised.value)
+    assert error.code == 75
+
+
+def test_within_the_steps_such_an_error_ends_them_and_one_that_comes_later_is_itself() -> None:
+    with StopSignal() as stop:
+        with stop.steps():
+            stop.requested()
+            stop.progress = lambda: (1, "data")
+            lose_a_signal(swallowed=False)
+        full = OSError(28, "No space left on device")
+        assert stop.cause(full) is full
+
+
+def test_an_error_without_a_signal_is_itself() -> None:
+    stop = StopSignal()
+    stop.requested()
+    with pytest.raises(ImportError), stop.steps():
+        raise ImportError("initialization failed")

@@ -260,7 +260,7 @@ def main() -> None:
             _cache_programs()
             code = run(words)
         except (Exception, KeyboardInterrupt) as error:  # whatever it is, a person is told in a few lines
-            code = report_error(error)
+            code = report_error(stop.cause(error))
         except SystemExit as error:
             if not is_exit_of_yours(error):
                 raise

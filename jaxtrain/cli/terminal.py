@@ -65,7 +65,8 @@ def report_stray_errors() -> None:
 
 
 def _stray(error: BaseException | None, where: str) -> None:
-    if error is None or isinstance(error, SystemExit) or sys.is_finalizing():
+    # A signal that was raised where nothing can catch it has been heard all the same.
+    if error is None or isinstance(error, SystemExit | KeyboardInterrupt) or sys.is_finalizing():
         return
     file = keep_traceback(error)
     if not _reported:

@@ -90,7 +90,7 @@ def _joined(
         check_same_devices(jax.devices())
         yield
     except BaseException as error:
-        client.report_failure(error, report_error)
+        client.report_failure(stop.cause(error), report_error)
         raise
     # While the others are watched: at the exit of the interpreter, it would wait minutes for one that is killed there.
     jax.distributed.shutdown()

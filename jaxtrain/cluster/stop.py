@@ -86,6 +86,8 @@ class StopSignal:
         self._heard: tuple[int, float] | None = None
         """The first signal, and when it came."""
         self._entered, self._raised = 0, False
+        self._thrown: Stopped | None = None
+        """What was raised wherever the main thread was, until it has ended the steps."""
 
     def requested(self) -> bool:
         """Whether to stop here: the same answer in every process. Every process calls it at the same places."""
@@ -119,18 +121,25 @@ class StopSignal:
         """The steps of a run: `Stopped` ends the block, and a signal after the block only sets `code`."""
         try:
             yield
-        except Stopped:
-            if self._place == 0:
+        except (Stopped, Exception) as error:
+            if self._place == 0 or not isinstance(self.cause(error), Stopped):
                 raise
+            self._thrown = None
         finally:
             self.over = True
+
+    def cause(self, error: BaseException) -> BaseException:
+        """What to report of an error: the signal, where its `Stopped` was raised in a library that lost it or made
+        another error of it, as the import of a module in C does.
+        """
+        return self._thrown if self._thrown is not None and isinstance(error, Exception) else error
 
     def failed(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """For `ExitStack.push`: reports an error."""
         if error is not None:
-            self.report(error)
+            self.report(self.cause(error))
 
     def __enter__(self) -> Self:
         self._entered += 1
@@ -165,7 +174,8 @@ class StopSignal:
         waiting = phase in WAITING and self.ask_others is None
         if not self.over and not self._raised and self.code and (self._place == 0 or waiting):
             self._raised = True  # once: the echo of a signal would interrupt the cleaning up
-            raise Stopped(self.code, phase)
+            self._thrown = Stopped(self.code, phase)
+            raise self._thrown
 
     def _watch(self, reading: int) -> None:
         while numbers := os.read(reading, 64):
