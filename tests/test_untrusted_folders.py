@@ -105,8 +105,8 @@ def test_a_mutated_experiment_is_read_or_refused_in_one_message_that_names_the_f
     [
         (b"", "is not JSON"),
         (b"\xff\xfe{}", "is not JSON: 'utf-8'"),
-        (b"[" * DEEP + b"]" * DEEP, "values inside of more than 100 others"),
-        (b'{"a":' * 200 + b"1" + b"}" * 200, "values inside of more than 100 others"),
+        (b"[" * DEEP + b"]" * DEEP, "nested more than 100 levels deep"),
+        (b'{"a":' * 200 + b"1" + b"}" * 200, "nested more than 100 levels deep"),
         (b'{"version": NaN}', "NaN is no finite number"),
         (b'{"version": 1e400}', "1e400 is no finite number"),
         (b'{"version": ' + b"1" * 10_000 + b"}", "is not JSON: Exceeds the limit"),

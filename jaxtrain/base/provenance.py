@@ -12,11 +12,11 @@ from typing import Any
 import jax
 
 RECORDED_VARIABLES = ("XLA_", "JAX_", "LIBTPU_", "NCCL_", "CUDA_VISIBLE_DEVICES")
-"""How the names of the environment variables begin that change what is computed, or how fast."""
+"""Prefixes of the environment variables that may change the numbers or the speed of a run."""
 
 
 def environment() -> dict[str, Any]:
-    """What is needed to run the same again: code, command, packages, environment variables and hardware. JSON.
+    """What is needed to reproduce a run: code, command, packages, environment variables and hardware. JSON.
 
     "git" holds the revision, the diff (`git diff HEAD`) and the names of untracked files of the repository around the
     working directory; None outside of one. Initialises JAX's backend.
@@ -43,7 +43,7 @@ def environment() -> dict[str, Any]:
 
 
 def revision() -> str | None:
-    """The git revision of the repository around the working directory, marked if it has uncommitted changes."""
+    """The git revision of the repository around the working directory, with a note if there are uncommitted changes."""
     git = _git()
     if git is None or git["revision"] is None:
         return None

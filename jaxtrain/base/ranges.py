@@ -1,10 +1,10 @@
-"""Ranges of numbers as annotations of dataclass fields, checked whenever a value is built.
+"""Ranges of numbers as annotations of dataclass fields, checked when an instance is created.
 
     class Blur(Transform):
         radius: Annotated[float, Range(above=0)]
         passes: PositiveInt = 1
 
-Not here: conditions on several fields together, which are a `__post_init__`'s.
+Not here: conditions on several fields together, which belong in a `__post_init__`.
 """
 
 import functools
@@ -24,9 +24,10 @@ from jaxtrain.base.text import cut
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field may hold. NaN is in no range, an infinity only as `also`.
+    """The numbers that a field may hold. NaN is in no range, and an infinity only where it is `also`.
 
-    A float has to be in it as the float32 that training computes with too: there 1e-60 is 0, and 1e300 infinite.
+    A float must also be in the range once it is rounded to float32, in which training computes: there 1e-60 is 0 and
+    1e300 is infinite.
     """
 
     at_least: float | None = None
@@ -34,11 +35,11 @@ class Range:
     at_most: float | None = None
     below: float | None = None
     also: float | None = None
-    """One more number, outside of the bounds."""
+    """A number outside of the bounds that is allowed too."""
     on_host: bool = False
-    """Whether the number never gets to a device, so that float32 does not matter."""
+    """Whether the number is used on the host only, so that rounding to float32 does not matter."""
     hint: str = ""
-    """What to do instead, or why; ends the message in brackets."""
+    """What to do instead, or why: appended to the error message in parentheses."""
 
     def __contains__(self, number: float) -> bool:
         exactly = self._holds(number, lambda x: x)
@@ -84,16 +85,16 @@ Finite = Annotated[float, Range()]
 FiniteOnHost = Annotated[float, Range(on_host=True)]
 Fraction = Annotated[float, Range(at_least=0, at_most=1)]
 FractionBelow1 = Annotated[float, Range(at_least=0, below=1)]
-"""Decays of averages and rates of dropout: at 1 they would forget nothing, or keep nothing."""
+"""For decays of averages and dropout rates: a decay of 1 would never move, dropout of 1 would drop everything."""
 InnerFraction = Annotated[float, Range(above=0, below=1)]
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1, hint="seeds are u32")]
 
 
 class Checked:
-    """Base of the dataclasses that make an experiment, a dataset or a job: building one checks its ranges.
+    """Base of the dataclasses that make an experiment, a dataset or a job: creating an instance checks its ranges.
 
-    They are checked before the class's own `__post_init__`, so that this may rely on them. Raises ConfigError for a
-    number out of its range, and for a value of another type in a field that has a range or is a `Literal`.
+    The check comes before the class's own `__post_init__`, which may rely on it. Raises ConfigError for a number out
+    of its range, and for a value of the wrong type in a field that has a range or is a `Literal`.
     """
 
     __slots__ = ()
@@ -118,12 +119,12 @@ def _checking_first(method: Any) -> Any:
 
 
 def check_field(owner: Any, name: str, where: str) -> None:
-    """Raises ConfigError where a field of a dataclass holds a value of another type, or a number out of its range."""
+    """Raises ConfigError where a field of a dataclass holds a value of the wrong type or a number out of range."""
     check_value(type(owner), name, getattr(owner, name), where)
 
 
 def check_value(kind: type, name: str, value: Any, where: str) -> None:
-    """The same for a value that the field of a dataclass is to get."""
+    """`check_field` for a value before it is given to the field `name` of the dataclass `kind`."""
     annotation = annotations(kind).get(name, Any)
     try:
         check_type(value, annotation, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
@@ -163,7 +164,7 @@ def _check_ranges(value: Any) -> None:
 
 @functools.cache
 def annotations(kind: Any) -> Mapping[str, Any]:
-    """The annotations of a class by the names of its fields, with their ranges."""
+    """The annotations of a class by field name, ranges included."""
     return get_type_hints(kind, include_extras=True)
 
 
