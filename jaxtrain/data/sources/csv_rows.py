@@ -23,10 +23,11 @@ _SHOWN = 500  # characters of a header in an error message
 class Csv(Source):
     """The rows of CSV files (RFC 4180, UTF-8) with one header line each, in the order of `paths`.
 
-    `ints`, `floats` and `texts` name the columns to read and say what they are, since a CSV file does not: "007" is a
-    number or a code. A quoted cell may hold line ends. Where rows begin is found once, by reading all, and kept in the
-    user's cache. Raises ConfigError for a missing or compressed file, for columns that are not there, and for none
-    named. Raises Damaged, naming file, line and column, for a cell that is no number, and a row of another length.
+    `ints`, `floats` and `texts` name the columns to read and their types, which a CSV file does not: "007" may be a
+    number or a code. A quoted cell may hold line ends. The offsets of rows are found once, by reading the whole file,
+    and kept in the user's cache. Raises ConfigError for a missing or compressed file, for unknown columns, and where no
+    column is named. Raises Damaged, naming file, line and column, for a cell that is not a number and a row of another
+    length.
     """
 
     paths: tuple[str, ...] = field(metadata=PATH)
@@ -70,7 +71,7 @@ class Csv(Source):
         return f"csv:{self.ints}:{self.floats}:{self.texts}:{self.delimiter}:{self._rows.content()}"
 
     def _kinds(self, path: str) -> dict[str, Callable[[str], int | float | str]]:
-        """How the cells of each column are read."""
+        """The function that parses the cells of each column."""
         kinds: dict[str, Callable[[str], int | float | str]] = dict.fromkeys(self.ints, _int)
         kinds |= dict.fromkeys(self.floats, _float) | dict.fromkeys(self.texts, str)
         names = _header(path, self.delimiter)
@@ -93,11 +94,11 @@ class Csv(Source):
 
 @lru_cache(maxsize=16)
 def _scan(delimiter: str) -> Callable[[BinaryIO], Iterator[int]]:
-    return partial(_starts, delimiter)  # one object each, by which offsets are kept
+    return partial(_starts, delimiter)  # the same object for the same delimiter, as the cache of `locate` needs
 
 
 def _starts(delimiter: str, file: BinaryIO) -> Iterator[int]:
-    """The first byte of each row below the header; a line that is empty is none."""
+    """The first byte of each row below the header, without empty lines."""
     at = 0
 
     def lines() -> Iterator[bytes]:
@@ -117,8 +118,8 @@ def _starts(delimiter: str, file: BinaryIO) -> Iterator[int]:
 
 
 def _reader(lines: Iterator[bytes] | BinaryIO, delimiter: str) -> Iterator[list[str]]:
-    """Rows from lines, of which no more are taken than a row needs."""
-    csv.field_size_limit(1 << 30)  # instead of 128 KiB, for whole documents
+    """Rows parsed from lines; takes no more lines than a row needs."""
+    csv.field_size_limit(1 << 30)  # instead of 128 KiB, for cells that hold whole documents
     return csv.reader((line.decode().removeprefix(_BOM) for line in lines), delimiter=delimiter, strict=True)
 
 
@@ -138,7 +139,7 @@ def _header(path: str, delimiter: str) -> list[str]:
 
 
 def _instead(name: str, names: list[str]) -> str:
-    """The nearest column, or the delimiter that a header which is one column seems to have."""
+    """A suggestion: the nearest column, or another delimiter where the header has a single column."""
     other = next((sign for sign in (";", "\t", "|", ",") if len(names) == 1 and name in names[0].split(sign)), None)
     return f"; its header is {names[0]!r}: say delimiter={other!r}" if other else nearest(name, names)[:_SHOWN]
 

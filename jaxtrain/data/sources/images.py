@@ -20,9 +20,9 @@ from jaxtrain.data.sources.pixels import pixels
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 NOT_READ = (".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".dcm", ".ppm", ".pgm", ".pbm", ".tga")
-"""Images that `ImageFolder` does not read."""
+"""Suffixes of images that `ImageFolder` refuses."""
 
-_SYSTEM = ("__MACOSX", "@eaDir", "lost+found")  # folders that operating systems make, with copies of images in some
+_SYSTEM = ("__MACOSX", "@eaDir", "lost+found")  # folders of operating systems; some hold copies of images
 
 _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 
@@ -31,17 +31,17 @@ _SHOWN = 20  # names in an error message
 
 @dataclass(frozen=True)
 class ImageFolder(Source):
-    """{"image": u8[Y, X, C], "label": i32}: images in one folder a class, resized to `size` (height, width).
+    """{"image": u8[Y, X, C], "label": i32}: images in one folder per class, resized to `size` (height, width).
 
-    `classes` are the folders' names in the order of their labels: give all splits the same tuple, so that a split that
-    lacks a class keeps the numbers of the others. Images below a class's folder are of that class. Without folders
-    there are neither classes nor labels. C is 1 if `gray`, else 3.
+    `classes` are the folders' names in the order of their labels. Give all splits the same tuple, so that labels agree
+    where a split lacks a class. Images at any depth below a class's folder belong to that class. Without folders there
+    are neither classes nor labels. C is 1 if `gray`, else 3.
 
-    Hidden files and folders (`.ipynb_checkpoints`, `._1.png`) and files that are no images are left out. The
-    orientation in the EXIF data is applied, a palette becomes its colours, what is transparent is laid over white; of
-    an animation it is the first frame. Raises ConfigError for a folder without images, folders that are not the
-    classes, a class without images, and kinds of images that are not read, such as TIFF. Raises Damaged, naming the
-    file, for an image that does not decode, has 16 bits a sample, or is neither gray nor RGB, such as CMYK.
+    Hidden files and folders (`.ipynb_checkpoints`, `._1.png`) and files that are not images are left out. The EXIF
+    orientation is applied, palettes are converted to colours, transparent pixels are blended with white, and of an
+    animation the first frame is read. Raises ConfigError for a folder without images, folders that do not match the
+    classes, a class without images, and unsupported kinds of images, such as TIFF. Raises Damaged, naming the file, for
+    an image that does not decode, has 16 bits a sample, or is neither gray nor RGB, such as CMYK.
     """
 
     folder: str = field(metadata=PATH)
@@ -71,7 +71,7 @@ class ImageFolder(Source):
         return {"image": self._pixels(path, raw), **label}
 
     def raw(self, argument: str) -> Example:
-        """An image file, decoded as those that are trained on."""
+        """An image file, decoded like those of the source."""
         if not Path(argument).is_file():
             raise ConfigError(f"this model reads image files, and there is no file {argument}")
         try:
@@ -83,7 +83,7 @@ class ImageFolder(Source):
         return self._files[index]
 
     def identity(self) -> str:
-        """How images are decoded, the classes, and a sha256 of the names and bytes of all images."""
+        """How images are decoded, the classes, and a sha256 of the names and bytes of the images."""
         lines = "\n".join(f"{_relative(file, self.folder)} {os.path.getsize(file)}" for file in self._files)
         return f"images:{self.size}:{self.gray}:{self.classes}:{content(self._files, lines)}"
 
@@ -101,9 +101,9 @@ class ImageFolder(Source):
 
 
 def folder_classes(folder: str) -> tuple[str, ...]:
-    """The names of the folders of images in `folder`, in alphabetical order: for the `classes` of `ImageFolder`.
+    """The names of the folders of images in `folder`, in alphabetical order, for the `classes` of `ImageFolder`.
 
-    Take them from the training split, once, for all splits and the task. A relative path is as in `ImageFolder`.
+    Take them from the training split, and use them for all splits and the task. Paths are as in `ImageFolder`.
     """
     holder = ImageFolder(folder, (1, 1))
     return tuple(sorted({_class(path, holder.folder) for path in _found(holder.folder)} - {""}))
@@ -121,14 +121,14 @@ def _relative(path: str, folder: str) -> str:
 
 
 def _class(path: str, folder: str) -> str:
-    """The name of the folder that an image is in, directly below the source's; "" if it is in that itself."""
+    """The class of an image: the name of the folder directly below `folder` that holds it; "" if there is none."""
     return _relative(path, folder).rpartition("/")[0].partition("/")[0]
 
 
 @until_files_change
 @lru_cache(maxsize=16)
 def _listed(folder: str, classes: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The images, in the order of their names. Raises ConfigError where they are not of these classes."""
+    """The images, sorted by path. Raises ConfigError where their folders do not match the classes."""
     found = _found(folder)
     names = {_class(path, folder) for path in found} - {""}
     if classes is None and names:
@@ -201,5 +201,5 @@ def _unread(error: OSError) -> None:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is one that is not shown, or that an operating system made."""
+    """Whether a file or folder is hidden, or was made by an operating system."""
     return name.startswith(".") or name in _SYSTEM

@@ -16,13 +16,14 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class JsonLines(Source):
-    """The lines of JSON Lines files, an object each, in the order of `paths`; lists become arrays.
+    """The lines of JSON Lines files, one object each, in the order of `paths`; lists become arrays.
 
-    `floats` are the fields that are float64 though some line writes them without a point; other numbers are what they
-    are written as. A null or an object comes as its Python value; a batch refuses it with its line. Empty lines are
-    left out. Where lines begin is found once, by reading all, and kept in the user's cache. Raises ConfigError for a
-    missing or compressed file, and for `floats` that the first line lacks; Damaged, naming file and line, for what is
-    no JSON object, a key that occurs twice and a number beyond float64. NaN and Infinity are read, as Python has them.
+    `floats` names the fields that are float64 even on lines that write them without a decimal point; other numbers have
+    the type in which they are written. null and objects are given as Python values, which a batch refuses, naming the
+    line. Empty lines are left out. The offsets of lines are found once, by reading the whole file, and kept in the
+    user's cache. Raises ConfigError for a missing or compressed file, and for `floats` that the first line lacks;
+    Damaged, naming file and line, for a line that is not a JSON object, a repeated key and a number beyond float64. NaN
+    and Infinity are read, as by Python.
     """
 
     paths: tuple[str, ...] = field(metadata=PATH)
@@ -42,7 +43,7 @@ class JsonLines(Source):
             file.seek(start)
             line = file.readline()
         try:
-            found = json.loads(line.removeprefix(_BOM), parse_float=_float, object_pairs_hook=_object)
+            found = json.loads(line.removeprefix(_BOM), parse_float=_float, object_pairs_hook=_without_repeats)
             if not isinstance(found, dict):
                 raise ValueError(f"it is a {type(found).__name__}, not an object")
             if b"\\u" in line:
@@ -88,7 +89,7 @@ def _float(text: str) -> float:
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
