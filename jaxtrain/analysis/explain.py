@@ -1,4 +1,4 @@
-"""Where every array of an experiment would live on any number of devices, none of which need be present.
+"""Where every array of an experiment would live on a given number of devices, without needing those devices.
 
 Not here: the time and the peak memory of a step.
 """
@@ -23,12 +23,12 @@ from jaxtrain.tasks.checks import abstract_variables
 
 
 def explain(experiment: Experiment, devices: int) -> str:
-    """A table of parameters (shape, dtype, names of dims, partition spec, bytes/device, why replicated) and totals."""
+    """Tables of the parameters (shape, dtype, dims, partition spec, bytes/device, why replicated) and of totals."""
     layout = experiment.layout
     mesh = layout.abstract_mesh(devices)
     state = abstract_state(experiment, mesh)
     batch, used = experiment.data.example(), set()
-    with scope(layout, mesh, experiment.microbatches, used):  # the mesh has to divide activations too
+    with scope(layout, mesh, experiment.microbatches, used):  # activations must divide over the mesh too
         jax.eval_shape(functools.partial(eval_step, experiment.task), state, batch)
     check_used(layout, state, used)
     named = abstract_variables(experiment.task, batch).params
@@ -98,7 +98,7 @@ def _why(axes: Sequence[str | None], layout: Layout, sizes: Any) -> str:
 
 
 def _global(leaf: Any) -> int:
-    # Not `nbytes`, which the dtype of a PRNG key does not have.
+    # Not `nbytes`, which PRNG key arrays lack.
     return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 

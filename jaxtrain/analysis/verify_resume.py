@@ -1,6 +1,6 @@
-"""`jaxtrain verify-resume`: an experiment, made small, is killed and resumed, and has to end as one that was not.
+"""`jaxtrain verify-resume`: trains a shrunk experiment, kills and resumes it, and compares it with a run left alone.
 
-Not here: how it is trained, which is as ever, in processes of its own.
+Every run is a process of its own, which trains by `train` as always.
 """
 
 import json
@@ -30,27 +30,30 @@ from jaxtrain.runs.clock import Clock
 from jaxtrain.train import train
 
 PLAN = "JAXTRAIN_VERIFY_RESUME"
-"""The environment variable by which a process knows that it is one of those that are killed, as JSON of `_Plan`."""
+"""The environment variable that tells a process what to do: a `_Plan` as JSON."""
 
 STEPS, SAVE_EVERY, ROWS, PATIENCE = 12, 3, 8, 600
-"""Updates of a run, and between two saves, rows of its batches at most, and seconds after which a process hangs."""
+"""Updates of a run; updates between two saves; the most rows of a batch; seconds after which a process counts as hung.
+"""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What one process does: train in `folder`, and get `by` some milliseconds after a phase began for the nth time."""
+    """What one process does: train in `folder`, and kill itself `after` seconds from the nth beginning of a phase."""
 
     folder: str
     by: int = 0
+    """The signal; 0 is none."""
     phase: str = ""
     times: int = 1
+    """The n of the nth beginning."""
     after: float = 0.0
     mesh: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
 class Shortened(Transform):
-    """Token ids below `vocab`, in rows of `kept`; other fields of the same length are cut alike."""
+    """Crops rows of token ids, and other fields of the same length, to `kept`, and takes the ids modulo `vocab`."""
 
     field: str
     kept: int
@@ -63,8 +66,8 @@ class Shortened(Transform):
 
 
 def small(experiment: Experiment) -> Experiment:
-    """The same experiment with a small model and small batches, of the same data by the same transforms, so that what
-    these keep in mind is seen.
+    """The experiment with a small model and small batches, with the same data and transforms, so that state which these
+    keep between examples is noticed.
     """
     task, rows = experiment.task, min(ROWS, experiment.data.batch_size)
     model, inputs = task.model.shrunk(rows), task.read(experiment.data.example())
@@ -96,7 +99,7 @@ def small(experiment: Experiment) -> Experiment:
 
 
 def follow_plan(experiment: Experiment, origin: Origin) -> int | None:
-    """What a process does that is to be killed; None in any other process."""
+    """Train by the plan in the environment; returns the exit code. None in a process without a plan."""
     if PLAN not in os.environ:
         return None
     plan, seen = _Plan(**json.loads(os.environ[PLAN])), [0]
@@ -110,7 +113,7 @@ def follow_plan(experiment: Experiment, origin: Origin) -> int | None:
             threading.Timer(plan.after, os.kill, (os.getpid(), plan.by)).start()
 
     if plan.by:
-        setattr(kind, "__enter__", entered)  # noqa: B010, since a method is no field
+        setattr(kind, "__enter__", entered)  # noqa: B010, since assigning to a method fails the type check
     made = small(experiment)
     if plan.mesh:
         made = replace(made, layout=replace(made.layout, mesh=plan.mesh))
@@ -124,11 +127,12 @@ def follow_plan(experiment: Experiment, origin: Origin) -> int | None:
 def verify_resume(
     experiment: Experiment, command: Sequence[str], kills: int, seed: int, mesh: Mapping[str, int]
 ) -> bool:
-    """Print whether runs of an experiment that are killed and resumed end bitwise as one that is not; True if they do.
+    """Print whether runs that are killed and resumed end with the same bits as a run left alone; True if they do.
 
     command: starts a process that calls `follow_plan` with the same experiment.
-    kills: how many, at random moments (of `seed`) in all phases; one in four is a SIGTERM, the others are SIGKILL.
-    mesh: on which a run is resumed too, on simulated devices, and compared in ulps; {} is none.
+    kills: the number of kills, at random moments in all phases; one in four is a SIGTERM, the others are SIGKILL.
+    seed: of the moments.
+    mesh: a mesh of simulated devices on which a run is resumed too, and compared in ulps; {} is none.
     """
     begun, made, draw = time.monotonic(), small(experiment), random.Random(seed)
     impure = changed_batches(made.data)
@@ -175,7 +179,9 @@ def verify_resume(
 
 
 def changed_batches(data: Pipeline) -> str:
-    """Which batch is not the same when reading begins at it, of which field, and by which transform; "" if none."""
+    """A message naming the first batch that differs when reading begins there, its field and the transform that causes
+    it; "" if all batches are pure functions of the step.
+    """
     found = _changed(data)
     if not found:
         return ""
@@ -208,8 +214,8 @@ def _changed(data: Pipeline) -> tuple[int, str] | None:
 
 
 def first_kill(draw: random.Random, folder: Path) -> _Plan:
-    """A random moment at which a checkpoint is durable: else a run might be killed, and none be ever restored."""
-    # A step enters its phase twice, and the second save waits for the first.
+    """A plan with a random moment after the first checkpoint is durable, so that one is restored."""
+    # Each step enters the phase twice; the first checkpoint is durable once the second save begins.
     return _Plan(str(folder), _signal(draw), "step", draw.randint(4 * SAVE_EVERY + 1, 2 * STEPS), _after(draw))
 
 
@@ -237,7 +243,7 @@ def _start(command: Sequence[str], plan: _Plan, devices: int = 1) -> int:
 
 
 def _on_another_mesh(command: Sequence[str], whole: Path, mesh: Mapping[str, int], expected: Ended) -> list[str]:
-    """Resume a copy that was killed on another mesh; print the difference."""
+    """Kill a run, resume it on another mesh, and print the difference; returns failures."""
     folder = whole.with_name("mesh")
     _start(command, _Plan(str(folder), int(signal.SIGKILL), "step", 14))
     code = _start(command, _Plan(str(folder), mesh=mesh), devices=int(np.prod(list(mesh.values()))))

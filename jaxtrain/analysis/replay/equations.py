@@ -1,7 +1,7 @@
-"""A program evaluated one equation at a time: the first one whose result is not finite although what goes into it is.
+"""Evaluates a jaxpr one equation at a time, to find the first one whose result is not finite although its inputs are.
 
-Values are dropped after their last use. A loop is evaluated as one equation; only the pass in which the fault begins
-is taken apart. Not here: which program, and what is said about it.
+Values are freed after their last use. A loop is evaluated as one equation; only the iteration in which the fault begins
+is then evaluated equation by equation. Not here: which program is evaluated, and the report.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,20 +22,20 @@ MOVES = frozenset(
         *("optimization_barrier", "stop_gradient", "sharding_constraint", "reduce_precision"),
     }
 )
-"""Primitives whose result is their operand, in another form: a parameter is still that parameter."""
+"""Primitives whose result has the values of their operand, so that a parameter keeps its name."""
 
 KEEPS_INFINITY = MOVES | {
     *("select_n", "concatenate", "pad", "gather", "dynamic_slice", "dynamic_update_slice"),
     *("max", "min", "reduce_max", "reduce_min", "add", "sub", "neg"),
 }
-"""Primitives through which an infinity that the code wrote, as a mask does, is not a fault."""
+"""Primitives that pass on an infinity which is a constant of the code, such as that of a mask: no fault."""
 
 LOOPS = ("scan", "while")
 
 
 @dataclass(frozen=True)
 class Place:
-    """What is around an equation."""
+    """Where an equation is: in the source, in jax's name stack, and in which iterations of loops (`parts`)."""
 
     frames: tuple[Frame, ...] = ()
     stack: str = ""
@@ -44,15 +44,20 @@ class Place:
 
 @dataclass
 class Evaluation:
-    """Evaluates the equations of a jaxpr. `seen(record, key, arrays)` is called for every equation, if given, and loops
-    are then evaluated pass by pass.
+    """Evaluates the equations of a jaxpr.
+
+    seen: called for every equation with its place, primitive, inputs, the last parameter read, and results. With it,
+        every loop is evaluated iteration by iteration.
     """
 
     seen: Callable[[Place, str, tuple[Any, ...], str | None, list[Any]], None] | None = None
     order: int = 0
+    """The number of equations evaluated so far."""
     last_parameter: str | None = None
     passes: dict[Any, str] = field(default_factory=dict)
-    """What the passes of a loop are, by its line: known for the forward pass, asked for by the backward pass."""
+    """What a loop iterates over ("layer", "microbatch"), by its source line: found in the forward pass, and looked up
+    in the backward pass.
+    """
 
     def run(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Flow], place: Place) -> list[Flow]:
         """The results of a jaxpr."""
@@ -115,7 +120,7 @@ class Evaluation:
     def _loop(
         self, equation: Any, inputs: list[Flow], place: Place, record: Evaluated
     ) -> Callable[[frozenset[int]], Evaluated]:
-        """Finds where a fault begins in the passes of a loop."""
+        """A function that finds the equation inside a loop in which a fault begins."""
 
         def find(results: frozenset[int]) -> Evaluated:
             loop = Loop.of(equation, inputs)
@@ -136,7 +141,7 @@ class Evaluation:
         return find
 
     def _passes(self, equation: Any, inputs: list[Flow], place: Place) -> list[Flow]:
-        """A scan, pass by pass."""
+        """Evaluates a scan, iteration by iteration."""
         loop = Loop.of(equation, inputs)
         count, stacked = len(loop.carried), list[list[Any]]()
         for number in loop.numbers():
@@ -148,6 +153,7 @@ class Evaluation:
         return [*loop.carried, *(Flow(jnp.stack(each)) for each in zip(*in_order, strict=True))]
 
     def _pass(self, loop: Loop, place: Place, number: int) -> str:
+        """The name of an iteration, such as `layer 3 of 0…4`."""
         names = [each.name for each in loop.scanned if each.name]
         line = place.frames[0] if place.frames else None
         if any(not name.startswith(FIELD) for name in names):
@@ -159,7 +165,7 @@ class Evaluation:
 
 
 def first_fault(values: Sequence[Flow]) -> Evaluated | None:
-    """The earliest equation that makes one of these values not finite; None where all are finite."""
+    """The first equation that makes one of these values not finite; None where all are finite."""
     left, seen = [each.bad for each in values if each.bad], dict[int, tuple[Evaluated, set[int]]]()
     while left:
         record, number = left.pop()
@@ -174,9 +180,11 @@ def first_fault(values: Sequence[Flow]) -> Evaluated | None:
 
 
 def _causes(name: str, inputs: list[Flow], wrong: list[Any]) -> tuple[tuple[tuple[Evaluated, int], ...], bool]:
-    """Which inputs make a result not finite, and whether it is so because the code says so."""
+    """The equations that made the inputs of a result not finite, and whether the result is an infinity that the code
+    writes on purpose, as for a mask.
+    """
     chosen = inputs
-    if name == "select_n":  # a value that is not chosen does no harm
+    if name == "select_n":  # a value that is not selected does no harm
         which, cases = np.asarray(inputs[0].array), inputs[1:]
         chosen = [each for number, each in enumerate(cases) if not _all_finite(each.array, which == number)]
     causes = tuple(each.bad for each in chosen if each.bad)
@@ -197,7 +205,7 @@ def _described(value: Flow) -> str:
 
 
 def _called(equation: Any) -> ClosedJaxpr | None:
-    """The jaxpr of an equation that only calls it, such as that of `jax.jit` or `jax.checkpoint`."""
+    """The jaxpr that an equation calls once, as for `jax.jit` or `jax.checkpoint`; None for other equations."""
     if equation.primitive.name in (*LOOPS, "shard_map"):
         return None
     for value in equation.params.values():
@@ -220,7 +228,7 @@ def _bind(equation: Any, arrays: list[Any]) -> list[Any]:
 
 
 def _name_results(equation: Any, inputs: list[Flow], results: list[Flow]) -> None:
-    """The results of a scan that are its inputs as they were keep their names: the backward pass gets them."""
+    """Give results of a scan that are unchanged inputs the names of those: the backward pass reads them."""
     body, loop = equation.params["jaxpr"].jaxpr, Loop.of(equation, inputs)
     first = len(loop.constants) + len(loop.carried)
     names = {id(variable): value.name for variable, value in zip(body.invars[first:], loop.scanned, strict=True)}

@@ -1,4 +1,4 @@
-"""What replaying a step came to, as a page of text or JSON: the first line is the verdict."""
+"""The result of replaying a step, as a page of text, whose first line is the verdict, or as JSON."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ LINES = 40
 """The most lines of a page."""
 
 OUTLIERS = 4
-"""Numbers out of line that are shown."""
+"""The most outliers that are shown."""
 
 
 def page(found: Explanation) -> str:
@@ -30,7 +30,7 @@ def page(found: Explanation) -> str:
 
 
 def verdict(found: Explanation) -> str:
-    """One line: whether the step is finite, and what made it so."""
+    """One line: whether the step is finite, and the probable cause of what is wrong."""
     step = found.moment.step
     if found.first_wrong is not None and found.first_wrong < step:
         return (
@@ -105,7 +105,7 @@ def _share(example: ExplainedRow) -> str:
 
 
 def as_json(found: Explanation) -> dict[str, Any]:
-    """The same as JSON; NaN and infinities are floats."""
+    """The result as JSON; NaN and infinities are floats."""
     fault, same = found.fault, found.reproduced
     return {
         "verdict": verdict(found),
