@@ -291,11 +291,13 @@ def test_where_lines_begin_is_found_once_for_a_file_as_it_is(tmp_path, monkeypat
     source = JsonLines((written(path, '{"a": 1}\n' * 3),))
     os.utime(path, ns=(1, 1))  # long ago: a file that was just written is not remembered
     scans = []
-    monkeypatch.setattr(offsets, "_scan", lambda *given, scan=offsets._scan: scans.append(given) or scan(*given))
+    monkeypatch.setattr(
+        offsets, "_found_offsets", lambda *given, scan=offsets._found_offsets: scans.append(given) or scan(*given)
+    )
 
     def length() -> int:
         offsets.locate.cache_clear()  # as in another process
-        offsets._offsets.cache_clear()
+        offsets._cached_offsets.cache_clear()
         return len(source)
 
     assert (length(), length(), len(scans)) == (3, 3, 1)
@@ -305,7 +307,7 @@ def test_where_lines_begin_is_found_once_for_a_file_as_it_is(tmp_path, monkeypat
     written(tmp_path / "new.jsonl", '{"a": 1}\n')
     for scanned in (3, 4):  # the next edit of a file that was just written could have the same time
         offsets.locate.cache_clear()
-        offsets._offsets.cache_clear()
+        offsets._cached_offsets.cache_clear()
         assert (len(JsonLines((str(tmp_path / "new.jsonl"),))), len(scans)) == (1, scanned)
     middle = b'{"a": 1}\n' * 300_000
     path.write_bytes(middle)

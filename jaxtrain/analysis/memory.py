@@ -46,12 +46,12 @@ def plan(experiment: Experiment, devices: Sequence[jax.Device]) -> Plan:
     rows = experiment.layout.batch_sharding(program.mesh, experiment.data.batch_size)
     batch = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for x in experiment.data.example().values()]
     own = {
-        "parameters": _local([state.params, state.frozen]),
-        "optimizer state": _local(state.opt_state),
-        "model state": _local(state.model_state),
-        "batch": _local(batch),
+        "parameters": _bytes_on_device([state.params, state.frozen]),
+        "optimizer state": _bytes_on_device(state.opt_state),
+        "model state": _bytes_on_device(state.model_state),
+        "batch": _bytes_on_device(batch),
     }
-    temporary, gradients = stats.temp_size_in_bytes, min(_local(state.params), stats.temp_size_in_bytes)
+    temporary, gradients = stats.temp_size_in_bytes, min(_bytes_on_device(state.params), stats.temp_size_in_bytes)
     groups = {**own, "gradients": gradients, "other temporaries": temporary - gradients}
     text = compiled.as_text() or ""
     largest = temporaries(text)[:LARGEST]
@@ -120,7 +120,7 @@ def _source_of(text: str, frame: int, where: str) -> str:
     return f" ({lines[0].file}, line {lines[0].line})" if lines else f" ({where})" if where else ""
 
 
-def _local(tree: Any) -> int:
+def _bytes_on_device(tree: Any) -> int:
     """Bytes on one device. Not by `nbytes`, which PRNG key arrays lack."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

@@ -135,47 +135,55 @@ def verify_resume(
     mesh: a mesh of simulated devices on which a run is resumed too, and compared in ulps; {} is none.
     """
     begun, made, draw = time.monotonic(), small(experiment), random.Random(seed)
-    impure = changed_batches(made.data)
-    if impure:
+    if impure := changed_batches(made.data):
         print(impure)
         return False
     with tempfile.TemporaryDirectory(prefix="jaxtrain-verify-resume-") as place:
-        whole, rows, differences, chains = Path(place) / "whole", list[str](), list[str](), 0
-        if code := _start(command, _Plan(str(whole))):
+        whole, rows, differences, left, chains = Path(place) / "whole", list[str](), list[str](), kills, 0
+        if code := _run_plan(command, _Plan(str(whole))):
             raise ConfigError(f"the run that is not killed ended with exit code {code}; its output is above")
         expected = ended(whole, STEPS)
         print(
             f"{STEPS} steps, {len(expected[0])} leaves, {len(expected[1])} lines of metrics; {kills} kills, seed {seed}"
         )
-        left = kills
         while left or not chains:
-            folder, chains, own = Path(place) / f"run-{chains + 1}", chains + 1, 0
-            while True:
-                kill = _any_kill if own else first_kill
-                plan = kill(draw, folder) if left and own < STEPS else _Plan(str(folder))
-                code = _start(command, plan)
-                killed = bool(plan.by) and code in (-plan.by, ExitCode.RETRY)
-                left, own = left - killed, own + killed
-                if not killed and code == ExitCode.FINISHED:
-                    break
-                if not killed:
-                    raise ConfigError(f"a process ended with exit code {code}; its output is above")
-                rows.append(f"  run {chains}  {signal.Signals(plan.by).name:7}  {plan.phase}")
+            chains += 1
+            folder = Path(place) / f"run-{chains}"
+            killed = _kill_and_resume(command, folder, draw, min(left, STEPS))
+            left -= len(killed)
+            rows += [f"  run {chains}  {signal.Signals(plan.by).name:7}  {plan.phase}" for plan in killed]
             differences += [f"run {chains}: {each}" for each in unlike(expected, ended(folder, STEPS))]
         print("\n".join(sorted(set(f"{row}  × {rows.count(row)}" for row in rows))))
         if mesh:
             differences += _on_another_mesh(command, whole, mesh, expected)
-    seconds = time.monotonic() - begun
     if differences:
         print(*differences[:20], sep="\n")
         print(
             f"\nThis experiment is not resumable: {len(differences)} differences after {kills} kills. "
-            "Its batches are: something that is computed with is neither in the state nor a value of the experiment, "
-            "such as a counter of Python in the task, the model or the optimizer."
+            "Its batches are resumable, so some state that affects the result is neither in the train state nor a "
+            "field of the experiment, such as a Python counter in the task, the model or the optimizer."
         )
         return False
+    seconds = time.monotonic() - begun
     print(f"\nAll {chains} runs, killed {kills} times, end bitwise as the one that was not killed ({seconds:.0f} s).")
     return True
+
+
+def _kill_and_resume(command: Sequence[str], folder: Path, draw: random.Random, most: int) -> list[_Plan]:
+    """Start a run again and again until it ends by itself, killed at most `most` times. Returns the plans by which it
+    was killed.
+    """
+    killed: list[_Plan] = []
+    while True:
+        kill = _any_kill if killed else first_kill
+        plan = kill(draw, folder) if len(killed) < most else _Plan(str(folder))
+        code = _run_plan(command, plan)
+        if plan.by and code in (-plan.by, ExitCode.RETRY):
+            killed.append(plan)
+        elif code == ExitCode.FINISHED:
+            return killed
+        else:
+            raise ConfigError(f"a process ended with exit code {code}; its output is above")
 
 
 def changed_batches(data: Pipeline) -> str:
@@ -233,7 +241,7 @@ def _after(draw: random.Random) -> float:
     return draw.choice((0.0, draw.random() / 20))
 
 
-def _start(command: Sequence[str], plan: _Plan, devices: int = 1) -> int:
+def _run_plan(command: Sequence[str], plan: _Plan, devices: int = 1) -> int:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip()
     environment = {**os.environ, PLAN: json.dumps(vars(plan)), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
@@ -245,8 +253,8 @@ def _start(command: Sequence[str], plan: _Plan, devices: int = 1) -> int:
 def _on_another_mesh(command: Sequence[str], whole: Path, mesh: Mapping[str, int], expected: Ended) -> list[str]:
     """Kill a run, resume it on another mesh, and print the difference; returns failures."""
     folder = whole.with_name("mesh")
-    _start(command, _Plan(str(folder), int(signal.SIGKILL), "step", 14))
-    code = _start(command, _Plan(str(folder), mesh=mesh), devices=int(np.prod(list(mesh.values()))))
+    _run_plan(command, _Plan(str(folder), int(signal.SIGKILL), "step", 14))
+    code = _run_plan(command, _Plan(str(folder), mesh=mesh), devices=int(np.prod(list(mesh.values()))))
     shown = " ".join(f"{axis} {size}" for axis, size in mesh.items())
     if code:
         return [f"resumed on {shown}: exit code {code}"]

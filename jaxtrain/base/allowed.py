@@ -56,25 +56,28 @@ def check_values(batch: Mapping[str, np.ndarray], allowed: Mapping[str, Allowed]
         values: Any = batch.get(name)
         if values is None or values.dtype.kind not in "iuf":
             continue
-        if not _inside(values, numbers) and (at := _first(numbers.outside(values), batch["mask"])) is not None:
+        if (
+            not _all_allowed(values, numbers)
+            and (at := _first_wrong(numbers.outside(values), batch["mask"])) is not None
+        ):
             place = f" at {list(at[1:])}" if at[1:] else ""
             raise Damaged(
                 where(at[0]), None, f"field {name!r} is {values[at]}{place}, not one of the {numbers}: {numbers.why}"
             )
         if numbers.total is not None:
             sums = values.sum(-1, dtype=np.float64)
-            if (at := _first(abs(sums - numbers.total) > 0.01 * numbers.total, batch["mask"])) is not None:
+            if (at := _first_wrong(abs(sums - numbers.total) > 0.01 * numbers.total, batch["mask"])) is not None:
                 why = f"field {name!r} sums to {sums[at]:g}, not to {numbers.total:g}: {numbers.why}"
                 raise Damaged(where(at[0]), None, why)
 
 
-def _first(wrong: np.ndarray, mask: np.ndarray) -> tuple[int, ...] | None:
+def _first_wrong(wrong: np.ndarray, mask: np.ndarray) -> tuple[int, ...] | None:
     """The index of the first wrong value in a row whose mask is True; None without any."""
     found = np.argwhere(wrong & mask.reshape(-1, *(1,) * (wrong.ndim - 1)))
     return tuple(int(i) for i in found[0]) if len(found) else None
 
 
-def _inside(values: np.ndarray, numbers: Allowed) -> bool:
+def _all_allowed(values: np.ndarray, numbers: Allowed) -> bool:
     """Whether all values are allowed, without copying them. Comparisons with NaN are False."""
     if values.size == 0 or (values.dtype.kind != "f" and numbers.any_finite):
         return True

@@ -58,7 +58,7 @@ class Manifest:
             raise Damaged(str(file), None, "it is not what was written: its checksum differs")
         try:
             found = json.loads(body)
-            files = {_inside(name): (int(size), int(crc)) for name, (size, crc) in found["files"].items()}
+            files = {_checked_name(name): (int(size), int(crc)) for name, (size, crc) in found["files"].items()}
             return cls(files, dict(found["arrays"]))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise Damaged(str(file), None, f"it is no manifest ({error!r})") from error
@@ -126,7 +126,7 @@ def unreadable(file: Path, error: OSError) -> Damaged:
     return Damaged(str(file), None, "it is missing" if missing else f"it cannot be read ({error.strerror or error})")
 
 
-def _inside(name: str) -> str:
+def _checked_name(name: str) -> str:
     """The name of a file. Raises ValueError for one that leads out of the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:

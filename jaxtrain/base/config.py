@@ -113,27 +113,48 @@ def from_json(value: Any, memory: Any = None, wanted: Any = Any, path: str = "")
     wrong type or out of range, and an object in memory that is missing or differs.
     """
     if isinstance(value, dict) and "$kind" in value:
-        return _made(value, memory, wanted, path)
+        return _instance(value, memory, wanted, path)
     if isinstance(value, dict) and "$array" in value:
         if not isinstance(memory, np.ndarray) or to_json(memory) != value:
             raise _not_saved(value, memory)
         return memory
     if isinstance(value, dict):
         parts = memory if isinstance(memory, Mapping) else {}
-        inner = _inner(wanted, None)
+        inner = _inner_annotation(wanted, None)
         return {name: from_json(entry, parts.get(name), inner, f"{path}.{name}") for name, entry in value.items()}
     if isinstance(value, list):
         parts = memory if isinstance(memory, tuple | list) and len(memory) == len(value) else [None] * len(value)
         return tuple(
-            from_json(entry, part, _inner(wanted, number), f"{path}.{number}")
+            from_json(entry, part, _inner_annotation(wanted, number), f"{path}.{number}")
             for number, (entry, part) in enumerate(zip(value, parts, strict=True))
         )
     return value
 
 
-def _made(value: Mapping[str, Any], memory: Any, wanted: Any, path: str) -> Any:
-    """The dataclass of a value with a `$kind`. All its fields are checked before any of its code runs."""
-    place, name = path.lstrip("."), value["$kind"]
+def _instance(value: Mapping[str, Any], memory: Any, wanted: Any, path: str) -> Any:
+    """The dataclass instance of a value with a `$kind`. All fields are checked before any code of the class runs."""
+    place = path.lstrip(".")
+    kind, entries = _saved_kind(value["$kind"], wanted, place), {**value}
+    name = entries.pop("$kind")
+    _check_names(kind, entries, f"{place}: {name}".lstrip(": "))
+    given, hints = memory if isinstance(memory, kind) else None, annotations(kind)
+    fields = {}
+    for field, entry in entries.items():
+        if isinstance(entry, dict) and "identity" in entry and "$array" in entry:
+            fields[field] = _same_in_memory(entry, given, field)
+        else:
+            fields[field] = from_json(entry, getattr(given, field, None), hints.get(field, Any), f"{path}.{field}")
+    for field, part in fields.items():
+        check_value(kind, field, part, f"{path}.{field}".lstrip("."))
+    try:
+        return kind(**fields)
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        why = str(error) if isinstance(error, ConfigError) else f"it cannot be made: {type(error).__name__}: {error}"
+        raise ConfigError(f"{place}: {name}: {why}" if place else why) from error
+
+
+def _saved_kind(name: Any, wanted: Any, place: str) -> Any:
+    """The class of a saved name. Raises ConfigError where there is none, or where it does not fit the annotation."""
     if not isinstance(name, str):
         raise ConfigError(f"{place or 'the value'}: {cut(repr(name))} is no name of a kind")
     try:
@@ -142,31 +163,17 @@ def _made(value: Mapping[str, Any], memory: Any, wanted: Any, path: str) -> Any:
         raise ConfigError(f"{place}: {error}" if place else str(error)) from None
     if not _belongs(kind, wanted):
         raise ConfigError(f"{place}: {name} is of another kind than belongs there, {inspect.formatannotation(wanted)}")
+    return kind
+
+
+def _check_names(kind: Any, entries: Mapping[str, Any], what: str) -> None:
+    """Raises ConfigError for a field that the class does not have, and for a missing one without a default."""
     known = {f.name: f for f in dataclasses.fields(kind) if f.init}
-    for field in value.keys() - known.keys() - {"$kind"}:
-        raise ConfigError(
-            f"{place}: {name} has no field {field!r}{nearest(field, known)}: it was saved by another version".lstrip(
-                ": "
-            )
-        )
+    for field in entries.keys() - known.keys():
+        raise ConfigError(f"{what} has no field {field!r}{nearest(field, known)}: it was saved by another version")
     for field, one in known.items():
-        if field not in value and one.default is one.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{place}: {name} lacks its field {field!r}".lstrip(": "))
-    given, hints = memory if isinstance(memory, kind) else None, annotations(kind)
-    fields = {
-        field: _object(entry, given, field)
-        if isinstance(entry, dict) and "identity" in entry and "$array" in entry
-        else from_json(entry, getattr(given, field, None), hints.get(field, Any), f"{path}.{field}")
-        for field, entry in value.items()
-        if field != "$kind"
-    }
-    for field, part in fields.items():
-        check_value(kind, field, part, f"{path}.{field}".lstrip("."))
-    try:
-        return kind(**fields)
-    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
-        why = str(error) if isinstance(error, ConfigError) else f"it cannot be made: {type(error).__name__}: {error}"
-        raise ConfigError(f"{place}: {name}: {why}" if place else why) from error
+        if field not in entries and one.default is one.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{what} lacks its field {field!r}")
 
 
 def _arms(annotation: Any) -> Iterator[Any]:
@@ -180,7 +187,7 @@ def _arms(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _inner(annotation: Any, number: int | None) -> Any:
+def _inner_annotation(annotation: Any, number: int | None) -> Any:
     """The annotation of the values inside one: of a mapping if `number` is None, else of a tuple at this index."""
     found = []
     for arm in _arms(annotation):
@@ -202,7 +209,8 @@ def _belongs(kind: type, annotation: Any) -> bool:
     return any(issubclass(kind, one) for one in classes)
 
 
-def _object(saved: Mapping[str, str], given: Any, name: str) -> Any:
+def _same_in_memory(saved: Mapping[str, str], given: Any, name: str) -> Any:
+    """The object in memory in a field of `given`. Raises ConfigError where it is not the one that was saved."""
     if given is None or _in_memory(given, name) != saved:
         raise _not_saved(saved, given)
     return getattr(given, name)

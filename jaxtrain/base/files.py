@@ -19,7 +19,7 @@ _LARGEST = 64 * _MIB  # JSON file that is read: environment.json holds a git dif
 
 _DEEPEST = 100  # nesting of JSON
 
-_LISTED = 20  # names in an error message
+_MOST_SUGGESTED = 20  # names in an error message
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path} has {size:,} bytes, more than the {_LARGEST:,} that a file of this kind may have")
     try:
         text = path.read_bytes().decode()
-        value = json.loads(text, object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
+        value = json.loads(text, object_pairs_hook=unique_keys, parse_float=_finite, parse_constant=_finite)
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     except RecursionError:
@@ -97,7 +97,8 @@ def read_json(path: Path) -> Any:
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` for `json.loads` that raises ValueError for a key that occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -105,7 +106,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _number(text: str) -> float:
+def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is no finite number of float64")
     return number
@@ -161,7 +162,7 @@ def require_file(path: Path | str, kind: str = "file") -> Path:
     others = [other.name for other in path.parent.iterdir() if other.suffix == path.suffix]
     if not others:
         raise ConfigError(f"there is no {kind} {path}; {path.parent} holds no {path.suffix or 'such'} file")
-    raise ConfigError(f"there is no {kind} {path}{nearest(path.name, others, listed=len(others) <= _LISTED)}")
+    raise ConfigError(f"there is no {kind} {path}{nearest(path.name, others, listed=len(others) <= _MOST_SUGGESTED)}")
 
 
 def digest(*parts: bytes | memoryview | str, length: int = 32) -> str:

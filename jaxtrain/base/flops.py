@@ -76,7 +76,7 @@ def _of_equation(equation: Any, depends: list[bool]) -> tuple[int, list[bool]]:
     if name == "while":
         body, skipped = equation.params["body_jaxpr"].jaxpr, equation.params["cond_nconsts"]
         return _count(body, depends[skipped:])[0], [any(depends)] * outputs
-    for inner in map(_inner, equation.params.values()):
+    for inner in map(_called_jaxpr, equation.params.values()):
         if inner is not None and len(inner.invars) == len(depends) and len(inner.outvars) == outputs:
             return _count(inner, depends)
     return 0, [any(depends)] * outputs
@@ -101,7 +101,7 @@ def scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
     return params["num_consts"], params["num_carry"]
 
 
-def _inner(value: Any) -> Any:
+def _called_jaxpr(value: Any) -> Any:
     """The jaxpr of a call, closed or not; None for any other parameter of an equation."""
     inner = getattr(value, "jaxpr", value)
     return inner if hasattr(inner, "eqns") else None

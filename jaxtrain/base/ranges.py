@@ -130,7 +130,7 @@ def check_value(kind: type, name: str, value: Any, where: str) -> None:
         check_type(value, annotation, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as error:
         raise _wrong_type(kind, name, value, where) from error
-    for place, number, allowed in _numbers(value, annotation, where):
+    for place, number, allowed in _ranged_numbers(value, annotation, where):
         if isinstance(number, bool):
             raise _wrong_type(kind, name, value, where)
         if number not in allowed:
@@ -140,7 +140,7 @@ def check_value(kind: type, name: str, value: Any, where: str) -> None:
 def _wrong_type(kind: type, name: str, value: Any, where: str) -> ConfigError:
     wanted = get_type_hints(kind)[name]
     arms = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
-    words = " | ".join(map(_words, arms))
+    words = " | ".join(map(_type_text, arms))
     if isinstance(value, str) and (
         known := [name for arm in arms if get_origin(arm) is Literal for name in get_args(arm)]
     ):
@@ -151,7 +151,7 @@ def _wrong_type(kind: type, name: str, value: Any, where: str) -> ConfigError:
     return ConfigError(f"{where}: {cut(repr(value))} is a value of type {type(value).__name__}, not {words}{instead}")
 
 
-def _words(annotation: Any) -> str:
+def _type_text(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(map(repr, get_args(annotation)))
     return "None" if annotation is type(None) else inspect.formatannotation(annotation)
@@ -182,20 +182,20 @@ def _ranges(annotation: Any) -> list[Range]:
     return [each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, Range)]
 
 
-def _numbers(value: Any, annotation: Any, where: str) -> Iterator[tuple[str, float, Range]]:
-    """The numbers inside a value of the annotated type: the path of each, itself, and its range."""
+def _ranged_numbers(value: Any, annotation: Any, where: str) -> Iterator[tuple[str, float, Range]]:
+    """The numbers inside a value that the annotation gives a range: the path of each, the number, and the range."""
     kind, arguments = get_origin(annotation), get_args(annotation)
     if kind is Annotated:
         if isinstance(value, int | float):
             yield from ((where, value, allowed) for allowed in _ranges(annotation))
-        yield from _numbers(value, arguments[0], where)
+        yield from _ranged_numbers(value, arguments[0], where)
     elif kind in (Union, UnionType):
         for argument in arguments:
-            yield from _numbers(value, argument, where)
+            yield from _ranged_numbers(value, argument, where)
     elif isinstance(value, tuple | list) and arguments:
         each = arguments if kind is tuple and arguments[-1] is not ... else arguments[:1] * len(value)
         for number, (part, argument) in enumerate(zip(value, each, strict=True)):
-            yield from _numbers(part, argument, f"{where}.{number}")
+            yield from _ranged_numbers(part, argument, f"{where}.{number}")
     elif isinstance(value, Mapping) and arguments:
         for name, part in value.items():
-            yield from _numbers(part, arguments[-1], f"{where}.{name}")
+            yield from _ranged_numbers(part, arguments[-1], f"{where}.{name}")

@@ -38,8 +38,8 @@ def keep_traceback(error: BaseException) -> Path | None:
     run or the user's cache. Returns the file; None where neither can be written.
     """
     with contextlib.suppress(OSError, MemoryError):  # the error itself is reported without a file then
-        text = _entry(error)
-        for file in _files():
+        text = _log_entry(error)
+        for file in _traceback_files():
             with contextlib.suppress(OSError):
                 if file.parent != _folder:
                     file.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def keep_traceback(error: BaseException) -> Path | None:
     return None
 
 
-def _files() -> list[Path]:
+def _traceback_files() -> list[Path]:
     """The files to try, in this order."""
     # A run folder that was deleted is not created again.
     found = [_folder / _name()] if _folder is not None and (_folder / "experiment.json").is_file() else []
@@ -62,7 +62,7 @@ def _name() -> str:
     return f"traceback-{number}.txt" if number else "traceback.txt"
 
 
-def _entry(error: BaseException) -> str:
+def _log_entry(error: BaseException) -> str:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jaxtrain", "jax", "jaxlib")]
     head = [f"{now}  {shlex.join(sys.orig_argv)}", ", ".join([f"python {platform.python_version()}", *versions])]

@@ -51,7 +51,7 @@ class Kind:
 
 def kind_of(error: BaseException) -> Kind:
     """The first kind in the table that matches an exception."""
-    error = _first(error)
+    error = _first_of_group(error)
     return next(kind for kind in KINDS if kind.matches(error))
 
 
@@ -59,7 +59,7 @@ def message_lines(error: BaseException, advise: bool = True) -> list[str]:
     """The message for an exception, at most four lines: what happened, at which line of which code, and, if `advise`,
     what to do.
     """
-    error = _first(error)
+    error = _first_of_group(error)
     kind = kind_of(error)
     advice = kind.advice if isinstance(kind.advice, str) or not advise else kind.advice(error)
     advice = advice if isinstance(advice, str) else ""
@@ -70,7 +70,7 @@ def message_lines(error: BaseException, advise: bool = True) -> list[str]:
     if isinstance(error, ConfigError | Damaged | Diverged | Retry):
         lines = [*f"{kind.head}{error}".splitlines(), *advice.splitlines()]
     else:
-        lines = [f"{kind.head}{_message(error)}{_where(error)}", *advice.splitlines()]
+        lines = [f"{kind.head}{_message(error)}{_at_line(error)}", *advice.splitlines()]
     shown = [_printable(line) for line in lines if line.strip()]
     most = MOST_LINES - kind.traceback
     if len(shown) > most:
@@ -85,7 +85,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return number == errno.ENOMEM or (number is None and (exhausted or isinstance(error, MemoryError)))
 
 
-def _first(error: BaseException) -> BaseException:
+def _first_of_group(error: BaseException) -> BaseException:
     """The first exception of a group; any other as it is."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -132,7 +132,7 @@ def _frames(error: BaseException) -> list[tuple[Path, int, str]]:
     return frames + [(Path(file), int(line), name) for file, line, name in texts]
 
 
-def _where(error: BaseException) -> str:
+def _at_line(error: BaseException) -> str:
     """The innermost line of the user's or jaxtrain's code, in parentheses; of jaxtrain's, the user's caller too."""
     frames = [(_whose(file), _source_line(file, line, name)) for file, line, name in _frames(error)]
     places = [(whose, place) for whose, place in frames if whose][::-1]

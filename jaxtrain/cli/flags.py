@@ -100,7 +100,7 @@ def registry(default: Chosen | None) -> ConstructorRegistry:
 
     rules.primitive_rule(_pairs)
     rules.primitive_rule(lambda info: _file(default) if info.type is Origin else None)
-    rules.struct_rule(lambda info: _fields(default) if info.type is Chosen else None)
+    rules.struct_rule(lambda info: _experiment_fields(default) if info.type is Chosen else None)
     rules.struct_rule(_without_fitted)
     rules.struct_rule(carried)  # tyro tries the rule that was added last first
     return rules
@@ -121,7 +121,7 @@ def _file(default: Chosen | None) -> PrimitiveConstructorSpec:
     )
 
 
-def _fields(default: Chosen | None) -> StructConstructorSpec:
+def _experiment_fields(default: Chosen | None) -> StructConstructorSpec:
     """The file and, if its experiment is loaded, every field of that; the flags of `Runtime` have no prefix."""
     file = StructFieldSpec(
         name="origin",
@@ -169,7 +169,7 @@ def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
     def read(words: list[str]) -> dict[str, Any]:
         if len(words) % 2:
-            raise ConfigError(f"{' '.join(words)}: give pairs of a name and a value, such as {_example(kinds)}")
+            raise ConfigError(f"{' '.join(words)}: give pairs of a name and a value, such as {_pairs_example(kinds)}")
         names = words[::2]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -193,10 +193,10 @@ def _value(word: str, kinds: Sequence[type], name: str) -> str | int | bool:
             return int(word)
         except ValueError:
             if str not in kinds:
-                message = f"{name} {word}: {word!r} is no whole number; give pairs such as {_example(kinds)}"
+                message = f"{name} {word}: {word!r} is no whole number; give pairs such as {_pairs_example(kinds)}"
                 raise ConfigError(message) from None
     return word
 
 
-def _example(kinds: Sequence[type]) -> str:
+def _pairs_example(kinds: Sequence[type]) -> str:
     return "NAME VALUE" if str in kinds else "data 2 tensor 4"

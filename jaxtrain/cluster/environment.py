@@ -55,11 +55,11 @@ def detect(environment: Environment) -> ProcessInfo:
     )
     if (info.num_processes, info.process_id) == (1, 0):
         return replace(info, coordinator_address=None)
-    _check(info, given)
+    _check_complete(info, given)
     return info
 
 
-def _check(info: ProcessInfo, given: list[str]) -> None:
+def _check_complete(info: ProcessInfo, given: list[str]) -> None:
     unknown = {
         ADDRESS: info.coordinator_address is None,
         COUNT: info.num_processes == UNKNOWN,

@@ -48,14 +48,14 @@ def join_processes(
     # Joining has timeouts of its own, which name the missing process. The watchdog's is for hangs between them.
     with (
         Watchdog({**deadlines, "join": 2 * join_seconds + 60}, lambda: (0, "join"), own) as dog,
-        _joined(info, facts, deadline, report_error, stop, join_seconds, dog),
+        _with_others(info, facts, deadline, report_error, stop, join_seconds, dog),
     ):
         dog.progress = lambda: stop.progress()
         yield
 
 
 @contextlib.contextmanager
-def _joined(
+def _with_others(
     info: ProcessInfo,
     facts: Callable[[], Mapping[str, Any]],
     deadline: float,

@@ -39,35 +39,41 @@ class Client(threading.Thread):
         super().__init__(daemon=True)
         self._connection, self._server, self._limit, self._name = connection, server, limit, name
         self._signal, self._done = stop, False
+        self._process_0 = "process 0"
+        """The last known status of process 0."""
 
     def run(self) -> None:
         """Send heartbeats and listen, until all processes are done."""
         interval, progress, since = heartbeat_interval(self._limit), self._signal.progress(), time.monotonic()
-        last_heard, last_sent, process_0 = since, 0.0, "process 0"
+        last_heard, last_sent = since, 0.0
         while True:
             messages = self._connection.receive() if readable([self._connection], interval) else []
             now = time.monotonic()
-            if messages is None and not self._limit:
+            if messages is None and self._limit:
+                self._abort(f"{self._process_0}, has died", ExitCode.RETRY)
+            if messages is None or any(self._is_last(message) for message in messages):
                 return
-            if messages is None:
-                self._abort(f"{process_0}, has died", ExitCode.RETRY)
-            for message in messages or ():
-                if "abort" in message:
-                    self._abort(message["abort"], message["code"], message.get("stacks", False))
-                if "all_done" in message:
-                    return
-                if "hold" in message:
-                    self._connection.send(promised=self._signal.promise())
-                if "stop_at" in message:
-                    self._signal.stop_at(message["stop_at"], message["code"])
-                last_heard, process_0 = now, message.get("heartbeat", process_0)
+            last_heard = now if messages else last_heard
             if 0 < self._limit < now - last_heard:
-                self._abort(f"no heartbeat for {self._limit:g} s from {process_0}", ExitCode.RETRY)
+                self._abort(f"no heartbeat for {self._limit:g} s from {self._process_0}", ExitCode.RETRY)
             if (current := self._signal.progress()) != progress:
                 progress, since = current, now
             if now - last_sent > interval or self._done:
                 last_sent, (step, phase) = now, progress
                 self._connection.send(step=step, phase=phase, unchanged=now - since, done=self._done)
+
+    def _is_last(self, message: Message) -> bool:
+        """Act on a message of the server. True for the last one, after which all processes are done."""
+        match message:
+            case {"abort": reason, "code": code}:
+                self._abort(reason, code, message.get("stacks", False))
+            case {"hold": _}:
+                self._connection.send(promised=self._signal.promise())
+            case {"stop_at": place, "code": code}:
+                self._signal.stop_at(place, code)
+            case {"heartbeat": status}:
+                self._process_0 = status
+        return "all_done" in message
 
     def ask_to_stop(self, code: int) -> None:
         """Ask all processes, including this one, to stop at a common place with this exit code."""

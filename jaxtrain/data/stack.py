@@ -60,7 +60,7 @@ def _stack_field(name: str, values: list[np.ndarray], where: Callable[[int], str
             text = value.dtype.kind in "US"
             advice = "add a transform that encodes it, such as Utf8(length)" if text else "make a number of it"
             raise ConfigError(
-                f"field {name!r} is {_kind(value)} in {where(row)}: {advice}, or leave it out with Select"
+                f"field {name!r} is {_not_numbers(value)} in {where(row)}: {advice}, or leave it out with Select"
             )
         if value.dtype != first.dtype or value.shape != first.shape:
             kinds = {f"{value.dtype}{list(value.shape)}" for value in values}
@@ -101,7 +101,7 @@ _KINDS = {
 }
 
 
-def _kind(value: np.ndarray) -> str:
+def _not_numbers(value: np.ndarray) -> str:
     """What a value is instead of numbers, such as "missing (null)" or "a Decimal, not a number,"."""
     if value.dtype != object:
         return f"{value.dtype}, not numbers,"

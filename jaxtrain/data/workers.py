@@ -220,7 +220,7 @@ def _pack(value: object, dumps: Callable[..., bytes] = pickle.dumps) -> int:
             number = os.dup(nameless.fileno())
     with open(number, "wb", closefd=False) as file:
         file.write(struct.pack(f"<{1 + len(sizes)}Q", len(sizes), *sizes))
-        for start, part in zip(_offsets(sizes), parts, strict=True):
+        for start, part in zip(_part_offsets(sizes), parts, strict=True):
             file.seek(start)
             file.write(part)
     return number
@@ -232,11 +232,11 @@ def _unpack(number: int) -> Any:
         memory = memoryview(mmap.mmap(file.fileno(), 0))
     (count,) = struct.unpack_from("<Q", memory)
     sizes = struct.unpack_from(f"<{count}Q", memory, 8)
-    parts = [memory[start : start + size] for start, size in zip(_offsets(list(sizes)), sizes, strict=True)]
+    parts = [memory[start : start + size] for start, size in zip(_part_offsets(list(sizes)), sizes, strict=True)]
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
-def _offsets(sizes: list[int]) -> list[int]:
+def _part_offsets(sizes: list[int]) -> list[int]:
     """The offset of each part in the file."""
     lengths = [8 * (1 + len(sizes)), *sizes[:-1]]
     return list(accumulate(-(-length // _ALIGNED) * _ALIGNED for length in lengths))

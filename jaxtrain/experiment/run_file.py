@@ -48,7 +48,7 @@ def read_saved(folder: Path) -> dict[str, Any]:
     path = folder / RUN_FILE
     saved = read_json(path)
     try:
-        _check(saved)
+        _check_content(saved)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}{newer(saved)}") from None
     if hint := newer(saved):
@@ -80,7 +80,7 @@ def check_unedited(saved: Mapping[str, Any], experiment: Experiment, but: tuple[
             )
 
 
-def _check(saved: Any) -> None:
+def _check_content(saved: Any) -> None:
     _check_type(saved, (dict,), "the whole file")
     for name in REQUIRED:
         if name not in saved:

@@ -49,12 +49,12 @@ def other_arrays(arrays: Mapping[str, jax.Array], saved: Mapping[str, Any], most
     for name, x in arrays.items():
         if most is None or x.nbytes <= most:
             whole = _raw(x)
-            parts = ((_part(whole, entry["at"]), entry["crc32"]) for entry in saved.get(name, ()))
+            parts = ((_host_region(whole, entry["at"]), entry["crc32"]) for entry in saved.get(name, ()))
             if any(part is not None and crc32_of_array(part) != crc for part, crc in parts):
                 yield name
 
 
-def _part(x: jax.Array, region: Region) -> np.ndarray | None:
+def _host_region(x: jax.Array, region: Region) -> np.ndarray | None:
     """A region of an array in host memory; None if this process does not hold all of it."""
     for shard in x.addressable_shards:
         at = _region(shard.index, x.shape)

@@ -82,40 +82,39 @@ class Evaluation:
         return [read(each) for each in jaxpr.outvars]
 
     def _equation(self, equation: Any, inputs: list[Flow], around: Place) -> list[Flow]:
+        """The results of an equation: those of the jaxpr that it calls, or its own."""
         self.order += 1
-        name, stack = equation.primitive.name, f"{around.stack}/{equation.source_info.name_stack}"
+        stack = f"{around.stack}/{equation.source_info.name_stack}"
         place = Place(frames_of(equation) or around.frames, stack, around.parts)
         own = next((each.name for each in inputs if each.name and not each.name.startswith(FIELD)), None)
         self.last_parameter = own or self.last_parameter
-        if name == "cond":
-            branch = equation.params["branches"][int(inputs[0].array)]
-            return self.run(branch.jaxpr, branch.consts, inputs[1:], place)
-        if (inner := _called(equation)) is not None:
-            return self.run(inner.jaxpr, inner.consts, inputs, place)
-        if name == "scan" and self.seen is not None:
+        inner, arguments = _called(equation, inputs)
+        if inner is not None:
+            return self.run(inner.jaxpr, inner.consts, arguments, place)
+        if equation.primitive.name == "scan" and self.seen is not None:
             return self._passes(equation, inputs, place)
         arrays = _bind(equation, [each.array for each in inputs])
         if self.seen is not None:
-            self.seen(place, name, tuple(each.array for each in inputs), self.last_parameter, arrays)
-        moved = inputs[0].name if name in MOVES and len(arrays) == 1 else None
-        results = [Flow(array, moved) for array in arrays]
-        if name == "scan":
-            _name_results(equation, inputs, results)
-        wrong = [number for number, array in enumerate(arrays) if not finite(array)]
+            operands = tuple(each.array for each in inputs)
+            self.seen(place, equation.primitive.name, operands, self.last_parameter, arrays)
+        results = _named_results(equation, inputs, arrays)
+        self._mark(equation, inputs, results, place, reads=own is not None)
+        return results
+
+    def _mark(self, equation: Any, inputs: list[Flow], results: list[Flow], place: Place, reads: bool) -> None:
+        """Record at each result of an equation that is not finite what made it so."""
+        wrong = {number: each.array for number, each in enumerate(results) if not finite(each.array)}
         if not wrong:
-            return results
-        causes, written = _causes(name, inputs, [arrays[number] for number in wrong])
-        record = Evaluated(
-            self.order, name, place.frames, stack, place.parts, self.last_parameter, own is not None, causes
-        )
+            return
+        name = equation.primitive.name
+        causes, written = _causes(name, inputs, [*wrong.values()])
+        record = Evaluated(self.order, name, place.frames, place.stack, place.parts, self.last_parameter, reads, causes)
         if not causes and not written:
-            record.inputs = tuple(_described(each) for each in inputs)
-            record.outputs = tuple(range_of(arrays[number]) for number in wrong)
-            if name in LOOPS:
-                record.loop = self._loop(equation, inputs, place, record)
+            record.inputs = tuple(_input_text(each) for each in inputs)
+            record.outputs = tuple(map(range_of, wrong.values()))
+            record.loop = self._loop(equation, inputs, place, record) if name in LOOPS else None
         for number in wrong:
             results[number].bad, results[number].written = None if written else (record, number), written
-        return results
 
     def _loop(
         self, equation: Any, inputs: list[Flow], place: Place, record: Evaluated
@@ -200,21 +199,25 @@ def _constant(array: Any) -> Flow:
     return Flow(array, written=hasattr(array, "dtype") and not finite(array))
 
 
-def _described(value: Flow) -> str:
+def _input_text(value: Flow) -> str:
     return f"{value.name}: {range_of(value.array)}" if value.name else range_of(value.array)
 
 
-def _called(equation: Any) -> ClosedJaxpr | None:
-    """The jaxpr that an equation calls once, as for `jax.jit` or `jax.checkpoint`; None for other equations."""
+def _called(equation: Any, inputs: list[Flow]) -> tuple[ClosedJaxpr | None, list[Flow]]:
+    """The jaxpr that an equation calls once, and its inputs: the branch of a `cond`, the function of `jax.jit` or
+    `jax.checkpoint`. None for other equations.
+    """
+    if equation.primitive.name == "cond":
+        return equation.params["branches"][int(inputs[0].array)], inputs[1:]
     if equation.primitive.name in (*LOOPS, "shard_map"):
-        return None
+        return None, inputs
     for value in equation.params.values():
         inner = ClosedJaxpr(value, ()) if isinstance(value, Jaxpr) and not value.constvars else value
         if isinstance(inner, ClosedJaxpr):
             pairs = (inner.jaxpr.invars, equation.invars), (inner.jaxpr.outvars, equation.outvars)
             if all([_shape(each) for each in one] == [_shape(each) for each in two] for one, two in pairs):
-                return inner
-    return None
+                return inner, inputs
+    return None, inputs
 
 
 def _shape(variable: Any) -> Any:
@@ -227,10 +230,16 @@ def _bind(equation: Any, arrays: list[Any]) -> list[Any]:
     return list(made) if equation.primitive.multiple_results else [made]
 
 
-def _name_results(equation: Any, inputs: list[Flow], results: list[Flow]) -> None:
-    """Give results of a scan that are unchanged inputs the names of those: the backward pass reads them."""
-    body, loop = equation.params["jaxpr"].jaxpr, Loop.of(equation, inputs)
-    first = len(loop.constants) + len(loop.carried)
-    names = {id(variable): value.name for variable, value in zip(body.invars[first:], loop.scanned, strict=True)}
-    for variable, result in list(zip(body.outvars, results, strict=True))[len(loop.carried) :]:
-        result.name = names.get(id(variable))
+def _named_results(equation: Any, inputs: list[Flow], arrays: list[Any]) -> list[Flow]:
+    """The results of an equation, with the name of the input where they have its values: of `MOVES`, and of scanned
+    inputs that a loop returns unchanged, which the backward pass reads.
+    """
+    name = equation.primitive.name
+    results = [Flow(array, inputs[0].name if name in MOVES and len(arrays) == 1 else None) for array in arrays]
+    if name == "scan":
+        body, loop = equation.params["jaxpr"].jaxpr, Loop.of(equation, inputs)
+        first = len(loop.constants) + len(loop.carried)
+        names = {id(variable): value.name for variable, value in zip(body.invars[first:], loop.scanned, strict=True)}
+        for variable, result in list(zip(body.outvars, results, strict=True))[len(loop.carried) :]:
+            result.name = names.get(id(variable))
+    return results

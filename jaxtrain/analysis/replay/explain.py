@@ -114,13 +114,13 @@ def explain_step(moment: Moment, top: int = 3) -> Explanation:
         fault,
         tuple(outliers(moment.measured, moment.step)),
         activations,
-        tuple(_example(moment, now, share, wrong) for share in found.rows[:top]),
+        tuple(_explained_row(moment, now, share, wrong) for share in found.rows[:top]),
         sum(not share.finite for share in found.rows),
         found.note,
     )
 
 
-def _example(moment: Moment, now: Before, share: Share, wrong: list[tuple[int, str]]) -> ExplainedRow:
+def _explained_row(moment: Moment, now: Before, share: Share, wrong: list[tuple[int, str]]) -> ExplainedRow:
     task, pipeline = moment.program.experiment.task, moment.program.experiment.data
     fields = content_of(pipeline, task, now.batch, moment.index, share.row)
     own = tuple(words for row, words in wrong if row == share.row)

@@ -87,9 +87,9 @@ class Loop:
 
     def arguments(self, number: int) -> list[Flow]:
         """The inputs of the body in an iteration."""
-        rows = [Flow(each.array[number], each.name and _entry(each.name, number)) for each in self.scanned]
+        rows = [Flow(each.array[number], each.name and _entry_name(each.name, number)) for each in self.scanned]
         return [*self.constants, *self.carried, *rows]
 
 
-def _entry(name: str, number: int) -> str:
+def _entry_name(name: str, number: int) -> str:
     return name if name.startswith(FIELD) else f"{name}[{number}]"

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtrain.base.packages import PACKAGE
 from jaxtrain.base.text import cut, number
 
-_OURS = str(PACKAGE)
+_PACKAGE_FOLDER = str(PACKAGE)
 LIBRARIES = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
 
 
@@ -39,17 +39,17 @@ class Frame:
     @property
     def own(self) -> bool:
         """Whether it is not in jaxtrain."""
-        return not self.file.startswith(_OURS)
+        return not self.file.startswith(_PACKAGE_FOLDER)
 
 
 def frames_of(equation: Any) -> tuple[Frame, ...]:
     """The call stack of an equation, innermost first, without jax and other libraries."""
     trace = equation.source_info.traceback
     found = [] if trace is None else [Frame(each.file_name, each.line_num, each.function_name) for each in trace.frames]
-    return tuple(each for each in found if not _of_library(each.file))
+    return tuple(each for each in found if not _is_library_file(each.file))
 
 
-def _of_library(file: str) -> bool:
+def _is_library_file(file: str) -> bool:
     return file.startswith("<") or "site-packages" in file or file.startswith(LIBRARIES)
 
 
@@ -63,7 +63,7 @@ def best_frame(frames: Sequence[Frame]) -> Frame | None:
 
 def _first_outside(frames: Sequence[Frame]) -> int:
     """The number of frames within the step. Those of its callers, such as a notebook, explain nothing."""
-    ends = (f"{_OURS}/step.py", f"{_OURS}/analysis/")
+    ends = (f"{_PACKAGE_FOLDER}/step.py", f"{_PACKAGE_FOLDER}/analysis/")
     return next((n for n, each in enumerate(frames) if each.file.startswith(ends)), len(frames))
 
 

@@ -25,7 +25,7 @@ def page(found: Explanation) -> str:
         lines += ["out of line", *(f"  {each}" for each in found.outliers[:OUTLIERS])]
         lines += [f"  first activation: {found.activations[0]}"] if found.activations else []
         lines += [f"    {line}" for line in found.activations[1:] if line]
-    lines += ["examples, by their share of the loss and of the gradient", *_examples(found)]
+    lines += ["examples, by their share of the loss and of the gradient", *_example_lines(found)]
     return "\n".join(line[:200] for line in lines[:LINES])
 
 
@@ -83,7 +83,7 @@ def _fault(fault: Fault) -> Iterator[str]:
     yield from (f"out  {each}" for each in fault.outputs[:2])
 
 
-def _examples(found: Explanation) -> Iterator[str]:
+def _example_lines(found: Explanation) -> Iterator[str]:
     rows = found.moment.program.experiment.data.batch_size
     if found.poisoned > len(found.examples):
         yield f"  {found.poisoned} of {rows} rows are not finite, each alone: it is not one example"

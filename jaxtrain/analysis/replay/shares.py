@@ -76,14 +76,14 @@ def shares(task: Task, state: TrainState, batch: Batch) -> Shares:
     norms, parts = jax.jit(lambda rows: jax.lax.map(products, rows))(jnp.asarray(chosen))
     summed = losses_B.sum()
     rows = [
-        Share(row, float(losses_B[row]), _part(losses_B[row], summed), float(norm), _part(part, length))
+        Share(row, float(losses_B[row]), _fraction(losses_B[row], summed), float(norm), _fraction(part, length))
         for row, norm, part in zip(chosen.tolist(), norms, parts, strict=True)
     ]
     rows.sort(key=lambda each: (each.finite, -np.nan_to_num(max(abs(each.of_gradient), abs(each.of_loss)))))
     return Shares(tuple(rows), _note(task, losses_B, float(total)))
 
 
-def _part(value: Any, whole: float) -> float:
+def _fraction(value: Any, whole: float) -> float:
     return float(value) / whole if whole and np.isfinite(whole) else 0.0
 
 

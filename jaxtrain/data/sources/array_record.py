@@ -66,7 +66,7 @@ class ArrayRecord(Source):
             try:
                 records[index]
             except (RuntimeError, ValueError, OSError) as error:
-                return self._damaged(index, f"it cannot be read{_reason(error)}")
+                return self._damaged(index, f"it cannot be read{_library_reason(error)}")
         return Damaged(self.paths[0], None, f"records {list(indices)} cannot be read together")
 
     def _damaged(self, index: int, why: str) -> Damaged:
@@ -100,10 +100,10 @@ def _open_records(paths: tuple[str, ...]) -> Any:
         for path in paths:
             if len(paths) > 1:
                 _open_records((path,))
-        raise Damaged(paths[0], None, f"it cannot be opened{_reason(error)}") from error
+        raise Damaged(paths[0], None, f"it cannot be opened{_library_reason(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _library_reason(error: Exception) -> str:
     """The first line of a library's message, in parentheses, if there is one."""
     line = str(error).partition("\n")[0]
     return f" ({line})" if line else ""

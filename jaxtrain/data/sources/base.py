@@ -117,7 +117,7 @@ class RememberedSource(Source):
         """The source that stands for one with these examples."""
         kinds, unscaled = {}, []
         for name, value in examples[0].items():
-            dtype, shape = _kind(value)
+            dtype, shape = _field_kind(value)
             alike = [np.asarray(one[name]) for one in examples if name in one and np.ndim(one[name]) == len(shape)]
             kinds[name] = (
                 dtype,
@@ -175,34 +175,41 @@ class RememberedSource(Source):
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read as a {name} of shape {list(shape)}: {error}") from error
 
-    def _object(self, argument: str) -> Example | None:
-        """The fields of a JSON object; None where the argument is none with a field of this source."""
+    def _json_fields(self, argument: str) -> Example | None:
+        """The fields in a JSON object; None for an argument that is not an object with a field of this source."""
         in_file = argument.endswith(".json") and os.path.isfile(argument)
         if not in_file and not argument.lstrip().startswith("{"):
             return None
         try:
-            found = json.loads(Path(argument).read_text(encoding="utf-8") if in_file else argument)
-        except (ValueError, RecursionError) as error:
+            found = self._json_object(argument, in_file)
+        except ValueError as error:
             if in_file:
-                raise ConfigError(f"{argument} is no JSON ({error})") from error
-            return None
-        if not isinstance(found, dict) or not found.keys() & self.kinds.keys():
-            if in_file:
-                raise ConfigError(f"{argument} has none of the fields that the model reads: {', '.join(self.kinds)}")
+                raise ConfigError(f"{argument} {error}") from error
             return None
         if missing := self.kinds.keys() - found.keys():
             raise ConfigError(f"{argument}: the model also reads {', '.join(sorted(missing))}")
-        values = {}
-        for name, (kind, shape) in self.kinds.items():
-            value = found[name]
-            try:
-                if isinstance(value, str) != (kind in ("text", "bytes")):
-                    raise ValueError(f"it is {value!r}")
-                text = value.encode() if kind == "bytes" else value
-                values[name] = text if isinstance(value, str) else self._array(name, np.asarray(value))[()]
-            except (ValueError, TypeError, OverflowError) as error:
-                raise ConfigError(f"{argument}: {name!r} is to be {kind}{list(shape)}: {error}") from error
-        return values
+        return {name: self._json_value(name, found[name], argument) for name in self.kinds}
+
+    def _json_object(self, argument: str, in_file: bool) -> dict[str, Any]:
+        """The JSON object in an argument, or in a file. Raises ValueError where it has no field of this source."""
+        try:
+            found = json.loads(Path(argument).read_text(encoding="utf-8") if in_file else argument)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"is no JSON ({error})") from error
+        if not isinstance(found, dict) or not found.keys() & self.kinds.keys():
+            raise ValueError(f"has none of the fields that the model reads: {', '.join(self.kinds)}")
+        return found
+
+    def _json_value(self, name: str, value: Any, argument: str) -> Any:
+        """A JSON value as a field. Raises ConfigError where it does not fit the field."""
+        kind, shape = self.kinds[name]
+        try:
+            if isinstance(value, str) != (kind in ("text", "bytes")):
+                raise ValueError(f"it is {value!r}")
+            text = value.encode() if kind == "bytes" else value
+            return text if isinstance(value, str) else self._array(name, np.asarray(value))[()]
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ConfigError(f"{argument}: {name!r} is to be {kind}{list(shape)}: {error}") from error
 
     def _array(self, name: str, given: np.ndarray) -> np.ndarray:
         """An array in a field's shape and dtype. Raises ValueError where it does not fit."""
@@ -241,7 +248,7 @@ def list_array(values: Sequence[Any], dtype: str | None) -> np.ndarray:
     return array if dtype is None or array.dtype.kind not in "biuf" else array.astype(dtype)
 
 
-def _kind(value: Any) -> tuple[str, tuple[int, ...]]:
+def _field_kind(value: Any) -> tuple[str, tuple[int, ...]]:
     if isinstance(value, str | bytes):
         return "text" if isinstance(value, str) else "bytes", ()
     array = np.asarray(value)

@@ -199,7 +199,7 @@ class Mixture(Source):
         """The example of a stored record. Raises ConfigError where it has other fields than the first source."""
         number, one = stored
         example = self.sources[number].decode(one)
-        if example.keys() != (fields := _fields(self.sources[0])):
+        if example.keys() != (fields := _field_names(self.sources[0])):
             raise ConfigError(f"Mixture: source {number} has the fields {sorted(example)}, source 0 {sorted(fields)}")
         return example
 
@@ -219,7 +219,7 @@ class Mixture(Source):
 
 @until_files_change
 @lru_cache(maxsize=64)
-def _fields(source: Source) -> frozenset[str]:
+def _field_names(source: Source) -> frozenset[str]:
     for index in range(len(source)):
         with suppress(Damaged):
             return frozenset(source[index])

@@ -27,7 +27,7 @@ _SETTLED = 2.0
 leave the same time.
 """
 
-_READ_BYTES = 1 << 20  # at once
+_HASHED_AT_ONCE = 1 << 20  # at once
 
 _FORMER: ContextVar[bool] = ContextVar("former", default=False)
 
@@ -106,7 +106,7 @@ class _Progress:
         found = hashlib.sha256()
         try:
             with open(path, "rb") as file:
-                while block := file.read(_READ_BYTES):
+                while block := file.read(_HASHED_AT_ONCE):
                     found.update(block)
                     self._add(len(block))
         except OSError as error:

@@ -14,9 +14,9 @@ from jaxtrain.data.sources.kept import until_files_change
 from jaxtrain.data.sources.offsets import Located, line_number, locate
 from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 
-_BOM = "\ufeff"
+_BYTE_ORDER_MARK = "\ufeff"
 
-_SHOWN = 500  # characters of a header in an error message
+_MOST_HEADER = 500  # characters of a header in an error message
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Csv(Source):
 
     def _kinds(self, path: str) -> dict[str, Callable[[str], int | float | str]]:
         """The function that parses the cells of each column."""
-        kinds: dict[str, Callable[[str], int | float | str]] = dict.fromkeys(self.ints, _int)
-        kinds |= dict.fromkeys(self.floats, _float) | dict.fromkeys(self.texts, str)
+        kinds: dict[str, Callable[[str], int | float | str]] = dict.fromkeys(self.ints, _int_cell)
+        kinds |= dict.fromkeys(self.floats, _float_cell) | dict.fromkeys(self.texts, str)
         names = _header(path, self.delimiter)
         for name in kinds:
             if name not in names:
@@ -83,21 +83,21 @@ class Csv(Source):
         if not kinds:
             raise ConfigError(
                 f"Csv: say which columns of {path} to read, and what they are, by ints=(...), floats=(...) and "
-                f"texts=(...); it has {', '.join(map(repr, names))[:_SHOWN]}"
+                f"texts=(...); it has {', '.join(map(repr, names))[:_MOST_HEADER]}"
             )
         return kinds
 
     @property
     def _rows(self) -> Located:
-        return locate(self.paths, f"CSV ({self.delimiter!r})", _scan(self.delimiter))
+        return locate(self.paths, f"CSV ({self.delimiter!r})", _scan_with(self.delimiter))
 
 
 @lru_cache(maxsize=16)
-def _scan(delimiter: str) -> Callable[[BinaryIO], Iterator[int]]:
-    return partial(_starts, delimiter)  # the same object for the same delimiter, as the cache of `locate` needs
+def _scan_with(delimiter: str) -> Callable[[BinaryIO], Iterator[int]]:
+    return partial(_row_starts, delimiter)  # the same object for the same delimiter, as the cache of `locate` needs
 
 
-def _starts(delimiter: str, file: BinaryIO) -> Iterator[int]:
+def _row_starts(delimiter: str, file: BinaryIO) -> Iterator[int]:
     """The first byte of each row below the header, without empty lines."""
     at = 0
 
@@ -120,7 +120,9 @@ def _starts(delimiter: str, file: BinaryIO) -> Iterator[int]:
 def _reader(lines: Iterator[bytes] | BinaryIO, delimiter: str) -> Iterator[list[str]]:
     """Rows parsed from lines; takes no more lines than a row needs."""
     csv.field_size_limit(1 << 30)  # instead of 128 KiB, for cells that hold whole documents
-    return csv.reader((line.decode().removeprefix(_BOM) for line in lines), delimiter=delimiter, strict=True)
+    return csv.reader(
+        (line.decode().removeprefix(_BYTE_ORDER_MARK) for line in lines), delimiter=delimiter, strict=True
+    )
 
 
 @until_files_change
@@ -134,14 +136,14 @@ def _header(path: str, delimiter: str) -> list[str]:
     if any(ord(sign) < ord(" ") and sign not in "\t\r\n" for name in names for sign in name):
         raise Damaged(path, None, "its first line is no text: it is no CSV file")
     if not names or len(set(names)) < len(names):
-        raise ConfigError(f"Csv: the first line of {path} has to name each column once, got {names}"[:_SHOWN])
+        raise ConfigError(f"Csv: the first line of {path} has to name each column once, got {names}"[:_MOST_HEADER])
     return names
 
 
 def _instead(name: str, names: list[str]) -> str:
     """A suggestion: the nearest column, or another delimiter where the header has a single column."""
     other = next((sign for sign in (";", "\t", "|", ",") if len(names) == 1 and name in names[0].split(sign)), None)
-    return f"; its header is {names[0]!r}: say delimiter={other!r}" if other else nearest(name, names)[:_SHOWN]
+    return f"; its header is {names[0]!r}: say delimiter={other!r}" if other else nearest(name, names)[:_MOST_HEADER]
 
 
 def _cell(name: str, cell: str, read: Callable[[str], int | float | str]) -> int | float | str:
@@ -151,13 +153,13 @@ def _cell(name: str, cell: str, read: Callable[[str], int | float | str]) -> int
         raise ValueError(f"{cell!r} in column {name!r} is {error}") from error
 
 
-def _int(cell: str) -> int:
+def _int_cell(cell: str) -> int:
     if not re.fullmatch(r"[+-]?\d+", cell.strip()):
         raise ValueError("no integer" if cell.strip() else "empty")
     return int(cell)
 
 
-def _float(cell: str) -> float:
+def _float_cell(cell: str) -> float:
     try:
         value = float("" if "_" in cell else cell)
     except ValueError:

@@ -26,7 +26,7 @@ _SYSTEM = ("__MACOSX", "@eaDir", "lost+found")  # folders of operating systems; 
 
 _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 
-_SHOWN = 20  # names in an error message
+_MOST_CLASSES = 20  # names in an error message
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _listed(folder: str, classes: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _advice(names: set[str]) -> str:
-    if len(names) > _SHOWN:
+    if len(names) > _MOST_CLASSES:
         return "give all splits and the task one tuple of classes, as from folder_classes(the folder of training)"
     return f"give all splits and the task the same tuple of classes, for example classes={tuple(sorted(names))!r}"
 
@@ -152,30 +152,36 @@ def _advice(names: set[str]) -> str:
 @until_files_change
 @lru_cache(maxsize=16)
 def _found(folder: str) -> tuple[str, ...]:
-    """All images below a folder. Raises ConfigError for what would be left out and should not."""
+    """All images below a folder. Raises ConfigError for files and folders that are probably meant to be images of it
+    but are none.
+    """
     root = Path(folder)
+    if root.is_file():
+        raise ConfigError(f"ImageFolder: {root} is a file, not a folder of images; tar files are read by Tar")
     if not root.is_dir():
-        if root.is_file():
-            raise ConfigError(f"ImageFolder: {root} is a file, not a folder of images; tar files are read by Tar")
         others = [other.name for other in root.parent.glob("*/")]
         raise ConfigError(f"ImageFolder: there is no folder {root}{nearest(root.name, others)}")
     files = sorted(_visible(root))
-    for path in files:
-        if path.suffix.lower() in NOT_READ:
-            raise ConfigError(f"ImageFolder: {path} is an image of a kind that is not read: save it as PNG, or move it")
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if other := next((path for path in files if path.suffix.lower() in NOT_READ), None):
+        raise ConfigError(f"ImageFolder: {other} is an image of a kind that is not read: save it as PNG, or move it")
     if gone := next((path for path in images if path.is_symlink() and not os.path.exists(path)), None):
         raise ConfigError(f"ImageFolder: {gone} is a link to a file that is not there: remove it")
     if not images:
         raise ConfigError(f"ImageFolder: {root} holds no images ({', '.join(SUFFIXES)})")
+    _check_folders(root, files, images)
+    return tuple(map(str, images))
+
+
+def _check_folders(root: Path, files: Sequence[Path], images: Sequence[Path]) -> None:
+    """Raises ConfigError where the folders below `root` are splits instead of classes, or one of them has no images."""
     folders = {path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)}
     parents = {path.relative_to(root).parts[:-1] for path in images}
-    splits = {name for name in folders if name.lower() in _SPLITS}
-    if splits and (splits == folders or any((name,) not in parents for name in splits)):
-        one = sorted(splits)[0]
+    splits = sorted(name for name in folders if name.lower() in _SPLITS)
+    if splits and (len(splits) == len(folders) or any((name,) not in parents for name in splits)):
         raise ConfigError(
-            f"ImageFolder: {root} holds the splits {', '.join(sorted(splits))}: make one ImageFolder of each, as of "
-            f"{root / one}, all with the same classes"
+            f"ImageFolder: {root} holds the splits {', '.join(splits)}: make one ImageFolder of each, as of "
+            f"{root / splits[0]}, all with the same classes"
         )
     for name in sorted(folders - {parts[0] for parts in parents if parts}):
         held = sorted(path.name for path in files if path.relative_to(root).parts[0] == name)[:3]
@@ -183,7 +189,6 @@ def _found(folder: str) -> tuple[str, ...]:
             f"ImageFolder: the folder {root / name} has no image that is read ({', '.join(SUFFIXES)}), "
             f"but {', '.join(held) or 'no file at all'}: save them as PNG, or move the folder"
         )
-    return tuple(map(str, images))
 
 
 def _visible(root: Path) -> Iterator[Path]:

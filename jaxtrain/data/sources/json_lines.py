@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
+from jaxtrain.base.files import unique_keys
 from jaxtrain.data.sources.base import Example, Source, list_array
 from jaxtrain.data.sources.offsets import Located, line_number, locate
 from jaxtrain.data.sources.paths import PATH, make_absolute
 
-_BOM = b"\xef\xbb\xbf"
+_BOM_BYTES = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class JsonLines(Source):
             file.seek(start)
             line = file.readline()
         try:
-            found = json.loads(line.removeprefix(_BOM), parse_float=_float, object_pairs_hook=_without_repeats)
+            found = json.loads(line.removeprefix(_BOM_BYTES), parse_float=_finite_float, object_pairs_hook=unique_keys)
             if not isinstance(found, dict):
                 raise ValueError(f"it is a {type(found).__name__}, not an object")
             if b"\\u" in line:
@@ -72,26 +73,18 @@ class JsonLines(Source):
 
     @property
     def _lines(self) -> Located:
-        return locate(self.paths, "JSON Lines", _starts)
+        return locate(self.paths, "JSON Lines", _line_starts)
 
 
-def _starts(file: BinaryIO) -> Iterator[int]:
+def _line_starts(file: BinaryIO) -> Iterator[int]:
     start = 0
     for line in file:
-        if line.strip(b" \t\r\n" + _BOM):
+        if line.strip(b" \t\r\n" + _BOM_BYTES):
             yield start
         start += len(line)
 
 
-def _float(text: str) -> float:
+def _finite_float(text: str) -> float:
     if math.isinf(value := float(text)):
         raise ValueError(f"the number {text} is beyond float64")
     return value
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"the key {name!r} occurs twice")
-    return dict(pairs)

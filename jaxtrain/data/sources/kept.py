@@ -15,7 +15,7 @@ _caches: list[Any] = []
 _read: dict[str, tuple[int, ...] | None] = {}
 """The state in which each cached file and folder was read."""
 
-_lock = threading.Lock()
+_caches_lock = threading.Lock()
 
 
 def until_files_change(cached: Cached) -> Cached:
@@ -32,7 +32,7 @@ def note_state(paths: Iterable[str]) -> None:
 
 def forget_changed(*paths: str) -> None:
     """Clear the caches if one of these files, or anything below one of these folders, has changed since it was read."""
-    with _lock:
+    with _caches_lock:
         known = [path for path in paths if path in _read]
         known += [other for path in known if os.path.isdir(path) for other in _read if other.startswith(path + os.sep)]
         if any(_state(path) != _read[path] for path in known):

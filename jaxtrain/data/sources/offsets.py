@@ -71,13 +71,13 @@ def locate(paths: tuple[str, ...], kind: str, scan: Scan) -> Located:
     """The records of files, found by `scan`; `kind` identifies `scan` in the cache and names the files in messages.
     Raises ConfigError or Damaged.
     """
-    files = tuple(_offsets(path, kind, scan) for path in paths)
+    files = tuple(_cached_offsets(path, kind, scan) for path in paths)
     return Located(paths, files, np.cumsum([len(file.starts) for file in files]))
 
 
 @until_files_change
 @lru_cache(maxsize=1024)
-def _offsets(path: str, kind: str, scan: Scan) -> Offsets:
+def _cached_offsets(path: str, kind: str, scan: Scan) -> Offsets:
     if Path(path).suffix in _COMPRESSED:
         raise ConfigError(f"{path} is compressed, so no record can be read by its index: decompress it first")
     kept = cache("offsets") / f"{digest(kind, file_state(path, f'{kind} file'))}.npz"
@@ -85,7 +85,7 @@ def _offsets(path: str, kind: str, scan: Scan) -> Offsets:
         with np.load(kept) as found:
             return Offsets(found["starts"], str(found["content"]))
     except (OSError, ValueError, KeyError):
-        made = _scan(path, scan)
+        made = _found_offsets(path, scan)
     if not is_settled(path):
         return made
     try:
@@ -97,7 +97,7 @@ def _offsets(path: str, kind: str, scan: Scan) -> Offsets:
     return made
 
 
-def _scan(path: str, scan: Scan) -> Offsets:
+def _found_offsets(path: str, scan: Scan) -> Offsets:
     try:
         with open(path, "rb") as file:
             starts = np.fromiter(scan(file), np.int64)

@@ -55,7 +55,7 @@ class Tar(Source):
         make_absolute(self, "paths")
 
     def __len__(self) -> int:
-        return len(_examples(self.paths))
+        return len(_tar_examples(self.paths))
 
     def __getitem__(self, index: int) -> Example:
         path, number, members = self._find(index)
@@ -77,14 +77,14 @@ class Tar(Source):
 
     def identity(self) -> str:
         """How images are decoded, a sha256 of all files, and one of the members' names and sizes."""
-        members = (member for _, _, some in _examples(self.paths) for member in some)
+        members = (member for _, _, some in _tar_examples(self.paths) for member in some)
         names = digest("\n".join(f"{member.name} {member.start} {member.size}" for member in members))
         return f"tar:{self.size}:{self.gray}:{content(self.paths)}:{names}"
 
     def _find(self, index: int) -> tuple[str, int, tuple[_Member, ...]]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return _examples(self.paths)[index]
+        return _tar_examples(self.paths)[index]
 
     def _decode(self, member: _Member, raw: bytes) -> Any:
         ending = Path(member.name).suffix.lower()
@@ -101,7 +101,7 @@ class Tar(Source):
 
 @until_files_change
 @lru_cache(maxsize=64)
-def _examples(paths: tuple[str, ...]) -> list[tuple[str, int, tuple[_Member, ...]]]:
+def _tar_examples(paths: tuple[str, ...]) -> list[tuple[str, int, tuple[_Member, ...]]]:
     """The file, the number in that file, and the members of every example."""
     return [(path, number, members) for path in paths for number, members in enumerate(_grouped(path))]
 
