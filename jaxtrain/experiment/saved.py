@@ -1,6 +1,7 @@
 """Reads the folder of a run's checkpoints, a subfolder per step: the steps, their scores, and which are damaged.
 
-Not here: saving and restoring arrays, and setting damaged checkpoints aside.
+The rules for scores are here too: which value counts, and which is better. Not here: saving and restoring arrays, and
+setting damaged checkpoints aside.
 """
 
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.checksums import MANIFEST, Manifest, read_regular, unreadable
-from jaxtrain.base.errors import ConfigError, Damaged, DamagedCheckpoint
+from jaxtrain.base.errors import ConfigError, Damaged, DamagedCheckpoint, nearest
 
 RECORD, METRICS, STATE = "record/metadata", "metrics/metrics", "state"
 """Paths in a checkpoint: the record (what a run saves besides arrays), the scores, the arrays."""
@@ -68,13 +69,30 @@ def best_first(scores: Mapping[int, float], mode: str) -> list[int]:
     return sorted(scores, key=lambda step: (sign * scores[step], step), reverse=True)
 
 
-def best_step(checkpoints: Path, metric: str | None, mode: str) -> int | None:
-    """The saved step with the best value of a metric ("min" or "max"), the later of equals.
+def is_better(score: float, scores: Mapping[int, float], mode: str) -> bool:
+    """Whether a score is better than the scores of all steps."""
+    best, sign = best_first(scores, mode)[:1], -1 if mode == "min" else 1
+    return not best or sign * score > sign * scores[best[0]]
 
-    None where no checkpoint has a value of this metric: a run may be resumed with another than its older ones have.
+
+def score_of(metric: str | None, metrics: Mapping[str, float] | None) -> float | None:
+    """The value of `keep.best` in the metrics of an evaluation; None without metrics or if it is not finite. Raises
+    ConfigError where they lack it.
     """
-    order = best_first(scores_by_step(checkpoints, metric, saved_steps(checkpoints)), mode)
-    return order[0] if order else None
+    if metric is None or not metrics:
+        return None
+    if metric not in metrics:
+        raise ConfigError(f"Retention(best={metric!r}) names none of the metrics{nearest(metric, metrics)}")
+    # All comparisons with NaN are False, so it might be kept as the best.
+    return float(metrics[metric]) if math.isfinite(metrics[metric]) else None
+
+
+def ranked(checkpoints: Path, metric: str | None, mode: str, steps: list[int]) -> list[int]:
+    """Those of the saved `steps` that have a value of a metric, the best first ("min" or "max").
+
+    A run may be resumed with another metric than its older checkpoints have.
+    """
+    return best_first(scores_by_step(checkpoints, metric, steps), mode)
 
 
 def faults(checkpoint: Path, most: int | None = None) -> Iterator[DamagedCheckpoint]:

@@ -11,7 +11,7 @@ from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError, DamagedCheckpoint
 from jaxtrain.base.files import digest, file_sha256, read_json
 from jaxtrain.base.ranges import Checked, NonNegativeInt
-from jaxtrain.experiment.saved import best_first, faults, none_is_good, saved_steps, scores_by_step
+from jaxtrain.experiment.saved import faults, none_is_good, ranked, saved_steps
 
 SavedStep = NonNegativeInt | Literal["best", "latest"]
 
@@ -79,7 +79,7 @@ def saved_step(run: Path, step: SavedStep) -> int:
             raise ConfigError(
                 f"start: {run / 'experiment.json'} has no experiment.runtime.keep of best and mode"
             ) from None
-        order = best_first(scores_by_step(folder, metric, steps), mode)
+        order = ranked(folder, metric, mode, steps)
         if not order:
             raise ConfigError(
                 f"start: {run} has no best checkpoint: it was not trained with --keep.best, or saved none"

@@ -16,12 +16,12 @@ from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry
 from jaxtrain.base.text import array_type
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process, least_over_processes
 from jaxtrain.experiment.experiment import Retention
-from jaxtrain.experiment.saved import STATE, best_first, read_record, saved_steps, scores_by_step
+from jaxtrain.experiment.saved import STATE, is_better, ranked, read_record, saved_steps, score_of, scores_by_step
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.runs.health import Health, logged
 from jaxtrain.runs.leaves import check_leaves, leaves_by_path, on_first_device, without_elements
 from jaxtrain.runs.mirror import Mirror
-from jaxtrain.runs.retention import is_better, remove_leftovers, score_of
+from jaxtrain.runs.retention import remove_leftovers
 from jaxtrain.runs.saving import SAVE_ERRORS, Save, add_metrics, finish, kept_by, lost, reason
 from jaxtrain.runs.shards import READ_ERRORS, other_arrays
 
@@ -108,7 +108,7 @@ class Checkpoints:
         # orbax refuses empty arrays; to restore those, the list of leaves is enough.
         full = {name: leaf for name, leaf in arrays.items() if leaf.size}
         record_text = json.dumps({"record": dict(record), "leaves": types, "sealed": True})
-        score = score_of(self.keep, metrics)
+        score = score_of(self.keep.best, metrics)
         metrics_text = None if score is None else json.dumps({str(self.keep.best): score})
         self._scores |= {} if score is None else {step: score}
         save = Save(self.folder / str(step), record_text, metrics_text)
@@ -127,7 +127,7 @@ class Checkpoints:
 
         If `step` is saved already, the scores are added to it: it was saved when a signal interrupted its evaluation.
         """
-        if (score := score_of(self.keep, scores)) is None:
+        if (score := score_of(self.keep.best, scores)) is None:
             return False
         self._settle()
         if step == self._last:
@@ -135,7 +135,7 @@ class Checkpoints:
             if is_first_process():
                 add_metrics(self.folder / str(step), json.dumps({str(self.keep.best): score}))
             return False
-        return self.keep.save_best and bool(broadcast_from_first(is_better(score, self._scores, self.keep)))
+        return self.keep.save_best and bool(broadcast_from_first(is_better(score, self._scores, self.keep.mode)))
 
     def restore(self, abstract: Tree, step: SavedStep | None = None) -> tuple[Tree, dict[str, Any]]:
         """The state and the record of `step` (None: the latest), the state with the shardings of `abstract`.
@@ -190,7 +190,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best value of the metric `Retention.best`, the later one of equals; None without any."""
-        return next(iter(self._best_first(self.steps())), None)
+        return next(iter(ranked(self.folder, self.keep.best, self.keep.mode, self.steps())), None)
 
     def wait(self) -> int:
         """Block until every save is durable, and return the step of the last one; 0 without any. Raises Retry if the
@@ -260,9 +260,6 @@ class Checkpoints:
         self._event("save_failed", step=step, why=why, note=note)
         return 0
 
-    def _best_first(self, steps: list[int]) -> list[int]:
-        return best_first(scores_by_step(self.folder, self.keep.best, steps), self.keep.mode)
-
     def _existing(self, step: SavedStep | None) -> int:
         steps = self.steps()
         if not steps:
@@ -270,7 +267,7 @@ class Checkpoints:
         if step is None or step == "latest":
             return self._health.first_good(steps[::-1])
         if step == "best":
-            if not (order := self._best_first(steps)):
+            if not (order := ranked(self.folder, self.keep.best, self.keep.mode, steps)):
                 raise ConfigError(f"no checkpoint in {self.folder} is the best: train with --keep.best SPLIT/METRIC")
             return self._health.first_good(order)
         if step not in steps:

@@ -1,13 +1,11 @@
 """Which checkpoints are kept, and deleting others or setting them aside, atomically. Not here: saving them."""
 
 import itertools
-import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.experiment.experiment import Retention
 from jaxtrain.experiment.saved import best_first
 
@@ -26,24 +24,6 @@ def kept(steps: Sequence[int], scores: Mapping[int, float], keep: Retention) -> 
     best = best_first(known, keep.mode)[:1] if keep.best is not None else []
     every = [step for step in steps if keep.every is not None and step % keep.every == 0]
     return {*steps[-keep.last :], *every, *best}
-
-
-def score_of(keep: Retention, metrics: Mapping[str, float] | None) -> float | None:
-    """The value of `keep.best` in the metrics of an evaluation; None without metrics or if it is not finite. Raises
-    ConfigError where they lack it.
-    """
-    if keep.best is None or not metrics:
-        return None
-    if keep.best not in metrics:
-        raise ConfigError(f"Retention(best={keep.best!r}) names none of the metrics{nearest(keep.best, metrics)}")
-    # All comparisons with NaN are False, so it might be kept as the best.
-    return float(metrics[keep.best]) if math.isfinite(metrics[keep.best]) else None
-
-
-def is_better(score: float, scores: Mapping[int, float], keep: Retention) -> bool:
-    """Whether a score is better than the scores of all steps."""
-    best, sign = best_first(scores, keep.mode)[:1], -1 if keep.mode == "min" else 1
-    return not best or sign * score > sign * scores[best[0]]
 
 
 def delete(checkpoint: Path) -> None:
