@@ -132,8 +132,9 @@ class Column:
             )
         if self.dtype != seen.dtype:
             self.dtype = np.result_type(self.dtype, seen.dtype).name
-        sizes = zip(self.shape, seen.shape, strict=True)
-        self.shape = tuple(one if one == other else None for one, other in sizes)
+        if self.shape != seen.shape:
+            sizes = zip(self.shape, seen.shape, strict=True)
+            self.shape = tuple(one if one == other else None for one, other in sizes)
 
     def _count_word(self, word: str | None) -> None:
         """Count a value for the vocabulary; there is none once a value is too long, or there are too many of them."""
