@@ -189,7 +189,7 @@ MISTAKES = {
     "an unknown mesh axis": ("train texts.py --layout.mesh dta 8", "mesh axis 'dta'; did you mean 'data'?"),
     "a mesh size that is no number": (
         "train texts.py --layout.mesh data x",
-        "Error parsing --layout.mesh: data x: 'x' is no whole number; give pairs such as data 2 tensor 4",
+        "Error parsing --layout.mesh: data x: 'x' is not a whole number; give pairs such as data 2 tensor 4",
     ),
     "half a pair of a mesh": (
         "train texts.py --layout.mesh data 2 tensor",

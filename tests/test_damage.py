@@ -197,7 +197,7 @@ def test_a_manifest_that_names_files_outside_is_damaged_and_those_are_not_read(s
     shutil.copytree(sound, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     Manifest({name: (1, 1)}, {}).write(folder / "3")
-    with Checkpoints(folder, read_only=True) as reader, pytest.raises(DamagedCheckpoint, match="no path inside"):
+    with Checkpoints(folder, read_only=True) as reader, pytest.raises(DamagedCheckpoint, match="not a path inside"):
         reader.restore(ABSTRACT, 3)
 
 

@@ -53,9 +53,9 @@ def of(log: int = 5, evaluate: int = 10, save: int = 10, **keep: Any) -> Runtime
         (
             21,
             of(),
-            ["the last step, 21, counts too though it is no multiple of log_every 5, eval_every 10, save_every 10"],
+            ["the last step, 21, counts too though it is not a multiple of log_every 5, eval_every 10, save_every 10"],
         ),
-        (20, of(3), ["the last step, 20, counts too though it is no multiple of log_every 3"]),
+        (20, of(3), ["the last step, 20, counts too though it is not a multiple of log_every 3"]),
         (
             20,
             of(5, 2, 10, best="test/loss", save_best=False),
@@ -123,7 +123,7 @@ def test_the_start_says_it_in_one_line(tmp_path, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("intervals")]
     assert said == [
         "intervals  note the run has 3 steps, fewer than save_every 4: that happens once, at the last step; the last "
-        "step, 3, counts too though it is no multiple of log_every 2, eval_every 2"
+        "step, 3, counts too though it is not a multiple of log_every 2, eval_every 2"
     ]
     train(replace(one, steps=4), tmp_path / "run")
     assert "intervals" not in capsys.readouterr().err

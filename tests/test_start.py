@@ -228,5 +228,5 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path, name: str, size: int) -
 
 def test_a_file_of_objects_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "objects.npz", **{"norm/scale": np.array([{}, []], object)})
-    with pytest.raises(Damaged, match=r"objects.npz: it is no .npz of numbers"):
+    with pytest.raises(Damaged, match=r"objects.npz: it is not an .npz of numbers"):
         begun(Start(str(tmp_path / "objects.npz")))

@@ -61,7 +61,7 @@ class Manifest:
             files = {_checked_name(name): (int(size), int(crc)) for name, (size, crc) in found["files"].items()}
             return cls(files, dict(found["arrays"]))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise Damaged(str(file), None, f"it is no manifest ({error!r})") from error
+            raise Damaged(str(file), None, f"it is not a manifest ({error!r})") from error
 
     def faults(
         self, folder: Path, most: int | None = None, part: int = 0, parts: int = 1
@@ -84,7 +84,7 @@ class Manifest:
     def _differs(self, file: Path, size: int, crc: int, read: bool) -> str:
         now = os.stat(file)
         if not stat.S_ISREG(now.st_mode):
-            return "it is no file"
+            return "it is not a file"
         if now.st_size != size:
             return f"it has {now.st_size:,} bytes, of {size:,} that were written"
         return "its bytes are not those that were written: its checksum differs" if read and crc32(file) != crc else ""
@@ -114,7 +114,7 @@ def checksums(folder: Path, known: Mapping[str, tuple[int, int]] | None = None) 
 def read_regular(file: Path) -> bytes:
     """The bytes of a regular file. Raises OSError for anything else, such as a pipe, which would block forever."""
     if not stat.S_ISREG(os.stat(file).st_mode):
-        raise OSError(errno.EINVAL, "it is no file")
+        raise OSError(errno.EINVAL, "it is not a file")
     return file.read_bytes()
 
 
@@ -130,7 +130,7 @@ def _checked_name(name: str) -> str:
     """The name of a file. Raises ValueError for one that leads out of the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError(f"{name!r} is no path inside of the folder")
+        raise ValueError(f"{name!r} is not a path inside of the folder")
     return name
 
 

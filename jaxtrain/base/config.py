@@ -156,7 +156,7 @@ def _instance(value: Mapping[str, Any], memory: Any, wanted: Any, path: str) -> 
 def _saved_kind(name: Any, wanted: Any, place: str) -> Any:
     """The class of a saved name. Raises ConfigError where there is none, or where it does not fit the annotation."""
     if not isinstance(name, str):
-        raise ConfigError(f"{place or 'the value'}: {cut(repr(name))} is no name of a kind")
+        raise ConfigError(f"{place or 'the value'}: {cut(repr(name))} is not the name of a class")
     try:
         kind = find_kind(name)
     except ConfigError as error:

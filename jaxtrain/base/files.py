@@ -108,7 +108,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is no finite number of float64")
+        raise ValueError(f"{text} is not a finite float64")
     return number
 
 
@@ -135,7 +135,7 @@ def is_file_name(name: str) -> bool:
 def check_file_name(name: str, what: str) -> None:
     """Raises ConfigError where `is_file_name` is False. what: what the message calls the name."""
     if not is_file_name(name):
-        raise ConfigError(f"{what}: {name!r} is no name: give letters, digits, - and _, without / and \\")
+        raise ConfigError(f"{what}: {name!r} is not a name: give letters, digits, - and _, without / and \\")
 
 
 def plain_json(value: Any) -> Any:

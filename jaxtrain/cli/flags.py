@@ -193,7 +193,7 @@ def _value(word: str, kinds: Sequence[type], name: str) -> str | int | bool:
             return int(word)
         except ValueError:
             if str not in kinds:
-                message = f"{name} {word}: {word!r} is no whole number; give pairs such as {_pairs_example(kinds)}"
+                message = f"{name} {word}: {word!r} is not a whole number; give pairs such as {_pairs_example(kinds)}"
                 raise ConfigError(message) from None
     return word
 

@@ -123,13 +123,13 @@ class Runtime(Checked):
             return range(0)
         first, colon, last = self.profile.partition(":")
         if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-            raise ConfigError(f"profile: {self.profile!r} is no range of steps from 1 on, such as 100:110")
+            raise ConfigError(f"profile: {self.profile!r} is not a range of steps from 1 on, such as 100:110")
         return range(int(first), int(last) + 1)
 
     def __post_init__(self) -> None:
         check_types(self)
         if self.checkpoints is not None and not all(self.checkpoints.partition("://")):
-            raise ConfigError(f"checkpoints: {self.checkpoints!r} is no URL such as s3://bucket/prefix")
+            raise ConfigError(f"checkpoints: {self.checkpoints!r} is not a URL such as s3://bucket/prefix")
         _ = self.profiled
 
 

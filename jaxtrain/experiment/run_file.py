@@ -91,9 +91,9 @@ def _check_content(saved: Any) -> None:
         elif not newer(saved):
             raise ConfigError(f"it has a key {cut(repr(name))} that no version wrote{nearest(name, KEYS)}")
     if not re.fullmatch(r"\d{1,9}(\.\d{1,9})*([.+-]?[a-z0-9]+)*", saved["version"]):
-        raise ConfigError(f"version: {cut(repr(saved['version']))} is no version")
+        raise ConfigError(f"version: {cut(repr(saved['version']))} is not a version")
     if not 1 <= saved.get("horizon", 1) < 2**31:
-        raise ConfigError(f"horizon: {cut(str(saved['horizon']))} is no number of steps")
+        raise ConfigError(f"horizon: {cut(str(saved['horizon']))} is not a number of steps")
     experiment = saved["experiment"]
     for place, kinds in (
         ("$kind", (str,)),

@@ -39,7 +39,7 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     found = _read_object(checkpoint / RECORD)
     record, leaves = found.get("record"), found.get("leaves")
     if not (isinstance(record, dict) and isinstance(leaves, dict) and all(isinstance(x, str) for x in leaves.values())):
-        raise DamagedCheckpoint(str(checkpoint / RECORD), None, "it is no record of a checkpoint")
+        raise DamagedCheckpoint(str(checkpoint / RECORD), None, "it is not a record of a checkpoint")
     return found
 
 
@@ -146,5 +146,5 @@ def _read_object(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DamagedCheckpoint(str(file), None, f"it is not JSON ({error})") from error
     if not isinstance(found, dict):
-        raise DamagedCheckpoint(str(file), None, "it is no JSON object")
+        raise DamagedCheckpoint(str(file), None, "it is not a JSON object")
     return found

@@ -114,7 +114,7 @@ def check_evals(experiment: Experiment) -> None:
         )
     for split in experiment.evals:
         if not is_file_name(split):
-            raise ConfigError(f"evals: {split!r} is no name of a split, whose metrics are named split/metric")
+            raise ConfigError(f"evals: {split!r} is not a name of a split, whose metrics are named split/metric")
     for name in experiment.host_metrics:
         check_name(name, "host_metrics")
     keep = runtime.keep
@@ -138,7 +138,7 @@ def interval_facts(experiment: Experiment) -> list[str]:
     if above := [f"{name} {number}" for name, number in every.items() if number > steps]:
         facts.append(f"the run has {steps} steps, fewer than {', '.join(above)}: that happens once, at the last step")
     if uneven := [f"{name} {number}" for name, number in every.items() if number < steps and steps % number]:
-        facts.append(f"the last step, {steps}, counts too though it is no multiple of {', '.join(uneven)}")
+        facts.append(f"the last step, {steps}, counts too though it is not a multiple of {', '.join(uneven)}")
     if keep.best is not None and not keep.save_best and evaluated < steps and evaluated % saved:
         facts.append(
             f"keep.best is the best of the evaluations whose step is saved, one in {saved // evaluated}: for the best "

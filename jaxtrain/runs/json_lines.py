@@ -45,7 +45,7 @@ def _parsed(line: bytes) -> tuple[dict[str, Any], str]:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
         return {}, f"it is not JSON ({type(error).__name__})"
-    return (found, "") if isinstance(found, dict) else ({}, "it is no JSON object")
+    return (found, "") if isinstance(found, dict) else ({}, "it is not a JSON object")
 
 
 def read_lines(path: Path, check: Check | None = None) -> list[dict[str, Any]]:

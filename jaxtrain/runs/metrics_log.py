@@ -70,7 +70,7 @@ def line_check() -> Check:
         others = {name: value for name, value in line.items() if name not in ("step", "split")}
         for name, value in others.items():
             if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
-                return f"{name} is no number"
+                return f"{name} is not a number"
         if (step, split) in seen:
             return f"step {step} of {split} is there twice"
         seen.add((step, split))

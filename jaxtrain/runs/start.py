@@ -205,7 +205,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as opened, np.load(opened) as file:
             return {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
-        raise Damaged(str(path), None, f"it is no .npz of numbers ({error})") from error
+        raise Damaged(str(path), None, f"it is not an .npz of numbers ({error})") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -215,4 +215,4 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise Damaged(str(path), None, f"it is no .safetensors ({error})") from error
+        raise Damaged(str(path), None, f"it is not a .safetensors ({error})") from error

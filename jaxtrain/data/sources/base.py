@@ -195,7 +195,7 @@ class RememberedSource(Source):
         try:
             found = json.loads(Path(argument).read_text(encoding="utf-8") if in_file else argument)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"is no JSON ({error})") from error
+            raise ValueError(f"is not JSON ({error})") from error
         if not isinstance(found, dict) or not found.keys() & self.kinds.keys():
             raise ValueError(f"has none of the fields that the model reads: {', '.join(self.kinds)}")
         return found

@@ -134,7 +134,7 @@ def _header(path: str, delimiter: str) -> list[str]:
         except (csv.Error, ValueError) as error:
             raise Damaged(path, None, f"line 1 cannot be read as a line of UTF-8 text: {error}") from error
     if any(ord(sign) < ord(" ") and sign not in "\t\r\n" for name in names for sign in name):
-        raise Damaged(path, None, "its first line is no text: it is no CSV file")
+        raise Damaged(path, None, "its first line is not text: it is not a CSV file")
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"Csv: the first line of {path} has to name each column once, got {names}"[:_MOST_HEADER])
     return names
@@ -155,7 +155,7 @@ def _cell(name: str, cell: str, read: Callable[[str], int | float | str]) -> int
 
 def _int_cell(cell: str) -> int:
     if not re.fullmatch(r"[+-]?\d+", cell.strip()):
-        raise ValueError("no integer" if cell.strip() else "empty")
+        raise ValueError("not an integer" if cell.strip() else "empty")
     return int(cell)
 
 
@@ -163,7 +163,7 @@ def _float_cell(cell: str) -> float:
     try:
         value = float("" if "_" in cell else cell)
     except ValueError:
-        raise ValueError("no number" if cell.strip() else "empty") from None
+        raise ValueError("not a number" if cell.strip() else "empty") from None
     if math.isinf(value) and "inf" not in cell.lower():
         raise ValueError("beyond float64")
     return value

@@ -97,7 +97,7 @@ class ImageFolder(Source):
         except ConfigError:
             raise  # Pillow is not installed
         except ValueError as error:
-            raise Damaged(path, None, f"it is no image that can be read ({error})") from error
+            raise Damaged(path, None, f"it is not an image that can be read ({error})") from error
 
 
 def folder_classes(folder: str) -> tuple[str, ...]:

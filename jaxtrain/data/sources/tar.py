@@ -123,7 +123,7 @@ def _grouped(path: str) -> list[tuple[_Member, ...]]:
                     raise ConfigError(f"Tar: {path}: {names} are both the field {member.field!r} of one example")
             _check_end(path, opened.offset)
     except tarfile.TarError as error:
-        raise Damaged(path, None, f"it is no uncompressed tar file, or damaged ({error})") from error
+        raise Damaged(path, None, f"it is not an uncompressed tar file, or damaged ({error})") from error
     return [tuple(members.values()) for members in found.values()]
 
 

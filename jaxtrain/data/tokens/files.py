@@ -102,7 +102,7 @@ def open_tokens(path: str) -> TokenFile:
         dtype = np.dtype(header["dtype"])
         tokens, documents = int(header["tokens"]), int(header["documents"])
     except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(path, None, "it is no token file, or its header is damaged") from error
+        raise Damaged(path, None, "it is not a token file, or its header is damaged") from error
     begin = -(-(len(MAGIC) + 8 + length) // _ALIGN) * _ALIGN
     table = -(-(begin + tokens * dtype.itemsize) // 8) * 8
     if size != (wanted := table + (documents + 1) * 8 + documents * 4):

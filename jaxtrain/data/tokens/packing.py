@@ -80,7 +80,7 @@ def _read_plan(paths: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndar
     try:
         (planned, crc, count), flat = np.split(np.load(path, mmap_mode="r").view(np.ndarray), [3])
     except (OSError, ValueError, EOFError) as error:
-        raise Damaged(str(path), None, f"it is no plan of rows ({error})") from error
+        raise Damaged(str(path), None, f"it is not a plan of rows ({error})") from error
     if planned != _files_number(paths):
         raise ConfigError(f"Packed: {path} was planned for other files: make it with plan_packing(paths, {length})")
     if crc != zlib.crc32(flat.data):

@@ -95,7 +95,7 @@ def _tokenizer(path: str) -> Any:
     try:
         return library.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
-        raise ConfigError(f"{path} is no tokenizer file: {error}") from error
+        raise ConfigError(f"{path} is not a tokenizer file: {error}") from error
 
 
 def train_bpe(texts: Iterable[str], vocab: int, path: Path) -> HuggingFace:
@@ -135,6 +135,6 @@ class Tokenize(Transform):
         try:
             text = text.decode() if isinstance(text, bytes) else text
         except UnicodeDecodeError as error:
-            raise ConfigError(f"Tokenize: {self.field!r} is no UTF-8 text: {error}") from error
+            raise ConfigError(f"Tokenize: {self.field!r} is not UTF-8 text: {error}") from error
         tokens = self.tokenizer.encode([text])[0][: self.length].astype(np.int32)
         return self.replaced(example, (self.field,), self.to, np.pad(tokens, (0, self.length - len(tokens))))

@@ -52,7 +52,7 @@ class Transform(Checked, ABC):
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise ConfigError(f"{type(self).__name__}: {name!r} is no Unicode text: {error}") from error
+                raise ConfigError(f"{type(self).__name__}: {name!r} is not Unicode text: {error}") from error
         return text
 
     def category_of(self, example: Mapping[str, Any], name: str) -> str | int:
