@@ -222,7 +222,7 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path, name: str, size: int) -
     arrays = np.ones(512, np.float32)
     save_file({"norm": arrays}, file) if file.suffix == ".safetensors" else np.savez(file, norm=arrays)
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(Damaged, match=rf"{name}: it is no \.{file.suffix[1:]}"):
+    with pytest.raises(Damaged, match=rf"{name}: it is not an? \.{file.suffix[1:]}"):
         begun(Start(str(file)))
 
 
