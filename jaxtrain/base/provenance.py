@@ -29,7 +29,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "hostname": socket.gethostname(),
-        "packages": {**_packages()},
+        "packages": {**_installed_packages()},
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(RECORDED_VARIABLES)},
         "hardware": {
             "device": jax.devices()[0].device_kind,
@@ -43,7 +43,7 @@ def environment() -> dict[str, Any]:
 
 
 @functools.cache
-def _packages() -> dict[str, str]:
+def _installed_packages() -> dict[str, str]:
     """The versions of all installed packages. Cached, since parsing their metadata takes 0.2 s."""
     found = [each.metadata for each in importlib.metadata.distributions()]
     versions = {metadata["Name"]: metadata["Version"] for metadata in found}
