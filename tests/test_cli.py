@@ -189,7 +189,7 @@ MISTAKES = {
     "an unknown mesh axis": ("train texts.py --layout.mesh dta 8", "mesh axis 'dta'; did you mean 'data'?"),
     "a mesh size that is no number": (
         "train texts.py --layout.mesh data x",
-        "Error parsing --layout.mesh: data x: 'x' is no whole number; give pairs such as data 2 tensor 4",
+        "Error parsing --layout.mesh: data x: 'x' is not a whole number; give pairs such as data 2 tensor 4",
     ),
     "half a pair of a mesh": (
         "train texts.py --layout.mesh data 2 tensor",
@@ -500,7 +500,7 @@ def test_help_comes_from_docstrings_for_the_program_every_group_and_every_verb(c
     for words, shown in (
         ("train --help", "FILE[:FUNCTION]"),
         ("evaluate --help", 'The saved step, "best" or "latest"; the latest by default.'),
-        ("data build --help", "The function that describes it, annotated `-> Dataset`."),
+        ("data build --help", "The function that describes the dataset, annotated `-> Dataset`."),
         ("launch slurm --help", "Flags of `jaxtrain train`, after two dashes."),
     ):
         result = call(*words.split())
@@ -514,9 +514,9 @@ def test_the_help_of_a_verb_with_an_experiment_has_every_field_with_its_value(ca
     assert result.code == 0
     text = " ".join(result.out.replace("│", " ").split())
     assert "--task.model.width INT" in text
-    assert "--log-every INT Steps between two lines of metrics. (default: 50)" in text
+    assert "--log-every INT Steps between two lines of training metrics. (default: 50)" in text
     assert "--keep.best {None}|STR" in text
-    assert "--steps INT Updates to do. (default: 2)" in text
+    assert "--steps INT The number of updates. (default: 2)" in text
     assert "--runtime" not in text
 
 

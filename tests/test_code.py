@@ -194,7 +194,7 @@ def test_a_run_on_data_in_memory_is_evaluated_and_predicts_with_the_function_tha
 def test_other_data_in_memory_than_those_of_the_run_are_refused(memory, call):
     code, out, err = call("evaluate", "run", "--code", "others.py")
     assert (code, out) == (2, "")
-    assert "the data in memory (object[8]) are not those that the run was trained on" in err
+    assert "the data in memory (object[8]) differ from those that the run was trained on" in err
     with pytest.raises(
         ConfigError, match=r"data in memory \(object\[8\]\) are not saved in the run folder.*--code FILE"
     ):

@@ -63,7 +63,9 @@ def test_arrays_in_memory_are_taken_from_the_value_that_is_given_and_no_others()
     again = from_json(saved(value), memory=Arrays({"x": np.arange(3), "y": np.zeros(3)}))
     np.testing.assert_array_equal(again.columns["x"], [0, 1, 2])
     for other in (np.array([0, 1, 3]), np.arange(3, dtype=np.int32), np.arange(3.0)):
-        with pytest.raises(ConfigError, match=r"in memory \(int64\[3\]\) are not those that the run was trained on"):
+        with pytest.raises(
+            ConfigError, match=r"in memory \(int64\[3\]\) differ from those that the run was trained on"
+        ):
             from_json(saved(value), memory=Arrays({"x": other, "y": np.zeros(3)}))
     with pytest.raises(ConfigError, match=r"in memory \(int64\[3\]\) are not saved in the run folder"):
         from_json(saved(value))
@@ -72,7 +74,7 @@ def test_arrays_in_memory_are_taken_from_the_value_that_is_given_and_no_others()
 def test_an_object_in_memory_is_taken_only_from_one_of_the_same_identity() -> None:
     rows = [{"x": 1}]
     assert from_json(saved(Items(rows, "one")), memory=Items(rows, "one")).items is rows
-    with pytest.raises(ConfigError, match=r"in memory \(list\) are not those that the run was trained on"):
+    with pytest.raises(ConfigError, match=r"in memory \(list\) differ from those that the run was trained on"):
         from_json(saved(Items(rows, "one")), memory=Items(rows, "two"))
     with pytest.raises(ConfigError, match=r"in memory \(list\) are not saved in the run folder"):
         from_json(saved(Items(rows, "one")))

@@ -105,7 +105,7 @@ def reopened(source: Source) -> str:
     """Its identity, as another process finds it."""
     contents._known.clear()
     offsets.locate.cache_clear()
-    offsets._offsets.cache_clear()
+    offsets._cached_offsets.cache_clear()
     return source.identity()
 
 
@@ -181,7 +181,7 @@ def test_files_are_read_once_and_only_those_that_changed_are_read_again(tmp_path
 
 def test_reading_much_says_how_far_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(contents, "_SLOW", 2000)
-    monkeypatch.setattr(contents, "_BLOCK", 100)
+    monkeypatch.setattr(contents, "_HASHED_AT_ONCE", 100)
     (tmp_path / "small").write_bytes(bytes(2000))
     content([str(tmp_path / "small")])
     assert capsys.readouterr().err == ""

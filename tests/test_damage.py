@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
+from small_disk import run_on_small_disk
 
 from jaxtrain.base.checksums import MANIFEST, Manifest
 from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry
@@ -196,7 +197,7 @@ def test_a_manifest_that_names_files_outside_is_damaged_and_those_are_not_read(s
     shutil.copytree(sound, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     Manifest({name: (1, 1)}, {}).write(folder / "3")
-    with Checkpoints(folder, read_only=True) as reader, pytest.raises(DamagedCheckpoint, match="no path inside"):
+    with Checkpoints(folder, read_only=True) as reader, pytest.raises(DamagedCheckpoint, match="not a path inside"):
         reader.restore(ABSTRACT, 3)
 
 
@@ -218,7 +219,8 @@ FORBIDDEN = """
 import os, pathlib, sys
 from jaxtrain.base.errors import DamagedCheckpoint
 from jaxtrain.experiment.saved import faults
-os.setgroups([]); os.setgid(65534); os.setuid(65534)
+if os.getuid() == 0:  # who may read everything
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
 folder = pathlib.Path(sys.argv[1])
 assert not list(faults(folder))
 for path in sorted(folder.rglob("*")):
@@ -230,7 +232,6 @@ for path in sorted(folder.rglob("*")):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_files_that_may_not_be_read_are_damage_that_is_named(sound, tmp_path):
     import tempfile
     from pathlib import Path
@@ -238,8 +239,9 @@ def test_files_that_may_not_be_read_are_damage_that_is_named(sound, tmp_path):
     with tempfile.TemporaryDirectory(dir="/tmp") as parent:
         folder = shutil.copytree(sound / "checkpoints" / "3", Path(parent) / "3")
         os.chmod(parent, 0o755)
-        for path in (folder, *folder.rglob("*")):
-            os.chown(path, 65534, 65534)
+        if os.getuid() == 0:
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, 65534, 65534)
         done = subprocess.run(
             [sys.executable, "-c", FORBIDDEN, str(folder)], capture_output=True, text=True, check=False, cwd="/tmp"
         )
@@ -260,6 +262,7 @@ from jaxtrain.base.errors import Retry
 from jaxtrain.experiment import Retention
 from jaxtrain.runs.checkpoints import Checkpoints
 folder = pathlib.Path(sys.argv[1])
+(folder / "ballast").write_bytes(bytes(700_000))
 state = {"x": jax.random.normal(jax.random.key(0), (300, 500))}
 checkpoints = Checkpoints(folder / "checkpoints", Retention(last=9))
 checkpoints.report_to(lambda kind, **facts: print(kind, facts["step"], facts["why"]))
@@ -278,21 +281,8 @@ checkpoints.close()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk_leaves_nothing_half_written_and_the_next_save_is_tried(tmp_path):
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], check=False).returncode:
-        pytest.skip("no mount here")
-    try:
-        (tmp_path / "ballast").write_bytes(bytes(700_000))
-        done = subprocess.run(
-            [sys.executable, "-c", FULL, str(tmp_path)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        )
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
+    done = run_on_small_disk(FULL, tmp_path / "disk", "2m")
     assert done.stdout.splitlines() == [
         "save_failed 3 No space left on device",
         "save_failed 4 No space left on device",

@@ -296,7 +296,7 @@ def test_a_split_whose_name_would_break_split_slash_metric_is_refused(name):
     experiment = replace(tiny.main(), evals={name: tiny.main().data})
     with pytest.raises(
         ConfigError,
-        match=rf"^evals: {re.escape(repr(name))} is no name of a split, whose metrics are named split/metric$",
+        match=rf"^evals: {re.escape(repr(name))} is not a name of a split, whose metrics are named split/metric$",
     ):
         check_evals(experiment)
 

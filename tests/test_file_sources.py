@@ -131,12 +131,12 @@ def test_csv_rows_are_read_in_any_order_as_csv_reads_them(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "cell", "says"),
     [
-        ("ints", "1.5", "'1.5' in column 'b' is no integer"),
-        ("ints", "1_0", "'1_0' in column 'b' is no integer"),
+        ("ints", "1.5", "'1.5' in column 'b' is not an integer"),
+        ("ints", "1_0", "'1_0' in column 'b' is not an integer"),
         ("ints", "", "'' in column 'b' is empty"),
-        ("floats", "NA", "'NA' in column 'b' is no number"),
-        ("floats", '"1,5"', "'1,5' in column 'b' is no number"),
-        ("floats", "1_0", "'1_0' in column 'b' is no number"),
+        ("floats", "NA", "'NA' in column 'b' is not a number"),
+        ("floats", '"1,5"', "'1,5' in column 'b' is not a number"),
+        ("floats", "1_0", "'1_0' in column 'b' is not a number"),
         ("floats", "1e999", "'1e999' in column 'b' is beyond float64"),
         ("floats", " ", "' ' in column 'b' is empty"),
         ("texts", "x,y", "it has 3 cells, not the 2 of the header"),
@@ -233,11 +233,13 @@ def test_what_a_tar_file_cannot_be_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"README has no ending"):
         len(Tar((tar(tmp_path / "r.tar", {"README": b""}),)))
     (tmp_path / "g.tar").write_bytes(gzip.compress(Path(path).read_bytes()))
-    with pytest.raises(Damaged, match=r"g.tar: it is no uncompressed tar file"):
+    with pytest.raises(Damaged, match=r"g.tar: it is not an uncompressed tar file"):
         len(Tar((str(tmp_path / "g.tar"),)))
     cut = tar(tmp_path / "c.tar", {"0.bin": bytes(2000)})
     os.truncate(cut, 1500)
-    with pytest.raises(Damaged, match=r"c.tar: it is no uncompressed tar file, or damaged \(unexpected end of data"):
+    with pytest.raises(
+        Damaged, match=r"c.tar: it is not an uncompressed tar file, or damaged \(unexpected end of data"
+    ):
         len(Tar((cut,)))
     with tarfile.open(tmp_path / "l.tar", "w") as file:
         link = tarfile.TarInfo("0.png")
@@ -291,11 +293,13 @@ def test_where_lines_begin_is_found_once_for_a_file_as_it_is(tmp_path, monkeypat
     source = JsonLines((written(path, '{"a": 1}\n' * 3),))
     os.utime(path, ns=(1, 1))  # long ago: a file that was just written is not remembered
     scans = []
-    monkeypatch.setattr(offsets, "_scan", lambda *given, scan=offsets._scan: scans.append(given) or scan(*given))
+    monkeypatch.setattr(
+        offsets, "_found_offsets", lambda *given, scan=offsets._found_offsets: scans.append(given) or scan(*given)
+    )
 
     def length() -> int:
         offsets.locate.cache_clear()  # as in another process
-        offsets._offsets.cache_clear()
+        offsets._cached_offsets.cache_clear()
         return len(source)
 
     assert (length(), length(), len(scans)) == (3, 3, 1)
@@ -305,7 +309,7 @@ def test_where_lines_begin_is_found_once_for_a_file_as_it_is(tmp_path, monkeypat
     written(tmp_path / "new.jsonl", '{"a": 1}\n')
     for scanned in (3, 4):  # the next edit of a file that was just written could have the same time
         offsets.locate.cache_clear()
-        offsets._offsets.cache_clear()
+        offsets._cached_offsets.cache_clear()
         assert (len(JsonLines((str(tmp_path / "new.jsonl"),))), len(scans)) == (1, scanned)
     middle = b'{"a": 1}\n' * 300_000
     path.write_bytes(middle)

@@ -118,7 +118,7 @@ def test_what_is_predicted_from_is_decoded_as_what_is_trained_on(tmp_path):
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, source[0]["image"])
     path.write_bytes(b"no image")
-    with pytest.raises(ConfigError, match=r"a\.png: it is no image"):
+    with pytest.raises(ConfigError, match=r"a\.png: it is not an image"):
         source.raw(str(path))
     with pytest.raises(ConfigError, match=r"no file nowhere\.png"):
         source.raw("nowhere.png")

@@ -53,9 +53,9 @@ def of(log: int = 5, evaluate: int = 10, save: int = 10, **keep: Any) -> Runtime
         (
             21,
             of(),
-            ["the last step, 21, counts too though it is no multiple of log_every 5, eval_every 10, save_every 10"],
+            ["the last step, 21, counts too though it is not a multiple of log_every 5, eval_every 10, save_every 10"],
         ),
-        (20, of(3), ["the last step, 20, counts too though it is no multiple of log_every 3"]),
+        (20, of(3), ["the last step, 20, counts too though it is not a multiple of log_every 3"]),
         (
             20,
             of(5, 2, 10, best="test/loss", save_best=False),
@@ -101,7 +101,7 @@ def test_intervals_by_which_the_best_would_never_be_saved_are_refused(evaluate, 
     check_evals(experiment(18, of(evaluate=evaluate, save=save, best="test/loss")))
 
 
-@pytest.mark.parametrize("cut", [None, 7])
+@pytest.mark.parametrize("cut", [pytest.param(None, marks=pytest.mark.slow), 7])
 def test_the_best_checkpoint_is_the_best_of_all_evaluations_though_their_steps_are_not_saved_else(tmp_path, cut):
     """The seed's own data: an evaluation every 2 steps, a checkpoint every 5, and a rate that makes the loss rise."""
     runtime = of(18, 2, 5, best="test/loss", last=1)
@@ -123,7 +123,7 @@ def test_the_start_says_it_in_one_line(tmp_path, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("intervals")]
     assert said == [
         "intervals  note the run has 3 steps, fewer than save_every 4: that happens once, at the last step; the last "
-        "step, 3, counts too though it is no multiple of log_every 2, eval_every 2"
+        "step, 3, counts too though it is not a multiple of log_every 2, eval_every 2"
     ]
     train(replace(one, steps=4), tmp_path / "run")
     assert "intervals" not in capsys.readouterr().err

@@ -174,7 +174,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, url: str)
     fs.pipe_file(f"{root}/1/manifest.jsonl", text.encode())
     with (
         opened(tmp_path / "new" / "checkpoints", url) as checkpoints,
-        pytest.raises(DamagedCheckpoint, match="no path inside of the folder"),
+        pytest.raises(DamagedCheckpoint, match="not a path inside of the folder"),
     ):
         checkpoints.latest()
     assert list(tmp_path.rglob("up")) == (
@@ -286,7 +286,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_sent_is_no_fault(
 
 def test_a_url_that_is_none_is_refused() -> None:
     for wrong in ("bucket/prefix", "s3://", "://x", ""):
-        with pytest.raises(ConfigError, match="no URL such as s3://bucket/prefix"):
+        with pytest.raises(ConfigError, match="not a URL such as s3://bucket/prefix"):
             Runtime(checkpoints=wrong)
 
 

@@ -358,10 +358,10 @@ def test_a_trace_holds_its_steps_and_no_others(
 @pytest.mark.parametrize(
     ("profile", "message"),
     [
-        ("5", "profile: '5' is no range of steps from 1 on, such as 100:110"),
-        ("0:2", "profile: '0:2' is no range"),
-        ("4:2", "profile: '4:2' is no range"),
-        ("4:-2", "profile: '4:-2' is no range"),
+        ("5", "profile: '5' is not a range of steps from 1 on, such as 100:110"),
+        ("0:2", "profile: '0:2' is not a range"),
+        ("4:2", "profile: '4:2' is not a range"),
+        ("4:-2", "profile: '4:-2' is not a range"),
         ("5:7", "profile: '5:7' ends with step 7, but the run has 6 steps"),
     ],
 )

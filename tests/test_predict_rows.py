@@ -643,7 +643,7 @@ def test_a_user_reads_raw_inputs_of_a_source_as_before(user):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"text": ', "is no JSON"),
+        ('{"text": ', "is not JSON"),
         ('{"txt": "hi"}', "has none of the fields that the model reads: text"),
         ("[1]", "none"),
     ],

@@ -79,7 +79,7 @@ def test_every_step_is_recorded_with_the_checksum_of_its_batch(whole: Path) -> N
     assert not (whole / "flight.json").exists()
 
 
-@pytest.mark.parametrize("step", [2, 5, 10])
+@pytest.mark.parametrize("step", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 10))])
 def test_a_run_that_failed_leaves_its_last_steps_and_resumes_to_the_same_bytes(
     step: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

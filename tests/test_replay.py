@@ -441,7 +441,7 @@ def test_the_verb_prints_a_page_or_json_and_its_exit_code_says_whether_it_is_bit
     assert "log at" in done.stdout.splitlines()[0]
     assert "bitwise the same as the run" in done.stdout
     assert (tmp_path / "step.ipynb").is_file()
-    columns = read_steps(tmp_path / "run")
+    columns: dict[str, Any] = {**read_steps(tmp_path / "run")}
     columns["loss"][0] *= 2
     (tmp_path / "run" / "steps.bin").unlink()
     StepsLog(tmp_path / "run").append(columns)

@@ -1,6 +1,7 @@
 """Law: a module imports only from rooms above it. Also the caps of rooms; `scripts/measure.py` holds them, and more."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -222,9 +223,19 @@ LATE = {
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(file: Path) -> Iterator[str]:
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@functools.cache
+def imports(file: Path) -> tuple[str, ...]:
+    return tuple(imported(file))
+
+
+def imported(file: Path) -> Iterator[str]:
     """The full name of every module that a file imports, inside functions too."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
@@ -301,7 +312,7 @@ def test_no_module_imports_a_private_name_of_another():
     found = [
         f"{file.relative_to(PACKAGE)}: {node.module}.{alias.name}"
         for file in FILES
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in ast.walk(parsed(file))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxtrain")
         for alias in node.names
         if not public(alias.name)
@@ -310,12 +321,7 @@ def test_no_module_imports_a_private_name_of_another():
 
 
 def test_every_public_method_has_a_docstring_unless_it_overrides_one():
-    classes = {
-        node.name: node
-        for file in FILES
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.ClassDef)
-    }
+    classes = {node.name: node for file in FILES for node in ast.walk(parsed(file)) if isinstance(node, ast.ClassDef)}
 
     def described(owner: str, method: str) -> bool:
         """Whether a class or one of its bases describes a method; bases from elsewhere are trusted to."""

@@ -413,7 +413,7 @@ def test_what_parquet_and_images_cannot_be_is_named(tmp_path, made):
         len(Parquet(source.paths, ("txt",)))
     (tmp_path / "z.png").write_bytes(b"no image")
     images = ImageFolder(str(tmp_path), (4, 4))
-    with pytest.raises(Damaged, match=r"z.png: it is no image"):
+    with pytest.raises(Damaged, match=r"z.png: it is not an image"):
         images[0]
     (tmp_path / "z.png").unlink()
     with pytest.raises(Damaged, match=r"z.png: it cannot be read"):
@@ -422,7 +422,7 @@ def test_what_parquet_and_images_cannot_be_is_named(tmp_path, made):
     raw = bytearray(Path(made["images"][0].folder, "a", "0.png").read_bytes())
     raw[37] = 0xA6  # the kind of a chunk: Pillow raises a SyntaxError
     (tmp_path / "chunk" / "w.png").write_bytes(raw)
-    with pytest.raises(Damaged, match=r"w.png: it is no image"):
+    with pytest.raises(Damaged, match=r"w.png: it is not an image"):
         ImageFolder(str(tmp_path / "chunk"), (4, 4))[0]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"holds no images"):

@@ -222,11 +222,11 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path, name: str, size: int) -
     arrays = np.ones(512, np.float32)
     save_file({"norm": arrays}, file) if file.suffix == ".safetensors" else np.savez(file, norm=arrays)
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(Damaged, match=rf"{name}: it is no \.{file.suffix[1:]}"):
+    with pytest.raises(Damaged, match=rf"{name}: it is not an? \.{file.suffix[1:]}"):
         begun(Start(str(file)))
 
 
 def test_a_file_of_objects_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "objects.npz", **{"norm/scale": np.array([{}, []], object)})
-    with pytest.raises(Damaged, match=r"objects.npz: it is no .npz of numbers"):
+    with pytest.raises(Damaged, match=r"objects.npz: it is not an .npz of numbers"):
         begun(Start(str(tmp_path / "objects.npz")))

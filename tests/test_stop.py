@@ -241,7 +241,9 @@ def test_a_signal_while_a_source_hangs_saves_the_last_step_and_the_run_resumes_b
     assert lines(run) == lines(undisturbed[0])
 
 
-@pytest.mark.parametrize("batch", [1, 3], ids=["before its first batch", "before its last batch"])
+@pytest.mark.parametrize(
+    "batch", [pytest.param(1, marks=pytest.mark.slow), 3], ids=["before its first batch", "before its last batch"]
+)
 def test_a_signal_during_an_evaluation_ends_it_and_the_resumed_run_makes_it_first(
     batch: int, undisturbed: tuple[Run, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,10 +305,18 @@ def together(run: Path, number: signal.Signals, programs: Sequence[str | None], 
     return [(process.returncode, text) for process, text in zip(started, printed, strict=True)]
 
 
+@pytest.fixture(scope="module")
+def losses_of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Those of an undisturbed run in two processes."""
+    whole = tmp_path_factory.mktemp("two") / "run"
+    launch.train("tensor", whole, processes=2)
+    return launch.losses(whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
 def test_two_processes_stop_at_the_same_step_when_one_of_them_is_signalled_whatever_log_every_is(
-    process: int, tmp_path: Path
+    process: int, losses_of_two: dict[int, float], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     programs: list[str | None] = [None, None]
@@ -319,9 +329,7 @@ def test_two_processes_stop_at_the_same_step_when_one_of_them_is_signalled_whate
     for _, printed in ended:
         assert f"stopped after step {steps[0]} of 12" in printed
     launch.train("tensor", run, processes=2)
-    whole = tmp_path / "whole"
-    launch.train("tensor", whole, processes=2)
-    assert launch.losses(run)[12] == launch.losses(whole)[12]
+    assert launch.losses(run)[12] == losses_of_two[12]
 
 
 def test_a_checkpoint_that_was_saved_in_an_evaluation_gets_the_scores_of_the_one_that_follows(
@@ -361,7 +369,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))]
+)
 def test_a_signal_while_the_interpreter_ends_does_not_change_the_exit_code(number: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", ENDING], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -114,7 +114,7 @@ def test_a_plan_is_followed_only_as_written_and_for_the_files_it_was_made_for(pa
     raw = plan.read_bytes()
     for size in (0, 100, len(raw) - 8):
         plan.write_bytes(raw[:size])
-        with pytest.raises(Damaged, match=r"packed-99.npy: it is no plan"):
+        with pytest.raises(Damaged, match=r"packed-99.npy: it is not a plan"):
             len(Packed(paths, 99))
     plan.write_bytes(raw[:-6] + bytes([raw[-6] ^ 1]) + raw[-5:])
     with pytest.raises(Damaged, match=r"packed-99.npy: the plan of rows does not match"):
@@ -172,7 +172,7 @@ def test_a_trained_bpe_gives_back_every_text_in_fewer_tokens(tmp_path):
     with pytest.raises(ConfigError, match="vocab 200 must be more than"):
         train_bpe(texts, 200, tmp_path / "small.json")
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"bad.json is no tokenizer file"):
+    with pytest.raises(ConfigError, match=r"bad.json is not a tokenizer file"):
         HuggingFace(str(tmp_path / "bad.json")).encode(["x"])
 
 

@@ -124,4 +124,4 @@ def test_a_counter_of_python_in_the_task_is_found(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert "This experiment is not resumable" in done.stdout
     assert "metrics of step" in done.stdout
-    assert "neither in the state nor a value of the experiment" in done.stdout
+    assert "neither in the train state nor a field of the experiment" in done.stdout

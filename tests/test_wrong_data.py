@@ -160,8 +160,8 @@ def test_a_column_that_a_later_file_lacks_is_refused_before_any_row_is_read(tmp_
     [
         ("a,b\n1,2\n".encode("utf-16"), "line 1 cannot be read as a line of UTF-8 text"),
         (b"a,b\r1,2\r", "line 1 cannot be read as a line of UTF-8 text"),
-        (b"PK\x03\x04\x14\x00", "its first line is no text: it is no CSV file"),
-        (b"PAR1\x00\x00", "its first line is no text: it is no CSV file"),
+        (b"PK\x03\x04\x14\x00", "its first line is not text: it is not a CSV file"),
+        (b"PAR1\x00\x00", "its first line is not text: it is not a CSV file"),
     ],
 )
 def test_what_is_no_csv_file_is_damage_and_names_the_file(tmp_path, content, message):

@@ -143,14 +143,14 @@ TEXTS = [Utf8(4, field="a"), Hash("a", 8), Tokenize(Bytes(), 4, field="a"), repl
 
 @pytest.mark.parametrize("transform", TEXTS)
 def test_half_of_a_surrogate_pair_is_no_text(transform):
-    with pytest.raises(ConfigError, match="'a' is no Unicode text"):
+    with pytest.raises(ConfigError, match="'a' is not Unicode text"):
         transform({"a": HALF}, RNG)
 
 
 def test_tokenize_takes_bytes_as_utf8_takes_them_and_refuses_what_is_no_text():
     transform = Tokenize(Bytes(), 3, field="a")
     assert transform({"a": "é".encode()}, RNG)["tokens"].tolist() == [195, 169, 0]
-    with pytest.raises(ConfigError, match="'a' is no UTF-8 text"):
+    with pytest.raises(ConfigError, match="'a' is not UTF-8 text"):
         transform({"a": b"\xff"}, RNG)
     with pytest.raises(ConfigError, match="'a' must be str or bytes, got int"):
         transform({"a": 5}, RNG)

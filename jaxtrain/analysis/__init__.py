@@ -1,1 +1,1 @@
-"""What can be known about an experiment or a compiled program without training it."""
+"""Examines experiments, compiled programs and runs: layouts, memory, collectives, replay, data throughput."""

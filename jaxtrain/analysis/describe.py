@@ -1,4 +1,4 @@
-"""A train step as the textbook formulas see it: the mesh, the parameters and the activations, as sizes.
+"""The sizes that the textbook formulas need of a train step: mesh, parameters and activations.
 
 Not here: the formulas, which are `analysis/textbook.py`.
 """
@@ -18,42 +18,42 @@ from jaxtrain.tasks.checks import abstract_variables
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter as one device holds it while it is used."""
+    """A parameter, as one device holds it while it is used."""
 
     path: str
     turns: int
-    """How often a pass uses it in the scan over blocks; 0 for a parameter outside the blocks."""
+    """How often a pass uses it in the scan over blocks; 0 for a parameter outside of the blocks."""
     stacked: int
-    """The blocks of which a device holds it."""
+    """The number of blocks whose part of it a device holds."""
     uses: int
-    """How often a pass uses it outside the blocks: twice for tied embeddings."""
+    """How often a pass uses it outside of the blocks: twice for tied embeddings."""
     size: int
-    """Bytes of one block's, once gathered, on a device."""
+    """Bytes on a device after gathering; of a stacked parameter, for one block."""
     sent: int
-    """The same in the dtype of matmul operands."""
+    """`size` in the dtype of matmul operands."""
     gathered: tuple[str, ...]
-    """Mesh axes that split both it and the rows of a batch: it is all-gathered over these before use."""
+    """Mesh axes that split both the parameter and the rows of a batch: it is all-gathered over these before use."""
     reduced: tuple[str, ...]
-    """Mesh axes that split rows or positions but not it: its gradient is summed over these."""
+    """Mesh axes that split rows or positions but not the parameter: its gradient is summed over these."""
     kept: tuple[str, ...]
-    """Mesh axes that split its optimizer state but not it."""
+    """Mesh axes that split its optimizer state but not the parameter."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the formulas need to know about one train step."""
+    """The sizes of one train step."""
 
     mesh: Mapping[str, int]
     rows: tuple[str, ...]
     """Mesh axes that split the rows of a batch."""
     replicas: tuple[str, ...]
-    """Those of them that split no parameter."""
+    """Those in `rows` that split no parameter."""
     heads: tuple[str, ...]
     """Mesh axes that split heads, mlp and vocabulary."""
     along: tuple[str, ...]
     """Mesh axes that split `length` everywhere."""
     residual: tuple[str, ...]
-    """Mesh axes that split `length` between blocks only."""
+    """Mesh axes that split `length` only between blocks."""
     stages: tuple[str, ...]
     """Mesh axes that split the layers."""
     experts: tuple[str, ...]
@@ -64,7 +64,7 @@ class Step:
     """Rows on a device."""
     microbatches: int
     lookups: int
-    """Tables split by vocabulary that are indexed."""
+    """The number of embedding tables that are split by vocabulary."""
     accelerator: bool
     parameters: tuple[Parameter, ...] = ()
 
@@ -74,12 +74,12 @@ class Step:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a matmul operand. XLA for CPUs sends f32 in any case."""
+        """Bytes of an element of a matmul operand. XLA for CPUs always sends f32."""
         return 2 if self.accelerator and self.activations and self.activations.compute == "bfloat16" else 4
 
     @property
     def scattered(self) -> str:
-        """The collective that sums arrays of which each device keeps a shard. XLA for CPUs sums them whole."""
+        """The collective that sums arrays of which each device keeps a shard. XLA for CPUs uses an all-reduce."""
         return "reduce-scatter" if self.accelerator else "all-reduce"
 
     @property
@@ -94,7 +94,7 @@ class Step:
 
     @property
     def ticks(self) -> int:
-        """Steps of the pipeline schedule in a pass, those of the bubble included; 1 without a pipeline."""
+        """Ticks of the pipeline schedule in a pass, including the bubble; 1 without a pipeline."""
         stages, rounds = self.over(self.stages), self.activations.rounds if self.activations else 1
         return self.microbatches * rounds + stages - 1 if self.stages else 1
 
@@ -106,12 +106,12 @@ class Step:
 
     @property
     def inside(self) -> int:
-        """Rows that run through a block at once."""
+        """Rows on a device that run through a block at once."""
         return self.batch * self.over(self.stages) // self.microbatches if self.stages else self.batch
 
 
 def describe(experiment: Experiment, mesh: Mesh | AbstractMesh, accelerator: bool = False) -> Step:
-    """The train step of an experiment on a mesh. `accelerator`: as XLA compiles for TPUs and GPUs."""
+    """The train step of an experiment on a mesh. accelerator: as compiled for TPUs and GPUs instead of CPUs."""
     task, layout, batch = experiment.task, experiment.layout, experiment.data.example()
     sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
 
@@ -147,7 +147,7 @@ def _parameter(path: str, leaf: AxisNamed, step: Step, layout: Layout) -> Parame
     stacked = [n for name, n in zip(leaf.axes, leaf.value.shape, strict=True) if name in STACKED]
     entries = math.prod(leaf.value.shape) // math.prod(stacked)
     entries //= step.over(axis for axis, name in own.items() if axis not in gathered and name != "layers")
-    # Every position adds to the gradient of a norm's scale, so it is summed over shards of the residual stream too.
+    # Every position contributes to the gradient of a norm's scale, so it is summed over the residual axes too.
     summed = step.rows + step.along + (step.residual if "norm" in leaf.axes else ())
     tied = step.activations is not None and step.activations.tied
     return Parameter(

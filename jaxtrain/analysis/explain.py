@@ -1,4 +1,4 @@
-"""Where every array of an experiment would live on any number of devices, none of which need be present.
+"""Where every array of an experiment would live on a given number of devices, without needing those devices.
 
 Not here: the time and the peak memory of a step.
 """
@@ -23,12 +23,12 @@ from jaxtrain.tasks.checks import abstract_variables
 
 
 def explain(experiment: Experiment, devices: int) -> str:
-    """A table of parameters (shape, dtype, names of dims, partition spec, bytes/device, why replicated) and totals."""
+    """Tables of the parameters (shape, dtype, dims, partition spec, bytes/device, why replicated) and of totals."""
     layout = experiment.layout
     mesh = layout.abstract_mesh(devices)
     state = abstract_state(experiment, mesh)
     batch, used = experiment.data.example(), set()
-    with scope(layout, mesh, experiment.microbatches, used):  # the mesh has to divide activations too
+    with scope(layout, mesh, experiment.microbatches, used):  # activations must divide over the mesh too
         jax.eval_shape(functools.partial(eval_step, experiment.task), state, batch)
     check_used(layout, state, used)
     named = abstract_variables(experiment.task, batch).params
@@ -37,7 +37,7 @@ def explain(experiment: Experiment, devices: int) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(merged(state.params, state.frozen)):
         name = path_name(path)
         spec = leaf.sharding.spec
-        why = "" if any(spec) or mesh.size == 1 else f"replicated: {_why(axes[name], layout, mesh.shape)}"
+        why = "" if any(spec) or mesh.size == 1 else f"replicated: {_why_replicated(axes[name], layout, mesh.shape)}"
         shown = ", ".join(str(axis) for axis in axes[name])
         rows.append(
             (
@@ -46,7 +46,7 @@ def explain(experiment: Experiment, devices: int) -> str:
                 str(leaf.dtype),
                 shown,
                 _spec_text(spec),
-                size(_local(leaf)),
+                size(_leaf_bytes_on_device(leaf)),
                 why,
             )
         )
@@ -63,7 +63,7 @@ def explain(experiment: Experiment, devices: int) -> str:
         if not leaves:
             continue
         entries, total = sum(math.prod(leaf.shape) for leaf in leaves), sum(_global(leaf) for leaf in leaves)
-        totals.append((name, f"{entries:,}", size(total), size(sum(map(_local, leaves)))))
+        totals.append((name, f"{entries:,}", size(total), size(sum(map(_leaf_bytes_on_device, leaves)))))
     shown = " × ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
     head = f"{mesh.size} device{'s' if mesh.size > 1 else ''}: {shown}"
     stages, _ = layout.stages(mesh.shape)
@@ -88,7 +88,7 @@ def _spec_text(spec: Any) -> str:
     return f"P({', '.join('·'.join(mesh_axes(entry)) or 'None' for entry in spec)})"
 
 
-def _why(axes: Sequence[str | None], layout: Layout, sizes: Any) -> str:
+def _why_replicated(axes: Sequence[str | None], layout: Layout, sizes: Any) -> str:
     reasons = []
     for axis in filter(None, axes):
         rule = layout.rules.get(axis)
@@ -98,9 +98,9 @@ def _why(axes: Sequence[str | None], layout: Layout, sizes: Any) -> str:
 
 
 def _global(leaf: Any) -> int:
-    # Not `nbytes`, which the dtype of a PRNG key does not have.
+    # Not `nbytes`, which PRNG key arrays lack.
     return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
-def _local(leaf: Any) -> int:
+def _leaf_bytes_on_device(leaf: Any) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 Key = tuple[str, str, int]
-"""Of a collective: its kind, its mesh axes joined by `×`, and the bytes of its array."""
+"""What identifies a collective for counting: its kind, its mesh axes joined by `×`, and the bytes of its array."""
 
 
 def moved(key: Key, mesh: Mapping[str, int]) -> float:
-    """Bytes that each device sends in one such collective, by the ring algorithm."""
+    """Bytes that each device sends in one collective with this key, by the ring algorithm."""
     kind, axes, size = key
     devices = math.prod(mesh[axis] for axis in axes.split("×"))
     if kind in ("collective-permute", "collective-broadcast"):
@@ -28,7 +28,7 @@ def moved(key: Key, mesh: Mapping[str, int]) -> float:
 
 
 def key_of(kind: str, axes: Sequence[str], bytes: int) -> Key:
-    """The key under which equal collectives are counted."""
+    """The `Key` of a collective."""
     return kind, "×".join(axes), bytes
 
 
@@ -38,7 +38,7 @@ IGNORED = 2048
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
 _NO_ARRAYS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
-"""Instructions that make no array of their own."""
+"""Instructions that allocate no array."""
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -55,33 +55,33 @@ class Collective:
 
     kind: str
     axes: tuple[str, ...]
-    """The mesh axes along which its groups of devices lie."""
+    """The mesh axes over which it communicates."""
     bytes: int
     times: int
-    """How often it runs in a step: in the body of a loop, once an iteration."""
+    """How often it runs in a step; in the body of a loop, once per iteration."""
     where: str
-    """The `op_name` of its metadata: the JAX operation it comes from."""
+    """The `op_name` of its metadata: the JAX operation that it comes from."""
     frame: int = 0
     """Its stack frame, for `source_lines`; 0 is unknown."""
 
     @property
     def key(self) -> Key:
-        """The key under which it is counted."""
+        """Its `Key`."""
         return key_of(self.kind, self.axes, self.bytes)
 
 
 def collectives(text: str, mesh: Mapping[str, int], ignored: int = IGNORED) -> list[Collective]:
     """The collectives in the HLO `text` of a program for this mesh, on arrays of `ignored` bytes or more.
 
-    Raises ValueError for text that is not of a compiled program, and for loops and groups that it cannot read.
+    Raises ValueError for text that is not of a compiled program, and for loops and groups that cannot be parsed.
     """
     entry, bodies = _computations(text)
-    # A collective along no axis is within one device.
+    # A collective over no axis stays within one device.
     return [found for found in _walk(bodies, entry, 1, mesh, set()) if found.bytes >= ignored and found.axes]
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
-    """The name of the computation that a program begins with, and the lines of all."""
+    """The name of the entry computation, and the lines of every computation by name."""
     entry, bodies, name = "", {}, ""
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
@@ -98,7 +98,7 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def counted(found: Iterable[Collective]) -> Counter[Key]:
-    """How often each collective runs in a step, for comparison with `textbook`."""
+    """How often each `Key` runs in a step, for comparison with `textbook`."""
     total: Counter[Key] = Counter()
     for collective in found:
         total[collective.key] += collective.times
@@ -116,7 +116,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Temporary:
-    """An array that a program makes and does not return."""
+    """An array that a program allocates and does not return."""
 
     bytes: int
     type: str
@@ -127,8 +127,8 @@ class Temporary:
 
 
 def temporaries(text: str) -> list[Temporary]:
-    """The arrays that the HLO `text` of a program makes outside of fusions and does not return, largest first; those of
-    one type and one operation once.
+    """The arrays that a program, given as HLO `text`, allocates outside of fusions and does not return, largest first.
+    Those of the same type and operation are listed once.
     """
     entry, bodies = _computations(text)
     found, left, seen = dict[tuple[str, str], Temporary](), [entry], set[str]()
@@ -153,7 +153,7 @@ def temporaries(text: str) -> list[Temporary]:
 
 
 def source_lines(text: str, frame: int) -> list[Line]:
-    """The stack of Python calls behind an operation, innermost first; empty if the compiler did not keep it."""
+    """The Python call stack of an operation, innermost first; empty if the compiler did not keep it."""
     files, functions, places, frames = (
         _table(text, name) for name in ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
     )
@@ -186,19 +186,19 @@ def _walk(
             if channel and "chain_id" in rest and channel[0] in seen:
                 continue
             seen.add(channel[0] if channel else "")
-            yield from _read(name, base, kind.endswith("-start"), shape, rest, times, mesh)
+            yield from _parse_collective(name, base, kind.endswith("-start"), shape, rest, times, mesh)
         elif ring := re.search(r"body=%?(\S*windowed_dot_general_body_(ag|rs)[^ ,]*)", rest):
             yield _ring_of(bodies[ring[1]], ring[2], times, mesh)
         elif not kind.endswith("-done"):
             trips = functools.partial(_trips, bodies, rest) if kind == "while" else lambda: 1
             called = [other for names in _CALLED.findall(rest) for other in names.replace("%", "").split(", ")]
             parts = [list(_walk(bodies, other, times, mesh, seen)) for other in called]
-            if kind == "conditional":  # one branch runs: the one that sends most is counted
+            if kind == "conditional":  # one branch runs; count the one that sends most
                 parts = [max(parts, key=lambda part: sum(found.bytes * found.times for found in part))]
             yield from (replace(found, times=found.times * trips()) for found in itertools.chain(*parts))
 
 
-def _read(
+def _parse_collective(
     name: str, kind: str, start: bool, shape: str, rest: str, times: int, mesh: Mapping[str, int]
 ) -> Iterator[Collective]:
     sizes = [_size(dtype, dims) for dtype, dims in _ARRAY.findall(shape)]
@@ -219,12 +219,12 @@ def _read(
 
 
 def _ring_of(body: list[str], kind: str, times: int, mesh: Mapping[str, int]) -> Collective:
-    """The all-gather or reduce-scatter that a TPU overlaps with a matmul: a loop that sends one shard in each iteration
-    while the previous shard is multiplied (Wang et al. 2023, doi:10.1145/3567955.3567959).
+    """The all-gather or reduce-scatter that a TPU overlaps with a matmul, in a loop that sends one shard per iteration
+    while it multiplies the previous one (Wang et al. 2023, doi:10.1145/3567955.3567959).
     """
     matches = (_INSTRUCTION.match(line) for line in body)
     first = next(match for match in matches if match and match[2].startswith("collective-permute"))
-    [shard, *_] = _read("", "collective-permute", True, first[1], first[3], times, mesh)
+    [shard, *_] = _parse_collective("", "collective-permute", True, first[1], first[3], times, mesh)
     whole = shard.bytes * math.prod(mesh[axis] for axis in shard.axes)
     return Collective("all-gather" if kind == "ag" else "reduce-scatter", shard.axes, whole, times, shard.where)
 
@@ -235,7 +235,7 @@ def _size(dtype: str, dims: str) -> int:
 
 
 def _trips(bodies: Mapping[str, list[str]], rest: str) -> int:
-    """The iterations of a loop: written down on CPUs and GPUs, on TPUs the only constant of its condition."""
+    """The number of iterations of a loop: given in the text on CPUs and GPUs, the condition's only constant on TPUs."""
     if known := re.search(r'"known_trip_count":(\{[^}]*\})', rest):
         return int(json.loads(known[1])["n"])
     condition = re.search(r"condition=%?([\w.\-]+)", rest)
@@ -253,7 +253,7 @@ def _axes(rest: str, mesh: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _groups(rest: str, devices: int) -> np.ndarray:
-    """Device numbers i[groups, devices in a group], from any notation of XLA; of a permutation, its pairs."""
+    """Device numbers i[groups, devices in a group], from any of XLA's notations; for a permutation, its pairs."""
     if named := _MESH.search(rest):
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
         if ":" in named[3]:
@@ -270,7 +270,7 @@ def _groups(rest: str, devices: int) -> np.ndarray:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Device numbers from the notation `[4,2]T(1,0)`: 0, 1, … in this shape, transposed."""
+    """Device numbers from the notation `[4,2]T(1,0)`: 0, 1, … in this shape, then transposed."""
     dims, _, order = text.partition("T")
     shape = [int(number) for number in dims.strip("[]").split(",")]
     numbers = np.arange(math.prod(shape)).reshape(shape)

@@ -1,6 +1,6 @@
-"""Judges one mesh: whether a program trains as on one device, and sends no more than the textbook asks for.
+"""Judges an experiment on one mesh: whether it trains as on one device, and sends no more than the textbook formulas.
 
-Not here: which meshes are tried, and what is printed.
+Not here: which meshes are tried, and printing.
 """
 
 import contextlib
@@ -23,21 +23,21 @@ from jaxtrain.program import Program
 from jaxtrain.sharding.layout import path_name
 
 LIMIT = 2e-5
-"""Largest relative difference of a loss in f32, and of the norm of the first gradient's difference."""
+"""The largest allowed relative difference in f32, of a loss and of the first gradient (in norm)."""
 
 BYTES, SLACK = 1.05, 2048
-"""A device may send this factor times the bytes of the textbook, and this many more, for metrics and softmax sums."""
+"""A device may send BYTES times the bytes of the textbook, plus SLACK bytes for metrics and sums in softmax."""
 
 SMALLEST = 64
 """Arrays of fewer bytes are not counted."""
 
 QUICKLY: dict[str, str | bool] = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True}
-"""Options of XLA for programs that run for milliseconds; they come into effect after arrays are sharded."""
-if version("jaxlib").startswith("0.10."):  # later ones do not know it, and stop at what they do not know
+"""XLA options that compile faster, for programs that run for milliseconds. They do not affect the partitioning."""
+if version("jaxlib").startswith("0.10."):  # later versions refuse it as unknown
     QUICKLY["xla_cpu_use_fusion_emitters"] = False
 
 SHARED = ("sharding/constraints.py", "models/layers.py")
-"""Files whose lines say little about where in a model an operation comes from: their callers' lines are shown."""
+"""Files of helpers that all models call: for an operation in them, the caller's line is shown instead."""
 
 Losses = list[float]
 Gradient = dict[str, np.ndarray]
@@ -45,27 +45,27 @@ Gradient = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The two results on one mesh."""
+    """The result on one mesh."""
 
     mesh: Mapping[str, int]
     loss: float
     """The largest relative difference from one device's loss in any step."""
     gradient: float
-    """The norm of the difference of the first gradient over its norm."""
+    """The norm of the first gradient's difference, divided by its norm."""
     collectives: int
     bytes: float
-    """Bytes that a device sends a step."""
+    """Bytes that a device sends in a step."""
     unknown: float
-    """Those of them that no formula covers: activations of a model that does not describe them."""
+    """The part of `bytes` that no formula covers: activations of a model that does not describe them."""
     wanted: float
-    """Bytes that the textbook asks for."""
+    """Bytes that the textbook needs."""
     differences: tuple[str, ...]
-    """Why it does not train as one device does; empty if it does."""
+    """How training differs from one device; empty if it does not."""
     excess: tuple[str, ...]
-    """What it sends beyond what is needed, with source lines; empty if that is nothing."""
+    """What it sends beyond the textbook, with source lines; empty if nothing."""
 
     def row(self) -> tuple[str, ...]:
-        """Its cells in the table."""
+        """The cells of its row in the table."""
         ratio = f"{(self.bytes - self.unknown) / self.wanted:.3f}" if self.wanted else "–"
         result = "FAILS" if self.differences else "passes, but sends too much" if self.excess else "passes"
         unknown = f"; {size(self.unknown)} are activations, for which there is no formula" if self.unknown else ""
@@ -82,7 +82,7 @@ class Verdict:
 def trained(
     program: Program, first: Program, batches: Sequence[Mapping[str, np.ndarray]], step: Any
 ) -> tuple[Losses, Gradient]:
-    """The loss of every step, and the first gradient by parameter. Training starts from the first state of `first`."""
+    """The loss of every step, and the first gradient by parameter, training from the initial state of `first`."""
     state = jax.device_put(first.init(), jax.tree.map(lambda leaf: leaf.sharding, program.state))
     rows = program.experiment.layout.batch_sharding(program.mesh, program.experiment.data.batch_size)
     losses, gradient = [], {}
@@ -102,21 +102,21 @@ def judge(
     batches: Sequence[Mapping[str, np.ndarray]],
     reference: tuple[Losses, Gradient],
 ) -> Verdict:
-    """Whether a program trains as `alone` does on one device, and whether it sends no more than needed.
+    """Compare a program with `alone`, which runs on one device, and the bytes that it sends with the textbook.
 
-    reference: what `trained` returned for `alone`, from the same batches.
+    reference: the result of `trained` for `alone` on the same batches.
     """
     mesh = program.mesh.shape
     compiled = lowered.compile(QUICKLY)
     losses, gradient = trained(program, alone, batches, compiled)
     differences = [abs(one - other) / (abs(other) or 1) for one, other in zip(losses, reference[0], strict=True)]
-    loss = float(np.max(differences))  # unlike Python's, it does not pass over a NaN
+    loss = float(np.max(differences))  # unlike Python's max, this is NaN if any is
     off = {path: float(np.linalg.norm(gradient[path] - leaf)) for path, leaf in reference[1].items()}
     norm = math.hypot(*(float(np.linalg.norm(leaf)) for leaf in reference[1].values())) or 1.0
     found = collectives(compiled.as_text() or "", mesh, SMALLEST)
     expected = textbook(program.experiment, program.mesh)
-    # If a model does not describe its activations, only the mesh axes that split rows are judged: over these only
-    # parameters and gradients are sent.
+    # If a model does not describe its activations, only collectives over the axes that split rows are judged: these
+    # send parameters and gradients only.
     step = describe(program.experiment, program.mesh)
     known = [one for one in found if step.activations or set(one.axes) <= set(step.rows)]
     sent, judged, wanted = (_moved(each, mesh) for each in (counted(found), counted(known), expected))
@@ -156,7 +156,7 @@ def _culprits(expected: Counter[Any], program: Program) -> Iterator[str]:
 
 
 def _names_by_bytes(program: Program) -> dict[int, list[str]]:
-    """The parameters by the bytes that a device holds of them."""
+    """The names of parameters by the bytes that a device holds of them."""
     found: dict[int, list[str]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(program.state.params):
         bytes = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -175,7 +175,7 @@ def _line(text: str, collective: Collective) -> str:
 
 @contextlib.contextmanager
 def _own_source_lines() -> Generator[None, None, None]:
-    # A program from the cache may come from an older version of the same source and have the lines of that one.
+    # Otherwise a cached program could have the line numbers of an older version of the source.
     name = "jax_compilation_cache_include_metadata_in_key"
     before = getattr(jax.config, name)
     jax.config.update(name, True)

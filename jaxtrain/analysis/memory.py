@@ -1,5 +1,5 @@
-"""What the memory of a train step is taken by, and which changes would save most of it: computed by compiling the step,
-and the step of each changed experiment, without running any of them.
+"""What takes the memory of a train step, and which changes would save most: found by compiling the step, and that of
+each changed experiment, without running them.
 
 Not here: the bytes of every parameter, which are `analysis/explain.py`.
 """
@@ -21,10 +21,10 @@ from jaxtrain.program import Program
 from jaxtrain.sharding.layout import FULLY_SHARDED
 
 LARGEST = 5
-"""Temporaries that are named."""
+"""How many temporaries are listed."""
 
 HELPFUL = 3
-"""Changes that are named."""
+"""How many changes are listed."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plan:
 
 
 def plan(experiment: Experiment, devices: Sequence[jax.Device]) -> Plan:
-    """The plan of the compiler for these devices. Raises ConfigError where the layout does not fit them."""
+    """The compiler's memory plan for these devices. Raises ConfigError where the layout does not fit them."""
     program = Program(experiment, devices)
     compiled = program.lower().compile()
     stats: Any = compiled.memory_analysis()
@@ -46,21 +46,22 @@ def plan(experiment: Experiment, devices: Sequence[jax.Device]) -> Plan:
     rows = experiment.layout.batch_sharding(program.mesh, experiment.data.batch_size)
     batch = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for x in experiment.data.example().values()]
     own = {
-        "parameters": _local([state.params, state.frozen]),
-        "optimizer state": _local(state.opt_state),
-        "model state": _local(state.model_state),
-        "batch": _local(batch),
+        "parameters": _bytes_on_device([state.params, state.frozen]),
+        "optimizer state": _bytes_on_device(state.opt_state),
+        "model state": _bytes_on_device(state.model_state),
+        "batch": _bytes_on_device(batch),
     }
-    temporary, gradients = stats.temp_size_in_bytes, min(_local(state.params), stats.temp_size_in_bytes)
+    temporary, gradients = stats.temp_size_in_bytes, min(_bytes_on_device(state.params), stats.temp_size_in_bytes)
     groups = {**own, "gradients": gradients, "other temporaries": temporary - gradients}
     text = compiled.as_text() or ""
-    named = [f"{size(one.bytes)} {one.type}{_place(text, one.frame, one.where)}" for one in temporaries(text)[:LARGEST]]
+    largest = temporaries(text)[:LARGEST]
+    named = [f"{size(one.bytes)} {one.type}{_source_of(text, one.frame, one.where)}" for one in largest]
     shown = {name: count for name, count in groups.items() if count}
     return Plan(planned_memory(compiled)["peak_memory"], shown, tuple(named))
 
 
 def changes(experiment: Experiment, devices: Sequence[jax.Device]) -> Iterator[tuple[str, Experiment]]:
-    """What could save memory: how each is written, and the experiment with it."""
+    """Changes that could save memory: a description of each, and the changed experiment."""
     batch, micro = experiment.data.batch_size, 2 * experiment.microbatches
     if batch % micro == 0:
         yield f"microbatches {micro} (the same update)", replace(experiment, microbatches=micro)
@@ -88,20 +89,20 @@ def _rematerialized(blocks: Any) -> Any:
 
 
 def savings(experiment: Experiment, before: Plan, devices: Sequence[jax.Device]) -> list[str]:
-    """The changes that save most, with the bytes of one device that each saves; [] where none does."""
+    """The changes that save most, with the bytes that each saves on a device; [] where none saves any."""
     found = []
     for name, other in changes(experiment, devices):
         try:
             saved = before.peak - plan(other, devices).peak
         except (ConfigError, ValueError, jax.errors.JaxRuntimeError):
-            # It does not fit here; simulated devices have no host memory of their own, but offloading is plain.
+            # It does not compile here. Offloading does not on simulated devices, but what it saves is known.
             saved = before.groups.get("optimizer state", 0) if other.layout.offload else 0
         found += [(saved, name)] if saved > 0 else []
     return [f"{name}: {size(saved)} less" for saved, name in sorted(found, reverse=True)[:HELPFUL]]
 
 
 def account(experiment: Experiment, devices: Sequence[jax.Device], brief: bool = False) -> str:
-    """The plan and the changes as text; `brief`: in three lines."""
+    """The plan and the changes as text; in three lines if `brief`."""
     found = plan(experiment, devices)
     helpful = savings(experiment, found, devices) or ["none that is known here: use more devices, or a smaller model"]
     groups = ", ".join(f"{name} {size(count)}" for name, count in found.groups.items())
@@ -114,12 +115,12 @@ def account(experiment: Experiment, devices: Sequence[jax.Device], brief: bool =
     return "\n".join([*parts, *(f"  {line}" for line in helpful)])
 
 
-def _place(text: str, frame: int, where: str) -> str:
+def _source_of(text: str, frame: int, where: str) -> str:
     lines = [line for line in source_lines(text, frame) if "site-packages" not in line.file] if frame else []
     return f" ({lines[0].file}, line {lines[0].line})" if lines else f" ({where})" if where else ""
 
 
-def _local(tree: Any) -> int:
-    """Bytes on one device. Not by `nbytes`, which the dtype of a PRNG key does not have."""
+def _bytes_on_device(tree: Any) -> int:
+    """Bytes on one device. Not by `nbytes`, which PRNG key arrays lack."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

@@ -1,7 +1,4 @@
-"""What a run came to, and how another one differs: the leaves of the last state, and the lines of metrics.
-
-Not here: the runs.
-"""
+"""The outcome of a run, and its differences from that of another: the leaves of the final state, and all metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -17,11 +14,11 @@ _PRNGS = ("threefry2x32", "rbg", "unsafe_rbg")
 _OF_THE_CLOCK = ("examples_per_second", "tokens_per_second", "mfu")
 
 Ended = tuple[dict[str, np.ndarray], list[dict[str, Any]]]
-"""The leaves of the last state, and the lines of metrics without what depends on the clock."""
+"""The leaves of the final state by path, and the lines of metrics without those that depend on the clock."""
 
 
 def ended(folder: Path, steps: int) -> Ended:
-    """What a run came to in `folder` after `steps` updates; of PRNG keys their data.
+    """The outcome of the run in `folder` after `steps` updates; PRNG keys as their data.
 
     Raises ConfigError where it has no checkpoint of that step.
     """
@@ -49,13 +46,13 @@ def _on_host(x: jax.Array) -> np.ndarray:
 
 
 def unlike(expected: Ended, found: Ended) -> list[str]:
-    """What is not bitwise the same: the first line of metrics, their number, and leaves."""
+    """The bitwise differences of two outcomes: the first metrics that differ, the number of lines, and the leaves."""
     lines = []
     for before, after in zip(expected[1], found[1], strict=False):
         names = sorted(name for name in before.keys() | after.keys() if not _same(before.get(name), after.get(name)))
         if names:
             lines.append(f"metrics of step {before['step']} ({before['split']}): {', '.join(names)}")
-            break  # those after it follow from it
+            break  # later differences follow from this one
     if len(expected[1]) != len(found[1]):
         lines.append(f"{len(found[1])} lines of metrics, not {len(expected[1])}")
     leaves = sorted(
@@ -67,7 +64,7 @@ def unlike(expected: Ended, found: Ended) -> list[str]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values of metrics are equal; NaN is so to NaN alone."""
+    """Whether two values of metrics are equal; NaN equals NaN."""
     return one == other or (one != one and other != other)
 
 
@@ -78,7 +75,7 @@ def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def ulps(one: np.ndarray, other: np.ndarray) -> int:
-    """The largest difference of two f32 arrays, in units in the last place of the largest element."""
+    """The largest difference of two f32 arrays, in ulps of the first one's largest element."""
     if not one.size:
         return 0
     unit = np.spacing(np.abs(one).max().astype(np.float32))

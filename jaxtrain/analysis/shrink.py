@@ -1,6 +1,6 @@
-"""An experiment made small enough to train in seconds, for `jaxtrain verify`.
+"""Shrinks an experiment so that it trains in seconds, for `jaxtrain verify`.
 
-Not here: how a model is made small, which is `Model.shrunk`.
+Not here: shrinking the model, which is `Model.shrunk`.
 """
 
 import itertools
@@ -21,21 +21,21 @@ STEPS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded(Optimizer):
-    """Another optimizer that also keeps the latest gradient, as the first part of its state."""
+    """Wraps an optimizer so that the first part of its state is the latest gradient."""
 
     inner: Optimizer
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The inner transformation after a trace without memory."""
+        """The inner transformation, after an `optax.trace` without decay that holds the gradient."""
         return optax.chain(optax.trace(decay=0.0), self.inner.build(steps))
 
     def frozen(self, paths: Collection[str]) -> list[str]:
-        """Those of the inner one."""
+        """The frozen parameters of the inner optimizer."""
         return self.inner.frozen(paths)
 
 
 def shrink(experiment: Experiment, devices: int, steps: int = STEPS) -> Experiment:
-    """The same experiment with a small model, in f32, on the first rows of its own data, enough for `steps`.
+    """The experiment with a small model in f32, on the first rows of its data, enough for `steps`.
 
     Sizes keep their common divisors with `devices`, so that the same meshes fit.
     """
@@ -66,7 +66,7 @@ def _columns(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarra
 def _cropped(
     columns: Mapping[str, np.ndarray], inputs: str, length: int, vocab: int, devices: int
 ) -> dict[str, np.ndarray]:
-    """Shorter rows of token ids below `vocab`; other columns of the same length are cropped alike."""
+    """Crops rows of token ids, and other columns of the same length, and takes the ids modulo `vocab`."""
     whole = columns[inputs].shape[1]
     kept = whole - length + smaller(length, 32, 2 * devices)
     short = {name: x[:, :kept] if x.shape[1:2] == (whole,) else x for name, x in columns.items()}

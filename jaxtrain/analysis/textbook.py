@@ -1,6 +1,6 @@
-"""The collectives that a train step needs by the textbook, with mesh axes and bytes: a formula for each parallelism.
+"""The collectives that a train step needs, with mesh axes and bytes: a textbook formula for each kind of parallelism.
 
-Not here: what a compiled step really sends, which is `analysis/hlo.py`.
+Not here: what a compiled step sends, which is `analysis/hlo.py`.
 """
 
 from collections import Counter
@@ -14,18 +14,18 @@ from jaxtrain.experiment.experiment import Experiment
 
 
 def textbook(experiment: Experiment, mesh: Mesh | AbstractMesh, accelerator: bool = False) -> Counter[Key]:
-    """How often one step should send which arrays over which mesh axes: the sum of `FORMULAS`.
+    """How often each collective should run in a step: the sum of `FORMULAS`.
 
-    accelerator: as XLA compiles for TPUs and GPUs. For CPUs it replaces a reduce-scatter by an all-reduce and a slice,
-        reduces the gradients of several matmuls of one input one by one instead of their sum, and sums over rows and
-        over positions one after the other instead of at once.
+    accelerator: as compiled for TPUs and GPUs. For CPUs, XLA replaces a reduce-scatter by an all-reduce and a slice,
+        reduces the gradients of several matmuls with one input separately instead of their sum, and sums over rows and
+        over positions in two steps instead of one.
     """
     step = describe(experiment, mesh, accelerator)
     return sum((formula(step) for formula in FORMULAS), Counter())
 
 
 def _summed(step: Step, axes: Sequence[str]) -> list[tuple[str, ...]]:
-    """The groups of axes that a gradient is summed over, one after another."""
+    """The groups of axes that a gradient is summed over, one all-reduce each."""
     along = tuple(axis for axis in axes if axis in step.along and not step.accelerator)
     return [group for group in (tuple(axis for axis in axes if axis not in along), along) if group]
 
@@ -181,4 +181,4 @@ FORMULAS: tuple[Callable[[Step], Counter[Key]], ...] = (
     _routers,
     _pipeline_parallel,
 )
-"""One function for each kind of parallelism; a new one is added here."""
+"""One function for each kind of parallelism."""

@@ -1,7 +1,7 @@
-"""`jaxtrain verify`: an experiment on every mesh that fits some simulated devices, held against one device and against
-the textbook.
+"""`jaxtrain verify`: trains an experiment on every mesh that fits some simulated devices, and compares it with one
+device and with the textbook.
 
-Not here: how one mesh is judged, which is `analysis/judge.py`.
+Not here: judging one mesh, which is `analysis/judge.py`.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ from jaxtrain.sharding.layout import mesh_axes
 
 Mesh = Mapping[str, int]
 Traced = tuple[Program, jax.stages.Lowered]
-"""A program for a mesh that fits, and its train step, traced."""
+"""A program for a mesh that fits, and its lowered train step."""
 
 
 def simulate(devices: int) -> list[jax.Device]:
-    """This many simulated CPU devices. Raises ConfigError if jax has fewer and has been used already."""
+    """Simulate this many CPU devices. Raises ConfigError if jax is initialised already, with fewer."""
     if devices < 2:
         raise ConfigError(f"--devices {devices}: give at least 2, since a mesh is compared with one device")
     quickly = (f"--{name}={str(value).lower()}" for name, value in QUICKLY.items())
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quickly]).strip()
-    with contextlib.suppress(RuntimeError):  # jax has its devices already; there may be enough of them
+    with contextlib.suppress(RuntimeError):  # jax is initialised already, perhaps with enough devices
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
     found = jax.devices("cpu")
@@ -54,13 +54,14 @@ def verify(
     updates: int = STEPS,
     passed: Callable[[Mesh], None] = lambda mesh: None,
 ) -> bool:
-    """Print on each of these meshes, or on every mesh that fits if none are given, whether the experiment trains as on
-    one device, and whether it sends no more than needed. True if it trains so on all; if `strict`, and sends no more.
+    """Print for each of these meshes, or by default for every mesh that fits, whether the experiment trains as on one
+    device, and whether it sends no more than needed. True if it trains as on one device on all of them and, if
+    `strict`, sends no more than needed.
 
-    updates: how many are compared.
+    updates: the number of updates that are compared.
     passed: called with every mesh on which it trains as on one device.
 
-    Raises ConfigError where the experiment does not fit even one device, and for a given mesh that does not fit.
+    Raises ConfigError where the experiment does not fit one device, and for a given mesh that does not fit.
     """
     started, count = time.monotonic(), len(devices)
     small = shrink(experiment, count, updates)
@@ -103,7 +104,7 @@ def verify(
 
 
 def read_mesh(words: str, devices: int) -> Mesh:
-    """`{"data": 2, "tensor": 4}` for `data 2 tensor 4`; an axis alone takes all devices. Raises ConfigError."""
+    """`{"data": 2, "tensor": 4}` for `data 2 tensor 4`; a single axis gets all devices. Raises ConfigError."""
     parts = words.replace("=", " ").replace(",", " ").split()
     if len(parts) == 1:
         return {parts[0]: devices}
@@ -114,7 +115,7 @@ def read_mesh(words: str, devices: int) -> Mesh:
 
 
 def named(mesh: Mesh) -> str:
-    """`data 2 tensor 4`, as `read_mesh` reads it."""
+    """A mesh as text, such as `data 2 tensor 4`; the inverse of `read_mesh`."""
     return " ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
@@ -140,22 +141,22 @@ def _mesh_axes_of(experiment: Experiment) -> list[str]:
 
 
 def _unfit(experiment: Experiment, axis: str, devices: Sequence[jax.Device]) -> str:
-    """Why this axis fits no mesh: the reason on the fewest devices that it may have. Empty if it fits."""
+    """The reason why no mesh with this axis fits, from the smallest one; empty if one fits."""
     count = next(size for size in range(2, len(devices) + 1) if len(devices) % size == 0)
     found = _first_that_fits(experiment, [{axis: count}], devices[:count])
     return found if isinstance(found, str) else ""
 
 
 def _own(experiment: Experiment, devices: int) -> Mesh:
-    """The mesh of the experiment itself; {} if it does not fit these devices."""
+    """The experiment's own mesh; {} if it does not fit these devices."""
     with contextlib.suppress(ConfigError):
         return experiment.layout.sizes(devices)
     return {}
 
 
 def candidates(axes: Sequence[str], own: Mesh, devices: int) -> list[list[Mesh]]:
-    """The meshes to try: the experiment's own, and every axis, pair and triple of axes. Each is a list of the sizes it
-    may have, the most even first.
+    """The meshes to try: the experiment's own, and every axis, pair and triple of axes. Each is a list of alternatives
+    with different sizes, the most even first.
     """
     found: list[list[Mesh]] = [[own]] if own else []
     for count in (1, 2, 3):
@@ -167,8 +168,8 @@ def candidates(axes: Sequence[str], own: Mesh, devices: int) -> list[list[Mesh]]
 
 
 def meshes_like(mesh: Mesh) -> list[Mesh]:
-    """At most three small meshes of at least 4 devices, if that can be, with the axes of this one: each size divides
-    that of the axis, and all have as many devices. [] for a mesh of one device.
+    """Up to three small meshes with the axes of this one, of at least 4 devices if possible. All have the same number
+    of devices, and each size divides that of the axis. [] for a mesh of one device.
     """
     sizes = {axis: size for axis, size in mesh.items() if size != 1}
     least = {axis: next(n for n in itertools.count(2) if size < 0 or size % n == 0) for axis, size in sizes.items()}
@@ -186,7 +187,7 @@ def _factors(number: int, count: int) -> list[tuple[int, ...]]:
 
 
 def _all_that_fit(found: Iterable[Traced | str]) -> list[Traced]:
-    """All of them, before any is trained. Raises ConfigError for the first mesh that does not fit."""
+    """The programs, before any is trained. Raises ConfigError for the first mesh that does not fit."""
     programs = []
     for each in found:
         if isinstance(each, str):
@@ -198,7 +199,7 @@ def _all_that_fit(found: Iterable[Traced | str]) -> list[Traced]:
 def _judged(
     found: Traced, alone: Program, batches: Sequence[Mapping[str, np.ndarray]], reference: tuple[Losses, Gradient]
 ) -> Verdict:
-    """The verdict on a program; it fails where XLA cannot compile it."""
+    """The verdict on a program, which is a failure where XLA cannot compile it."""
     try:
         return judge(*found, alone, batches, reference)
     except jax.errors.JaxRuntimeError as error:
@@ -207,7 +208,7 @@ def _judged(
 
 
 def _first_that_fits(experiment: Experiment, options: Sequence[Mesh], devices: Sequence[jax.Device]) -> Traced | str:
-    """A program for the first of these meshes that fits; if none does, why the first one does not."""
+    """A program for the first of these meshes that fits; if none does, the reason why the first one does not."""
     refused = []
     for mesh in options:
         try:

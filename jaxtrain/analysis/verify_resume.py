@@ -1,6 +1,6 @@
-"""`jaxtrain verify-resume`: an experiment, made small, is killed and resumed, and has to end as one that was not.
+"""`jaxtrain verify-resume`: trains a shrunk experiment, kills and resumes it, and compares it with a run left alone.
 
-Not here: how it is trained, which is as ever, in processes of its own.
+Every run is a process of its own, which trains by `train` as always.
 """
 
 import json
@@ -30,27 +30,30 @@ from jaxtrain.runs.clock import Clock
 from jaxtrain.train import train
 
 PLAN = "JAXTRAIN_VERIFY_RESUME"
-"""The environment variable by which a process knows that it is one of those that are killed, as JSON of `_Plan`."""
+"""The environment variable that tells a process what to do: a `_Plan` as JSON."""
 
 STEPS, SAVE_EVERY, ROWS, PATIENCE = 12, 3, 8, 600
-"""Updates of a run, and between two saves, rows of its batches at most, and seconds after which a process hangs."""
+"""Updates of a run; updates between two saves; the most rows of a batch; seconds after which a process counts as hung.
+"""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What one process does: train in `folder`, and get `by` some milliseconds after a phase began for the nth time."""
+    """What one process does: train in `folder`, and kill itself `after` seconds from the nth beginning of a phase."""
 
     folder: str
     by: int = 0
+    """The signal; 0 is none."""
     phase: str = ""
     times: int = 1
+    """The n of the nth beginning."""
     after: float = 0.0
     mesh: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
 class Shortened(Transform):
-    """Token ids below `vocab`, in rows of `kept`; other fields of the same length are cut alike."""
+    """Crops rows of token ids, and other fields of the same length, to `kept`, and takes the ids modulo `vocab`."""
 
     field: str
     kept: int
@@ -63,8 +66,8 @@ class Shortened(Transform):
 
 
 def small(experiment: Experiment) -> Experiment:
-    """The same experiment with a small model and small batches, of the same data by the same transforms, so that what
-    these keep in mind is seen.
+    """The experiment with a small model and small batches, with the same data and transforms, so that state which these
+    keep between examples is noticed.
     """
     task, rows = experiment.task, min(ROWS, experiment.data.batch_size)
     model, inputs = task.model.shrunk(rows), task.read(experiment.data.example())
@@ -96,7 +99,7 @@ def small(experiment: Experiment) -> Experiment:
 
 
 def follow_plan(experiment: Experiment, origin: Origin) -> int | None:
-    """What a process does that is to be killed; None in any other process."""
+    """Train by the plan in the environment; returns the exit code. None in a process without a plan."""
     if PLAN not in os.environ:
         return None
     plan, seen = _Plan(**json.loads(os.environ[PLAN])), [0]
@@ -110,7 +113,7 @@ def follow_plan(experiment: Experiment, origin: Origin) -> int | None:
             threading.Timer(plan.after, os.kill, (os.getpid(), plan.by)).start()
 
     if plan.by:
-        setattr(kind, "__enter__", entered)  # noqa: B010, since a method is no field
+        setattr(kind, "__enter__", entered)  # noqa: B010, since assigning to a method fails the type check
     made = small(experiment)
     if plan.mesh:
         made = replace(made, layout=replace(made.layout, mesh=plan.mesh))
@@ -124,58 +127,69 @@ def follow_plan(experiment: Experiment, origin: Origin) -> int | None:
 def verify_resume(
     experiment: Experiment, command: Sequence[str], kills: int, seed: int, mesh: Mapping[str, int]
 ) -> bool:
-    """Print whether runs of an experiment that are killed and resumed end bitwise as one that is not; True if they do.
+    """Print whether runs that are killed and resumed end with the same bits as a run left alone; True if they do.
 
     command: starts a process that calls `follow_plan` with the same experiment.
-    kills: how many, at random moments (of `seed`) in all phases; one in four is a SIGTERM, the others are SIGKILL.
-    mesh: on which a run is resumed too, on simulated devices, and compared in ulps; {} is none.
+    kills: the number of kills, at random moments in all phases; one in four is a SIGTERM, the others are SIGKILL.
+    seed: of the moments.
+    mesh: a mesh of simulated devices on which a run is resumed too, and compared in ulps; {} is none.
     """
     begun, made, draw = time.monotonic(), small(experiment), random.Random(seed)
-    impure = changed_batches(made.data)
-    if impure:
+    if impure := changed_batches(made.data):
         print(impure)
         return False
     with tempfile.TemporaryDirectory(prefix="jaxtrain-verify-resume-") as place:
-        whole, rows, differences, chains = Path(place) / "whole", list[str](), list[str](), 0
-        if code := _start(command, _Plan(str(whole))):
+        whole, rows, differences, left, chains = Path(place) / "whole", list[str](), list[str](), kills, 0
+        if code := _run_plan(command, _Plan(str(whole))):
             raise ConfigError(f"the run that is not killed ended with exit code {code}; its output is above")
         expected = ended(whole, STEPS)
         print(
             f"{STEPS} steps, {len(expected[0])} leaves, {len(expected[1])} lines of metrics; {kills} kills, seed {seed}"
         )
-        left = kills
         while left or not chains:
-            folder, chains, own = Path(place) / f"run-{chains + 1}", chains + 1, 0
-            while True:
-                kill = _any_kill if own else first_kill
-                plan = kill(draw, folder) if left and own < STEPS else _Plan(str(folder))
-                code = _start(command, plan)
-                killed = bool(plan.by) and code in (-plan.by, ExitCode.RETRY)
-                left, own = left - killed, own + killed
-                if not killed and code == ExitCode.FINISHED:
-                    break
-                if not killed:
-                    raise ConfigError(f"a process ended with exit code {code}; its output is above")
-                rows.append(f"  run {chains}  {signal.Signals(plan.by).name:7}  {plan.phase}")
+            chains += 1
+            folder = Path(place) / f"run-{chains}"
+            killed = _kill_and_resume(command, folder, draw, min(left, STEPS))
+            left -= len(killed)
+            rows += [f"  run {chains}  {signal.Signals(plan.by).name:7}  {plan.phase}" for plan in killed]
             differences += [f"run {chains}: {each}" for each in unlike(expected, ended(folder, STEPS))]
         print("\n".join(sorted(set(f"{row}  × {rows.count(row)}" for row in rows))))
         if mesh:
             differences += _on_another_mesh(command, whole, mesh, expected)
-    seconds = time.monotonic() - begun
     if differences:
         print(*differences[:20], sep="\n")
         print(
             f"\nThis experiment is not resumable: {len(differences)} differences after {kills} kills. "
-            "Its batches are: something that is computed with is neither in the state nor a value of the experiment, "
-            "such as a counter of Python in the task, the model or the optimizer."
+            "Its batches are resumable, so some state that affects the result is neither in the train state nor a "
+            "field of the experiment, such as a Python counter in the task, the model or the optimizer."
         )
         return False
+    seconds = time.monotonic() - begun
     print(f"\nAll {chains} runs, killed {kills} times, end bitwise as the one that was not killed ({seconds:.0f} s).")
     return True
 
 
+def _kill_and_resume(command: Sequence[str], folder: Path, draw: random.Random, most: int) -> list[_Plan]:
+    """Start a run again and again until it ends by itself, killed at most `most` times. Returns the plans by which it
+    was killed.
+    """
+    killed: list[_Plan] = []
+    while True:
+        kill = _any_kill if killed else first_kill
+        plan = kill(draw, folder) if len(killed) < most else _Plan(str(folder))
+        code = _run_plan(command, plan)
+        if plan.by and code in (-plan.by, ExitCode.RETRY):
+            killed.append(plan)
+        elif code == ExitCode.FINISHED:
+            return killed
+        else:
+            raise ConfigError(f"a process ended with exit code {code}; its output is above")
+
+
 def changed_batches(data: Pipeline) -> str:
-    """Which batch is not the same when reading begins at it, of which field, and by which transform; "" if none."""
+    """A message naming the first batch that differs when reading begins there, its field and the transform that causes
+    it; "" if all batches are pure functions of the step.
+    """
     found = _changed(data)
     if not found:
         return ""
@@ -208,8 +222,8 @@ def _changed(data: Pipeline) -> tuple[int, str] | None:
 
 
 def first_kill(draw: random.Random, folder: Path) -> _Plan:
-    """A random moment at which a checkpoint is durable: else a run might be killed, and none be ever restored."""
-    # A step enters its phase twice, and the second save waits for the first.
+    """A plan with a random moment after the first checkpoint is durable, so that one is restored."""
+    # Each step enters the phase twice; the first checkpoint is durable once the second save begins.
     return _Plan(str(folder), _signal(draw), "step", draw.randint(4 * SAVE_EVERY + 1, 2 * STEPS), _after(draw))
 
 
@@ -227,7 +241,7 @@ def _after(draw: random.Random) -> float:
     return draw.choice((0.0, draw.random() / 20))
 
 
-def _start(command: Sequence[str], plan: _Plan, devices: int = 1) -> int:
+def _run_plan(command: Sequence[str], plan: _Plan, devices: int = 1) -> int:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip()
     environment = {**os.environ, PLAN: json.dumps(vars(plan)), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
@@ -237,10 +251,10 @@ def _start(command: Sequence[str], plan: _Plan, devices: int = 1) -> int:
 
 
 def _on_another_mesh(command: Sequence[str], whole: Path, mesh: Mapping[str, int], expected: Ended) -> list[str]:
-    """Resume a copy that was killed on another mesh; print the difference."""
+    """Kill a run, resume it on another mesh, and print the difference; returns failures."""
     folder = whole.with_name("mesh")
-    _start(command, _Plan(str(folder), int(signal.SIGKILL), "step", 14))
-    code = _start(command, _Plan(str(folder), mesh=mesh), devices=int(np.prod(list(mesh.values()))))
+    _run_plan(command, _Plan(str(folder), int(signal.SIGKILL), "step", 14))
+    code = _run_plan(command, _Plan(str(folder), mesh=mesh), devices=int(np.prod(list(mesh.values()))))
     shown = " ".join(f"{axis} {size}" for axis, size in mesh.items())
     if code:
         return [f"resumed on {shown}: exit code {code}"]

@@ -1,1 +1,1 @@
-"""What knows nothing of training: errors, config values, files, text, provenance."""
+"""Helpers that know nothing of training: errors, config values, files, text, provenance."""

@@ -1,6 +1,6 @@
-"""Checksums of the files and arrays in a folder, in a manifest that notices its own damage.
+"""Checksums of the files and arrays in a folder, in a manifest that has a checksum of its own.
 
-Not here: what the files mean, and what becomes of damaged ones.
+Not here: what the files mean, and what is done about damaged ones.
 """
 
 import errno
@@ -19,33 +19,33 @@ from jaxtrain.base.errors import Damaged, Retry
 from jaxtrain.base.files import replace_text
 
 MANIFEST = "manifest.jsonl"
-"""Line 1 has the crc32 of all that follows it; line 2 the checksums."""
+"""The file's name. Its line 1 holds the crc32 of the rest, line 2 the checksums."""
 
-_BLOCK = 1 << 20  # a file is read by this many bytes, which fit into a core's cache
+_READ_BYTES = 1 << 20  # read at once: they fit into a core's cache
 
 UNCERTAIN = {errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EHOSTDOWN}
-"""Errors of a file system that say nothing of the file: the same may be read a minute later."""
+"""Errors of a file system that do not mean that the file is damaged: reading it may succeed a minute later."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder held when it was complete.
+    """The contents of a folder when it was completed.
 
     files: size in bytes and crc32 of each file, by its path in the folder.
-    arrays: what else is known of the content, by name; JSON.
+    arrays: checksums of the arrays in these files, by name; JSON.
     """
 
     files: Mapping[str, tuple[int, int]]
     arrays: Mapping[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Write it into its folder, whole or not at all; then it is on disk."""
+        """Write it into its folder, whole or not at all; it is on disk when this returns."""
         body = json.dumps({"files": dict(self.files), "arrays": dict(self.arrays)}, sort_keys=True) + "\n"
         replace_text(folder / MANIFEST, _headed(body))
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
-        """The manifest in a folder; None where there is none. Raises Damaged where it is not what was written."""
+        """The manifest in a folder; None where there is none. Raises Damaged where its bytes have changed."""
         file = folder / MANIFEST
         try:
             text = read_regular(file)
@@ -58,18 +58,18 @@ class Manifest:
             raise Damaged(str(file), None, "it is not what was written: its checksum differs")
         try:
             found = json.loads(body)
-            files = {_inside(name): (int(size), int(crc)) for name, (size, crc) in found["files"].items()}
+            files = {_checked_name(name): (int(size), int(crc)) for name, (size, crc) in found["files"].items()}
             return cls(files, dict(found["arrays"]))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise Damaged(str(file), None, f"it is no manifest ({error!r})") from error
+            raise Damaged(str(file), None, f"it is not a manifest ({error!r})") from error
 
     def faults(
         self, folder: Path, most: int | None = None, part: int = 0, parts: int = 1
     ) -> Iterator[tuple[int, Damaged]]:
-        """The number, in the order of names, and the damage of each damaged file.
+        """The damaged files: the index of each in the sorted names, and what is wrong with it.
 
-        most: files of more bytes are compared by size only; None reads all.
-        part, parts: only the files number part, part + parts, …, so that several processes share the reading.
+        most: larger files, in bytes, are compared by size only; None reads all.
+        part, parts: only files part, part + parts, …, so that several processes share the reading.
         """
         for number, name in list(enumerate(sorted(self.files)))[part::parts]:
             size, crc = self.files[name]
@@ -84,15 +84,15 @@ class Manifest:
     def _differs(self, file: Path, size: int, crc: int, read: bool) -> str:
         now = os.stat(file)
         if not stat.S_ISREG(now.st_mode):
-            return "it is no file"
+            return "it is not a file"
         if now.st_size != size:
             return f"it has {now.st_size:,} bytes, of {size:,} that were written"
         return "its bytes are not those that were written: its checksum differs" if read and crc32(file) != crc else ""
 
 
 def crc32(file: Path) -> int:
-    """The crc32 of a file: 2 GB/s, and every change within 32 neighbouring bits is noticed."""
-    found, block = 0, bytearray(_BLOCK)
+    """The crc32 of a file. It runs at 2 GB/s and detects every change within 32 neighbouring bits."""
+    found, block = 0, bytearray(_READ_BYTES)
     with file.open("rb", buffering=0) as opened:
         while count := opened.readinto(block):
             found = zlib.crc32(memoryview(block)[:count], found)
@@ -105,33 +105,35 @@ def crc32_of_array(x: np.ndarray) -> int:
 
 
 def checksums(folder: Path, known: Mapping[str, tuple[int, int]] | None = None) -> dict[str, tuple[int, int]]:
-    """Size and crc32 of every file below a folder by its path in it; those of `known` are not read again."""
+    """Size and crc32 of every file below a folder, by its path in it; files in `known` are not read again."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
     return {name: (known or {}).get(name) or (path.stat().st_size, crc32(path)) for name, path in names.items()}
 
 
 def read_regular(file: Path) -> bytes:
-    """The bytes of a regular file. Raises OSError for all else, such as a pipe, whose reader would wait for ever."""
+    """The bytes of a regular file. Raises OSError for anything else, such as a pipe, which would block forever."""
     if not stat.S_ISREG(os.stat(file).st_mode):
-        raise OSError(errno.EINVAL, "it is no file")
+        raise OSError(errno.EINVAL, "it is not a file")
     return file.read_bytes()
 
 
 def unreadable(file: Path, error: OSError) -> Damaged:
-    """The damage that an error says. Raises Retry for one that says nothing of the file."""
+    """The Damaged for a file that raised `error` when it was read. Raises Retry for the errors in `UNCERTAIN`."""
     if error.errno in UNCERTAIN:
         raise Retry(f"{file} cannot be read at the moment: {error.strerror}; run the same command again") from error
     missing = isinstance(error, FileNotFoundError)
     return Damaged(str(file), None, "it is missing" if missing else f"it cannot be read ({error.strerror or error})")
 
 
-def _inside(name: str) -> str:
+def _checked_name(name: str) -> str:
+    """The name of a file. Raises ValueError for one that leads out of the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError(f"{name!r} is no path inside of the folder")
+        raise ValueError(f"{name!r} is not a path inside of the folder")
     return name
 
 
 def _headed(body: str) -> str:
+    """The body of a manifest below the line with its checksum."""
     return f'{{"crc32": "{zlib.crc32(body.encode()):08x}"}}\n{body}'

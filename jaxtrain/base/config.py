@@ -1,6 +1,6 @@
 """Config values made of frozen dataclasses: types checked, saved as JSON and loaded back, flattened, compared.
 
-Not here: what the values mean. Loading runs no code of a run folder.
+Loading runs no code from a run folder. Not here: what the values mean.
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ from jaxtrain.base.text import cut
 T = TypeVar("T")
 
 NOT_IN_FINGERPRINT = {"in_fingerprint": False}
-"""Metadata of a dataclass field that changes how something is computed but not what is computed."""
+"""Metadata of a dataclass field that changes how something is computed but not the result."""
 
 IN_MEMORY = {"in_fingerprint": False, "in_memory": True}
-"""Metadata of a field whose object is not saved; its dataclass's `identity()` is saved instead."""
+"""Metadata of a field that holds an object in memory: in its place the `identity()` of its dataclass is saved."""
 
 
 def in_fingerprint(field: dataclasses.Field) -> bool:
-    """Whether the value of a dataclass field is part of the fingerprint; by default it is."""
+    """Whether the value of a dataclass field is part of the fingerprint: True unless its metadata say otherwise."""
     return field.metadata.get("in_fingerprint", True)
 
 
 def check_types(value: Any, path: str = "") -> None:
-    """Raises ConfigError where a dataclass, or one inside it, holds a value of another type than its field's, or a
-    number out of its range.
+    """Raises ConfigError where a field of a dataclass, or of one inside it, holds a value of the wrong type or a number
+    out of its range.
     """
     for name, part in _parts(value):
         where = f"{path}.{name}".lstrip(".")
@@ -62,7 +62,7 @@ def find(value: Any, kind: type[T]) -> Iterator[T]:
 
 
 def changed(value: Any, kind: type[T], change: Callable[[T], T]) -> Any:
-    """The same value with every instance of `kind` inside it, at any depth, replaced by what `change` makes of it."""
+    """The value with `change` applied to every instance of `kind` inside it, at any depth."""
     if isinstance(value, kind):
         return change(value)
     old = dict(_parts(value))
@@ -78,7 +78,7 @@ def changed(value: Any, kind: type[T], change: Callable[[T], T]) -> Any:
 def to_json(value: Any) -> Any:
     """JSON of a value made of dataclasses, mappings, tuples, numbers, strings, booleans and None.
 
-    Of arrays only a hash is saved, of other objects in memory their identity. Raises ConfigError for any other type.
+    An array is saved as a hash, another object in memory as its identity. Raises ConfigError for any other type.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
@@ -105,61 +105,45 @@ def _in_memory(value: Any, name: str) -> dict[str, str]:
 def from_json(value: Any, memory: Any = None, wanted: Any = Any, path: str = "") -> Any:
     """The value that `to_json` saved.
 
-    memory: a value of the same structure, which the objects in memory that were not saved are taken from.
-    wanted: the annotation of the place that the value is for; a class that does not belong there is not made.
-    path: the dotted path of that place, for messages.
+    memory: a value of the same structure; objects in memory, which were not saved, are taken from it.
+    wanted: the annotation of the field that the value is for; a class that does not fit it is not instantiated.
+    path: the dotted path of that field, for messages.
 
-    Raises ConfigError for a class that is not imported or of another kind, an unknown or missing field, a value that a
-    field does not take, and an object in memory that is missing or differs.
+    Raises ConfigError for a class that is not imported or does not fit, an unknown or missing field, a value of the
+    wrong type or out of range, and an object in memory that is missing or differs.
     """
     if isinstance(value, dict) and "$kind" in value:
-        return _made(value, memory, wanted, path)
+        return _instance(value, memory, wanted, path)
     if isinstance(value, dict) and "$array" in value:
         if not isinstance(memory, np.ndarray) or to_json(memory) != value:
             raise _not_saved(value, memory)
         return memory
     if isinstance(value, dict):
         parts = memory if isinstance(memory, Mapping) else {}
-        inner = _inner(wanted, None)
+        inner = _inner_annotation(wanted, None)
         return {name: from_json(entry, parts.get(name), inner, f"{path}.{name}") for name, entry in value.items()}
     if isinstance(value, list):
         parts = memory if isinstance(memory, tuple | list) and len(memory) == len(value) else [None] * len(value)
         return tuple(
-            from_json(entry, part, _inner(wanted, number), f"{path}.{number}")
+            from_json(entry, part, _inner_annotation(wanted, number), f"{path}.{number}")
             for number, (entry, part) in enumerate(zip(value, parts, strict=True))
         )
     return value
 
 
-def _made(value: Mapping[str, Any], memory: Any, wanted: Any, path: str) -> Any:
-    """The dataclass of a value with a `$kind`. All its fields are checked before any of its code runs."""
-    place, name = path.lstrip("."), value["$kind"]
-    if not isinstance(name, str):
-        raise ConfigError(f"{place or 'the value'}: {cut(repr(name))} is no name of a kind")
-    try:
-        kind = find_kind(name)
-    except ConfigError as error:
-        raise ConfigError(f"{place}: {error}" if place else str(error)) from None
-    if not _belongs(kind, wanted):
-        raise ConfigError(f"{place}: {name} is of another kind than belongs there, {inspect.formatannotation(wanted)}")
-    known = {f.name: f for f in dataclasses.fields(kind) if f.init}
-    for field in value.keys() - known.keys() - {"$kind"}:
-        raise ConfigError(
-            f"{place}: {name} has no field {field!r}{nearest(field, known)}: it was saved by another version".lstrip(
-                ": "
-            )
-        )
-    for field, one in known.items():
-        if field not in value and one.default is one.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{place}: {name} lacks its field {field!r}".lstrip(": "))
+def _instance(value: Mapping[str, Any], memory: Any, wanted: Any, path: str) -> Any:
+    """The dataclass instance of a value with a `$kind`. All fields are checked before any code of the class runs."""
+    place = path.lstrip(".")
+    kind, entries = _saved_kind(value["$kind"], wanted, place), {**value}
+    name = entries.pop("$kind")
+    _check_names(kind, entries, f"{place}: {name}".lstrip(": "))
     given, hints = memory if isinstance(memory, kind) else None, annotations(kind)
-    fields = {
-        field: _object(entry, given, field)
-        if isinstance(entry, dict) and "identity" in entry and "$array" in entry
-        else from_json(entry, getattr(given, field, None), hints.get(field, Any), f"{path}.{field}")
-        for field, entry in value.items()
-        if field != "$kind"
-    }
+    fields = {}
+    for field, entry in entries.items():
+        if isinstance(entry, dict) and "identity" in entry and "$array" in entry:
+            fields[field] = _same_in_memory(entry, given, field)
+        else:
+            fields[field] = from_json(entry, getattr(given, field, None), hints.get(field, Any), f"{path}.{field}")
     for field, part in fields.items():
         check_value(kind, field, part, f"{path}.{field}".lstrip("."))
     try:
@@ -169,8 +153,31 @@ def _made(value: Mapping[str, Any], memory: Any, wanted: Any, path: str) -> Any:
         raise ConfigError(f"{place}: {name}: {why}" if place else why) from error
 
 
+def _saved_kind(name: Any, wanted: Any, place: str) -> Any:
+    """The class of a saved name. Raises ConfigError where there is none, or where it does not fit the annotation."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{place or 'the value'}: {cut(repr(name))} is not the name of a class")
+    try:
+        kind = find_kind(name)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}" if place else str(error)) from None
+    if not _belongs(kind, wanted):
+        raise ConfigError(f"{place}: {name} is of another kind than belongs there, {inspect.formatannotation(wanted)}")
+    return kind
+
+
+def _check_names(kind: Any, entries: Mapping[str, Any], what: str) -> None:
+    """Raises ConfigError for a field that the class does not have, and for a missing one without a default."""
+    known = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    for field in entries.keys() - known.keys():
+        raise ConfigError(f"{what} has no field {field!r}{nearest(field, known)}: it was saved by another version")
+    for field, one in known.items():
+        if field not in entries and one.default is one.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{what} lacks its field {field!r}")
+
+
 def _arms(annotation: Any) -> Iterator[Any]:
-    """The parts of a union, without ranges."""
+    """The members of a union, without their ranges; of any other annotation, itself."""
     if get_origin(annotation) is Annotated:
         yield from _arms(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):
@@ -180,8 +187,8 @@ def _arms(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _inner(annotation: Any, number: int | None) -> Any:
-    """The annotation of the values of a mapping (None), or of a tuple's at this place."""
+def _inner_annotation(annotation: Any, number: int | None) -> Any:
+    """The annotation of the values inside one: of a mapping if `number` is None, else of a tuple at this index."""
     found = []
     for arm in _arms(annotation):
         arguments, mapping = get_args(arm), isinstance(origin := get_origin(arm), type) and issubclass(origin, Mapping)
@@ -194,7 +201,7 @@ def _inner(annotation: Any, number: int | None) -> Any:
 
 
 def _belongs(kind: type, annotation: Any) -> bool:
-    """Whether the instances of a class may be at a place with this annotation, as far as that is seen."""
+    """Whether an annotation admits instances of a class. True where that cannot be decided, as for protocols."""
     classes = [arm if isinstance(arm, type) else get_origin(arm) for arm in _arms(annotation)]
     classes = [one for one in classes if one is not Literal]
     if any(one is Any or not isinstance(one, type) or getattr(one, "_is_protocol", False) for one in classes):
@@ -202,7 +209,8 @@ def _belongs(kind: type, annotation: Any) -> bool:
     return any(issubclass(kind, one) for one in classes)
 
 
-def _object(saved: Mapping[str, str], given: Any, name: str) -> Any:
+def _same_in_memory(saved: Mapping[str, str], given: Any, name: str) -> Any:
+    """The object in memory in a field of `given`. Raises ConfigError where it is not the one that was saved."""
     if given is None or _in_memory(given, name) != saved:
         raise _not_saved(saved, given)
     return getattr(given, name)
@@ -210,7 +218,7 @@ def _object(saved: Mapping[str, str], given: Any, name: str) -> Any:
 
 def _not_saved(saved: Mapping[str, str], given: Any) -> ConfigError:
     if given is not None:
-        return ConfigError(f"the data in memory ({saved['$array']}) are not those that the run was trained on")
+        return ConfigError(f"the data in memory ({saved['$array']}) differ from those that the run was trained on")
     return ConfigError(
         f"data in memory ({saved['$array']}) are not saved in the run folder: name the experiment that makes them with "
         "--code FILE[:function], in Python with Run(folder, experiment=…)"
@@ -218,9 +226,9 @@ def _not_saved(saved: Mapping[str, str], given: Any) -> ConfigError:
 
 
 def flatten(value: Any, identities: bool = True) -> dict[str, Any]:
-    """The fields in the fingerprint and the identities, as dotted paths and JSON values.
+    """The fields that are in the fingerprint, and the identities, as JSON values by dotted path.
 
-    identities: False leaves these out, for which data are read.
+    identities: False leaves out the identities; computing them reads data.
     """
     return dict(_flat(value, "", identities))
 
@@ -244,6 +252,6 @@ def _flat(value: Any, path: str, identities: bool) -> Iterator[tuple[str, Any]]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """One line for every path at which two flattened values differ."""
+    """One line for each path at which two flattened values differ."""
     paths = sorted(path for path in {*old, *new} if old.get(path, "—") != new.get(path, "—"))
     return "\n".join(f"  {path}: {old.get(path, '—')} → {new.get(path, '—')}" for path in paths)

@@ -1,4 +1,4 @@
-"""User errors, damaged data and exit codes. Not for bugs: those raise whatever they raise (`cli/failures`)."""
+"""Exceptions for user errors and damaged data, and the exit codes. Bugs have no class here: see `cli/failures`."""
 
 import difflib
 import errno
@@ -11,35 +11,35 @@ class ExitCode(IntEnum):
     """How a command ends. A launcher runs the same command again only after RETRY."""
 
     FINISHED = 0
-    """All was done; a run that stopped early on its own rule too."""
+    """Everything was done; also a run that an observer stopped early."""
     FAILED = 1
-    """Damaged data, a check that found faults, or an error of ours."""
+    """Damaged data, a check that found faults, or a bug."""
     USER_ERROR = 2
-    """A mistake of the user's; nothing was written."""
+    """A user error; nothing was written."""
     DOES_NOT_FIT = 3
-    """A plan, or a run, that does not fit into memory."""
+    """The run does not fit into memory."""
     DIVERGED = 4
     """A loss or a gradient that is not finite."""
     ALARM = 5
     """A monitored quantity left its bounds."""
     RETRY = 75
-    """Stopped early by a signal, the loss of a process, or what somebody can mend, such as a full disk: run the same
-    command again (EX_TEMPFAIL)."""
+    """Stopped early by a signal, the loss of a process, or a cause that somebody can remove, such as a full disk: run
+    the same command again (EX_TEMPFAIL)."""
     INTERRUPTED = 130
-    """Ctrl-C: 128 and the number of SIGINT."""
+    """Ctrl-C: 128 + SIGINT."""
     BROKEN_PIPE = 141
-    """Nobody read what was printed, as with `| head -1`: 128 and the number of SIGPIPE, as of programs in C."""
+    """The reader of the output went away, as with `| head -1`: 128 + SIGPIPE, as for programs in C."""
 
 
 class ConfigError(ValueError):
-    """A mistake in what the user asked for: names the thing, the place and the nearest right name.
+    """A user error. The message says what is wrong, where, and the nearest right name.
 
     The command line prints only the message and exits with code 2.
     """
 
 
 def nearest(name: str, names: Iterable[str], listed: bool = True) -> str:
-    """`; did you mean 'x'?` for the closest of `names`, else all of them if `listed`, to end an error message with."""
+    """The end of an error message: `; did you mean 'x'?` for the closest of `names`, else all of them if `listed`."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
@@ -48,11 +48,11 @@ def nearest(name: str, names: Iterable[str], listed: bool = True) -> str:
 
 
 class Diverged(Exception):
-    """A run whose gradients or loss are no longer finite: exit code 4."""
+    """The loss, a gradient or a parameter of a run is not finite: exit code 4."""
 
 
 class Retry(Exception):
-    """Something that the same command, run again, may get past: exit code 75."""
+    """A failure that may not recur when the same command is run again: exit code 75."""
 
 
 TRANSIENT = {
@@ -77,11 +77,11 @@ TRANSIENT = {
     errno.ECONNREFUSED: "nobody answers there: see whether the other side is well",
     errno.ECONNABORTED: "the connection was cut: see whether the other side is well",
 }
-"""Numbers of OSErrors that go away once somebody mends their cause, and what that is; then the same command goes on."""
+"""OSError numbers whose cause can be removed, and how; then the same command resumes."""
 
 
 def cannot_write(what: str, error: OSError) -> ConfigError | Retry:
-    """What to raise where something cannot be written: a user error, unless the cause can be mended."""
+    """The exception for something that cannot be written: Retry if the cause can be removed, else a user error."""
     why = f"{what} cannot be written: {error.strerror or error}"
     if error.errno in TRANSIENT:
         return Retry(f"{why}; {TRANSIENT[error.errno]}, then run the same command again")
@@ -89,7 +89,7 @@ def cannot_write(what: str, error: OSError) -> ConfigError | Retry:
 
 
 class Damaged(Exception):
-    """A file, or record `record` (from 0) of it, that cannot be read or is not what was written."""
+    """A file, or record `record` (from 0) of it, cannot be read or has changed since it was written."""
 
     def __init__(self, file: str, record: int | None, why: str) -> None:
         self.file, self.record, self.why = file, record, why
@@ -100,4 +100,4 @@ class Damaged(Exception):
 
 
 class DamagedCheckpoint(Damaged):
-    """A file of a checkpoint that is not what was saved."""
+    """A file of a checkpoint cannot be read or has changed since it was saved."""

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, missing ones named, hashes, JSON."""
+"""Files: atomic writes, errors for missing ones, hashes, JSON."""
 
 import contextlib
 import hashlib
@@ -16,20 +16,20 @@ from jaxtrain.base.errors import ConfigError, nearest
 
 _MIB = 1 << 20
 
-_LARGEST = 64 * _MIB  # of a JSON file: the diff of git in environment.json may be long
+_LARGEST = 64 * _MIB  # JSON file that is read: environment.json holds a git diff, which may be long
 
-_DEEPEST = 100
+_DEEPEST = 100  # nesting of JSON
 
 _TEMPORARY = re.compile(r"\..+\.\d+-\d+\.tmp")  # the names by `_temporary`
 
-_LISTED = 20  # names in an error message
+_MOST_SUGGESTED = 20  # names in an error message
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Generator[Path]:
-    """A temporary path beside `path`, which replaces it at the end of the block; then it is on disk.
+    """A temporary path beside `path`. At the end of the block the temporary file is on disk and replaces `path`.
 
-    After an error in the block `path` is as it was, and the temporary file is gone.
+    After an error in the block `path` is unchanged, and the temporary file is deleted.
     """
     temporary = _temporary(path)
     try:
@@ -43,9 +43,9 @@ def atomic_write(path: Path) -> Generator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Generator[Path]:
-    """A new folder beside `path`, which takes that name at the end of the block; its files have to be on disk by then.
+    """A new temporary folder, which is renamed to `path` at the end of the block; its files have to be on disk by then.
 
-    After an error in the block the new folder is gone. Raises OSError where `path` exists and holds files.
+    After an error in the block the folder is deleted. Raises OSError where `path` exists and is not empty.
     """
     temporary = _temporary(path)
     temporary.mkdir()
@@ -57,7 +57,7 @@ def atomic_folder(path: Path) -> Generator[Path]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what `atomic_folder(path)` left in processes that were killed. No other process may be writing `path`."""
+    """Remove what `atomic_folder(path)` left in killed processes. No other process may be writing `path`."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -90,26 +90,25 @@ def json_text(value: object) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote. Raises `ConfigError` when the file is missing or holds what that never writes: other
-    than JSON of UTF-8, a key twice, NaN, a number beyond float64, more than 64 MiB, or values inside of 100 others.
+    """The value in a JSON file. Raises `ConfigError` where it is missing or cannot come from `write_json`: text that is
+    not JSON in UTF-8, null, a repeated key, NaN, a number beyond float64, more than 64 MiB or 100 levels.
     """
     if (size := require_file(path).stat().st_size) > _LARGEST:
         raise ConfigError(f"{path} has {size:,} bytes, more than the {_LARGEST:,} that a file of this kind may have")
     try:
         text = path.read_bytes().decode()
-        value = json.loads(text, object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
+        value = json.loads(text, object_pairs_hook=unique_keys, parse_float=_finite, parse_constant=_finite)
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     except RecursionError:
         value = None
     if value is None or _deeper(value, _DEEPEST):
-        raise ConfigError(
-            f"{path} is null, or has values inside of more than {_DEEPEST} others: nothing like it is saved"
-        )
+        raise ConfigError(f"{path} is null, or nested more than {_DEEPEST} levels deep: no version writes such a file")
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` for `json.loads` that raises ValueError for a key that occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -117,14 +116,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _number(text: str) -> float:
+def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is no finite number of float64")
+        raise ValueError(f"{text} is not a finite float64")
     return number
 
 
 def _deeper(value: Any, most: int) -> bool:
-    """Whether a value of JSON has values inside of more than `most` others."""
+    """Whether a JSON value has more than `most` levels."""
     level = [value]
     for _ in range(most):
         level = [
@@ -139,14 +138,14 @@ def _deeper(value: Any, most: int) -> bool:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name may be that of a file in a folder, and does not lead out of it."""
+    """Whether a name is usable as the name of a file, and does not lead out of its folder."""
     return bool(name) and name not in (".", "..") and not {"/", "\\"} & set(name) and name.isprintable()
 
 
 def check_file_name(name: str, what: str) -> None:
-    """Raises ConfigError for a name that is no `is_file_name`."""
+    """Raises ConfigError where `is_file_name` is False. what: what the message calls the name."""
     if not is_file_name(name):
-        raise ConfigError(f"{what}: {name!r} is no name: give letters, digits, - and _, without / and \\")
+        raise ConfigError(f"{what}: {name!r} is not a name: give letters, digits, - and _, without / and \\")
 
 
 def plain_json(value: Any) -> Any:
@@ -161,7 +160,7 @@ def plain_json(value: Any) -> Any:
 
 
 def require_file(path: Path | str, kind: str = "file") -> Path:
-    """The path of a file that is there. Raises ConfigError with the nearest name in its folder where it is not.
+    """The path of an existing file. Raises ConfigError, with the nearest name in its folder, where there is none.
 
     kind: what the message calls it, such as "experiment file".
     """
@@ -173,11 +172,11 @@ def require_file(path: Path | str, kind: str = "file") -> Path:
     others = [other.name for other in path.parent.iterdir() if other.suffix == path.suffix]
     if not others:
         raise ConfigError(f"there is no {kind} {path}; {path.parent} holds no {path.suffix or 'such'} file")
-    raise ConfigError(f"there is no {kind} {path}{nearest(path.name, others, listed=len(others) <= _LISTED)}")
+    raise ConfigError(f"there is no {kind} {path}{nearest(path.name, others, listed=len(others) <= _MOST_SUGGESTED)}")
 
 
 def digest(*parts: bytes | memoryview | str, length: int = 32) -> str:
-    """The first `length` of 64 hexadecimal digits of the sha256 of the parts put together; text counts as UTF-8."""
+    """The first `length` (at most 64) hexadecimal digits of the sha256 of all parts together; text is UTF-8."""
     found = hashlib.sha256()
     for part in parts:
         found.update(part.encode() if isinstance(part, str) else part)

@@ -1,6 +1,6 @@
-"""Counts the floating-point operations of a function and its gradient off its jaxpr, loops included.
+"""Counts the floating-point operations of a function and its gradient from its jaxpr, all iterations of loops included.
 
-XLA's own count (`cost_analysis`) has the body of a loop once, however often it runs. Not here: how fast they are done.
+XLA's own count (`cost_analysis`) counts the body of a loop once. Not here: how long the operations take.
 """
 
 import math
@@ -13,10 +13,10 @@ from jax.extend.core import Jaxpr, Literal
 
 
 def gradient_flops(function: Callable[..., Any], params: Any, *arguments: Any) -> int:
-    """The operations of the matmuls and convolutions in `function(params, *arguments)` and in its gradient by `params`.
+    """FLOPs of the matmuls and convolutions in `function(params, *arguments)` and in its gradient by `params`.
 
-    A matmul of m×k by k×n has 2·m·k·n. Its gradient has as many again for each operand that depends on the parameters.
-    Recomputation by remat does not count, nor do additions elsewhere; a `while` loop counts as one pass, a `cond` as
+    A matmul of m×k by k×n has 2·m·k·n, and its gradient 2·m·k·n more for each operand that depends on the parameters.
+    Recomputation by remat and elementwise operations do not count. A `while` loop counts as one iteration, a `cond` as
     its largest branch. Arguments may be abstract.
     """
     jaxpr = jax.make_jaxpr(function)(params, *arguments).jaxpr
@@ -25,14 +25,14 @@ def gradient_flops(function: Callable[..., Any], params: Any, *arguments: Any) -
 
 
 def differentiable(jaxpr: Jaxpr, by: Sequence[bool]) -> list[bool]:
-    """Which results have a derivative by one of the arguments that are marked, as far as dtypes and `stop_gradient`
-    tell.
-    """
+    """Which results have a derivative by one of the arguments that `by` marks, judged by dtypes and `stop_gradient`."""
     return _count(jaxpr, by)[1]
 
 
 def reached(jaxpr: Jaxpr, by: Sequence[bool]) -> list[bool]:
-    """Which results depend on one of the arguments that are marked; where equations have jaxprs inside, perhaps."""
+    """Which results may depend on one of the arguments that `by` marks: every result of an equation is taken to depend
+    on all of its operands.
+    """
     known = dict(zip(jaxpr.invars, by, strict=True))
 
     def read(variables: Sequence[Any]) -> list[bool]:
@@ -44,7 +44,7 @@ def reached(jaxpr: Jaxpr, by: Sequence[bool]) -> list[bool]:
 
 
 def _count(jaxpr: Jaxpr, depends: Sequence[bool]) -> tuple[int, list[bool]]:
-    """The operations, and which results depend on the parameters, given which arguments do."""
+    """FLOPs, and which results depend on the parameters; `depends` says which arguments do."""
     known = dict(zip(jaxpr.invars, depends, strict=True))
 
     def read(variables: Sequence[Any]) -> list[bool]:
@@ -76,7 +76,7 @@ def _of_equation(equation: Any, depends: list[bool]) -> tuple[int, list[bool]]:
     if name == "while":
         body, skipped = equation.params["body_jaxpr"].jaxpr, equation.params["cond_nconsts"]
         return _count(body, depends[skipped:])[0], [any(depends)] * outputs
-    for inner in map(_inner, equation.params.values()):
+    for inner in map(_called_jaxpr, equation.params.values()):
         if inner is not None and len(inner.invars) == len(depends) and len(inner.outvars) == outputs:
             return _count(inner, depends)
     return 0, [any(depends)] * outputs
@@ -85,7 +85,7 @@ def _of_equation(equation: Any, depends: list[bool]) -> tuple[int, list[bool]]:
 def _of_scan(params: dict[str, Any], depends: list[bool]) -> tuple[int, list[bool]]:
     jaxpr, (first, count) = params["jaxpr"].jaxpr, scan_sizes(params)
     last = first + count
-    while True:  # what is carried may depend on the parameters from a later pass on
+    while True:  # a carried value may depend on the parameters from a later iteration on
         flops, results = _count(jaxpr, depends)
         carried = [one or two for one, two in zip(depends[first:last], results, strict=False)]
         if carried == depends[first:last]:
@@ -94,14 +94,14 @@ def _of_scan(params: dict[str, Any], depends: list[bool]) -> tuple[int, list[boo
 
 
 def scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
-    """How many constants a loop has, and how many values it carries; from jax 0.12 on they are the parts of a tree."""
+    """The number of constants and of carried values of a scan; from jax 0.12 on they are stored as a tree."""
     if "ft_in" in params:
         constants, carried, _ = params["ft_in"].unpack()
         return len(constants), len(carried)
     return params["num_consts"], params["num_carry"]
 
 
-def _inner(value: Any) -> Any:
+def _called_jaxpr(value: Any) -> Any:
     """The jaxpr of a call, closed or not; None for any other parameter of an equation."""
     inner = getattr(value, "jaxpr", value)
     return inner if hasattr(inner, "eqns") else None
@@ -133,4 +133,4 @@ MATMULS: dict[str, Callable[[dict[str, Any], Shape, Shape, Shape], int]] = {
     "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _convolution,
 }
-"""The operations that are counted, by the name of their primitive."""
+"""The FLOPs of each primitive that is counted, as a function of its parameters and shapes."""

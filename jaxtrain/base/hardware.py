@@ -1,6 +1,6 @@
-"""What devices can do at most: peak FLOP/s, memory and bandwidth by device, with sources; measured for a CPU.
+"""Peak FLOP/s, memory and bandwidth of devices, with sources; a CPU's FLOP/s are measured.
 
-Not here: what a program needs of them.
+Not here: what a program needs.
 """
 
 import functools
@@ -15,7 +15,7 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device, as jax counts them."""
+    """One device, in the sense of `jax.devices()`."""
 
     flops: float
     """Peak FLOP/s of dense bf16 matmuls, without sparsity."""
@@ -58,7 +58,7 @@ NVIDIA prints twice the FLOP/s, with sparsity.
 
 
 def peak_flops(devices: list[jax.Device]) -> float | None:
-    """The peak FLOP/s of all these devices together; None where one is not in `KNOWN`.
+    """The summed peak FLOP/s of devices; None where one is not in `KNOWN`.
 
     Simulated devices share the cores of a CPU, so each process counts as one CPU, whose peak is measured in f32.
     """
@@ -83,9 +83,9 @@ def measured_cpu_flops(size: int = 1024) -> float:
 
 
 def planned_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """`peak_memory`: the bytes of one device that the compiler plans for a program; {} where it does not say.
+    """`peak_memory`: the bytes that the compiler plans on each device for a program; {} where it reports none.
 
-    On a CPU it is the sum of all buffers: XLA's own peak leaves some out there.
+    On a CPU it is the sum of all buffers, since XLA's own peak leaves some out.
     """
     plan = compiled.memory_analysis()
     if plan is None:
@@ -97,7 +97,7 @@ def planned_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def peak_memory() -> dict[str, int]:
-    """`peak_memory`: the bytes that the fullest device of this process used at most; {} where devices do not say."""
+    """`peak_memory`: the most bytes that any device of this process has used; {} where devices do not report it."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [each["peak_bytes_in_use"] for each in stats if each and "peak_bytes_in_use" in each]
     return {"peak_memory": max(peaks)} if peaks else {}

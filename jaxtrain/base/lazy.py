@@ -1,6 +1,6 @@
-"""Packages whose names are imported when they are first used: importing such a package imports no library.
+"""Packages whose names are imported on first use, so that importing the package imports no library.
 
-The names stand in one place, the package's `__init__.pyi`, as `from module import Name as Name`. Type checkers and
+The names are listed once, in the package's `__init__.pyi`, as `from module import Name as Name`. Type checkers and
 editors read the same file.
 """
 
@@ -28,7 +28,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
         source = sources[name]
         found = importlib.import_module(f"{source}.{name}" if source == package else source)
         value = found if source == package else getattr(found, name)
-        setattr(module, name, value)  # so that the next use does not come here
+        setattr(module, name, value)  # the next use finds it there
         return value
 
     return load, lambda: sorted({*vars(module), *sources}), sorted(sources)

@@ -25,7 +25,7 @@ def needs(user: str, package: str, extra: str) -> Generator[None]:
 
 
 def package_file(requirement: str, path: str) -> Path:
-    """A file of an installed package, by its path among the installed ones; the package is not imported.
+    """A file of an installed package, by its path below site-packages; the package is not imported.
 
     Raises ConfigError, saying how to install `requirement` ("name" or "name==version"), where the package is missing.
     """
@@ -40,7 +40,7 @@ def package_file(requirement: str, path: str) -> Path:
 
 
 def pinned_content(requirement: str, path: str, sha256: str) -> bytes:
-    """The bytes of a file of an installed package. Raises ConfigError where their sha256 is another."""
+    """The bytes of a file of an installed package. Raises ConfigError where their sha256 differs."""
     file = package_file(requirement, path)
     content = file.read_bytes()
     if (found := digest(content, length=64)) != sha256:

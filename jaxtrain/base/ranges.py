@@ -1,10 +1,10 @@
-"""Ranges of numbers as annotations of dataclass fields, checked whenever a value is built.
+"""Ranges of numbers as annotations of dataclass fields, checked when an instance is created.
 
     class Blur(Transform):
         radius: Annotated[float, Range(above=0)]
         passes: PositiveInt = 1
 
-Not here: conditions on several fields together, which are a `__post_init__`'s.
+Not here: conditions on several fields together, which belong in a `__post_init__`.
 """
 
 import functools
@@ -24,9 +24,10 @@ from jaxtrain.base.text import cut
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field may hold. NaN is in no range, an infinity only as `also`.
+    """The numbers that a field may hold. NaN is in no range, and an infinity only where it is `also`.
 
-    A float has to be in it as the float32 that training computes with too: there 1e-60 is 0, and 1e300 infinite.
+    A float must also be in the range once it is rounded to float32, in which training computes: there 1e-60 is 0 and
+    1e300 is infinite.
     """
 
     at_least: float | None = None
@@ -34,11 +35,11 @@ class Range:
     at_most: float | None = None
     below: float | None = None
     also: float | None = None
-    """One more number, outside of the bounds."""
+    """A number outside of the bounds that is allowed too."""
     on_host: bool = False
-    """Whether the number never gets to a device, so that float32 does not matter."""
+    """Whether the number is used on the host only, so that rounding to float32 does not matter."""
     hint: str = ""
-    """What to do instead, or why; ends the message in brackets."""
+    """What to do instead, or why: appended to the error message in parentheses."""
 
     def __contains__(self, number: float) -> bool:
         exactly = self._holds(number, lambda x: x)
@@ -84,16 +85,16 @@ Finite = Annotated[float, Range()]
 FiniteOnHost = Annotated[float, Range(on_host=True)]
 Fraction = Annotated[float, Range(at_least=0, at_most=1)]
 FractionBelow1 = Annotated[float, Range(at_least=0, below=1)]
-"""Decays of averages and rates of dropout: at 1 they would forget nothing, or keep nothing."""
+"""For decays of averages and dropout rates: a decay of 1 would never move, dropout of 1 would drop everything."""
 InnerFraction = Annotated[float, Range(above=0, below=1)]
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1, hint="seeds are u32")]
 
 
 class Checked:
-    """Base of the dataclasses that make an experiment, a dataset or a job: building one checks its ranges.
+    """Base of the dataclasses that make an experiment, a dataset or a job: creating an instance checks its ranges.
 
-    They are checked before the class's own `__post_init__`, so that this may rely on them. Raises ConfigError for a
-    number out of its range, and for a value of another type in a field that has a range or is a `Literal`.
+    The check comes before the class's own `__post_init__`, which may rely on it. Raises ConfigError for a number out
+    of its range, and for a value of the wrong type in a field that has a range or is a `Literal`.
     """
 
     __slots__ = ()
@@ -118,18 +119,18 @@ def _checking_first(method: Any) -> Any:
 
 
 def check_field(owner: Any, name: str, where: str) -> None:
-    """Raises ConfigError where a field of a dataclass holds a value of another type, or a number out of its range."""
+    """Raises ConfigError where a field of a dataclass holds a value of the wrong type or a number out of range."""
     check_value(type(owner), name, getattr(owner, name), where)
 
 
 def check_value(kind: type, name: str, value: Any, where: str) -> None:
-    """The same for a value that the field of a dataclass is to get."""
+    """`check_field` for a value before it is given to the field `name` of the dataclass `kind`."""
     annotation = annotations(kind).get(name, Any)
     try:
         check_type(value, annotation, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as error:
         raise _wrong_type(kind, name, value, where) from error
-    for place, number, allowed in _numbers(value, annotation, where):
+    for place, number, allowed in _ranged_numbers(value, annotation, where):
         if isinstance(number, bool):
             raise _wrong_type(kind, name, value, where)
         if number not in allowed:
@@ -139,7 +140,7 @@ def check_value(kind: type, name: str, value: Any, where: str) -> None:
 def _wrong_type(kind: type, name: str, value: Any, where: str) -> ConfigError:
     wanted = get_type_hints(kind)[name]
     arms = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
-    words = " | ".join(map(_words, arms))
+    words = " | ".join(map(_type_text, arms))
     if isinstance(value, str) and (
         known := [name for arm in arms if get_origin(arm) is Literal for name in get_args(arm)]
     ):
@@ -150,7 +151,7 @@ def _wrong_type(kind: type, name: str, value: Any, where: str) -> ConfigError:
     return ConfigError(f"{where}: {cut(repr(value))} is a value of type {type(value).__name__}, not {words}{instead}")
 
 
-def _words(annotation: Any) -> str:
+def _type_text(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(map(repr, get_args(annotation)))
     return "None" if annotation is type(None) else inspect.formatannotation(annotation)
@@ -163,7 +164,7 @@ def _check_ranges(value: Any) -> None:
 
 @functools.cache
 def annotations(kind: Any) -> Mapping[str, Any]:
-    """The annotations of a class by the names of its fields, with their ranges."""
+    """The annotations of a class by field name, ranges included."""
     return get_type_hints(kind, include_extras=True)
 
 
@@ -181,20 +182,20 @@ def _ranges(annotation: Any) -> list[Range]:
     return [each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, Range)]
 
 
-def _numbers(value: Any, annotation: Any, where: str) -> Iterator[tuple[str, float, Range]]:
-    """The numbers inside a value of the annotated type: the path of each, itself, and its range."""
+def _ranged_numbers(value: Any, annotation: Any, where: str) -> Iterator[tuple[str, float, Range]]:
+    """The numbers inside a value that the annotation gives a range: the path of each, the number, and the range."""
     kind, arguments = get_origin(annotation), get_args(annotation)
     if kind is Annotated:
         if isinstance(value, int | float):
             yield from ((where, value, allowed) for allowed in _ranges(annotation))
-        yield from _numbers(value, arguments[0], where)
+        yield from _ranged_numbers(value, arguments[0], where)
     elif kind in (Union, UnionType):
         for argument in arguments:
-            yield from _numbers(value, argument, where)
+            yield from _ranged_numbers(value, argument, where)
     elif isinstance(value, tuple | list) and arguments:
         each = arguments if kind is tuple and arguments[-1] is not ... else arguments[:1] * len(value)
         for number, (part, argument) in enumerate(zip(value, each, strict=True)):
-            yield from _numbers(part, argument, f"{where}.{number}")
+            yield from _ranged_numbers(part, argument, f"{where}.{number}")
     elif isinstance(value, Mapping) and arguments:
         for name, part in value.items():
-            yield from _numbers(part, arguments[-1], f"{where}.{name}")
+            yield from _ranged_numbers(part, arguments[-1], f"{where}.{name}")

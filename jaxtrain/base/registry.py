@@ -1,6 +1,6 @@
 """Short names of the values that are saved, so that code can move without breaking what was saved.
 
-A dataclass of this package is saved by its class name, one of anybody else's as `module:Name`. Not here: their fields.
+A dataclass of this package is saved by its class name, any other as `module:Name`. Not here: their fields.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ from typing import Any
 from jaxtrain.base.errors import ConfigError, nearest
 
 ROOMS = ("sharding", "models", "tasks", "optimizers", "data", "datasets", "experiment")
-"""Where the package's saved dataclasses are defined."""
+"""The subpackages that define dataclasses which are saved."""
 
 RENAMED: dict[str, str] = {"Part": "DataFile"}
-"""Names under which older versions saved a class, and its name now."""
+"""The present name of each class that older versions saved by another name."""
 
 
 def name_of(kind: type) -> str:
-    """The name a dataclass is saved by. Raises ConfigError for one that could not be found again."""
+    """The name by which a dataclass is saved. Raises ConfigError for a local class, which could not be loaded."""
     if "<locals>" in kind.__qualname__:
         raise ConfigError(f"{kind.__qualname__} cannot be found again: define it at the top of its file")
     if kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
@@ -31,8 +31,8 @@ def name_of(kind: type) -> str:
 def find_kind(name: str) -> Any:
     """The dataclass that was saved by this name.
 
-    One of a user's must have been imported already, by the experiment file or by what it imports: nothing is imported
-    here that a run folder names. Raises ConfigError for any other.
+    A user's class must be imported already, by the experiment file or a module that it imports: a name in a run folder
+    never causes an import. Raises ConfigError where there is no such class.
     """
     module, _, path = name.rpartition(":")
     if not module:
@@ -42,7 +42,7 @@ def find_kind(name: str) -> Any:
             f"{path} comes from the module {module!r}, which is not imported: name the experiment file, or a file that "
             "imports it, with --code FILE"
         )
-    found = vars(sys.modules[module]).get(path)  # not by getattr, which may import what a module imports late
+    found = vars(sys.modules[module]).get(path)  # not getattr, by which a module with lazy names would import
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ConfigError(f"{path!r} is not a dataclass of {module}{nearest(path, _dataclasses(module))}")
     return found
@@ -57,7 +57,7 @@ def _own_kind(name: str) -> Any:
 
 @functools.cache
 def own_kinds() -> dict[str, type]:
-    """Every dataclass of the package that may be saved, by its short name."""
+    """Every dataclass of the package that may be saved, by its class name."""
     package = __name__.partition(".")[0]
     found: dict[str, type] = {}
     for room in ROOMS:

@@ -12,13 +12,13 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def cut(text: str, length: int = 60) -> str:
-    """A text on one line, of at most `length` characters; what is left out is marked by `…`."""
+    """A text on one line, cut to at most `length` characters, with `…` where it was cut."""
     line = " ".join(text.split())
     return line if len(line) <= length else f"{line[: length - 3]}…"
 
 
 def array_type(array: Any) -> str:
-    """Dtype and shape of an array, e.g. `bfloat16[8,4]`; checkpoints are written with it."""
+    """Dtype and shape of an array, e.g. `bfloat16[8,4]`. Checkpoints hold this text, so it must not change."""
     return f"{array.dtype}[{','.join(map(str, array.shape))}]"
 
 
@@ -32,7 +32,7 @@ def size(count: float) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits, in full between 0.0001 and a billion, e.g. `0.4123`, `12346`, `1.5e-05`."""
+    """A number with four significant digits; without an exponent from 0.0001 to a billion, e.g. `0.4123`, `12346`."""
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 

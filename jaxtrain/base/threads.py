@@ -1,4 +1,4 @@
-"""Threads that nothing has to wait for."""
+"""Threads that do not keep the process from ending."""
 
 import os
 import queue
@@ -13,7 +13,7 @@ from typing import Any
 class CallThread:
     """Calls functions in a thread of its own, in order.
 
-    Not an executor of one thread: the interpreter waits for that one when it ends, for ever where a call hangs.
+    Not a `ThreadPoolExecutor(1)`: at its exit the interpreter waits for the calls of those, forever if one hangs.
     """
 
     def __init__(self, name: str) -> None:
@@ -22,7 +22,7 @@ class CallThread:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Have it called; the future has what it returns or raises."""
+        """Queue a call; the future gets its result or exception."""
         done: Future[Any] = Future()
         self._tasks.put((function, arguments, done))
         return done
@@ -37,13 +37,13 @@ class CallThread:
             function, arguments, done = task
             try:
                 done.set_result(function(*arguments))
-            except BaseException as error:  # whoever waits for it gets it
+            except BaseException as error:  # the future raises it
                 done.set_exception(error)
 
 
 def leave_hanging_threads(code: int, patience: float = 3.0) -> None:
-    """Ends this process with an exit code where threads that the interpreter would wait for do not end in `patience`
-    seconds, such as one that reads from a source that hangs.
+    """Ends this process with an exit code if threads that the interpreter would wait for, such as one that reads from a
+    source that hangs, do not end within `patience` seconds.
     """
     end = time.monotonic() + patience
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]

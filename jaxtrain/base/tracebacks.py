@@ -1,6 +1,6 @@
-"""Where the traceback of an error is kept: in the folder of the run that failed, else in the user's cache.
+"""Writes the traceback of an error to a file: in the folder of the run that failed, else in the user's cache.
 
-Not here: what is said of the error, which is `cli/failures.py`.
+Not here: the message for the user, which is `cli/failures.py`.
 """
 
 import contextlib
@@ -17,29 +17,29 @@ import jax
 from jaxtrain.base.cache import cache
 
 MOST_BYTES = 1 << 20
-"""Bytes of a file of tracebacks, beyond which it is begun anew."""
+"""Size in bytes above which a file of tracebacks is overwritten instead of appended to."""
 
 _folder: Path | None = None
 
 
 def keep_tracebacks_in(folder: Path | None) -> None:
-    """From here on errors are those of the run in this folder; of no run with None."""
+    """From here on tracebacks are written into the folder of this run; None: into the user's cache."""
     global _folder
     _folder = None if folder is None else folder.absolute()
 
 
 def failing_run() -> Path | None:
-    """The folder of the run that an error is of; None before it is written, and for what reads runs."""
+    """The folder of the run that this process trains; None before it exists, and in commands that only read runs."""
     return _folder
 
 
 def keep_traceback(error: BaseException) -> Path | None:
-    """Append the traceback, with time, command and versions, to traceback.txt of the run (traceback-3.txt of process
-    3), or of the user's cache. Returns the file; None where none can be written.
+    """Append the traceback, with time, command and versions, to traceback.txt (in process 3: traceback-3.txt) of the
+    run or the user's cache. Returns the file; None where neither can be written.
     """
-    with contextlib.suppress(OSError, MemoryError):  # what could be done about it?
-        text = _text(error)
-        for file in _files():
+    with contextlib.suppress(OSError, MemoryError):  # the error itself is reported without a file then
+        text = _log_entry(error)
+        for file in _traceback_files():
             with contextlib.suppress(OSError):
                 if file.parent != _folder:
                     file.parent.mkdir(parents=True, exist_ok=True)
@@ -50,9 +50,9 @@ def keep_traceback(error: BaseException) -> Path | None:
     return None
 
 
-def _files() -> list[Path]:
-    """Where to try, in this order."""
-    # What is left of a run's folder that is gone is not made again.
+def _traceback_files() -> list[Path]:
+    """The files to try, in this order."""
+    # A run folder that was deleted is not created again.
     found = [_folder / _name()] if _folder is not None and (_folder / "experiment.json").is_file() else []
     return [*found, cache("traceback.txt")]
 
@@ -62,7 +62,7 @@ def _name() -> str:
     return f"traceback-{number}.txt" if number else "traceback.txt"
 
 
-def _text(error: BaseException) -> str:
+def _log_entry(error: BaseException) -> str:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jaxtrain", "jax", "jaxlib")]
     head = [f"{now}  {shlex.join(sys.orig_argv)}", ", ".join([f"python {platform.python_version()}", *versions])]

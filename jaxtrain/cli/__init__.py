@@ -1,5 +1,5 @@
 """The command line: one file a family of verbs; tyro is imported only here.
 
-A run, a build and a launch go on when nobody reads what they print. A verb that only prints ends with 141 then, as a
-program in C does by SIGPIPE. A letter that the terminal's encoding lacks is printed as `?`.
+Verbs that train, build or launch go on when the reader of their output goes away. A verb that only prints then ends
+with code 141, as programs in C do by SIGPIPE. A character that the terminal's encoding lacks is printed as `?`.
 """

@@ -1,4 +1,4 @@
-"""The verbs about datasets: build, card, check, diff, bench. Not here: anything that they do."""
+"""The verbs about datasets: build, card, check, diff, bench. Not here: their implementation."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ from jaxtrain.datasets.spec import Dataset
 from jaxtrain.experiment.files import load_kind
 from jaxtrain.experiment.fit import fit
 
-VERBS = Verbs("Datasets with cards: build, show, check, compare; how fast an experiment reads its own.")
+VERBS = Verbs("Datasets with cards: build, show, check, compare; measure how fast an experiment reads its data.")
 
 Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
@@ -26,8 +26,8 @@ def build(spec: Spec, out: Path | None = None) -> None:
     """Build a dataset: a folder of files with a card.
 
     Args:
-        spec: The function that describes it, annotated `-> Dataset`.
-        out: Where datasets are kept; $JAXTRAIN_DATA or the user's cache by default.
+        spec: The function that describes the dataset, annotated `-> Dataset`.
+        out: The folder of all datasets; $JAXTRAIN_DATA or the user's cache by default.
     """
     from jaxtrain.base.provenance import revision
     from jaxtrain.datasets.build import build as build_files
@@ -45,7 +45,7 @@ def card(
 
     Args:
         what: Its folder, or the function that it was built from.
-        out: Where datasets are kept, if a function is given.
+        out: The folder of all datasets, if a function is given.
     """
     from jaxtrain.datasets.source import home
 
@@ -64,7 +64,7 @@ def _show(folder: Path) -> None:
 
 @VERBS.verb
 def check(folder: Folder) -> int:
-    """Re-read all of a dataset and compare it with its card; exit code 1 where they differ.
+    """Read a whole dataset again and compare it with its card; exit code 1 where they differ.
 
     Args:
         folder: The dataset's folder.
@@ -109,7 +109,7 @@ def bench(
     Args:
         batches: How many to measure.
         tune: Also try threads, workers and prefetch, and name the fastest.
-        step_seconds: Sleep this long instead of the step: an accelerator that shares no cores with reading.
+        step_seconds: Sleep this long instead of running the step, as if on an accelerator, which leaves the CPU free.
         picture: A PNG file for the timeline, sequential and overlapped.
     """
     from jaxtrain.analysis.databench.advise import advice

@@ -1,6 +1,6 @@
-"""One table of the exceptions that a person may meet: the exit code of each, and what to do.
+"""The table of all kinds of exceptions: the exit code of each, and the advice for the user.
 
-Not here: printing them, and where their tracebacks are kept.
+Not here: printing them, and the files of their tracebacks.
 """
 
 import errno
@@ -22,42 +22,44 @@ from jaxtrain.base.tracebacks import failing_run
 from jaxtrain.cli.memory import account_of_this_command
 from jaxtrain.cluster.stop import Stopped
 
-PLACES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
-"""Numbers of OSErrors that are about a path."""
+PATH_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""OSError numbers that are about a path."""
 
 LOST = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED")
-"""How the message of a JaxRuntimeError begins where a device or another process is gone."""
+"""How the message of a JaxRuntimeError begins where a device or another process is lost."""
 
 MOST_LINES = 5
-"""Lines that an error is told in."""
+"""The most lines that are printed for an error."""
 
 LINE = 600
-"""Characters of a line, beyond which it is cut."""
+"""The most characters of a printed line; the rest is cut."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of exceptions."""
+    """A kind of exception."""
 
     matches: Callable[[BaseException], bool]
     code: ExitCode
     advice: str | Callable[[BaseException], str] = ""
     """What to do; "" where the message says so."""
     traceback: bool = True
-    """Whether its traceback is kept."""
+    """Whether its traceback is written to a file."""
     head: str = ""
-    """What the message begins with."""
+    """The start of the message."""
 
 
 def kind_of(error: BaseException) -> Kind:
-    """The first kind in the table that an exception is of."""
-    error = _first(error)
+    """The first kind in the table that matches an exception."""
+    error = _first_of_group(error)
     return next(kind for kind in KINDS if kind.matches(error))
 
 
-def told(error: BaseException, advise: bool = True) -> list[str]:
-    """At most four lines: what happened, at which line of whose code, and, if `advise`, what to do."""
-    error = _first(error)
+def message_lines(error: BaseException, advise: bool = True) -> list[str]:
+    """The message for an exception, at most four lines: what happened, at which line of which code, and, if `advise`,
+    what to do.
+    """
+    error = _first_of_group(error)
     kind = kind_of(error)
     advice = kind.advice if isinstance(kind.advice, str) or not advise else kind.advice(error)
     advice = advice if isinstance(advice, str) else ""
@@ -68,7 +70,7 @@ def told(error: BaseException, advise: bool = True) -> list[str]:
     if isinstance(error, ConfigError | Damaged | Diverged | Retry):
         lines = [*f"{kind.head}{error}".splitlines(), *advice.splitlines()]
     else:
-        lines = [f"{kind.head}{_message(error)}{_where(error)}", *advice.splitlines()]
+        lines = [f"{kind.head}{_message(error)}{_at_line(error)}", *advice.splitlines()]
     shown = [_printable(line) for line in lines if line.strip()]
     most = MOST_LINES - kind.traceback
     if len(shown) > most:
@@ -77,21 +79,21 @@ def told(error: BaseException, advise: bool = True) -> list[str]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory, of the device or of this machine, did not suffice."""
+    """Whether the memory of a device or of this machine ran out."""
     exhausted = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-    number = _number(error)  # a full disk, of which tensorstore says RESOURCE_EXHAUSTED too, is another matter
+    number = _os_error_number(error)  # tensorstore says RESOURCE_EXHAUSTED of a full disk too
     return number == errno.ENOMEM or (number is None and (exhausted or isinstance(error, MemoryError)))
 
 
-def _first(error: BaseException) -> BaseException:
-    """Of a group of exceptions the first."""
+def _first_of_group(error: BaseException) -> BaseException:
+    """The first exception of a group; any other as it is."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
-def _number(error: BaseException) -> int | None:
-    """The number of the OSError that an exception is, or that caused it; tensorstore has it in its text."""
+def _os_error_number(error: BaseException) -> int | None:
+    """The number of the OSError that an exception is or was caused by; of tensorstore's errors, from their text."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
@@ -117,22 +119,22 @@ def _run_is_gone(error: BaseException) -> bool:
 
 
 def is_exit_of_yours(error: SystemExit) -> bool:
-    """Whether it was the user's code that ended the program, which would be the end without a word."""
+    """Whether the user's code called `sys.exit`, by which the command would end without a message."""
     return any(_whose(file) == "yours" for file, _, name in _frames(error) if name != "<module>")
 
 
 def _frames(error: BaseException) -> list[tuple[Path, int, str]]:
-    """File, line and function of each call behind an exception, innermost last; in a worker process too, whose
-    traceback is a text in the message.
+    """File, line and function of each call that led to an exception, innermost last; also of those in a worker process,
+    whose traceback is part of the message.
     """
     frames = [(Path(each.filename), each.lineno or 0, each.name) for each in traceback.extract_tb(error.__traceback__)]
-    texts = re.findall(r'File "([^"\n]+)", line (\d+), in (\S+)', _text(error))
+    texts = re.findall(r'File "([^"\n]+)", line (\d+), in (\S+)', _message_of(error))
     return frames + [(Path(file), int(line), name) for file, line, name in texts]
 
 
-def _where(error: BaseException) -> str:
-    """The innermost line of the user's code or of jaxtrain's, in brackets, and the user's that called this."""
-    frames = [(_whose(file), _place(file, line, name)) for file, line, name in _frames(error)]
+def _at_line(error: BaseException) -> str:
+    """The innermost line of the user's or jaxtrain's code, in parentheses; of jaxtrain's, the user's caller too."""
+    frames = [(_whose(file), _source_line(file, line, name)) for file, line, name in _frames(error)]
     places = [(whose, place) for whose, place in frames if whose][::-1]
     if not places:
         return ""
@@ -141,7 +143,7 @@ def _where(error: BaseException) -> str:
     return f" ({places[0][1]}{caller})"
 
 
-def _place(file: Path, line: int, function: str) -> str:
+def _source_line(file: Path, line: int, function: str) -> str:
     shown = file.relative_to(PACKAGE.parent) if file.is_relative_to(PACKAGE) else file
     return f"{shown}, line {line}, {function}"
 
@@ -153,7 +155,7 @@ def _libraries() -> tuple[Path, ...]:
 
 @functools.cache
 def _whose(file: Path) -> str:
-    """ "ours", "yours", or "" for a library's."""
+    """Whose code a file is: "ours", "yours", or "" for a library's."""
     if file.is_relative_to(PACKAGE):
         return "ours"
     library = any(file.is_relative_to(path) for path in _libraries()) or "site-packages" in file.parts
@@ -164,16 +166,16 @@ def _is_yours(error: BaseException) -> bool:
     return any(_whose(file) == "yours" for file, _, _ in _frames(error))
 
 
-def _text(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # an exception of anybody's may be unable to say anything
+    except Exception:  # a user's exception class may fail in `__str__`
         return ""
 
 
 def _message(error: BaseException) -> str:
-    """Type and message; of an error in a worker process that error's."""
-    text = _text(error)
+    """Type and message of an exception; of one that a worker process raised, those of the original."""
+    text = _message_of(error)
     if isinstance(error, OSError) and error.strerror:
         names = [repr(name) for name in (error.filename, error.filename2) if name is not None]
         return ": ".join([error.strerror, *names])
@@ -186,13 +188,13 @@ def _message(error: BaseException) -> str:
 
 
 def _printable(line: str) -> str:
-    """A line without control characters, which could change the terminal, and of bearable length."""
+    """A line with control characters escaped, since they could change the terminal, and cut to `LINE`."""
     plain = "".join(each if each.isprintable() or each == "\t" else repr(each)[1:-1] for each in line)
     return plain if len(plain) <= LINE else f"{plain[: LINE - 1]}…"
 
 
-def _mended(error: BaseException) -> str:
-    return f"{TRANSIENT[_number(error) or 0]}, then run the same command again"
+def _removed_cause(error: BaseException) -> str:
+    return f"{TRANSIENT[_os_error_number(error) or 0]}, then run the same command again"
 
 
 _RUN_GONE = "a run cannot go on without its folder: bring it back, writable, and run the same command again"
@@ -218,11 +220,15 @@ KINDS = (
     Kind(_is(Damaged), ExitCode.FAILED, _DAMAGED, head="damaged data: "),
     Kind(_is(Diverged), ExitCode.DIVERGED, traceback=False),
     Kind(_is(Retry), ExitCode.RETRY, traceback=False),
-    Kind(lambda error: _number(error) in TRANSIENT, ExitCode.RETRY, _mended),
-    Kind(lambda error: _number(error) in PLACES and (_in_run(error) or _run_is_gone(error)), ExitCode.RETRY, _RUN_GONE),
+    Kind(lambda error: _os_error_number(error) in TRANSIENT, ExitCode.RETRY, _removed_cause),
+    Kind(
+        lambda error: _os_error_number(error) in PATH_ERRORS and (_in_run(error) or _run_is_gone(error)),
+        ExitCode.RETRY,
+        _RUN_GONE,
+    ),
     Kind(is_out_of_memory, ExitCode.DOES_NOT_FIT, account_of_this_command),
     Kind(
-        lambda error: isinstance(error, jax.errors.JaxRuntimeError) and _text(error).startswith(LOST),
+        lambda error: isinstance(error, jax.errors.JaxRuntimeError) and _message_of(error).startswith(LOST),
         ExitCode.RETRY,
         "a device, or another process, is gone: run the same command again",
     ),
@@ -230,11 +236,15 @@ KINDS = (
     Kind(lambda error: _is_yours(error) and failing_run() is None, ExitCode.USER_ERROR, _YOURS),
     Kind(lambda error: _is_yours(error), ExitCode.FAILED, _YOURS),
     Kind(
-        lambda error: _number(error) in PLACES and failing_run() is None,
+        lambda error: _os_error_number(error) in PATH_ERRORS and failing_run() is None,
         ExitCode.USER_ERROR,
         "see whether this path is right, and yours to read or write",
     ),
-    Kind(lambda error: _number(error) in PLACES, ExitCode.FAILED, "a file that the run needs is gone, or not yours"),
+    Kind(
+        lambda error: _os_error_number(error) in PATH_ERRORS,
+        ExitCode.FAILED,
+        "a file that the run needs is gone, or not yours",
+    ),
     Kind(lambda error: True, ExitCode.FAILED, _BUG),
 )
-"""The first that matches counts."""
+"""All kinds. The first that matches an exception counts."""

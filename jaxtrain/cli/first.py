@@ -1,4 +1,4 @@
-"""`train --verify`: a command that verifies an experiment before it is trained. Not here: how it is verified."""
+"""`train --verify`: verifies an experiment in a process of its own before training. Not here: how it is verified."""
 
 import math
 import os
@@ -14,10 +14,10 @@ from jaxtrain.experiment.verified import is_verified
 
 
 def verify_first(experiment: Experiment, words: Sequence[str]) -> ExitCode:
-    """FINISHED if the experiment of this command line of `train` is verified on the axes of its mesh, in an earlier run
-    or now: in a process of its own, on simulated devices.
+    """FINISHED if the experiment is verified on the axes of its mesh, in an earlier run or now on simulated devices.
 
-    Of several processes the first one does so before it joins the others, which wait for it.
+    words: the command line of `train`. Of several processes the first one verifies before it joins the others, which
+    wait for it.
     """
     meshes = meshes_like(experiment.layout.mesh)
     if detect(os.environ).process_id or not meshes or is_verified(experiment, meshes[0]):
@@ -25,7 +25,7 @@ def verify_first(experiment: Experiment, words: Sequence[str]) -> ExitCode:
     shown = [named(mesh) for mesh in meshes]
     print(f"--verify: one step on {', '.join(shown)}, beside one device", file=sys.stderr, flush=True)
     flags = ["--devices", str(math.prod(meshes[0].values())), "--updates", "1", "--meshes", *shown]
-    # Jax must not take an accelerator there: this process will.
+    # On the CPU: the accelerator is for this process.
     done = subprocess.run(
         [sys.executable, "-m", "jaxtrain", "verify", *fields(words), *flags],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
@@ -43,7 +43,7 @@ def verify_first(experiment: Experiment, words: Sequence[str]) -> ExitCode:
 
 
 def fields(words: Sequence[str]) -> Iterator[str]:
-    """The words of `train` that name the experiment and set its fields: all but --run and --verify."""
+    """The words of a `train` command line that name the experiment and set its fields: all but --run and --verify."""
     rest = iter(words[words.index("train") + 1 :])
     for word in rest:
         if word == "--run":

@@ -1,7 +1,4 @@
-"""How an experiment's fields become flags: rules for tyro, which is imported only by the command line.
-
-Not here: any verb.
-"""
+"""Rules for tyro by which the fields of an experiment become flags. Not here: the verbs."""
 
 import contextlib
 import dataclasses
@@ -30,20 +27,20 @@ HELP = ("-h", "--help")
 
 @dataclass(frozen=True)
 class Chosen:
-    """An experiment with the changes that its flags made, and the file that it came from."""
+    """An experiment after its flags were applied, and the file that it came from."""
 
     experiment: Experiment
     origin: Origin
 
 
 Fields = Annotated[Chosen, tyro.conf.arg(name="")]
-"""The type of a verb's parameter that stands for an experiment's file and all of its fields."""
+"""The type of a verb's parameter that takes an experiment's file and flags for all fields of the experiment."""
 
 
 def chosen(words: Sequence[str], verb: str) -> Chosen | None:
-    """The experiment that the first word names, before its flags are read, whose defaults it holds.
+    """The experiment that the first word names: its values are the defaults of the flags, which are parsed later.
 
-    None where only help without an experiment is wanted. Raises ConfigError where no experiment is named.
+    None where help without an experiment is requested. Raises ConfigError where no experiment is named.
     """
     if words and not words[0].startswith("-"):
         return Chosen(*load(words[0]))
@@ -54,19 +51,19 @@ def chosen(words: Sequence[str], verb: str) -> Chosen | None:
 
 
 def parse(where: str, flags: Sequence[str]) -> Chosen:
-    """The experiment of the words of `jaxtrain train` but for --run and --verify."""
+    """The experiment that `jaxtrain train` would train with this file and these flags, without --run and --verify."""
     words = [where, *flags]
     with own_errors():
         return tyro.cli(Chosen, args=words, prog="jaxtrain train", registry=registry(chosen(words, "train")))
 
 
 class _Refused(Exception):
-    """Carries a ConfigError through tyro, which would print its own words around any ValueError."""
+    """Carries a ConfigError through tyro, which catches any ValueError and prints a message of its own."""
 
 
 @contextlib.contextmanager
 def own_errors() -> Generator[None]:
-    """Around tyro, with the rules of `registry`: a ConfigError of a value that flags make is raised as it is."""
+    """Around a call of tyro with the rules of `registry`: a ConfigError about a value is raised unchanged."""
     try:
         yield
     except _Refused as refused:
@@ -74,7 +71,9 @@ def own_errors() -> Generator[None]:
 
 
 class _Carried(functools.partial[Any]):
-    """A function whose ConfigErrors are carried. Of a `partial`, tyro shows the docstring of the function inside."""
+    """Wraps a function so that tyro does not catch its ConfigErrors. A `partial`, since tyro shows the docstring of
+    the function inside one.
+    """
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         try:
@@ -84,15 +83,15 @@ class _Carried(functools.partial[Any]):
 
 
 def registry(default: Chosen | None) -> ConstructorRegistry:
-    """The rules: how `Chosen` becomes flags with the values of `default`, and how mappings do.
+    """The rules that turn `Chosen` into flags, with the values of `default`, and mappings into pairs of words.
 
-    Errors of values are carried: call tyro inside of `own_errors`.
+    Call tyro inside of `own_errors`, since the rules raise errors about values as `_Refused`.
     """
     rules, inside = ConstructorRegistry(), set[Any]()
 
     def carried(info: StructTypeInfo) -> StructConstructorSpec | None:
         if info.type in inside or not dataclasses.is_dataclass(info.type):
-            return None  # the rules below say how it is made
+            return None  # left to the next rule
         inside.add(info.type)
         spec = ConstructorRegistry.get_struct_spec(info)
         inside.remove(info.type)
@@ -101,9 +100,9 @@ def registry(default: Chosen | None) -> ConstructorRegistry:
 
     rules.primitive_rule(_pairs)
     rules.primitive_rule(lambda info: _file(default) if info.type is Origin else None)
-    rules.struct_rule(lambda info: _fields(default) if info.type is Chosen else None)
+    rules.struct_rule(lambda info: _experiment_fields(default) if info.type is Chosen else None)
     rules.struct_rule(_without_fitted)
-    rules.struct_rule(carried)  # rules that were added last are asked first
+    rules.struct_rule(carried)  # tyro tries the rule that was added last first
     return rules
 
 
@@ -112,7 +111,7 @@ _FLAT_RUNTIME: Any = Annotated[Runtime, tyro.conf.arg(name="")]
 
 
 def _file(default: Chosen | None) -> PrimitiveConstructorSpec:
-    """The word that names the experiment, which is loaded already."""
+    """The positional argument that names the experiment, which is loaded already."""
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="FILE",
@@ -122,8 +121,8 @@ def _file(default: Chosen | None) -> PrimitiveConstructorSpec:
     )
 
 
-def _fields(default: Chosen | None) -> StructConstructorSpec:
-    """A file and, where it is loaded already, every field of its experiment; those of `Runtime` have no prefix."""
+def _experiment_fields(default: Chosen | None) -> StructConstructorSpec:
+    """The file and, if its experiment is loaded, every field of that; the flags of `Runtime` have no prefix."""
     file = StructFieldSpec(
         name="origin",
         type=_FILE,
@@ -146,7 +145,7 @@ def _fields(default: Chosen | None) -> StructConstructorSpec:
 
 
 def _without_fitted(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """A transform that is fitted: its fitted values are no flag."""
+    """A fitted transform without a flag for its fitted values."""
     if not isinstance(info.default, FittedTransform):
         return None
     hints = get_type_hints(type(info.default), include_extras=True)
@@ -156,9 +155,9 @@ def _without_fitted(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """A mapping from names to plain values is replaced by pairs of words: `--layout.mesh data 2 tensor 4`.
+    """A mapping from names to plain values is set as a whole by pairs of words: `--layout.mesh data 2 tensor 4`.
 
-    Without this rule tyro would make one flag of each name that the experiment has there already.
+    Without this rule tyro would make a flag for each key that the experiment's mapping has.
     """
     if info.type_origin not in (Mapping, dict):
         return None
@@ -170,7 +169,7 @@ def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
     def read(words: list[str]) -> dict[str, Any]:
         if len(words) % 2:
-            raise ConfigError(f"{' '.join(words)}: give pairs of a name and a value, such as {_example(kinds)}")
+            raise ConfigError(f"{' '.join(words)}: give pairs of a name and a value, such as {_pairs_example(kinds)}")
         names = words[::2]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -194,10 +193,10 @@ def _value(word: str, kinds: Sequence[type], name: str) -> str | int | bool:
             return int(word)
         except ValueError:
             if str not in kinds:
-                message = f"{name} {word}: {word!r} is no whole number; give pairs such as {_example(kinds)}"
+                message = f"{name} {word}: {word!r} is not a whole number; give pairs such as {_pairs_example(kinds)}"
                 raise ConfigError(message) from None
     return word
 
 
-def _example(kinds: Sequence[type]) -> str:
+def _pairs_example(kinds: Sequence[type]) -> str:
     return "NAME VALUE" if str in kinds else "data 2 tensor 4"

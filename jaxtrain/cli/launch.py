@@ -1,4 +1,4 @@
-"""The verbs that start a training elsewhere, or in several processes. Not here: what a platform needs."""
+"""The verbs that start a run on a cluster, or here in several processes. Not here: the jobs themselves."""
 
 import shlex
 import sys
@@ -28,7 +28,7 @@ Flat = tyro.conf.arg(name="")
 
 @dataclass(frozen=True)
 class TrainFlags:
-    """What follows the job's own flags."""
+    """The flags after the job's own flags."""
 
     train_flags: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="-- --FIELD VALUE …")] = ()
     """Flags of `jaxtrain train`, after two dashes."""
@@ -63,7 +63,7 @@ def local(job: Annotated[Local, Flat], rest: Rest) -> int:
 
 
 def _checked(job: AnyJob, train_flags: Sequence[str]) -> AnyJob:
-    """The job with the flags of its training, once these are known to fit its devices."""
+    """The job with its training flags, after checking that the experiment fits the job's devices."""
     if any(flag.split("=")[0] == "--run" for flag in train_flags):
         raise ConfigError("give --run before `--`: all processes and restarts share it")
     job = replace(job, flags=tuple(train_flags))

@@ -1,4 +1,4 @@
-"""The command line: verbs that make of flags what they call. Not here: anything that they do."""
+"""The command line: verbs, as functions whose parameters are flags. Not here: their implementation."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ from jaxtrain.experiment.fit import fit
 from jaxtrain.experiment.start import SavedStep
 
 VERBS = Verbs(
-    "Trains JAX experiments, and reads what they leave behind.\n\n"
+    "Trains JAX experiments, and reads their run folders.\n\n"
     "Every verb has --help; after an experiment's file it lists every field of the experiment. --debug shows the "
     "traceback of every error. Exit codes: 0 finished, 1 damaged data or a bug, 2 user error, 3 does not "
     "fit into memory, 4 diverged, 75 stopped early (run the same command again), 130 Ctrl-C."
@@ -41,7 +41,7 @@ TYRO_COMPLETES_NO_FILES = {
     'compgen -f -- "$cur"': 'compgen -f -- "${COMP_WORDS[COMP_CWORD]}"',
     "complete -F": "complete -o filenames -F",
 }
-"""Changes of the scripts by tyro 1.0, which complete nothing at all where an experiment or a run is to be named."""
+"""Replacements in the scripts of tyro 1.0, which complete no file names for positional arguments."""
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Code = Annotated[str | None, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
@@ -81,7 +81,7 @@ def train(
 
 @VERBS.verb
 def explain(experiment: Fields, devices: int | None = None) -> None:
-    """Show where every array of an experiment would live.
+    """Show on which devices every array of an experiment would live.
 
     Args:
         devices: Number of devices; those of this machine by default.
@@ -97,7 +97,7 @@ def explain(experiment: Fields, devices: int | None = None) -> None:
 def memory(
     experiment: Fields, devices: int | None = None, brief: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 ) -> None:
-    """Show what takes the memory of a train step, and what would save most of it, without running a step.
+    """Show what takes the memory of a train step, and which changes would save most, without running a step.
 
     Args:
         devices: Number of simulated devices; those of this machine by default.
@@ -128,7 +128,7 @@ def verify(
     Args:
         devices: How many devices to simulate.
         meshes: Meshes such as "data 2 tensor 4", or "fsdp" alone for all devices; every one that fits by default.
-        strict: Fail on what is sent beyond what is needed, too.
+        strict: Also fail where more is sent than needed.
         updates: How many updates to compare.
     """
     from jaxtrain.analysis.verify import read_mesh, simulate
@@ -152,8 +152,8 @@ def verify_resume(experiment: Fields, kills: int = 20, kill_seed: int = 0, mesh:
 
     Args:
         kills: How often to kill. One kill in four is a SIGTERM, the others are SIGKILL.
-        kill_seed: Of the moments.
-        mesh: Resume on this mesh of simulated devices too, and show the difference; "" for none.
+        kill_seed: Seed of the random moments.
+        mesh: Also resume on this mesh of simulated devices, and show the difference; "" for none.
     """
     from jaxtrain.analysis.verify import read_mesh
     from jaxtrain.analysis.verify_resume import follow_plan
@@ -180,8 +180,8 @@ def evaluate(
         step: The saved step, "best" or "latest"; the latest by default.
         split: One split; all by default.
         code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
-        data: An experiment whose evaluations are taken instead of the run's; without it, data that are not those that
-            the run recorded are refused.
+        data: An experiment whose evaluations are used instead of the run's. Without it, data that differ from those
+            that the run recorded are refused.
     """
     from jaxtrain.base.text import number
     from jaxtrain.evaluate import evaluate_run
@@ -225,7 +225,7 @@ VERBS.group("launch", LAUNCH)
 
 @VERBS.verb
 def completion(shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]) -> None:
-    """Print a script by which a shell completes verbs, flags and files when the tab key is pressed.
+    """Print a script that makes a shell complete verbs, flags and files.
 
     Install it once for each shell, and again after an update:
 
@@ -247,7 +247,7 @@ def completion(shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positi
 
 
 def main() -> None:
-    """Run the verb that the command line names; ends with an `ExitCode` if that is not 0."""
+    """Run the verb that the command line names; exits with an `ExitCode` if that is not 0."""
     use_utf8()
     own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]  # of `launch`, not of its job
     words = [word for word in own if word != "--debug"] + sys.argv[len(own) + 1 :]
@@ -259,7 +259,7 @@ def main() -> None:
         try:
             _cache_programs()
             code = run(words)
-        except (Exception, KeyboardInterrupt) as error:  # whatever it is, a person is told in a few lines
+        except (Exception, KeyboardInterrupt) as error:  # of any kind: the user gets a short message
             code = report_error(stop.cause(error))
         except SystemExit as error:
             if not is_exit_of_yours(error):
@@ -270,7 +270,7 @@ def main() -> None:
 
 
 def run(words: Sequence[str]) -> int:
-    """Read the flags, whose defaults are those of the experiment that is named, and call the verb."""
+    """Parse the flags, whose defaults are the values of the named experiment, and call the verb."""
     path, verb = VERBS.find(words)
     rest = words[len(path) :]
     takes_experiment = Fields in getattr(verb, "__annotations__", {}).values()
@@ -283,7 +283,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _cache_programs() -> None:
-    # Compiled programs are kept between runs, so that a second launch starts in seconds.
+    # Compiled programs are cached on disk, so that a second start takes seconds.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache("programs")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

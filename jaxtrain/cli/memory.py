@@ -1,6 +1,6 @@
-"""After a training that did not fit into memory: what takes it, by a command of its own.
+"""After a run that did not fit into memory: runs `jaxtrain memory` to say what takes the memory.
 
-Not here: the account itself, which is `analysis/memory.py`.
+Not here: the computation, which is `analysis/memory.py`.
 """
 
 import os
@@ -10,15 +10,15 @@ import sys
 import jax
 
 SECONDS = 300
-"""How long the account may take; with other processes waiting, a tenth."""
+"""How long `jaxtrain memory` may take; a tenth of it while other processes wait."""
 
 _BY_HAND = "it does not fit into memory; `jaxtrain memory FILE` says what takes most, and what would help"
 
 
 def account_of_this_command(error: BaseException) -> str:
-    """Three lines on the memory of the training that this command is; else how to get them.
+    """Three lines on the memory of the run of this command; where they cannot be had, how to get them.
 
-    In a process of its own, on simulated devices: the memory and the devices of this one are taken.
+    Computed in a process of its own, on simulated devices, since those of this process are in use.
     """
     if "train" not in sys.argv[1:2]:
         return _BY_HAND

@@ -1,4 +1,4 @@
-"""The verb `replay`. Not here: what it does."""
+"""The verb `replay`. Not here: its implementation."""
 
 import contextlib
 import os
@@ -24,20 +24,20 @@ def replay(
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     notebook: Path | None = None,
 ) -> int:
-    """Run a step of a run again, bit for bit, and say why it came out as it did.
+    """Run a step of a run again, bit for bit, and explain its result.
 
-    From the nearest checkpoint before it, by the program that the run had; then once more with instruments: the first
-    line of the model whose result is not finite, what is out of line, and the examples with the largest share. Exit
-    code 1 if the steps are not those of the run.
+    It is run from the nearest checkpoint before it, by the run's own program; then again one equation at a time, to
+    find the first line of the model whose result is not finite, norms that are outliers, and the examples with the
+    largest share of loss and gradient. Exit code 1 if the steps differ from those of the run.
 
     Args:
         run: The run's folder. Nothing is written into it.
         step: The step, from 1 on.
         code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
-        layout: "one-device" instead of the run's mesh: the same within rounding, not bitwise.
+        layout: "one-device" instead of the run's mesh: equal within rounding, not bitwise.
         top: How many examples to show.
         json: Print JSON instead of a page of text.
-        notebook: A file .ipynb to write, which opens the state, the batch and the program of the step.
+        notebook: A file .ipynb to write: a notebook with the state, the batch and the program of the step.
     """
     from jaxtrain.analysis.replay.explain import explain_step
     from jaxtrain.analysis.replay.notebook import write_notebook
@@ -58,7 +58,7 @@ def replay(
 
 
 def simulate_devices(run: Path) -> None:
-    """For a run on simulated CPU devices: as many as it had, unless XLA_FLAGS says how many, or jax has its already."""
+    """For a run on simulated CPU devices, simulate as many, unless XLA_FLAGS sets a number or jax is initialised."""
     if "host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or not (run / "environment.json").is_file():
         return
     hardware = read_json(run / "environment.json").get("hardware", {})

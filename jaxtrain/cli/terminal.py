@@ -1,6 +1,6 @@
-"""What the command line says, on whatever terminal, pipe or file is there; errors too.
+"""Standard output and error of the command line, on any terminal, pipe or file; printing errors.
 
-Not here: what a verb prints, and what is said of each kind of error (`failures`).
+Not here: the message for each kind of error (`failures`).
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from typing import Any, TextIO, cast
 
 from jaxtrain.base.errors import ExitCode
 from jaxtrain.base.tracebacks import keep_traceback
-from jaxtrain.cli.failures import kind_of, told
+from jaxtrain.cli.failures import kind_of, message_lines
 
 _show_tracebacks = False
 
 _reported = False
-"""Whether the error that ends this command is told already; others are then its consequences."""
+"""Whether the error that ends this command has been printed; later ones are consequences of it."""
 
 
 def show_tracebacks(wanted: bool) -> None:
@@ -30,8 +30,8 @@ def show_tracebacks(wanted: bool) -> None:
 
 
 def report_error(error: BaseException) -> int:
-    """Tells a person an error in at most five lines, and keeps its traceback in a file where it may help; returns the
-    exit code.
+    """Print an error in at most five lines, and write its traceback to a file where that may help; returns the exit
+    code.
     """
     global _reported
     kind, file, _reported = kind_of(error), None, True
@@ -39,7 +39,7 @@ def report_error(error: BaseException) -> int:
         file = keep_traceback(error)
     if _show_tracebacks:
         traceback.print_exception(error)
-    first, *more = told(error)
+    first, *more = message_lines(error)
     print(f"jaxtrain: {first}", *more, sep="\n", file=sys.stderr)
     if file is not None:
         print(f"the traceback is at the end of {file}", file=sys.stderr)
@@ -49,9 +49,9 @@ def report_error(error: BaseException) -> int:
 
 
 def report_stray_errors() -> None:
-    """From here on, an error that nothing can catch (in a thread of its own, in closing what is no longer used) is told
-    in a line, unless it follows the error that ends the command; its traceback goes to the same files. While Python
-    itself ends they are nobody's fault, and silent.
+    """From here on, an exception that no caller can catch (in a thread, or in a finalizer) is printed in one line, and
+    its traceback goes to the same files. Not printed: exceptions after the error that ends the command, and those while
+    the interpreter shuts down.
 
     Hooks that are set already stay.
     """
@@ -61,7 +61,7 @@ def report_stray_errors() -> None:
         threading.excepthook = lambda found: _stray(
             found.exc_value, f"in the thread {getattr(found.thread, 'name', '')}"
         )
-    logging.raiseExceptions = False  # else a line for the log that cannot be written is a traceback
+    logging.raiseExceptions = False  # else a log line that cannot be written prints a traceback
 
 
 def _stray(error: BaseException | None, where: str) -> None:
@@ -71,16 +71,17 @@ def _stray(error: BaseException | None, where: str) -> None:
     file = keep_traceback(error)
     if not _reported:
         print(
-            f"jaxtrain: an error {where}: {told(error, advise=False)[0]}; the traceback is at the end of {file}",
+            f"jaxtrain: an error {where}: {message_lines(error, advise=False)[0]}; "
+            f"the traceback is at the end of {file}",
             file=sys.stderr,
         )
 
 
 class Output:
-    """A standard stream that may be lost while it is written: a pipe that is closed, a full disk, a dead terminal.
+    """A standard stream that may stop working: a pipe that is closed, a full disk, a terminal that is gone.
 
-    needed: what is printed is all that the command does, so it ends once nobody reads it; else what cannot be written
-        is dropped, and the work goes on.
+    needed: whether the output is the purpose of the command, which then ends once it cannot be written; else output is
+        dropped from then on, and the command goes on.
     """
 
     def __init__(self, stream: TextIO, needed: bool) -> None:
@@ -88,12 +89,12 @@ class Output:
         self.needed = needed
 
     def write(self, text: str) -> int:
-        """As that of a text file."""
+        """Write a text, as to a text file."""
         self._try(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """As that of a text file."""
+        """Flush the buffer, as of a text file."""
         self._try(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:
@@ -103,7 +104,7 @@ class Output:
         try:
             act()
         except OSError as error:
-            # From here on all of it goes nowhere, what is in the buffers and what libraries write in C too.
+            # From here on all output is dropped, also what is buffered and what libraries write in C.
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
             if not self.needed:
@@ -115,10 +116,10 @@ class Output:
 
 
 def use_utf8() -> None:
-    """Starts the command again in Python's UTF-8 mode where the locale has another encoding.
+    """Restart the command in Python's UTF-8 mode where the locale has another encoding.
 
-    Else a text or a path among its arguments could not be read. For LC_ALL=C Python does so by itself, unless it is
-    told not to by PYTHONUTF8=0; for pt_BR.ISO-8859-1 it does not.
+    Otherwise texts and paths among its arguments could not be decoded. For LC_ALL=C Python uses UTF-8 by itself, unless
+    PYTHONUTF8=0; for pt_BR.ISO-8859-1 it does not.
     """
     if sys.getfilesystemencoding() != "utf-8":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
@@ -126,16 +127,16 @@ def use_utf8() -> None:
 
 @contextlib.contextmanager
 def standard_streams() -> Generator[None]:
-    """Standard output and error that fail in no other way than `Output` says, and write any text in any encoding."""
+    """Replace standard output and error by `Output`s that can write any text in any encoding."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
-        except OSError:  # closed by the shell's `>&-`; the next file that is opened would get what is printed
+        except OSError:  # closed by the shell's `>&-`: the next file that is opened would get its number
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
     out, err = (stream or os.fdopen(number, "w", closefd=False) for number, stream in enumerate(before, 1))
     if isinstance(out, io.TextIOWrapper):
-        out.reconfigure(errors="replace")  # "?" for what the encoding lacks; standard error has an escape of its own
+        out.reconfigure(errors="replace")  # "?" for characters that the encoding lacks; stderr escapes them already
     sys.stdout, sys.stderr = cast(TextIO, Output(out, needed=True)), cast(TextIO, Output(err, needed=False))
     try:
         yield
@@ -147,6 +148,6 @@ def standard_streams() -> Generator[None]:
 
 
 def output_not_needed() -> None:
-    """From here on the work goes on although nobody may read what is printed."""
+    """From here on the command goes on where standard output cannot be written."""
     if isinstance(sys.stdout, Output):
         sys.stdout.needed = False

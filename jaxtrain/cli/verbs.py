@@ -1,4 +1,4 @@
-"""Groups of verbs, as tyro's subcommands: which function the first words of a command line name."""
+"""Groups of verbs as tyro's subcommands, and finding the verb that a command line names."""
 
 from collections.abc import Sequence
 from types import FunctionType
@@ -12,7 +12,7 @@ Verb = TypeVar("Verb", bound=FunctionType)
 
 
 class Verbs:
-    """Verbs by name: functions, whose parameters are flags and whose docstrings are the help, and groups of these."""
+    """Verbs and groups of verbs by name. A verb is a function: its parameters are flags, its docstring is the help."""
 
     def __init__(self, help: str) -> None:
         self.help = help
@@ -28,7 +28,7 @@ class Verbs:
         self._named[name] = verbs
 
     def find(self, words: Sequence[str]) -> tuple[list[str], "FunctionType | Verbs"]:
-        """The leading words that name a verb or a group, and this verb or group. Raises ConfigError for other words."""
+        """The leading words that name a verb or a group, and that verb or group. Raises ConfigError for others."""
         if not words or words[0].startswith("-"):
             return [], self
         if words[0] not in self._named:
@@ -38,7 +38,7 @@ class Verbs:
         return [words[0], *path], verb
 
     def app(self, path: Sequence[str] = ()) -> SubcommandApp:
-        """The verbs as tyro's subcommands; of a path only the verb that it names, so that no other is suggested."""
+        """The verbs as tyro's subcommands; with a path, only the verb that it names, so that no other is suggested."""
         app = SubcommandApp()
         for name in path[:1] or self._named:
             found = self._named[name]

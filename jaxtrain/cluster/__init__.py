@@ -1,1 +1,1 @@
-"""The processes of a multi-host run: which there are, how they join, and how a failure of one stops all of them."""
+"""The processes of a multi-host run: detecting them, joining them, and stopping all when one fails."""

@@ -1,22 +1,22 @@
 """Newline-delimited JSON over TCP: the protocol between the processes of a run and the server on process 0.
 
-One JSON object a line. In the order of a run:
+In the order of a run:
 
 | from   | message                               | meaning                                                          |
 |--------|---------------------------------------|------------------------------------------------------------------|
 | server | welcome                               | you are connected to a jaxtrain server                           |
-| client | process_id, num_processes, name, facts | who I am, and what must be equal in every process               |
+| client | process_id, num_processes, name, facts | this process, and the facts that must be equal in all of them   |
 | server | joined                                | all processes have joined with equal facts; the name of process 0 |
-| client | step, phase, unchanged, done          | heartbeat; seconds for which step and phase have not changed     |
+| client | step, phase, unchanged, done          | heartbeat; for how many seconds step and phase have not changed  |
 | server | heartbeat                             | heartbeat; the last status of process 0                          |
-| client | stop                                  | a signal: all should stop, with this exit code                   |
+| client | stop                                  | a signal came: stop all processes with this exit code            |
 | server | hold                                  | promise not to pass the next place where you may stop            |
 | client | promised                              | the number of that place                                         |
-| server | stop_at, code                         | the last of these places, where all stop with this exit code     |
-| client | failed, code                          | an error that ends my process with this exit code                |
-| client | overdue, deadline                     | my phase, of which this is the name, takes longer than that      |
-| server | abort, code, stacks                   | every process must exit with this code, for this reason; whether |
-|        |                                       | it first writes the stacks of its threads                        |
+| server | stop_at, code                         | the highest promised place: all stop there, with this exit code  |
+| client | failed, code                          | an error ends this process with this exit code                   |
+| client | overdue, deadline                     | the phase of this name takes longer than its deadline            |
+| server | abort, code, stacks                   | the reason why all must exit, the exit code, and whether to      |
+|        |                                       | write the stacks of all threads first                            |
 | server | all_done                              | every process has finished                                       |
 """
 
@@ -84,10 +84,12 @@ def readable(sources: Sequence[Any], seconds: float) -> list[Any]:
 
 
 def silence_limit(deadline: float) -> float:
-    """Seconds of silence or standstill that count as death, if all must have exited within `deadline` seconds of it."""
+    """Seconds without a heartbeat or progress after which a process counts as dead, so that all processes have exited
+    within `deadline` seconds.
+    """
     return 0.7 * deadline
 
 
 def heartbeat_interval(limit: float) -> float:
-    """Seconds between two heartbeats, if silence for `limit` seconds counts as death; 0 for never."""
+    """Seconds between two heartbeats. limit: seconds of silence after which a process counts as dead; 0 is never."""
     return min(limit / 8, 5) if limit else 5

@@ -1,6 +1,6 @@
-"""Detects the processes that a launcher started, from environment variables: SLURM, Open MPI, Kubernetes, TPU pods.
+"""Detects from environment variables which processes a launcher started: SLURM, Open MPI, Kubernetes, TPU pods.
 
-The result depends on the variables alone, not on the network. Not here: how the processes connect.
+Only the variables are read, not the network. Not here: how the processes connect.
 """
 
 import re
@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from jaxtrain.base.errors import ConfigError
 
 ADDRESS, COUNT, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-"""host:port of process 0, the number of processes, and the id of this one. They override what a launcher sets."""
+"""Variables: host:port of process 0, the number of processes, and the id of this one. They override a launcher's."""
 
 FIRST_PORT, PORTS = 61440, 4096
-"""The ports for coordinators, which a job chooses by its number: above the range that Linux gives to connections."""
+"""The range of coordinator ports, from which a job takes one by its number: above Linux's ephemeral ports."""
 
 UNKNOWN = -1
 
@@ -25,7 +25,7 @@ class ProcessInfo:
     """This process among all processes of its run, in the terms of `jax.distributed.initialize`."""
 
     launcher: str
-    """What started the processes, for messages."""
+    """The name of the launcher, for messages."""
     coordinator_address: str | None
     """host:port of process 0; None for a run of one process."""
     num_processes: int
@@ -33,11 +33,11 @@ class ProcessInfo:
     local_device_ids: tuple[int, ...] | None = None
     """Which of the visible GPUs belong to this process, where several processes share a host; None for all."""
     hint: str = ""
-    """A warning for a user who may have expected more processes."""
+    """A warning where a launcher is there but this process will train alone; else empty."""
 
 
 def detect(environment: Environment) -> ProcessInfo:
-    """This process by the JAX_ variables or those of a launcher; a run of one process if there are none.
+    """This process, from the JAX_ variables or those of a launcher; a run of one process if neither are set.
 
     Raises ConfigError for variables that are missing or contradict each other.
     """
@@ -55,11 +55,11 @@ def detect(environment: Environment) -> ProcessInfo:
     )
     if (info.num_processes, info.process_id) == (1, 0):
         return replace(info, coordinator_address=None)
-    _check(info, given)
+    _check_complete(info, given)
     return info
 
 
-def _check(info: ProcessInfo, given: list[str]) -> None:
+def _check_complete(info: ProcessInfo, given: list[str]) -> None:
     unknown = {
         ADDRESS: info.coordinator_address is None,
         COUNT: info.num_processes == UNKNOWN,
@@ -77,7 +77,7 @@ def _check(info: ProcessInfo, given: list[str]) -> None:
 
 
 def _openmpi(environment: Environment) -> ProcessInfo | None:
-    """Ranks of mpirun, Open MPI 4 or 5. Before SLURM, whose variables they inherit from mpirun's own helpers."""
+    """Ranks of mpirun, Open MPI 4 or 5. Tried before SLURM, whose variables the ranks inherit from mpirun's helpers."""
     if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) < 2:
         return None
     size, local_size, rank, local_rank = (
@@ -104,7 +104,7 @@ def _mpirun(environment: Environment) -> tuple[str | None, int]:
 
 
 def _slurm(environment: Environment) -> ProcessInfo | None:
-    """Tasks of one srun. SLURM_NTASKS does not tell: a shell within an allocation has it too."""
+    """Tasks of one srun. SLURM_NTASKS is no evidence: a shell within an allocation has it too."""
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return None
     count, process_id, local_id, node, job, step = (
@@ -121,7 +121,7 @@ def _slurm(environment: Environment) -> ProcessInfo | None:
 
 
 def first_host(nodes: str) -> str:
-    """The first of SLURM's list of nodes: `tux1` of `tux[1-3,7],fox2`, `r02-n08` of `r[02-04]-n[08,11]`."""
+    """The first node of a SLURM list: `tux1` for `tux[1-3,7],fox2`, `r02-n08` for `r[02-04]-n[08,11]`."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     if first is None:
         raise ConfigError(f"SLURM_STEP_NODELIST={nodes!r} names no node")
@@ -129,7 +129,7 @@ def first_host(nodes: str) -> str:
 
 
 def _kubernetes(environment: Environment) -> ProcessInfo | None:
-    """Pods of an Indexed Job whose manifest sets COUNT, and ADDRESS or the names that a JobSet gives to its pods."""
+    """Pods of an Indexed Job whose manifest sets COUNT, and ADDRESS unless a JobSet's names give it."""
     if "JOB_COMPLETION_INDEX" not in environment or not {COUNT, ADDRESS} & environment.keys():
         return None
     jobset, job = environment.get("JOBSET_NAME"), environment.get("REPLICATED_JOB_NAME")
@@ -150,7 +150,7 @@ def _tpu(environment: Environment) -> ProcessInfo | None:
 
 
 def _own_gpus(environment: Environment, local_id: int, local_count: int) -> tuple[int, ...] | None:
-    """An equal share of the GPUs that all `local_count` processes of a host see; None for all visible ones."""
+    """This process's equal share of the GPUs that all `local_count` processes of a host see; None: all visible ones."""
     visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES")
     bound = any(f"SLURM_{name}" in environment for name in ("GPUS_PER_TASK", "TRES_PER_TASK", "STEP_GPUS_PER_TASK"))
     gpus = len(visible.split(",")) if visible else int(environment.get("SLURM_GPUS_ON_NODE") or local_count)
@@ -161,12 +161,12 @@ def _own_gpus(environment: Environment, local_id: int, local_count: int) -> tupl
 
 
 def _port(environment: Environment, job: int) -> int:
-    """A port that all processes of a job agree on without communication, and that two jobs rarely share."""
+    """A port that all processes of a job compute alike, and that two jobs rarely share."""
     return read_int(environment, "JAX_COORDINATOR_PORT", FIRST_PORT + job % PORTS)
 
 
 def read_int(environment: Environment, name: str, default: int | None = None) -> int:
-    """A variable as a whole number. Raises ConfigError for any other text, and without `default` for a missing one."""
+    """A variable as an integer. Raises ConfigError for any other text, and where it is missing without a `default`."""
     value = environment.get(name, "")
     if value == "" and default is not None:
         return default

@@ -1,6 +1,7 @@
-"""What must be equal in every process of a run besides its experiment: else they wait for each other for ever.
+"""The software and settings that must be equal in all processes of a run: else their programs differ, and they would
+wait for each other forever.
 
-Not here: the comparison (`server`).
+Not here: the comparison (`server`), and the experiment, which must be equal too.
 """
 
 import importlib.metadata
@@ -18,7 +19,7 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import digest
 
 PACKAGES = ("jaxtrain", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "grain")
-"""Compared although they may be imported later."""
+"""Packages that are always compared; any others only where both processes have imported them."""
 
 MAY_DIFFER = (
     *(
@@ -45,20 +46,20 @@ MAY_DIFFER = (
     *("COMPILER_DETAILED", "CAPTURED_CONSTANTS", "CROSS_HOST", "DISTRIBUTED_DEBUG", "HLO_SOURCE", "SOURCE_URL"),
     *("INCLUDE_FULL_TRACEBACKS", "CHECK_PROXY", "CPU_COLLECTIVES", "TRANSFER_GUARD"),
 )
-"""Beginnings, after `JAX_`, of variables and of jax's options that name this process, its host's folders, or what is
-printed. `CPU_COLLECTIVES` is set by ourselves, transfer guards change no program.
+"""Prefixes, after `JAX_`, of variables and jax options that may differ between processes: ids and addresses, folders of
+a host, logging. We set `CPU_COLLECTIVES` ourselves, and transfer guards change no program.
 """
 
 XLA_MAY_DIFFER = ("--xla_dump", "--xla_gpu_dump", "--xla_hlo_profile")
 
 CLOCK_SECONDS = 60
-"""A difference of two hosts' clocks that is said."""
+"""A difference of two hosts' clocks above which a warning is printed."""
 
 
 def process_facts(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """All facts of this process, by the name that a difference is printed under.
+    """All facts of this process, by the name that is printed where they differ.
 
-    "packages" holds versions by name: those are compared that both processes have. "clock" is the time of day.
+    "packages" holds the versions of imported packages by name; "clock" is the time of day.
     """
     code = [file.read_bytes() for file in sorted(Path(__file__).parent.parent.rglob("*.py"))]
     return {
@@ -83,7 +84,7 @@ def _variables(environment: Mapping[str, str]) -> dict[str, str]:
         if name.startswith(("JAX_", "XLA_", "LIBTPU_INIT_ARGS", "NVIDIA_TF32")) and not _may_differ(name)
     }
     flags = [flag for flag in variables.pop("XLA_FLAGS", "").split() if not flag.startswith(XLA_MAY_DIFFER)]
-    each = dict(flag.partition("=")[::2] for flag in flags)  # the last of equal ones counts
+    each = dict(flag.partition("=")[::2] for flag in flags)  # of a repeated flag the last one counts
     return variables | {f"XLA_FLAGS {name}": value or "given" for name, value in each.items()}
 
 
@@ -95,7 +96,7 @@ def _packages() -> dict[str, str]:
 
 
 def clock_warnings(ahead: Mapping[str, float]) -> list[str]:
-    """What to say of clocks, by the name of each process: how many seconds its time of day is ahead of process 0's."""
+    """A warning for each process whose clock is off. ahead: seconds ahead of process 0's clock, by process name."""
     return [
         f"the clock of {name} is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} that of process 0: "
         "nothing here depends on it, but times in logs and of files will not fit together"
@@ -105,8 +106,8 @@ def clock_warnings(ahead: Mapping[str, float]) -> list[str]:
 
 
 def check_same_devices(devices: Sequence[jax.Device]) -> None:
-    """Raises ConfigError where processes have other kinds or numbers of devices than process 0. All processes see all
-    devices, so each comes to the same result.
+    """Raises ConfigError where a process has other kinds or numbers of devices than process 0. `devices` are those of
+    all processes, so all of them raise or none.
     """
     kinds: dict[int, dict[str, int]] = {}
     for device in devices:

@@ -1,4 +1,4 @@
-"""Starts the distributed runtime: joins the processes, and checks that they run the same.
+"""Starts the distributed runtime: joins the processes, and checks that they run the same software and experiment.
 
 Not here: where arrays live.
 """
@@ -33,29 +33,29 @@ def join_processes(
     """Join the other processes if a launcher started several, and initialise jax.distributed. Call before any use of a
     device.
 
-    facts: what must be equal in every process, besides versions and sources.
+    facts: returns what must be equal in all processes, besides versions and sources.
     deadline: all processes end within this many seconds of the loss or failure of one, and name it; 0 leaves this to
         jax.
-    stop: what all processes stop by together.
-    deadlines: seconds by phase, as of `Watchdog`, which watches all within this context, in one process too; "join" is
-        how long to wait for the last process at the start, unless the variable JAXTRAIN_JOIN_SECONDS says otherwise.
+    stop: the signal by which all processes stop at the same step.
+    deadlines: seconds by phase, for a `Watchdog` that runs within this context, also for a single process. "join" is
+        how long to wait for the last process to join; the variable JAXTRAIN_JOIN_SECONDS overrides it.
 
-    Raises ConfigError where the processes do not run the same, Retry where one does not join.
+    Raises ConfigError where facts differ between processes, Retry where a process does not join.
     """
     info, deadlines = detect(os.environ), deadlines or {}
     join_seconds = read_int(os.environ, "JAXTRAIN_JOIN_SECONDS", int(deadlines.get("join", 300)) or NO_DEADLINE)
     own = 0 if info.coordinator_address is None else info.process_id
-    # To join has deadlines of its own, of which each names who is missing: ours is for what hangs in between.
+    # Joining has timeouts of its own, which name the missing process. The watchdog's is for hangs between them.
     with (
         Watchdog({**deadlines, "join": 2 * join_seconds + 60}, lambda: (0, "join"), own) as dog,
-        _joined(info, facts, deadline, report_error, stop, join_seconds, dog),
+        _with_others(info, facts, deadline, report_error, stop, join_seconds, dog),
     ):
         dog.progress = lambda: stop.progress()
         yield
 
 
 @contextlib.contextmanager
-def _joined(
+def _with_others(
     info: ProcessInfo,
     facts: Callable[[], Mapping[str, Any]],
     deadline: float,
@@ -75,15 +75,15 @@ def _joined(
     client = join(info, {**process_facts(), **facts()}, join_seconds, deadline, stop)
     dog.ask_others, dog.leave = client.report_overdue, client.leave
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    jax.config.update("jax_enable_preemption_service", False)  # it would replace our handler of SIGTERM
     jax.distributed.initialize(
         info.coordinator_address,
         info.num_processes,
         info.process_id,
         info.local_device_ids,
-        cluster_detection_method="deactivate",  # it would take one GPU a process where we take all
+        cluster_detection_method="deactivate",  # it would give one GPU to a process that takes all
         initialization_timeout=join_seconds,
-        heartbeat_timeout_seconds=max(100, 3 * int(deadline)),  # later than ours: jax exits from C++ without a name
+        heartbeat_timeout_seconds=max(100, 3 * int(deadline)),  # after ours: jax exits from C++ and names no process
     )
     stop.report = lambda error: client.report_failure(error, report_error)
     try:
@@ -92,7 +92,7 @@ def _joined(
     except BaseException as error:
         client.report_failure(stop.cause(error), report_error)
         raise
-    # While the others are watched: at the exit of the interpreter, it would wait minutes for one that is killed there.
+    # Here heartbeats still notice a killed process; at interpreter exit this call would wait minutes for it.
     jax.distributed.shutdown()
     client.finish()
 
@@ -103,10 +103,10 @@ def is_first_process() -> bool:
 
 
 def broadcast_from_first(number: int) -> int:
-    """Process 0's number, in every process; also a barrier."""
+    """The number that process 0 passes, in every process; also a barrier."""
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int64(number)))
 
 
 def least_over_processes(number: int) -> int:
-    """The smallest of the processes' numbers, in every process; also a barrier."""
+    """The smallest number that any process passes, in every process; also a barrier."""
     return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int64(number)).min())

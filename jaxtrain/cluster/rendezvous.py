@@ -1,6 +1,6 @@
-"""Rendezvous and failure detection, in every process: join the others, send heartbeats, exit when the run aborts.
+"""The client side of rendezvous and failure detection: join the others, send heartbeats, exit when the run aborts.
 
-Not here: who decides that (`server`), how a launcher names the processes (`environment`), and anything about arrays.
+Not here: when the run aborts (`server`), and how a launcher names the processes (`environment`).
 """
 
 import contextlib
@@ -29,55 +29,63 @@ RECONNECT_SECONDS = 0.3
 
 class Client(threading.Thread):
     """A process's connection to the server: sends heartbeats, ends this process when the server aborts the run, and
-    agrees with the others where to stop.
+    answers the messages by which all processes agree on a step to stop at.
     """
 
     def __init__(
         self, connection: Connection, server: Server | None, limit: float, name: str, stop: StopSignal
     ) -> None:
-        """`server`: the one that runs in this process, if it is process 0. `limit`: as of `Server`."""
+        """`server`: the server in this process, if it is process 0. `limit`: as in `Server`."""
         super().__init__(daemon=True)
         self._connection, self._server, self._limit, self._name = connection, server, limit, name
         self._signal, self._done = stop, False
+        self._process_0 = "process 0"
+        """The last known status of process 0."""
 
     def run(self) -> None:
         """Send heartbeats and listen, until all processes are done."""
         interval, progress, since = heartbeat_interval(self._limit), self._signal.progress(), time.monotonic()
-        last_heard, last_sent, process_0 = since, 0.0, "process 0"
+        last_heard, last_sent = since, 0.0
         while True:
             messages = self._connection.receive() if readable([self._connection], interval) else []
             now = time.monotonic()
-            if messages is None and not self._limit:
+            if messages is None and self._limit:
+                self._abort(f"{self._process_0}, has died", self._signal.code or ExitCode.RETRY)
+            if messages is None or any(self._is_last(message) for message in messages):
                 return
-            if messages is None:
-                self._abort(f"{process_0}, has died", self._signal.code or ExitCode.RETRY)
-            for message in messages or ():
-                if "abort" in message:
-                    self._abort(message["abort"], message["code"], message.get("stacks", False))
-                if "all_done" in message:
-                    return
-                if "hold" in message:
-                    self._connection.send(promised=self._signal.promise())
-                if "stop_at" in message:
-                    self._signal.stop_at(message["stop_at"], message["code"])
-                last_heard, process_0 = now, message.get("heartbeat", process_0)
+            last_heard = now if messages else last_heard
             if 0 < self._limit < now - last_heard:
-                self._abort(f"no heartbeat for {self._limit:g} s from {process_0}", self._signal.code or ExitCode.RETRY)
+                self._abort(
+                    f"no heartbeat for {self._limit:g} s from {self._process_0}", self._signal.code or ExitCode.RETRY
+                )
             if (current := self._signal.progress()) != progress:
                 progress, since = current, now
             if now - last_sent > interval or self._done:
                 last_sent, (step, phase) = now, progress
                 self._connection.send(step=step, phase=phase, unchanged=now - since, done=self._done)
 
+    def _is_last(self, message: Message) -> bool:
+        """Act on a message of the server. True for the last one, after which all processes are done."""
+        match message:
+            case {"abort": reason, "code": code}:
+                self._abort(reason, code, message.get("stacks", False))
+            case {"hold": _}:
+                self._connection.send(promised=self._signal.promise())
+            case {"stop_at": place, "code": code}:
+                self._signal.stop_at(place, code)
+            case {"heartbeat": status}:
+                self._process_0 = status
+        return "all_done" in message
+
     def ask_to_stop(self, code: int) -> None:
-        """Ask all processes, this one too, to stop at a common place."""
+        """Ask all processes, including this one, to stop at a common place with this exit code."""
         self._connection.send(stop=code)
 
     def report_failure(self, error: BaseException, report: ReportError) -> None:
-        """End this process with an error, and with it the others. Returns only where no heartbeats are sent.
+        """End this process because of an error, and then the others. Returns only where no heartbeats are sent.
 
-        The error may be only a consequence: a collective fails when another process dies. So wait first for the server
-        to abort the run, naming that process; then this does not return either, and `report` is not called.
+        The error may be a consequence: a collective fails when another process dies. So this first waits for the
+        server, which would abort the run and name that process; `report` is not called then.
         """
         if not self._limit or not self.is_alive():
             return
@@ -90,17 +98,17 @@ class Client(threading.Thread):
         self._exit(code)
 
     def leave(self, message: str, code: int) -> None:
-        """End this process at once, and with it the others."""
+        """End this process at once, and then the others."""
         again = ": run the same command again" if code == ExitCode.RETRY else ""
         print(f"jaxtrain: {message}{again}", file=sys.stderr)
         self._leave(message, code)
 
     def report_overdue(self, phase: str, deadline: float) -> None:
-        """Have the server end all processes, since this one's phase takes longer than its deadline."""
+        """Have the server end all processes, since a phase of this one takes longer than its deadline."""
         self._connection.send(overdue=phase, deadline=deadline)
 
     def finish(self) -> None:
-        """Wait until all processes are done, still watching them. From then on none needs another."""
+        """Wait until all processes are done; until then a failure of one still ends all."""
         self._done = True
         self.join()
 
@@ -117,7 +125,7 @@ class Client(threading.Thread):
         self._exit(code)
 
     def _exit(self, code: int) -> None:
-        """Exit without jax's shutdown, which would wait for the processes that are lost."""
+        """Exit without jax's shutdown, which would wait for lost processes."""
         self.disconnect()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -129,7 +137,7 @@ def join(info: ProcessInfo, facts: Mapping[str, Any], join_seconds: float, deadl
 
     join_seconds: how long to wait for the last process.
     deadline: all processes end within this many seconds of the loss of one; 0 leaves this to jax.
-    stop: what they stop by together.
+    stop: the signal by which all processes stop at the same step.
 
     Raises ConfigError where facts or process ids contradict each other, Retry where a process does not join.
     """
@@ -139,7 +147,7 @@ def join(info: ProcessInfo, facts: Mapping[str, Any], join_seconds: float, deadl
     reason = "nobody answers"
     while time.monotonic() < end:
         if info.process_id == 0 and server is None:
-            # If the port is taken, then perhaps by another process 0, whose server will report that.
+            # The port may be taken by another process 0, whose server then reports that two have the same id.
             with contextlib.suppress(OSError):
                 server = Server(info.num_processes, int(port), join_seconds, limit)
                 server.start()
@@ -174,7 +182,7 @@ def _started(answer: Message, client: Client, stop: StopSignal) -> Client:
 
 
 def _may_be_consequence(error: BaseException) -> bool:
-    """Whether an error may come from a collective whose other side died."""
+    """Whether an error may come from a collective with a process that died."""
     if "RESOURCE_EXHAUSTED" in str(error):
         return False
     return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)

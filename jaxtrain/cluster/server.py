@@ -2,7 +2,7 @@
 
 jax's coordination service does this too, but on any failure it ends every process from C++ without naming the one that
 failed. The server listens on the coordinator's port until all processes have joined, then frees the port for jax and
-keeps its connections. Not here: the side of the other processes (`rendezvous`).
+keeps its connections. Not here: the client side (`rendezvous`).
 """
 
 import socket
@@ -19,22 +19,22 @@ from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval,
 from jaxtrain.cluster.facts import clock_warnings
 
 LOOP_PHASES = ("data", "step", "other")
-"""The phases of a step in their order. Only in these may a process be stuck: compiling or saving may take long."""
+"""The phases of a step, in order. Only in these may a process be called stuck: compiling or saving may take long."""
 
 PHASES = ("compile", "restore", *LOOP_PHASES, "eval", "save")
-"""The phases in their order."""
+"""All phases, in order."""
 
 EXIT_SECONDS = 3
-"""How long process 0 waits for the others to exit before it does."""
+"""How long process 0 waits for the others to exit before it exits itself."""
 
 
 @dataclass
 class Status:
-    """A process by its last heartbeat."""
+    """What is known of a process from its last heartbeat."""
 
     name: str
     last_heard: float
-    """In the seconds of `time.monotonic`."""
+    """By `time.monotonic`."""
     step: int = 0
     phase: str = "start"
     unchanged: float = 0.0
@@ -46,9 +46,9 @@ class Status:
 
 
 class RunAborted(Exception):
-    """The reason why every process must exit, and its exit code.
+    """The reason why all processes must exit, and their exit code.
 
-    unresponsive: ids of processes that will not exit by themselves, so that nobody should wait for them.
+    unresponsive: ids of processes that will not exit by themselves; process 0 does not wait for them.
     stacks: whether every process first writes the stacks of its threads.
     """
 
@@ -58,7 +58,7 @@ class RunAborted(Exception):
 
 
 def _comparable(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Facts of two processes, without clocks, and of packages those that both have imported."""
+    """The facts of two processes that are compared: not the clocks, and only packages that both have imported."""
     packages = [one.get("packages", {}) for one in (expected, found)]
     both = packages[0].keys() & packages[1].keys()
     first, second = (
@@ -70,9 +70,9 @@ def _comparable(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[
 
 
 def compare_facts(facts: Mapping[str, Mapping[str, Any]]) -> str:
-    """What differs from the first process, for at most three others; "" where all run the same.
+    """A text that says what differs from the first process, for at most three others; "" where nothing differs.
 
-    facts: by the name of each process, what must be equal in all of them. Paths to plain values.
+    facts: the facts of each process by its name: plain values by path.
     """
     (first, expected), *others = facts.items()
     differences = [
@@ -84,14 +84,14 @@ def compare_facts(facts: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def find_silent(statuses: Sequence[Status], now: float, limit: float) -> list[int]:
-    """The processes without a heartbeat for more than `limit` seconds."""
+    """The ids of processes without a heartbeat for more than `limit` seconds."""
     return [process for process, status in enumerate(statuses) if now - status.last_heard > limit]
 
 
 def find_stuck(statuses: Sequence[Status], limit: float) -> list[int]:
-    """The processes that keep all others waiting, where nothing has changed for `limit` seconds.
+    """The ids of the processes that all others wait for, if no process has made progress for `limit` seconds.
 
-    These are the processes furthest behind. Within a step there are none, since all wait for each other there.
+    These are the ones furthest behind; none where those are within a step, in which all wait for each other.
     """
     if any(status.unchanged < limit or status.phase not in LOOP_PHASES for status in statuses):
         return []
@@ -103,7 +103,7 @@ def find_stuck(statuses: Sequence[Status], limit: float) -> list[int]:
 
 
 def overdue(process: int, phase: str, deadline: float, statuses: Sequence[Status]) -> str:
-    """Why a run aborts whose process is in a phase for longer than its deadline, with the processes it may wait for."""
+    """The reason to abort when a process is in a phase for longer than its deadline, with those it may wait for."""
     own = statuses[process]
     behind = [str(each) for each in statuses if _position(each) < _position(own)]
     ahead = [each.name for each in statuses if _position(each) > _position(own)]
@@ -121,7 +121,7 @@ class Server(threading.Thread):
     """Waits until all processes have joined, compares their facts, then watches their heartbeats."""
 
     def __init__(self, num_processes: int, port: int, join_seconds: float, limit: float) -> None:
-        """`limit`: seconds of silence or standstill after which the run aborts; 0 watches nothing.
+        """`limit`: seconds without heartbeats or progress after which the run aborts; 0 is never.
 
         Raises OSError where the port is taken.
         """
@@ -131,19 +131,19 @@ class Server(threading.Thread):
         family = socket.AF_INET6 if dual else socket.AF_INET
         self._listener = socket.create_server(("", port), family=family, backlog=num_processes + 8, dualstack_ipv6=dual)
         self._unknown: list[Connection] = []
-        """Connections whose process is not known yet."""
+        """Connections of processes that have not said yet which they are."""
         self._connections: dict[int, Connection] = {}
         self._statuses: dict[int, Status] = {}
         self._facts: dict[int, Mapping[str, Any]] = {}
         self._stop_code: int | None = None
-        """The exit code of a requested stop; None without."""
+        """The exit code of a requested stop; None while there is none."""
         self._promised: dict[int, int] = {}
-        """The place that each process will not pass before all have agreed where to stop."""
+        """For each process, the place that it has promised not to pass before all have agreed where to stop."""
         self._ahead: dict[str, float] = {}
-        """By name, how many seconds each process's time of day is ahead of this one's."""
+        """Seconds that each process's clock is ahead of this one's, by process name."""
 
     def run(self) -> None:
-        """From the first connection to the end of the run, or its abort."""
+        """Serve from the first connection until the run ends or aborts."""
         try:
             with self._listener:
                 self._join()
@@ -186,7 +186,7 @@ class Server(threading.Thread):
         return f"after {self._join_seconds:g} s process {absent} has not joined; joined: {joined}"
 
     def _identify(self, connection: Connection) -> None:
-        """Read which process a connection belongs to. Whatever does not speak the protocol is disconnected."""
+        """Read which process a connection belongs to; disconnect it if it does not speak the protocol."""
         try:
             messages = connection.receive()
             if messages == []:
@@ -215,7 +215,7 @@ class Server(threading.Thread):
         interval, last_sent = heartbeat_interval(self._limit), 0.0
         while not all(status.done for status in self._statuses.values()):
             ready = readable([*self._connections.values()], interval)
-            # All messages are read before silence is judged: it may be this process that was suspended.
+            # Read all messages before looking for silence: it may be this process that was suspended.
             for process, connection in [*self._connections.items()]:
                 if connection in ready:
                     self._receive(process)

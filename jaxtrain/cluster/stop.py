@@ -1,10 +1,10 @@
 """Stop signals: SIGTERM, SIGUSR1 and Ctrl-C, and the place in a run at which all of its processes stop.
 
-Imports only the standard library, so that the command hears signals before jax is imported.
+Imports only the standard library, so that signals are handled before jax is imported.
 
 A process counts the places where it may stop: before each step, and before each batch of an evaluation. All processes
-count the same. When one hears a signal, each promises not to pass its next place, and all then stop at the last of the
-promised places: until a signal comes, that costs a comparison a step. Not here: the messages in between (`rendezvous`).
+count alike. When one receives a signal, each promises not to pass its next place, and all stop at the highest promised
+place. Without a signal this costs one comparison a step. Not here: the messages between processes (`rendezvous`).
 """
 
 import contextlib
@@ -27,19 +27,19 @@ CODES = {
 }
 
 GRACE = 5.0
-"""Seconds in which the main thread ends by itself where nothing has to be saved: it may be stuck in C++, compiling."""
+"""Seconds that the main thread, which may be compiling in C++, gets to end by itself where there is nothing to save."""
 
 ECHO = 0.5
-"""A signal that follows the same one within these seconds is no second one: `timeout` and others send each twice."""
+"""The same signal again within these seconds does not count as a second one: `timeout` and others send each twice."""
 
 WAITING = ("data", "eval")
-"""The phases in which a process waits for a source that may hang: the state is whole then, and can be saved."""
+"""The phases in which a process waits for data, perhaps forever. No step is running, so the state can be saved."""
 
 _NEVER = sys.maxsize
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ends what the main thread does, since nothing is lost by it."""
+    """Raised in the main thread by a signal, where nothing is lost by ending there."""
 
     def __init__(self, code: int, phase: str) -> None:
         """`code`: the exit code."""
@@ -48,19 +48,19 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignal:
-    """A request to stop: a signal, or an observer's. A context: its signals are heard within it.
+    """A request to stop, by a signal or an observer. As a context it handles signals within the block.
 
-    A second signal ends the process at once. What is saved by then stays whole.
+    A second signal ends the process at once; checkpoints that are complete by then stay valid.
     """
 
     def __init__(
         self, watched: bool = False, now: Callable[[], float] = time.monotonic, ignored_after: bool = False
     ) -> None:
-        """watched: a thread hears the signals too, for a main thread that is stuck; it may end the process.
+        """watched: a thread receives the signals too, and may end the process where the main thread is stuck.
 
-        now: seconds from any origin.
-        ignored_after: the signals are ignored after the context, since the process ends; else they do what they did
-            before it.
+        now: the time in seconds, from any origin.
+        ignored_after: whether signals are ignored after the block, since the process ends; else their former handlers
+            are restored.
         """
         self._watched, self._now, self._ignored_after = watched, now, ignored_after
         self.code = ExitCode.FINISHED
@@ -68,29 +68,29 @@ class StopSignal:
         self.reason: str | None = None
         """Why an observer ended the run, with the exit code FINISHED; set in process 0."""
         self.ended = False
-        """Whether an observer ended the run: the same in all processes."""
+        """Whether an observer ended the run; agreed on by all processes."""
         self.progress: Callable[[], tuple[int, str]] = lambda: (0, "start")
         """The step and the phase that the run is in."""
         self.ask_others: Callable[[int], None] | None = None
-        """Asks the other processes of the run to stop with an exit code; None where there are none."""
+        """Asks all processes of the run to stop with an exit code; None where this is the only one."""
         self.leave: Callable[[str, int], None] = exit_now
         """Ends the process at once, with a message and an exit code."""
         self.report: Callable[[BaseException], None] = lambda error: None
-        """Called with an error first of all: to close anything may wait for the other processes."""
+        """Called with an error before anything is closed, since closing may wait for the other processes."""
         self.importing = False
-        """Whether nothing has begun, so that the process may end at once."""
+        """Whether the command is still importing modules, so that the process may end at once."""
         self.over = False
         """Whether no more steps follow."""
         self._lock, self._decided, self._noticed = threading.Lock(), threading.Event(), threading.Event()
         self._place, self._promised, self._end = 0, _NEVER, _NEVER
         self._heard: tuple[int, float] | None = None
-        """The first signal, and when it came."""
+        """The first signal, and the time at which it came."""
         self._entered, self._raised = 0, False
         self._thrown: Stopped | None = None
         """What was raised wherever the main thread was, until it has ended the steps."""
 
     def requested(self) -> bool:
-        """Whether to stop here: the same answer in every process. Every process calls it at the same places."""
+        """Whether to stop here. Every process calls this at the same places and gets the same answer."""
         with self._lock:
             self._place += 1
             place = self._place
@@ -105,7 +105,7 @@ class StopSignal:
             raise Stopped(self.code, self.progress()[1])
 
     def promise(self) -> int:
-        """The next place, which this process does not pass until `stop_at` is called. For another thread."""
+        """Promise not to pass the next place until `stop_at` is called; its number. Called from another thread."""
         with self._lock:
             self._promised = min(self._promised, self._place + 1)
             return self._promised
@@ -118,7 +118,9 @@ class StopSignal:
 
     @contextlib.contextmanager
     def steps(self) -> Generator[None]:
-        """The steps of a run: `Stopped` ends the block, and a signal after the block only sets `code`."""
+        """The context of a run's steps. `Stopped` ends the block without an error, unless no step was reached; after
+        the block a signal only sets `code`.
+        """
         try:
             yield
         except (Stopped, Exception) as error:
@@ -165,7 +167,7 @@ class StopSignal:
                 signal.signal(number, signal.SIG_IGN if self._ignored_after else handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, once it runs Python; by then the thread has heard of it."""
+        """The signal handler: runs in the main thread once that executes Python, after `_watch` in its own thread."""
         if self._watched:
             self._noticed.wait(GRACE)
         else:
@@ -173,14 +175,14 @@ class StopSignal:
         _, phase = self.progress()
         waiting = phase in WAITING and self.ask_others is None
         if not self.over and not self._raised and self.code and (self._place == 0 or waiting):
-            self._raised = True  # once: the echo of a signal would interrupt the cleaning up
+            self._raised = True  # once: a repeated signal would interrupt the cleanup
             self._thrown = Stopped(self.code, phase)
             raise self._thrown
 
     def _watch(self, reading: int) -> None:
         while numbers := os.read(reading, 64):
             for number in numbers:
-                # A verb that starts processes has handlers of its own for a while.
+                # `launch local` replaces the handlers while its processes run.
                 if number in CODES and signal.getsignal(number) == self._receive:
                     self._hear(number)
                     self._noticed.set()
@@ -212,14 +214,14 @@ class StopSignal:
 
 
 def _above_streams(file: int) -> int:
-    """The same file by a number above 2: where the shell closed a standard stream, its number is free."""
+    """A duplicate of a file descriptor above 2: where the shell closed a standard stream, its number is free."""
     other = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(file)
     return other
 
 
 def exit_now(message: str, code: int) -> None:
-    """Ends this process at once, whatever its threads do."""
+    """Ends this process at once, without waiting for its threads."""
     again = ": run the same command again" if code == ExitCode.RETRY else ""
     with contextlib.suppress(OSError):
         os.write(2, f"jaxtrain: {message}{again}\n".encode())
@@ -231,7 +233,7 @@ _of_command: StopSignal | None = None
 
 @contextlib.contextmanager
 def signals_of_command(ignored_after: bool = False) -> Generator[StopSignal]:
-    """The stop signal of the whole command, heard from here on; within it, the same one again."""
+    """The stop signal of the command, which handles signals within the block; a nested call yields the same object."""
     global _of_command
     if _of_command is not None:
         yield _of_command

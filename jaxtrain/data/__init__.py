@@ -1,6 +1,6 @@
-"""Reading data: sources of examples, transforms of one example, and the pipeline that makes batches of them.
+"""Reading data: sources of examples, transforms of one example, and pipelines that make batches of them.
 
-All are values: making one opens no file and imports no reader. Only `jaxtrain.data.reading` imports grain, when the
+All are values: creating one opens no file and imports no reader. Only `jaxtrain.data.reading` imports grain, when the
 first batch is read.
 """
 

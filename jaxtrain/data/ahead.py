@@ -1,4 +1,4 @@
-"""Reading ahead in threads of this process. Not here: other processes."""
+"""Reading ahead in threads of this process. Not here: worker processes."""
 
 import queue
 import threading
@@ -11,22 +11,22 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 PATIENCE = 2.0
-"""Seconds that closing waits for threads or processes that still read."""
+"""Seconds that closing waits for threads or worker processes that are still reading."""
 
 
 def ahead(read: Callable[[int], T], count: int, threads: int, depth: int) -> Generator[T, None, None]:
-    """Yield `read(0)` to `read(count - 1)` in order, computed by threads up to `depth` ahead of the one in use; without
-    threads each is computed when it is due.
+    """Yield `read(0)` to `read(count - 1)` in order, computed by threads up to `depth` items ahead; without threads,
+    each item is computed when it is needed.
 
-    What `read` raises is raised where its item is due. Closing waits `PATIENCE` for the threads. One that hangs in
-    `read` is left, and keeps neither this generator nor the interpreter from ending.
+    An exception of `read` is raised where its item would be yielded. Closing waits `PATIENCE` for the threads. A thread
+    that hangs in `read` is abandoned, and blocks neither this generator nor the exit of the interpreter.
     """
     if not threads:
         yield from map(read, range(count))
         return
     tasks: queue.SimpleQueue[tuple[int, Future[T]] | None] = queue.SimpleQueue()
     closed, submitted, waiting = threading.Event(), 0, deque[Future[T]]()
-    # Not an executor: the interpreter waits for its threads when it ends, for ever where one hangs.
+    # Not an executor: at exit the interpreter waits for its threads, forever if one hangs.
     running = [threading.Thread(target=_work, args=(read, tasks, closed), daemon=True) for _ in range(threads)]
     for thread in running:
         thread.start()
@@ -51,6 +51,6 @@ def _work(read: Callable[[int], Any], tasks: queue.SimpleQueue, closed: threadin
         index, found = task
         try:
             found.set_result(read(index))
-        except BaseException as error:  # raised where the item is due
+        except BaseException as error:  # the future raises it
             found.set_exception(error)
-        del task, found  # not kept until the next one
+        del task, found  # else the item stays in memory until the next one

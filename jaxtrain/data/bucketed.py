@@ -1,4 +1,4 @@
-"""Training batches of examples of like length, so that less of them is padding. Not here: the padding."""
+"""Training batches of examples of similar length, which need less padding. Not here: the padding."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,18 +13,18 @@ from jaxtrain.data.sources.base import Example, Indexed
 
 @dataclass(frozen=True, kw_only=True)
 class Bucketed(Pipeline):
-    """A pipeline whose training batches each have rows of one bucket: of examples that fit into one of some widths and
-    into no narrower one. Those longer than all widths are a bucket too.
+    """A pipeline whose training batches each take their rows from one bucket: the examples for which a width is the
+    smallest one that they fit into. Examples longer than all widths are the last bucket.
 
-    Every epoch has each example once. Which rows of a bucket come together, and which bucket follows which, is drawn
-    anew. Rows of two buckets meet only in the batch where one bucket ends and the next begins, and in the batch where
-    an epoch does. Batches keep the shape that transforms give them: a step may cut one to the width of its bucket.
-    Evaluation, and training with `shuffle=False`, is in the source's order.
+    Every epoch has each example once, with rows within buckets and the order of batches shuffled. Only a batch at the
+    boundary of two buckets or epochs has rows of two buckets. Batches keep the shape that the transforms give them; a
+    step may cut a batch to the width of its bucket. Evaluation, and training with `shuffle=False`, follow the source's
+    order.
 
-    The whole source is read once before the first batch, for its lengths; `Stored` or `InMemory` around it make that
-    cheap. Raises ConfigError for an example without the field.
+    The whole source is read once before the first batch, for the lengths; wrap it in `Stored` or `InMemory` if that is
+    slow. Raises ConfigError for an example without the field.
 
-    by: the field of the source's examples whose length counts, [n, …] or text.
+    by: the field of the source's examples whose length decides the bucket, [n, …] or text.
     widths: the greatest length in each bucket.
     """
 
@@ -38,7 +38,7 @@ class Bucketed(Pipeline):
 
     @cached_property
     def _buckets(self) -> bytes:
-        """The number of each example's bucket."""
+        """The index of each example's bucket, one byte each."""
         lengths = [self._length(self.source[index]) for index in range(self._size())]
         return np.searchsorted(sorted(self.widths), lengths).astype(np.uint8).tobytes()
 

@@ -1,7 +1,7 @@
 """The pipeline: the global batch at step k is a pure function of the pipeline and k.
 
-Shuffling is by index, and the random numbers of a transform depend on the seed and the position in the stream alone.
-Processes, workers and threads only split the rows and the work, so none of them can change a batch, and there is no
+Shuffling is by index, and the random numbers of a transform depend only on the seed and the position in the stream.
+Processes, workers and threads only divide the rows and the work, so they cannot change a batch, and there is no
 iterator state to save.
 """
 
@@ -30,13 +30,13 @@ class Pipeline(Checked):
     Args:
         source: the examples.
         transforms: applied to each example, in order.
-        batch_transforms: applied to the whole global batch in training, in order. Every process then reads all rows of
-            a batch, not only those that it holds.
+        batch_transforms: applied to the whole global batch in training, in order. Then every process reads all rows of
+            a batch, not only those of its own devices.
         batch_size: rows of the global batch, over all processes.
-        shuffle: visit the examples of every epoch in another random order.
-        seed: of the order and of random transforms; 0 <= seed < 2**32.
+        shuffle: visit the examples in a new random order in every epoch.
+        seed: for the order and for random transforms; 0 <= seed < 2**32.
         workers: worker processes that read, for transforms that hold the GIL; each takes about a second to start.
-        threads: reading threads in each process that reads; with 0 a batch is read when it is needed.
+        threads: reading threads in each process that reads; with 0, a batch is read when it is needed.
         prefetch: batches read ahead in each process that reads.
 
     Raises ConfigError for values out of range. The source is opened when it is first read.
@@ -65,22 +65,22 @@ class Pipeline(Checked):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of batches that `epoch` yields: a last one that is not full counts as one."""
+        """Number of batches that `epoch` yields, including a last one that is not full."""
         return -(-self._size() // self.batch_size)
 
     def batches(self, rows: Sequence[int] | None = None, start: int = 0) -> Generator[HostBatch, None, None]:
-        """Endless training batches from step `start` on, read ahead; `steps` says what is in them.
+        """The batches of `steps` as an endless iterator from step `start` on, read ahead.
 
         Close the iterator to stop the readers. Raises ConfigError as `steps` does, and for examples that do not stack.
         """
         return self._read(self.steps(rows, start))
 
     def steps(self, rows: Sequence[int] | None = None, start: int = 0) -> Indexed[HostBatch]:
-        """The training batches by index, item i that of step `start` + i; each is read when it is indexed.
+        """The training batches by index: item i is the batch of step `start` + i, read when it is indexed.
 
-        `rows` are the row numbers within the global batch to return, in this order; None is all of them. The stream of
-        examples continues over the end of an epoch, so a batch may hold the end of one epoch and the start of the next.
-        The mask is all True. Picklable. Raises ConfigError for rows outside the batch and an empty source.
+        `rows` are the rows of the global batch to return, in this order; None is all. The stream of examples continues
+        across epochs, so a batch may hold the end of one epoch and the start of the next. The mask is all True. The
+        result is picklable. Raises ConfigError for rows outside of the batch and for an empty source.
         """
         if start < 0:
             raise ConfigError(f"start must be a step, 0 or more, got {start}")
@@ -90,16 +90,16 @@ class Pipeline(Checked):
         return _Steps(self, order, self._rows(rows), start, _ENDLESS, training=True)
 
     def epoch(self, rows: Sequence[int] | None = None) -> Generator[HostBatch, None, None]:
-        """Evaluation batches: every example once, in the source's order, without transforms that are for training only.
+        """Evaluation batches: every example once, in the source's order, without training-only transforms.
 
-        All batches have the same shapes: rows after the last example repeat the first ones, and their mask is False.
+        All batches have the same shapes: after the last example, the first ones are repeated with a mask of False.
         `rows` as in `steps`.
         """
         steps = self.steps_per_epoch
         return self._read(_Steps(self, self._order(None), self._rows(rows), 0, steps, training=False))
 
     def examples(self) -> Generator[Example, None, None]:
-        """Every example once, in the source's order, transformed as in `epoch`; none is stacked."""
+        """Every example once, in the source's order, transformed as in `epoch` but not stacked."""
         draws, size = _Draws(self.seed), self._size()
         for start in range(0, size, self.batch_size):
             indices = range(start, min(start + self.batch_size, size))
@@ -109,13 +109,13 @@ class Pipeline(Checked):
                 yield example
 
     def undo(self, name: str, values: Any) -> Any:
-        """Values of field `name` of a batch, f[rows, …], with all invertible transforms of that field inverted."""
+        """Values of field `name` of a batch, f[rows, …], with the invertible transforms of that field inverted."""
         for transform in reversed(self.transforms):
             values = transform.evaluating().undo(name, values)
         return values
 
     def record(self, step: int, row: int, training: bool) -> int | None:
-        """The index in the source of a row of a global batch; None where `batch_transforms` make a row of several."""
+        """The index in the source of a row of a global batch; None where `batch_transforms` may combine examples."""
         if training and self.batch_transforms:
             return None
         order = self._order(self.seed if training and self.shuffle else None)
@@ -129,7 +129,7 @@ class Pipeline(Checked):
         return stack([self._transformed(dict(example), draws.at(0), training=False) for example in examples])
 
     def example(self) -> HostBatch:
-        """A batch with the shapes and dtypes of every global batch: the first example, read once, in all rows.
+        """A batch with the shapes and dtypes of every global batch: the first example, read once, repeated in all rows.
 
         The arrays are read-only.
         """
@@ -178,7 +178,8 @@ class Pipeline(Checked):
 class _Draws:
     """Random numbers for the example at each position of the stream: a function of seed and position alone.
 
-    Sets the counter of one counter-based generator (Philox: Salmon et al. 2011): a tenth of the time of a new one.
+    Sets the counter of a counter-based generator (Philox: Salmon et al. 2011), which takes a tenth of the time of
+    creating a generator.
     """
 
     def __init__(self, seed: int) -> None:
@@ -187,15 +188,15 @@ class _Draws:
         self._state = self._bits.state
 
     def at(self, position: int) -> np.random.Generator:
-        """The generator at the first number of `position`; valid until the next call."""
-        self._state["state"]["counter"][3] = position  # a position has 2^192 numbers before the next one's
+        """The generator for `position`; valid until the next call."""
+        self._state["state"]["counter"][3] = position  # which leaves 2^192 numbers for each position
         self._bits.state = self._state
         return self._generator
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """Item i is rows `rows` of global batch `start` + i. Pickled to worker processes."""
+    """Item i holds rows `rows` of global batch `start` + i. Pickled to worker processes."""
 
     pipeline: Pipeline
     order: Indexed[int]
@@ -220,17 +221,17 @@ class _Steps:
         source = self.pipeline.source
         size = len(source)
         mask = np.array([self.training or position < size for position in positions])
-        # All at once: some sources read several much faster than one after another.
+        # In one call: some sources read several examples together much faster than one by one.
         indices = [int(self.order[position]) for position in positions]
         rows = [source.decode(one) for one in source.fetch(indices)]
         if self.pipeline.transforms:
             draws, training, done = _Draws(self.pipeline.seed), self.training, 0
             with with_place(lambda: source.where(indices[done])):
                 for done, position in enumerate(positions):
-                    # Position 0 for all when evaluating, so that a row has the same bits as in `prepare`.
+                    # In evaluation always position 0, so that a row has the same bits as in `prepare`.
                     random = draws.at(position if training else 0)
                     rows[done] = self.pipeline._transformed(rows[done], random, training)
         batch = {**stack(rows, lambda row: source.where(indices[row])), "mask": mask}
-        if self.training:  # its step is compiled for the shapes of the first example
+        if self.training:  # the step is compiled for the shapes of the first example
             check_alike(batch, self.pipeline._first, lambda: source.where(indices[0]), lambda: source.where(0))
         return batch

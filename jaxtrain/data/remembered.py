@@ -1,4 +1,4 @@
-"""What a run remembers of its data, so that `predict` opens no data file: transforms, fields, shapes and dtypes."""
+"""What a run saves of its data, so that `predict` needs no data file: transforms, fields, shapes and dtypes."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from jaxtrain.data.transforms.base import Transform
 class RememberedPipeline(Pipeline):
     """A pipeline's transforms, for raw inputs, and the dtype and shape of every field of a row of its batches.
 
-    Its batches are zeros: they are for shapes alone.
+    Its batches are zeros and serve only for their shapes.
     """
 
     row: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -29,9 +29,9 @@ class RememberedPipeline(Pipeline):
         return {name: np.zeros((1, *shape), dtype) for name, (dtype, shape) in self.row.items()}
 
     def read(self, argument: str) -> HostBatch:
-        """A batch of one raw input, a text or the path of a file, as evaluation would make it of such an example.
+        """A batch of one raw input, a text or the path of a file, prepared as in evaluation.
 
-        Raises ConfigError for one that cannot be read, and for an empty one that no transform fills up.
+        Raises ConfigError for an input that cannot be read, and for an empty one that no transform pads.
         """
         batch = self.prepare([self.source.raw(argument)])
         for name, value in batch.items():
@@ -40,7 +40,7 @@ class RememberedPipeline(Pipeline):
         return batch
 
     def _changed(self, transform: Transform, example: Example, rng: np.random.Generator) -> Example:
-        """A transform of a field that a raw input has not, such as the label, is left out."""
+        """Skips a transform of a field that raw inputs lack, such as the label."""
         watched = _Watched(example)
         try:
             return transform(watched, rng)
@@ -50,15 +50,16 @@ class RememberedPipeline(Pipeline):
             return example
 
     def needs(self, examples: Sequence[Example], wanted: Sequence[str]) -> list[str]:
-        """The fields of examples that these fields of a batch are made of; all where that cannot be seen.
+        """The fields of examples from which the fields `wanted` of a batch are computed; all fields if unknown.
 
-        A field is needed where that of another example in its place makes other values of the wanted ones.
+        Found by trial: a field is needed if the wanted values change when it is removed, or replaced by that of another
+        example.
         """
 
         def made(example: Example) -> list[Any]:
             try:
                 found = self._transformed(example, np.random.default_rng(0), training=False)
-            except Exception:  # a transform of a user may raise anything where a field is missing
+            except Exception:  # a user's transform may raise anything for a missing field
                 return []
             return [np.asarray(found[name]) for name in wanted if name in found]
 
@@ -78,7 +79,7 @@ class RememberedPipeline(Pipeline):
 
 
 class _Watched(dict[str, Any]):
-    """Notes whether a field was looked for that is not there."""
+    """An example that notes whether a missing field was looked up."""
 
     lacking = False
 
@@ -95,11 +96,11 @@ class _Watched(dict[str, Any]):
 def remember(
     pipeline: Pipeline, inputs: Pipeline | None = None, wanted: str | Sequence[str] = ()
 ) -> RememberedPipeline:
-    """What is saved of a pipeline with a run. Reads a few examples.
+    """The pipeline that a run saves in place of one that reads data. Reads a few examples.
 
-    inputs: the pipeline by which raw inputs are prepared; the same by default.
-    wanted: the fields of a batch that the model reads. A raw input has those fields of an example that they are made
-        of, and no others.
+    inputs: the pipeline that prepares raw inputs; `pipeline` by default.
+    wanted: the fields of a batch that the model reads. A raw input consists of the fields of an example from which
+        these are computed.
     """
     row = {name: (x.dtype.name, x.shape[1:]) for name, x in pipeline.example().items()}
     inputs = inputs or pipeline
@@ -115,7 +116,7 @@ def remember(
 
 
 def remember_inputs(data: Pipeline, evals: Mapping[str, Pipeline], wanted: str | Sequence[str]) -> RememberedPipeline:
-    """`remember`, with raw inputs prepared as in the evaluations; where these differ, which is logged, as in `data`."""
+    """`remember`, with raw inputs prepared as in the evaluations, or as in `data` if those differ, which is logged."""
     wanted, ways = ((wanted,) if isinstance(wanted, str) else wanted), []
     for pipeline in evals.values():
         transforms = [each.evaluating() for each in pipeline.transforms if not each.training_only]
@@ -131,7 +132,7 @@ def remember_inputs(data: Pipeline, evals: Mapping[str, Pipeline], wanted: str |
 
 
 def _read_by(source: Source) -> tuple[Source, tuple[Transform, ...]]:
-    """The source inside of others that reads raw inputs, and the transforms of those around it."""
+    """The innermost source, which reads raw inputs, and the transforms of the sources that wrap it."""
     if type(source) is Mapped:
         inner, before = _read_by(source.source)
         return inner, (*before, *source.transforms)

@@ -1,4 +1,4 @@
-"""Stacking examples into a batch: what is no number, or does not fit its dtype, is refused with its place."""
+"""Stacking examples into a batch. Values that are not numbers, or do not fit their dtype, are refused."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +14,9 @@ _NARROW = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex1
 def stack(examples: Sequence[Example], where: Callable[[int], str] = "row {}".format) -> HostBatch:
     """Stack examples on a new first dimension and add "mask": bool[rows], all True.
 
-    64-bit numbers become int32, uint32 or float32, as JAX would silently make them. Raises ConfigError for numbers
-    that do not fit, for examples that differ in fields, shapes or dtypes, and for what is no number; `where` names the
-    place of a row for the message.
+    64-bit numbers become int32, uint32 or float32, to which JAX would convert them silently. Raises ConfigError for
+    numbers that do not fit, for examples that differ in fields, shapes or dtypes, and for values that are not numbers;
+    `where` names the record of a row for the message.
     """
     names = list(examples[0])
     if "mask" in names:
@@ -48,7 +48,7 @@ def check_alike(batch: HostBatch, first: HostBatch, where: Callable[[], str], wh
 
 
 def _or_floats(value: np.ndarray, other: np.ndarray) -> str:
-    """More advice where numbers are written now with and now without a point."""
+    """More advice where a number is written with a decimal point in some examples only."""
     return ", or, of JsonLines, name it in floats=(...)" if {value.dtype.kind, other.dtype.kind} == {"i", "f"} else ""
 
 
@@ -60,7 +60,7 @@ def _stack_field(name: str, values: list[np.ndarray], where: Callable[[int], str
             text = value.dtype.kind in "US"
             advice = "add a transform that encodes it, such as Utf8(length)" if text else "make a number of it"
             raise ConfigError(
-                f"field {name!r} is {_kind(value)} in {where(row)}: {advice}, or leave it out with Select"
+                f"field {name!r} is {_not_numbers(value)} in {where(row)}: {advice}, or leave it out with Select"
             )
         if value.dtype != first.dtype or value.shape != first.shape:
             kinds = {f"{value.dtype}{list(value.shape)}" for value in values}
@@ -86,7 +86,7 @@ def _narrow_floats(name: str, value: np.ndarray, into: np.ndarray, where: Callab
 
 
 def _array(value: Any) -> np.ndarray:
-    """The value as an array: one of objects where lists in it differ in length."""
+    """The value as an array; lists of unequal length become an array of objects."""
     try:
         return np.asarray(value)
     except ValueError:
@@ -101,8 +101,8 @@ _KINDS = {
 }
 
 
-def _kind(value: np.ndarray) -> str:
-    """What it is instead of numbers, as "missing (null)" or "a Decimal, not a number,"."""
+def _not_numbers(value: np.ndarray) -> str:
+    """What a value is instead of numbers, such as "missing (null)" or "a Decimal, not a number,"."""
     if value.dtype != object:
         return f"{value.dtype}, not numbers,"
     kinds = {type(each).__name__ for each in value.flat}

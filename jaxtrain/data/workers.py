@@ -1,6 +1,7 @@
-"""Reading in worker processes, none of which outlives the process that started it, or leaves anything behind.
+"""Reading in worker processes, which end with the process that started them and leave nothing behind.
 
-Batches come in memory without a name, of which nothing is left once nobody has it open. Not here: what is read.
+Batches are passed in anonymous memory files, which the kernel frees once no process has them open. Not here: what is
+read.
 """
 
 import contextlib
@@ -32,23 +33,24 @@ from jaxtrain.data.sources.base import Indexed
 T = TypeVar("T")
 
 REPLACEMENTS = 3
-"""How often a worker that was killed is replaced, not counting those before its last `FORGIVEN_AFTER` batches."""
+"""How often in a row a killed worker is replaced."""
 
 FORGIVEN_AFTER = 100
+"""The number of batches from a worker after which the count of its replacements starts again."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_ALIGNED = 64  # bytes: what jax and numpy read fastest
+_ALIGNED = 64  # bytes, the alignment that jax and numpy read fastest
 _ITEM, _ERROR = b"i", b"e"
 
 
 def read_in_workers(items: Indexed[T], workers: int, threads: int, depth: int) -> Generator[T, None, None]:
     """Yield every item in order; worker w of n reads the items w, w + n, …, by `ahead(…, threads, depth)`.
 
-    Items are numpy arrays in dicts, or whatever pickles. A worker that is killed is replaced, and the items are the
-    same, since they depend on their index alone. Closing waits `PATIENCE`, and then kills.
+    Items are numpy arrays in dicts, or anything picklable. A worker that is killed is replaced; the items stay the
+    same, since each depends only on its index. Closing waits `PATIENCE` for the workers, and then kills them.
 
-    Raises what reading raised, with the worker's traceback as a note; `Retry` where a worker is killed again and again;
-    RuntimeError where one ends by itself.
+    Raises the exceptions of reading, with the worker's traceback as a note; `Retry` where a worker is killed again and
+    again; RuntimeError where one ends by itself.
     """
     count = len(items)
     workers = min(workers, count)
@@ -75,7 +77,7 @@ class _Worker:
         """Start a process that reads from item `index` on."""
         self.socket, other = socket.socketpair()
         code = f"import sys; sys.path[:] = {sys.path!r}; from jaxtrain.data.workers import serve; serve()"
-        # Until it ignores them: a Ctrl-C in the terminal, and what a scheduler sends, reach all processes.
+        # Blocked until the worker ignores them: Ctrl-C and a scheduler's signals reach all processes.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             self.process = subprocess.Popen(
@@ -87,11 +89,11 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             other.close()
-        with contextlib.suppress(OSError):  # it ended at once, as `take` finds
+        with contextlib.suppress(OSError):  # it has ended already, which `take` notices
             socket.send_fds(self.socket, [_ITEM], [self._packed])
 
     def take(self, index: int) -> Any:
-        """Item `index`; the process is replaced until one gives it."""
+        """Item `index`. A process that ends before it sends the item is replaced."""
         while True:
             with contextlib.suppress(ConnectionError):
                 kind, received, *_ = socket.recv_fds(self.socket, 1, 1)
@@ -128,7 +130,7 @@ class _Worker:
 
 
 def _end(workers: list[_Worker]) -> None:
-    """End processes: what they read is not needed any more."""
+    """End worker processes."""
     for worker in workers:
         worker.socket.close()
     end = time.monotonic() + PATIENCE
@@ -144,10 +146,10 @@ def _end(workers: list[_Worker]) -> None:
 
 
 def serve() -> None:
-    """What a worker process does: its arguments are the number of its socket, and the index of its first item."""
+    """The main function of a worker. Its arguments: the descriptor of its socket, and the index of its first item."""
     _end_with_parent()
     for number in _SIGNALS:
-        # No SIG_IGN, which would also hold for programs that a transform starts.
+        # Not SIG_IGN, which programs that a transform starts would inherit.
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     connection, first = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
@@ -156,11 +158,11 @@ def serve() -> None:
     def attempt(act: Callable[[], int]) -> tuple[bytes, int]:
         try:
             return _ITEM, act()
-        except BaseException as error:  # whatever it is, the trainer raises it
+        except BaseException as error:  # the trainer raises it
             return _ERROR, _pack((_picklable(error), traceback.format_exc()))
 
     def send(kind: bytes, packed: int) -> None:
-        with contextlib.suppress(OSError):  # closed: the next receive finds it
+        with contextlib.suppress(OSError):  # closed, which the next receive notices
             socket.send_fds(connection, [kind], [packed])
         os.close(packed)
 
@@ -177,18 +179,18 @@ def serve() -> None:
         for kind, packed in reading:
             send(kind, packed)
             with contextlib.suppress(ConnectionError):
-                if connection.recv(1):  # one is taken, so one may be sent
+                if connection.recv(1):  # the trainer has taken an item, so the next may be sent
                     continue
             return None
     return None
 
 
 def _end_with_parent() -> None:
-    """From here on this process is killed when the one that started it has ended in whatever way."""
+    """From here on this process is killed when the one that started it ends, in any way."""
     alive = os.dup(0)
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
-    if hasattr(fcntl, "F_SETSIG"):  # by the kernel, so that no code that hangs can keep it from that
+    if hasattr(fcntl, "F_SETSIG"):  # then the kernel kills it, even if it hangs in C
         fcntl.fcntl(alive, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(alive, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(alive, fcntl.F_SETFL, fcntl.fcntl(alive, fcntl.F_GETFL) | os.O_ASYNC)
@@ -201,13 +203,13 @@ def _end_with_parent() -> None:
 def _picklable(error: BaseException) -> BaseException:
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # its own methods may raise anything
+    except Exception:  # methods of the exception's class may raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _pack(value: object, dumps: Callable[..., bytes] = pickle.dumps) -> int:
-    """A file without a name that holds a value, as its descriptor: sizes, then the pickle and the arrays' bytes."""
+    """The descriptor of an anonymous file that holds a value: sizes, the pickle, and the bytes of arrays."""
     buffers: list[pickle.PickleBuffer] = []
     parts = [dumps(value, protocol=5, buffer_callback=buffers.append), *(each.raw() for each in buffers)]
     sizes = [len(part) for part in parts]
@@ -218,24 +220,23 @@ def _pack(value: object, dumps: Callable[..., bytes] = pickle.dumps) -> int:
             number = os.dup(nameless.fileno())
     with open(number, "wb", closefd=False) as file:
         file.write(struct.pack(f"<{1 + len(sizes)}Q", len(sizes), *sizes))
-        for place, part in zip(_places(sizes), parts, strict=True):
-            file.seek(place)
+        for start, part in zip(_part_offsets(sizes), parts, strict=True):
+            file.seek(start)
             file.write(part)
     return number
 
 
 def _unpack(number: int) -> Any:
-    """The value of a descriptor, which is closed; arrays are views of its memory."""
+    """The value that `_pack` wrote to a descriptor, which is closed; arrays are views of its memory."""
     with open(number, "rb") as file:
         memory = memoryview(mmap.mmap(file.fileno(), 0))
     (count,) = struct.unpack_from("<Q", memory)
     sizes = struct.unpack_from(f"<{count}Q", memory, 8)
-    places = _places(list(sizes))
-    parts = [memory[place : place + size] for place, size in zip(places, sizes, strict=True)]
+    parts = [memory[start : start + size] for start, size in zip(_part_offsets(list(sizes)), sizes, strict=True)]
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
-def _places(sizes: list[int]) -> list[int]:
-    """Where each part begins."""
+def _part_offsets(sizes: list[int]) -> list[int]:
+    """The offset of each part in the file."""
     lengths = [8 * (1 + len(sizes)), *sizes[:-1]]
     return list(accumulate(-(-length // _ALIGNED) * _ALIGNED for length in lengths))

@@ -115,14 +115,10 @@ def diff(one: Path, other: Path, samples: int = 5) -> Diff:
     shown: list[str] = []
     for key in [*before.by_key, *(after.by_key.keys() - before.by_key.keys())]:
         old, new = before.by_key.get(key), after.by_key.get(key)
-        if old is None or new is None:
-            kinds = ["added" if old is None else "removed"]
-        else:
-            kinds = ["moved"] if old.split != new.split else []
-            kinds += ["relabelled"] if old.label != new.label else ["changed"] if old.whole != new.whole else []
-        counts.update(kinds or ["same"])
-        entry = f"{before.show(old)} → {after.show(new)}" if old and new else before.show(old) or after.show(new)
-        shown += [f"{kind}: {entry}" for kind in kinds if counts[kind] <= samples]
+        kinds = _changes(old, new)
+        counts.update(kinds)
+        entry = " → ".join(filter(None, [before.show(old), after.show(new)]))
+        shown += [f"{kind}: {entry}" for kind in kinds if kind != "same" and counts[kind] <= samples]
     drift = {
         name: cards[0].splits[name].schema.drift(split.schema)
         for name, split in cards[1].splits.items()
@@ -144,6 +140,18 @@ class _Entry:
     index: int
     label: str | None
     whole: int
+
+
+def _changes(old: _Entry | None, new: _Entry | None) -> list[str]:
+    """What happened to a record from one dataset to another: a field of `Diff`, or two where it was moved as well."""
+    if old is None or new is None:
+        return ["added" if old is None else "removed"]
+    moved = ["moved"] if old.split != new.split else []
+    if old.label != new.label:
+        return [*moved, "relabelled"]
+    if old.whole != new.whole:
+        return [*moved, "changed"]
+    return moved or ["same"]
 
 
 class _Entries:

@@ -109,6 +109,18 @@ class Column:
         if value is None:
             return
         seen = parse(value)
+        self._widen(seen)
+        if seen.missing:
+            return
+        self.present += 1
+        self._count_word(seen.word)
+        self.waiting.append(seen.numbers)
+        self.entries += seen.numbers.size
+        if self.entries >= _FLUSH:
+            self._flush()
+
+    def _widen(self, seen: Value) -> None:
+        """Make kind, dtype and shape those of all values so far. Raises ConfigError for one of another kind."""
         if self.kind is None:
             self.kind, self.dtype, self.shape = seen.kind, seen.dtype, seen.shape
         elif {self.kind, seen.kind} == {"integer", "number"}:
@@ -123,19 +135,15 @@ class Column:
         if self.shape != seen.shape:
             sizes = zip(self.shape, seen.shape, strict=True)
             self.shape = tuple(one if one == other else None for one, other in sizes)
-        if seen.missing:
+
+    def _count_word(self, word: str | None) -> None:
+        """Count a value for the vocabulary; there is none once a value is too long, or there are too many of them."""
+        if self.words is None or word is None:
+            self.words = None
             return
-        self.present += 1
-        if self.words is not None:
-            if seen.word is None:
-                self.words = None
-            else:
-                self.words[seen.word] += 1
-                self.words = self.words if len(self.words) <= VOCABULARY else None
-        self.waiting.append(seen.numbers)
-        self.entries += seen.numbers.size
-        if self.entries >= _FLUSH:
-            self._flush()
+        self.words[word] += 1
+        if len(self.words) > VOCABULARY:
+            self.words = None
 
     def _flush(self) -> None:
         if self.waiting:

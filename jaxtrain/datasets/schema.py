@@ -17,7 +17,7 @@ from jaxtrain.base.ranges import Checked, NonNegativeInt
 from jaxtrain.datasets.fields import Column, Field, Value, parse, shown, type_name
 from jaxtrain.datasets.histogram import divergence, rebin
 
-_LISTED = 20  # entries of a vocabulary in an error message
+_MOST_VIOLATIONS = 20  # entries of a vocabulary in an error message
 _TUPLES = ("shape", "edges", "counts")
 
 
@@ -131,7 +131,7 @@ def _value_violations(field: Field, value: Any, seen: Value) -> Iterable[str]:
     elif field.vocabulary is not None:
         word = str(value) if field.kind == "text" else seen.word
         if word not in field.vocabulary:
-            hint = nearest(str(word), field.vocabulary, listed=len(field.vocabulary) <= _LISTED)
+            hint = nearest(str(word), field.vocabulary, listed=len(field.vocabulary) <= _MOST_VIOLATIONS)
             yield f"{shown(value)} is not in the vocabulary{hint}"
     elif seen.numbers.size and field.low is not None and field.high is not None:
         low, high = float(seen.numbers.min()), float(seen.numbers.max())

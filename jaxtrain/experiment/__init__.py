@@ -1,4 +1,4 @@
-"""An experiment: the five decisions of a training run, as a value."""
+"""An experiment: the five decisions that make a training run, as a value."""
 
 from jaxtrain.experiment.experiment import Deadlines, Experiment, Retention, Runtime
 from jaxtrain.experiment.observers import EarlyStopping, ObservedRun, Observer, Scores

@@ -1,7 +1,7 @@
-"""An experiment: what is learned, from what, how, for how long, and where the arrays live.
+"""An experiment: task, data, optimizer, number of steps and layout, as a frozen dataclass.
 
-Not here: anything that runs. An experiment is a value: replaced with `dataclasses.replace`, saved as JSON, and loaded
-back without running any code of the run that saved it.
+An experiment is a value: changed with `dataclasses.replace`, saved as JSON, and loaded back without running code from
+a run folder. Not here: anything that runs.
 """
 
 import json
@@ -27,17 +27,17 @@ Steps = Annotated[int, Range(at_least=1, at_most=2**31 - 1, hint="an i32 counts 
 
 @dataclass(frozen=True)
 class Retention(Checked):
-    """A checkpoint stays while any of these wants it.
+    """Which checkpoints are kept: those that any of these fields selects.
 
-    last: the newest this many, at least 1.
-    every: also each step that this number divides, for ever.
-    best: also the best one by this metric, e.g. `"validation/accuracy"`, of those saved at a step that was evaluated,
-        with a finite value.
-    mode: whether the best is the lowest or the highest.
-    save_best: whether an evaluation that is better than all that are saved saves at its step, whatever `save_every`
-        is, so that the best is the best of all evaluations.
+    last: the newest `last` checkpoints, at least 1.
+    every: also each step that is a multiple of this, permanently.
+    best: also the best one by this metric, e.g. `"validation/accuracy"`, among the checkpoints of evaluated steps with
+        a finite value.
+    mode: whether the lowest or the highest value is the best.
+    save_best: whether an evaluation that beats all saved ones saves a checkpoint at its step, whatever `save_every`
+        is; then the best checkpoint is the best of all evaluations.
 
-    Raises `ConfigError` for numbers below 1 and another mode.
+    Raises `ConfigError` for numbers below 1 and any other mode.
     """
 
     last: Annotated[int, Range(at_least=1, hint="the newest checkpoint has to stay")] = 2
@@ -52,17 +52,19 @@ class Retention(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Deadlines(Checked):
-    """Seconds after which a phase of a run counts as hung; 0 for none. Then the stacks of all threads of all processes
-    are in the run folder, and the run ends with code 75.
+    """Seconds after which a phase of a run counts as hung; 0 is never. A hung run writes the stacks of all threads of
+    all processes into its folder and ends with code 75.
 
-    Generous, since what takes long and ends well must never be ended. Each step and each batch of an evaluation counts
-    anew.
+    The defaults are long, so that a slow phase is not taken for a hung one. The time starts again with each step, and
+    with each batch of an evaluation.
     """
 
     lock: NonNegativeInt = 30
-    """Until another process that writes the run folder has ended: a job that was requeued may be there too early."""
+    """Waiting for another process that writes the run folder to end: a requeued job may start before its predecessor
+    has ended.
+    """
     join: NonNegativeInt = 300
-    """Until all processes have joined; JAXTRAIN_JOIN_SECONDS goes before it."""
+    """Waiting for all processes to join; JAXTRAIN_JOIN_SECONDS overrides it."""
     compile: NonNegativeInt = 4 * 3600
     """Fitting the experiment to its data, tracing and compiling the step."""
     restore: NonNegativeInt = 2 * 3600
@@ -72,11 +74,11 @@ class Deadlines(Checked):
     step: NonNegativeInt = 1800
     """One step."""
     eval: NonNegativeInt = 3600
-    """One batch of an evaluation, whose first one is compiled."""
+    """One batch of an evaluation; the first one includes compiling."""
     save: NonNegativeInt = 2 * 3600
-    """Waiting for the save before, and for the last one to be durable."""
+    """Waiting for the previous save, and at the end for the last one, to be durable."""
     other: NonNegativeInt = 4 * 3600
-    """Anything else: beginning the run, observers, waiting for other processes at the end."""
+    """Everything else: starting the run, observers, waiting for other processes at the end."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -90,72 +92,72 @@ class Runtime(Checked):
     """
 
     log_every: PositiveInt = 50
-    """Steps between two lines of metrics."""
+    """Steps between two lines of training metrics."""
     eval_every: PositiveInt = 500
-    """Steps between two evaluations; the last step is evaluated too."""
+    """Steps between two evaluations; the last step is always evaluated."""
     save_every: PositiveInt = 500
-    """Steps between two checkpoints; the last step is saved too."""
+    """Steps between two checkpoints; the last step is always saved."""
     keep: Retention = field(default_factory=Retention)
-    """Which checkpoints stay."""
+    """Which checkpoints are kept."""
     checkpoints: str | None = None
-    """Where each checkpoint is copied to, and fetched from where the run folder has no good one: a URL of fsspec, such
-    as "s3://bucket/prefix", of this run alone.
+    """A URL of fsspec, such as "s3://bucket/prefix", for this run alone: checkpoints are copied there, and fetched from
+    there where the run folder has no good one.
     """
     verify_bytes: NonNegativeInt | None = None
-    """On restore, files and arrays of more bytes than this are compared by size only; None reads all."""
+    """On restore, files and arrays larger than this are compared by size only; None verifies all checksums."""
     deadline: NonNegativeInt = 60
-    """Of several processes, all end within this many seconds of the loss of one; 0 leaves that to jax."""
+    """Seconds within which all processes end after one is lost; 0 leaves that to jax."""
     deadlines: Deadlines = field(default_factory=Deadlines)
-    """Of each phase: what takes longer hangs."""
+    """For each phase, the seconds after which it counts as hung."""
     flight: NonNegativeInt = 64
-    """The last steps of a run that fails, kept for flight.json; 0 keeps none."""
+    """How many of its last steps a failing run writes to flight.json; 0 for none."""
     compiler_options: Mapping[str, str | bool] = field(default_factory=dict)
-    """Options of XLA for the train step, beside XLA_FLAGS."""
+    """Options of XLA for the train step, in addition to XLA_FLAGS."""
     profile: str | None = None
-    """Steps to trace, both included, such as "100:110"; the run folder then has the trace in profile/."""
+    """First and last step to trace, such as "100:110". The trace is written to profile/ in the run folder."""
 
     @property
     def profiled(self) -> range:
-        """The steps to trace; none without `profile`. Raises ConfigError for what is no range of steps."""
+        """The steps to trace; empty without `profile`. Raises ConfigError for a text that is not a range of steps."""
         if self.profile is None:
             return range(0)
         first, colon, last = self.profile.partition(":")
         if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-            raise ConfigError(f"profile: {self.profile!r} is no range of steps from 1 on, such as 100:110")
+            raise ConfigError(f"profile: {self.profile!r} is not a range of steps from 1 on, such as 100:110")
         return range(int(first), int(last) + 1)
 
     def __post_init__(self) -> None:
         check_types(self)
         if self.checkpoints is not None and not all(self.checkpoints.partition("://")):
-            raise ConfigError(f"checkpoints: {self.checkpoints!r} is no URL such as s3://bucket/prefix")
+            raise ConfigError(f"checkpoints: {self.checkpoints!r} is not a URL such as s3://bucket/prefix")
         _ = self.profiled
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Checked):
-    """The decisions that make a run."""
+    """The five decisions that make a run, and how it is run."""
 
     task: Task
     data: Pipeline
     optimizer: Optimizer
     steps: Steps = field(metadata=NOT_IN_FINGERPRINT)
-    """Updates to do."""
+    """The number of updates."""
     evals: Mapping[str, Pipeline] = field(default_factory=dict)
-    """What is evaluated, by the name of its split."""
+    """The pipelines that are evaluated, by the name of their split."""
     host_metrics: Mapping[str, HostMetric] = field(default_factory=dict, metadata=NOT_IN_FINGERPRINT)
-    """Metrics of evaluations that are no sums over rows, by name, such as `{"spearman": Spearman()}`."""
+    """Evaluation metrics that are not sums over rows, by name, such as `{"spearman": Spearman()}`."""
     start: Start | None = None
-    """Where the first parameters come from; None draws them."""
+    """A run or file to take the first parameters from; None initialises them at random."""
     layout: Layout = field(default_factory=Layout, metadata=NOT_IN_FINGERPRINT)
     microbatches: PositiveInt = 1
-    """How many microbatches a batch is cut into to save memory: gradients are accumulated, the update is the same."""
+    """Parts that a batch is split into to save memory: gradients are accumulated, and the update is the same."""
     observers: tuple[Observer, ...] = field(default=(), metadata=NOT_IN_FINGERPRINT)
-    """What watches the run, and may end it early: `EarlyStopping()` and your own."""
+    """Objects that watch the run and may end it early: `EarlyStopping()` and your own."""
     seed: Seed = 0
     runtime: Runtime = field(default_factory=Runtime, metadata=NOT_IN_FINGERPRINT)
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for values of another type than their field's, and for a best metric of no split."""
+        """Raises ConfigError for values of the wrong type, and for a `keep.best` that names no split."""
         check_types(self)
         best = self.runtime.keep.best
         split = (best or "").partition("/")[0]
@@ -164,7 +166,7 @@ class Experiment(Checked):
 
 
 def config_facts(experiment: Experiment, file: Path) -> dict[str, Any]:
-    """What must be equal in every process of a run: all fields of its experiment, and a hash of the experiment file."""
+    """The facts that must be equal in all processes of a run: every field of the experiment, and a hash of its file."""
     others = {f.name: getattr(experiment, f.name) for f in fields(experiment) if not in_fingerprint(f)}
     text = digest(file.read_bytes(), length=16)
     more = {path.lstrip("."): value for path, value in flatten(others).items()}
@@ -172,5 +174,5 @@ def config_facts(experiment: Experiment, file: Path) -> dict[str, Any]:
 
 
 def fingerprint(experiment: Experiment) -> str:
-    """A hash of what a run computes: equal for experiments that differ only in fields marked NOT_IN_FINGERPRINT."""
+    """A hash of everything that decides what a run computes: all fields but those marked NOT_IN_FINGERPRINT."""
     return digest(json.dumps(flatten(experiment), sort_keys=True), length=16)

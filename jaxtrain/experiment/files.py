@@ -1,6 +1,5 @@
-"""Experiment files: `file.py:function` to the value it returns, with whatever is wrong in the file said at its line.
-
-Not here: what an experiment is.
+"""Loads experiment files: from `file.py:function` to the value that the function returns. An error in the file is
+reported with its line.
 """
 
 import ast
@@ -28,19 +27,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value came from."""
+    """The file and function that returned a value."""
 
     file: Path
     function: str
 
 
 def load(where: str) -> tuple[Experiment, Origin]:
-    """The experiment that `file.py:function` names; without a function, the file's `main`, else its first."""
+    """The experiment of `file.py:function`; without a function, that of the file's `main`, else of its first one."""
     return load_kind(where, Experiment)
 
 
 def load_kind(where: str, kind: type[T]) -> tuple[T, Origin]:
-    """The same for a function that returns another kind of value. Relative paths count from the folder of the file."""
+    """`load` for functions that return a `kind`. Relative paths in the value count from the folder of the file."""
     name, _, function = where.partition(":")
     with relative_to(Path(name).resolve().parent):
         return _load_function(name, function, kind)
@@ -70,12 +69,12 @@ def _load_function(name: str, function: str, kind: type[T]) -> tuple[T, Origin]:
 
 
 def _without_annotation(module: ModuleType, kind: type) -> str:
-    """A hint for a file whose only lack is an annotation."""
+    """A hint for a file whose `main` lacks the annotation; else empty."""
     return f": write `def main() -> {kind.__name__}:`" if _own_function(module, "main") else ""
 
 
 def _needed_arguments(function: Callable[..., Any]) -> list[str]:
-    """The parameters without a default; [] for a decorated function, whose decorator may give them."""
+    """The parameters without a default; [] for a decorated function, since its decorator may pass them."""
     if hasattr(function, "__wrapped__"):
         return []
     named = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -84,8 +83,8 @@ def _needed_arguments(function: Callable[..., Any]) -> list[str]:
 
 
 def _check_is_code(file: Path) -> None:
-    """Raises ConfigError where this is no file of Python code, with what was probably meant."""
-    if os.path.isdir(file):  # of Path, it raises where a folder cannot be looked into
+    """Raises ConfigError where this is not a file of Python code, with the name that was probably meant."""
+    if os.path.isdir(file):  # `Path.is_dir` raises where a parent cannot be entered
         inside = sorted(path.name for path in file.glob("*.py"))
         raise ConfigError(f"{file} is a folder, not an experiment file; it holds {', '.join(inside) or 'none'}")
     for other in (Path(f"{file}.py"), Path(str(file).replace(".", "/") + ".py")):
@@ -97,11 +96,11 @@ def _check_is_code(file: Path) -> None:
 
 
 class _Loader(SourceFileLoader):
-    """Marks the modules that are experiment files."""
+    """The loader of modules that are experiment files, by which they are recognised."""
 
 
 def load_code(file: Path) -> ModuleType:
-    """The experiment file as a module. Raises ConfigError if it is not there or fails, saying at which line."""
+    """An experiment file, imported as a module. Raises ConfigError, with the line, where it is missing or fails."""
     _check_is_code(file)
     if file.stem in sys.stdlib_module_names:
         raise ConfigError(
@@ -111,22 +110,22 @@ def load_code(file: Path) -> ModuleType:
     taken = sys.modules.get(file.stem)
     if taken is not None and not isinstance(taken.__loader__, _Loader):
         if Path(taken.__file__ or "").resolve() == file.resolve():
-            return taken  # imported as a module: a second copy of its classes would equal none of the first
+            return taken  # imported already: classes of a second copy would not equal those of the first
         raise ConfigError(f"{file}: there is a Python module {file.stem!r} already: give the file another name")
     loader = _Loader(file.stem, str(file))
     module = importlib.util.module_from_spec(ModuleSpec(file.stem, loader, origin=str(file)))
-    module.__file__ = str(file)  # the help of a field is read from its class's source
-    sys.modules[file.stem] = module  # dataclasses look their module up by name
+    module.__file__ = str(file)  # tyro reads the help of a field from the source
+    sys.modules[file.stem] = module  # dataclasses look up their module by name
     folder = str(file.resolve().parent)
     if folder not in sys.path:
-        sys.path.append(folder)  # worker processes import by name, and begin with this path
+        sys.path.append(folder)  # worker processes get this path, and import the module by name
     _call(lambda: loader.exec_module(module), str(file))
     _check_imports(file)
     return module
 
 
 def _check_imports(file: Path) -> None:
-    """Raises ConfigError where the file imports a module that lies beside it, and another was found."""
+    """Raises ConfigError where an import of the file found another module than the one of that name beside the file."""
     nodes = list(ast.walk(ast.parse(file.read_bytes())))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
@@ -142,7 +141,7 @@ def _check_imports(file: Path) -> None:
 def functions(module: ModuleType, kind: type[T]) -> dict[str, Callable[[], T]]:
     """The functions of an experiment file that are annotated to return this kind of value, in the order of the file.
 
-    Decorated ones too, if the decorator keeps `__wrapped__` as `functools.wraps` and `functools.cache` do.
+    Decorated ones count too, if the decorator sets `__wrapped__` as `functools.wraps` and `functools.cache` do.
     """
     own = {name: _own_function(module, name) for name in vars(module)}
     found = {name: inner for name, inner in own.items() if inner is not None and _returns(inner, kind)}
@@ -150,24 +149,24 @@ def functions(module: ModuleType, kind: type[T]) -> dict[str, Callable[[], T]]:
 
 
 def _own_function(module: ModuleType, name: str) -> FunctionType | None:
-    """The function that is defined in this file under this name, without its decorators."""
+    """The function of this name that the file defines, without its decorators; None without any."""
     value = getattr(module, name, None)
     inner = inspect.unwrap(value) if callable(value) and not isinstance(value, type) else None
     return inner if isinstance(inner, FunctionType) and inner.__module__ == module.__name__ else None
 
 
 def _returns(function: FunctionType, kind: type) -> bool:
-    """Whether a function is annotated to return this class, by name or as text."""
+    """Whether the return annotation of a function, possibly a string, is this class."""
     annotation = function.__annotations__.get("return")
-    only = type("Only", (), {"__annotations__": {"return": annotation}})  # those of its parameters need not be known
+    only = type("Only", (), {"__annotations__": {"return": annotation}})  # annotations of parameters may not resolve
     try:
         return get_type_hints(only, function.__globals__)["return"] is kind
-    except (NameError, AttributeError, SyntaxError, TypeError):  # it may be imported for type checkers only
+    except (NameError, AttributeError, SyntaxError, TypeError):  # its import may be under `if TYPE_CHECKING`
         return isinstance(annotation, str) and annotation.strip("'\"").rpartition(".")[2] == kind.__name__
 
 
 def _call(function: Callable[[], Any], name: str) -> Any:
-    """What a function of the file `name` returns; whatever it raises becomes a ConfigError that says at which line."""
+    """Calls a function of the file `name`. Any exception becomes a ConfigError with its line in that file."""
     try:
         return function()
     except (Exception, SystemExit) as error:  # the user's code may raise anything
@@ -187,7 +186,7 @@ def _explained(error: Exception | SystemExit, frames: Sequence[FrameType]) -> st
             "and reads no flags of its own; every field of the experiment is a flag"
         )
     for frame in frames:
-        if frame.f_code.co_name == "__post_init__":  # it may have met a value that is not of its field's type
+        if frame.f_code.co_name == "__post_init__":  # the error may come from a field of the wrong type
             try:
                 check_types(frame.f_locals["self"], type(frame.f_locals["self"]).__name__)
             except ConfigError as wrong:
@@ -196,7 +195,7 @@ def _explained(error: Exception | SystemExit, frames: Sequence[FrameType]) -> st
 
 
 def _near(error: Exception, frames: Sequence[FrameType]) -> str:
-    """The name that was probably meant, where an error is about a name that is not there."""
+    """A suggestion, where an error is about an unknown name."""
     seen = {name: value for frame in frames for name, value in (*frame.f_globals.items(), *frame.f_locals.items())}
     if isinstance(error, NameError):
         return nearest(error.name or "", seen, listed=False)

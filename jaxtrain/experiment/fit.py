@@ -1,4 +1,4 @@
-"""Fitting an experiment's transforms on its training split, once. Not here: how each of them is fitted."""
+"""Fits an experiment's transforms on its training split. Not here: how each kind of transform is fitted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,14 +16,14 @@ from jaxtrain.experiment.run_file import read_saved
 
 
 def fit(experiment: Experiment, folder: Path | None = None) -> Experiment:
-    """The experiment whose transforms have their fitted values, in its data and in all its evals.
+    """The experiment with fitted values in all its transforms, those of `data` and of the evals.
 
-    Each is fitted in one pass over the training split in the source's order, on examples as those before it make them
-    in evaluation. Every process of a run reads the whole split and finds the same values. Transforms of the run in
-    `folder` are not fitted again: they have the values that it saved.
+    Each transform is fitted in one pass over the training split, in the source's order, on examples that the transforms
+    before it have prepared as in evaluation. Every process of a run reads the whole split and computes the same values.
+    If `folder` is that of a run, its saved values are used and nothing is fitted.
 
-    Raises ConfigError for a transform of an evaluation that is not one of the training data: nothing is fitted there,
-    and for a folder that is a str.
+    Raises ConfigError for a fitted transform in an eval that is not among those of `data`, and for a folder that is a
+    str.
     """
     if isinstance(folder, str):
         raise ConfigError(f"the folder of a run is a path: give pathlib.Path({folder!r}), not a str")
@@ -39,7 +39,7 @@ def fit(experiment: Experiment, folder: Path | None = None) -> Experiment:
 
 
 def fitted_as(experiment: Experiment, saved: Mapping[str, Any]) -> Experiment:
-    """The experiment with the fitted values of those of its transforms that a saved run has too.
+    """The experiment, with the fitted values of a saved run in the transforms that the run has too.
 
     saved: the content of the run's `experiment.json`.
     """
@@ -62,7 +62,7 @@ def _saved(transform: Transform, saved: Mapping[str, Any], number: int) -> Trans
 
 
 def _shared(experiment: Experiment, transforms: Sequence[Transform]) -> Experiment:
-    """The experiment with these transforms of its data, whose fitted values its evals have too."""
+    """The experiment with these transforms in its data, and with their fitted values in its evals."""
     if not any(isinstance(each, FittedTransform) for data in _pipelines(experiment) for each in data.transforms):
         return experiment
     fitted = [each for each in transforms if isinstance(each, FittedTransform)]
@@ -93,8 +93,8 @@ def _pipelines(experiment: Experiment) -> list[Pipeline]:
 
 
 def in_units_of_data(experiment: Experiment, values: Mapping[str, Any], labels: bool = False) -> dict[str, Any]:
-    """Predictions (or `labels`, fields of a batch) by name; the transforms of those fields that the task estimates are
-    undone.
+    """Predictions by name, with the transforms of the fields that the task predicts undone; with `labels`, fields of a
+    batch instead of predictions.
     """
     names = experiment.task.fields_of()
     fields = {field: field for field in names.values()} if labels else names

@@ -1,6 +1,6 @@
-"""What watches a run: the base class of observers, and early stopping. Not here: who calls them, and when.
+"""The base class of observers, which watch a run, and early stopping. Not here: when they are called.
 
-An observer is a value of an experiment, saved as all others are. It changes no number of a run: at most it ends it.
+An observer is a value of the experiment, saved like any other. It can end a run but not change its numbers.
 """
 
 import math
@@ -17,14 +17,14 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 class ObservedRun(Protocol):
-    """What an observer sees of the run."""
+    """The run as an observer sees it."""
 
     folder: Path
     experiment: Any
     """The `Experiment`."""
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics until now: `step`, `split`, and every metric as a float. Those before a resume too."""
+        """All lines of metrics so far, also from before a resume: `step`, `split`, and every metric as a float."""
         ...
 
     def log_event(self, kind: str, **fields: object) -> None:
@@ -34,7 +34,7 @@ class ObservedRun(Protocol):
 
 @dataclass(frozen=True)
 class Observer(Checked):
-    """Watches a run. One of your own is a frozen dataclass with the methods it needs, in `Experiment.observers`:
+    """Watches a run. Yours is a frozen dataclass with the methods that it needs, in `Experiment.observers`:
 
         @dataclass(frozen=True)
         class Announce(Observer):
@@ -43,57 +43,56 @@ class Observer(Checked):
             def evaluated(self, run: ObservedRun, step: int, scores: Scores) -> None:
                 urllib.request.urlopen(self.address, json.dumps({"step": step, **scores}).encode())
 
-    Its methods are called on process 0 only, in a thread of their own, one after another in the order of the run:
-    neither the device nor the loop waits for `trained` and `saved` unless they take longer than until the next call.
-    An error in one is an event, `observer_failed`, and the observer hears of nothing more; the run goes on. The run
-    waits for `begun`, `evaluated` and `ended`, so a call that goes over a network needs a timeout.
+    Its methods are called on process 0 only, in a separate thread, in the order of the run. Device and loop do not wait
+    for `trained` and `saved`, unless a call lasts until the next one. An exception is logged as the event
+    `observer_failed`: the observer is not called again, and the run goes on. The run does wait for `begun`,
+    `evaluated` and `ended`, so a call over a network needs a timeout.
     """
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The metrics of evaluations that it needs, as split/metric. A run that reports none such does not begin."""
+        """The evaluation metrics that it needs, as split/metric. A run that lacks one is refused."""
         return ()
 
     def check(self, experiment: Any) -> None:
         """Raise ConfigError to refuse an experiment before anything is written; called in every process."""
 
     def begun(self, run: ObservedRun, step: int) -> str | None:
-        """The first step after `step` follows. A reason that is returned ends the run here."""
+        """Called before the first step; `step` steps are done. To end the run, return a reason."""
 
     def trained(self, run: ObservedRun, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
-        """A period ended with `step`. Called when the next one ends, so that the device need not wait.
+        """Called with the values over a period that ended with `step`, one period late, so that the device need not
+        wait.
 
-        metrics: the values over the steps of the period. rates: learning rates, speeds, seconds by phase.
+        metrics: over the steps of the period. rates: learning rates, speeds, seconds by phase.
         """
 
     def evaluated(self, run: ObservedRun, step: int, scores: Scores) -> str | None:
-        """What was evaluated after `step`. A reason that is returned ends the run here, with a checkpoint and exit
-        code 0.
-        """
+        """Called after an evaluation. To end the run, with a checkpoint and exit code 0, return a reason."""
 
     def saved(self, run: ObservedRun, step: int) -> None:
-        """The checkpoint of `step` is durable. Called when the next one begins, and at the end."""
+        """Called once the checkpoint of `step` is durable: when the next save begins, and at the end."""
 
     def ended(self, run: ObservedRun, step: int) -> None:
-        """The run ends here, not by an error."""
+        """Called at the end of the run, but not after an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping(Observer):
-    """Ends a run whose evaluations improve no more (Prechelt 1998, doi:10.1007/3-540-49430-8_3).
+    """Ends a run whose evaluations no longer improve (Prechelt 1998, doi:10.1007/3-540-49430-8_3).
 
-    It counts in the metrics that the run has written, so that a resumed run counts on. Raises `ConfigError` for numbers
-    that cannot be.
+    It counts from the metrics that the run has written, so the count survives a resume. Raises `ConfigError` for
+    numbers out of range.
     """
 
     metric: str = "validation/loss"
-    """Of an evaluation, as split/metric."""
+    """The evaluation metric, as split/metric."""
     patience: PositiveInt = 5
-    """How many evaluations in a row may pass without an improvement; the last of them ends the run."""
+    """The number of evaluations in a row without an improvement that ends the run."""
     mode: Literal["min", "max"] = "min"
     """Whether lower or higher is better. NaN is never better."""
     least: NonNegative = 0.0
-    """An improvement is by more than this."""
+    """By how much a value has to be better to count as an improvement."""
 
     def __post_init__(self) -> None:
         check_types(self)

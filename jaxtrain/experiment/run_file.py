@@ -1,6 +1,6 @@
-"""What a run's folder says of its experiment, read and checked: anybody may have written it.
+"""Reads and checks the experiment.json of a run folder, which is untrusted input.
 
-Not here: writing it (`runs/begin.py`), and making the experiment of it.
+Not here: writing it (`runs/begin.py`), and building the experiment from it.
 """
 
 import functools
@@ -31,10 +31,10 @@ KEYS: dict[str, tuple[type, ...]] = {
     "inputs": (dict, NoneType),
     "folder": (str,),
 }
-"""What the file holds, and of which types."""
+"""The keys of the file and the types of their values."""
 
 REQUIRED = ("version", "fingerprint", "config", "experiment")
-"""What the first version wrote already."""
+"""The keys that every version has written."""
 
 _AS_WRITTEN = "put back the file as the run wrote it, or train a new run"
 
@@ -42,13 +42,13 @@ _AS_WRITTEN = "put back the file as the run wrote it, or train a new run"
 def read_saved(folder: Path) -> dict[str, Any]:
     """The content of a run's experiment.json.
 
-    Raises ConfigError, naming the file and the dotted path, where something in it is missing, unknown or of another
-    type, and where its fingerprint is not that of its config. A newer version of jaxtrain is logged.
+    Raises ConfigError, naming the file and the dotted path, where something is missing, unknown or of the wrong type,
+    and where the fingerprint does not match the config. A file of a newer version of jaxtrain is logged.
     """
     path = folder / RUN_FILE
     saved = read_json(path)
     try:
-        _check(saved)
+        _check_content(saved)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}{newer(saved)}") from None
     if hint := newer(saved):
@@ -57,18 +57,18 @@ def read_saved(folder: Path) -> dict[str, Any]:
 
 
 def newer(saved: Any) -> str:
-    """A hint at the end of a message, where a newer version of jaxtrain saved a run; else ""."""
+    """The end of an error message where a newer version of jaxtrain saved the run; else ""."""
     version = saved.get("version") if isinstance(saved, dict) else None
     own = importlib.metadata.version("jaxtrain")
-    if not isinstance(version, str) or _numbers(version) <= _numbers(own):
+    if not isinstance(version, str) or _version_numbers(version) <= _version_numbers(own):
         return ""
     return f"; it was saved by jaxtrain {cut(version)}, which is newer than this {own}"
 
 
 def check_unedited(saved: Mapping[str, Any], experiment: Experiment, but: tuple[str, ...] = ()) -> None:
-    """Raises ConfigError where an experiment, made of what was saved, is not the one that its config describes.
+    """Raises ConfigError where an experiment that was built from the file differs from the config in the file.
 
-    but: the beginnings of paths that are not compared.
+    but: prefixes of the paths that are not compared.
     """
     now = plain_json(to_json(flatten(experiment, identities=False)))
     for name, value in now.items():
@@ -80,7 +80,7 @@ def check_unedited(saved: Mapping[str, Any], experiment: Experiment, but: tuple[
             )
 
 
-def _check(saved: Any) -> None:
+def _check_content(saved: Any) -> None:
     _check_type(saved, (dict,), "the whole file")
     for name in REQUIRED:
         if name not in saved:
@@ -91,9 +91,9 @@ def _check(saved: Any) -> None:
         elif not newer(saved):
             raise ConfigError(f"it has a key {cut(repr(name))} that no version wrote{nearest(name, KEYS)}")
     if not re.fullmatch(r"\d{1,9}(\.\d{1,9})*([.+-]?[a-z0-9]+)*", saved["version"]):
-        raise ConfigError(f"version: {cut(repr(saved['version']))} is no version")
+        raise ConfigError(f"version: {cut(repr(saved['version']))} is not a version")
     if not 1 <= saved.get("horizon", 1) < 2**31:
-        raise ConfigError(f"horizon: {cut(str(saved['horizon']))} is no number of steps")
+        raise ConfigError(f"horizon: {cut(str(saved['horizon']))} is not a number of steps")
     experiment = saved["experiment"]
     for place, kinds in (
         ("$kind", (str,)),
@@ -131,7 +131,7 @@ def _fingerprint(config: Any) -> str:
 
 
 def _with_infinities(value: Any) -> Any:
-    """The value with infinities as numbers: JSON has none, so that they are saved as texts."""
+    """The value with infinities as floats: JSON has none, so they are saved as strings."""
     if isinstance(value, dict):
         return {name: _with_infinities(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -139,11 +139,11 @@ def _with_infinities(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf") else value
 
 
-def _numbers(version: str) -> list[int]:
+def _version_numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d{1,9}", version.partition("+")[0])[:3]]
 
 
 @functools.lru_cache(maxsize=64)
 def _log_newer(path: str, hint: str) -> None:
-    """Says it once in a process."""
+    """Logs it once in a process."""
     logging.getLogger("jaxtrain").warning("%s%s: what it has and this version lacks would be refused", path, hint)

@@ -1,6 +1,7 @@
-"""The folder of a run's checkpoints, a subfolder per step: which steps there are, their scores, which are good.
+"""Reads the folder of a run's checkpoints, a subfolder per step: the steps, their scores, and which are damaged.
 
-Only the folder is read. Not here: saving and restoring arrays, and moving what is damaged.
+The rules for scores are here too: which value counts, and which is better. Not here: saving and restoring arrays, and
+setting damaged checkpoints aside.
 """
 
 import json
@@ -10,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.checksums import MANIFEST, Manifest, read_regular, unreadable
-from jaxtrain.base.errors import ConfigError, Damaged, DamagedCheckpoint
+from jaxtrain.base.errors import ConfigError, Damaged, DamagedCheckpoint, nearest
 
 RECORD, METRICS, STATE = "record/metadata", "metrics/metrics", "state"
-"""What a step's folder holds: what a run needs to know besides its arrays, scores, arrays."""
+"""Paths in a checkpoint: the record (what a run saves besides arrays), the scores, the arrays."""
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
-    """The steps that a folder has checkpoints of, ascending, damaged ones too. Raises ConfigError for what it may not
-    be asked.
+    """The steps of the checkpoints in a folder, ascending, including damaged ones. Raises ConfigError where the folder
+    cannot be read.
 
-    A checkpoint takes the name of its step when it is complete, so that all other names are of no checkpoint.
+    A checkpoint is renamed to its step when it is complete, so any other name is not a checkpoint.
     """
     try:
         names = [path.name for path in checkpoints.iterdir() if path.name.isdecimal() and path.is_dir()]
@@ -32,13 +33,13 @@ def saved_steps(checkpoints: Path) -> list[int]:
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    """`record` (what a run keeps), `leaves` (dtype and shape by path) and `sealed` (whether there has to be a
-    manifest) of a checkpoint. Raises DamagedCheckpoint.
+    """The record file of a checkpoint: `record` (saved besides the arrays), `leaves` (dtype and shape of each array by
+    path) and `sealed` (whether the checkpoint must have a manifest). Raises DamagedCheckpoint.
     """
-    found = _read(checkpoint / RECORD)
+    found = _read_object(checkpoint / RECORD)
     record, leaves = found.get("record"), found.get("leaves")
     if not (isinstance(record, dict) and isinstance(leaves, dict) and all(isinstance(x, str) for x in leaves.values())):
-        raise DamagedCheckpoint(str(checkpoint / RECORD), None, "it is no record of a checkpoint")
+        raise DamagedCheckpoint(str(checkpoint / RECORD), None, "it is not a record of a checkpoint")
     return found
 
 
@@ -47,12 +48,12 @@ def read_scores(checkpoint: Path) -> dict[str, float]:
     file = checkpoint / METRICS
     if not file.exists():
         return {}
-    numbers = {name: score for name, score in _read(file).items() if isinstance(score, int | float)}
+    numbers = {name: score for name, score in _read_object(file).items() if isinstance(score, int | float)}
     return {name: float(score) for name, score in numbers.items() if math.isfinite(score)}
 
 
 def scores_by_step(checkpoints: Path, metric: str | None, steps: list[int]) -> dict[int, float]:
-    """The value of a metric at each of these steps that has one; a file that cannot be read has none."""
+    """The value of a metric at each of these steps; steps without one, or whose file is damaged, are left out."""
     found = {}
     for step in steps:
         try:
@@ -63,25 +64,42 @@ def scores_by_step(checkpoints: Path, metric: str | None, steps: list[int]) -> d
 
 
 def best_first(scores: Mapping[int, float], mode: str) -> list[int]:
-    """Steps by their scores, the best first, and of equals the later."""
+    """Steps in the order of their scores, the best first; of equal ones the later first."""
     sign = -1 if mode == "min" else 1
     return sorted(scores, key=lambda step: (sign * scores[step], step), reverse=True)
 
 
-def best_step(checkpoints: Path, metric: str | None, mode: str) -> int | None:
-    """The saved step with the best value of a metric ("min" or "max"), the later of equals.
+def is_better(score: float, scores: Mapping[int, float], mode: str) -> bool:
+    """Whether a score is better than the scores of all steps."""
+    best, sign = best_first(scores, mode)[:1], -1 if mode == "min" else 1
+    return not best or sign * score > sign * scores[best[0]]
 
-    None where no checkpoint has a value of this metric: a run may be resumed with another than its older ones have.
+
+def score_of(metric: str | None, metrics: Mapping[str, float] | None) -> float | None:
+    """The value of `keep.best` in the metrics of an evaluation; None without metrics or if it is not finite. Raises
+    ConfigError where they lack it.
     """
-    order = best_first(scores_by_step(checkpoints, metric, saved_steps(checkpoints)), mode)
-    return order[0] if order else None
+    if metric is None or not metrics:
+        return None
+    if metric not in metrics:
+        raise ConfigError(f"Retention(best={metric!r}) names none of the metrics{nearest(metric, metrics)}")
+    # All comparisons with NaN are False, so it might be kept as the best.
+    return float(metrics[metric]) if math.isfinite(metrics[metric]) else None
+
+
+def ranked(checkpoints: Path, metric: str | None, mode: str, steps: list[int]) -> list[int]:
+    """Those of the saved `steps` that have a value of a metric, the best first ("min" or "max").
+
+    A run may be resumed with another metric than its older checkpoints have.
+    """
+    return best_first(scores_by_step(checkpoints, metric, steps), mode)
 
 
 def faults(checkpoint: Path, most: int | None = None) -> Iterator[DamagedCheckpoint]:
-    """All that is damaged in a checkpoint, file by file.
+    """The damaged files of a checkpoint.
 
     A checkpoint of a version that wrote no manifest is good if its record and the indexes of its arrays can be read.
-    most: files of more bytes are compared by size only.
+    most: larger files, in bytes, are compared by size only.
     """
     try:
         manifest = Manifest.read(checkpoint)
@@ -94,10 +112,10 @@ def faults(checkpoint: Path, most: int | None = None) -> Iterator[DamagedCheckpo
 
 
 def check_unsealed(checkpoint: Path) -> None:
-    """Raises DamagedCheckpoint for a checkpoint without a manifest that lost it, or cannot be restored."""
+    """Raises DamagedCheckpoint for a checkpoint without a manifest if it once had one, or cannot be restored."""
     if read_record(checkpoint).get("sealed"):
         raise DamagedCheckpoint(str(checkpoint / MANIFEST), None, "it is missing")
-    _read(checkpoint / STATE / "_METADATA")
+    _read_object(checkpoint / STATE / "_METADATA")
     index = checkpoint / STATE / "manifest.ocdbt"
     try:
         empty = not read_regular(index)
@@ -108,18 +126,19 @@ def check_unsealed(checkpoint: Path) -> None:
 
 
 def checkpoint_fault(fault: Damaged) -> DamagedCheckpoint:
-    """The damage of a file, said of a checkpoint."""
+    """A Damaged as a DamagedCheckpoint."""
     return DamagedCheckpoint(fault.file, fault.record, fault.why)
 
 
 def none_is_good(checkpoints: Path, found: list[DamagedCheckpoint]) -> DamagedCheckpoint:
-    """The error for a folder in which every checkpoint that was looked at is damaged; the last fault found is first."""
+    """The error for a folder without any good checkpoint. found: the first fault of each checkpoint, newest first."""
     others = "".join(f"\n  {fault}" for fault in found[1:4])
     why = f"{found[0].why}{others}\nno checkpoint in {checkpoints} is good, and none was moved"
     return DamagedCheckpoint(found[0].file, None, why)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises DamagedCheckpoint for anything else."""
     try:
         found = json.loads(read_regular(file))
     except OSError as error:
@@ -127,5 +146,5 @@ def _read(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DamagedCheckpoint(str(file), None, f"it is not JSON ({error})") from error
     if not isinstance(found, dict):
-        raise DamagedCheckpoint(str(file), None, "it is no JSON object")
+        raise DamagedCheckpoint(str(file), None, "it is not a JSON object")
     return found

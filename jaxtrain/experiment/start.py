@@ -1,4 +1,4 @@
-"""Where the first parameters come from, if they are not drawn. Not here: reading them."""
+"""Starting from the parameters of another run or a file. Not here: reading the arrays."""
 
 import functools
 import logging
@@ -11,43 +11,43 @@ from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError, DamagedCheckpoint
 from jaxtrain.base.files import digest, file_sha256, read_json
 from jaxtrain.base.ranges import Checked, NonNegativeInt
-from jaxtrain.experiment.saved import best_first, faults, none_is_good, saved_steps, scores_by_step
+from jaxtrain.experiment.saved import faults, none_is_good, ranked, saved_steps
 
 SavedStep = NonNegativeInt | Literal["best", "latest"]
 
 
 @dataclass(frozen=True)
 class Start(Checked):
-    """The parameters of another run, or of a file, in place of initial ones:
+    """Begin with the parameters of another run, or of a file, instead of random ones:
 
         start=Start("runs/first", step="best", only=("blocks/*", "embedding/*"))
 
-    Optimizer state, step and random keys begin anew. The content of what is read is part of the fingerprint, the path
-    is not.
+    Optimizer state, step and random keys are new. The content of the source is part of the fingerprint, its path is
+    not.
     """
 
     source: str = field(metadata=NOT_IN_FINGERPRINT)
-    """A run folder, whose averaged parameters are taken where it kept them; or a file .npz or .safetensors."""
+    """A run folder, whose averaged parameters are used if it has them; or a file .npz or .safetensors."""
     step: SavedStep = field(default="latest", metadata=NOT_IN_FINGERPRINT)
-    """Of a run: a saved step, the latest, or the best by its `keep.best`."""
+    """For a run folder: a saved step, "latest", or "best" by the run's `keep.best`."""
     only: tuple[str, ...] = ("*",)
-    """Path patterns of the parameters and the model state to set; the source must have each array that they match."""
+    """Path patterns of the parameters and model state to set; the source must have every array that they match."""
     rename: Mapping[str, str] = field(default_factory=dict)
-    """Beginnings of paths in the source, and what stands here in place of each: `{"encoder": "blocks"}`; the beginning
-    `""` is that of all paths.
+    """Prefixes of paths in the source, each with its replacement here: `{"encoder": "blocks"}`; the prefix `""` is that
+    of all paths.
     """
     cast: bool = False
-    """Whether arrays of another dtype are cast; else they are refused."""
+    """Whether arrays of another float dtype are cast; else they are refused."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where nothing is to be set, and for a step of a file."""
+        """Raises ConfigError where `only` is empty, and for a step of a file."""
         if not self.only:
             raise ConfigError('start.only: it is empty, so that nothing would be set: ("*",) sets all')
         if self.step != "latest" and Path(self.source).suffix in (".npz", ".safetensors"):
             raise ConfigError(f"start.step: {self.source} is a file, which has no steps: leave out step={self.step!r}")
 
     def identity(self) -> str:
-        """A hash of the arrays that are read. Raises ConfigError where the source does not exist."""
+        """A hash of the source's files. Raises ConfigError where they do not exist."""
         folder = Path(self.source)
         if folder.is_dir():
             folder = folder / "checkpoints" / str(saved_step(folder, self.step))
@@ -63,9 +63,9 @@ def _digest(files: tuple[tuple[str, int, int], ...], folder: str) -> str:
 
 
 def saved_step(run: Path, step: SavedStep) -> int:
-    """The number of a saved step of a run, of the latest and the best the newest and best that is good.
+    """The number of a saved step of a run; "latest" and "best" mean the newest and the best undamaged checkpoint.
 
-    Raises ConfigError where there is none, DamagedCheckpoint for a damaged step that was asked for by its number.
+    Raises ConfigError where there is none, DamagedCheckpoint for a damaged step that was given by its number.
     """
     if not (run / "experiment.json").is_file():
         raise ConfigError(f"start: {run} is not a run: it has no experiment.json")
@@ -79,7 +79,7 @@ def saved_step(run: Path, step: SavedStep) -> int:
             raise ConfigError(
                 f"start: {run / 'experiment.json'} has no experiment.runtime.keep of best and mode"
             ) from None
-        order = best_first(scores_by_step(folder, metric, steps), mode)
+        order = ranked(folder, metric, mode, steps)
         if not order:
             raise ConfigError(
                 f"start: {run} has no best checkpoint: it was not trained with --keep.best, or saved none"
@@ -91,15 +91,15 @@ def saved_step(run: Path, step: SavedStep) -> int:
         order = steps[::-1] if step == "latest" else [step]
     damaged = []
     for each in order:
-        if (fault := _fault(str(folder / str(each)), _stats(folder / str(each)))) is None:
+        if (fault := _first_damage(str(folder / str(each)), _stats(folder / str(each)))) is None:
             return each
         damaged.append(fault)
     raise none_is_good(folder, damaged) if step in ("latest", "best") else damaged[0]
 
 
 @functools.cache
-def _fault(folder: str, files: tuple[tuple[str, int, int], ...]) -> DamagedCheckpoint | None:
-    """The first damage of a checkpoint, said once; files that have not changed since are not read again."""
+def _first_damage(folder: str, files: tuple[tuple[str, int, int], ...]) -> DamagedCheckpoint | None:
+    """The first damage of a checkpoint, which is logged. files: `_stats`, so that unchanged files are read once."""
     fault = next(faults(Path(folder)), None)
     if fault is not None:
         logging.getLogger("jaxtrain.runs").warning("start: a damaged checkpoint is not used: %s", fault)
@@ -107,5 +107,6 @@ def _fault(folder: str, files: tuple[tuple[str, int, int], ...]) -> DamagedCheck
 
 
 def _stats(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Path, size and time of the files below a folder, or of a file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)

@@ -1,6 +1,6 @@
-"""Whether the parts of an experiment fit each other: what would else fail later, or never be noticed.
+"""Checks that the parts of an experiment fit together, for errors that would show late or not at all.
 
-Not here: single arrays, whose dims `Layout.spec` holds against the mesh.
+Not here: whether the dims of an array divide over the mesh, which is `Layout.spec`.
 """
 
 import functools
@@ -25,11 +25,13 @@ from jaxtrain.sharding.stages import fits
 from jaxtrain.tasks.checks import check_name
 
 FEW_BYTES = 2048
-"""Replicated arrays of fewer bytes are not named."""
+"""Replicated arrays of fewer bytes are not reported."""
 
 
 def check_sizes(experiment: Experiment, sizes: Mapping[str, int]) -> None:
-    """Raises ConfigError for what would fail only later, or never be noticed: batches, microbatches."""
+    """Raises ConfigError for batches and microbatches that do not divide over the mesh, evals whose batches differ from
+    those trained on, and a vocabulary smaller than that of the data.
+    """
     layout, data = experiment.layout, experiment.data
     count, replicas, (stages, groups) = experiment.microbatches, layout.row_axes(sizes), layout.stages(sizes)
     for where, pipeline in {"": data, **{f"evals.{split}: ": data for split, data in experiment.evals.items()}}.items():
@@ -40,8 +42,9 @@ def check_sizes(experiment: Experiment, sizes: Mapping[str, int]) -> None:
     kinds = {name: x.dtype for name, x in data.example().items()}
     for split, pipeline in experiment.evals.items():
         if (found := {name: x.dtype for name, x in pipeline.example().items()}) != kinds:
-            raise ConfigError(f"evals.{split}: its batches hold {_words(found)}, but those trained on {_words(kinds)}")
-    # An index past the end of a table reads its last row, and nothing would be noticed.
+            held, trained_on = _field_types(found), _field_types(kinds)
+            raise ConfigError(f"evals.{split}: its batches hold {held}, but those trained on {trained_on}")
+    # An index past the end of an embedding table silently reads its last row.
     rows, tokens = getattr(experiment.task.model, "vocab", None), data.source.vocab
     if rows is not None and tokens is not None and rows < tokens:
         raise ConfigError(
@@ -53,8 +56,8 @@ def check_sizes(experiment: Experiment, sizes: Mapping[str, int]) -> None:
 
 
 def check_updates(optimizer: optax.GradientTransformation, name: str, params: Any) -> None:
-    """Raises ConfigError for an optimizer whose updates do not have the shapes of the parameters, which would be
-    broadcast, whose state changes its shapes or dtypes, or which needs more than gradients, state, parameters and loss.
+    """Raises ConfigError for an optimizer whose updates differ from the parameters in shape (they would be broadcast),
+    whose state changes in shape or dtype, or that needs more than gradients, state, parameters and loss.
     """
     state = jax.eval_shape(optimizer.init, params)
     grads = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.promote_types(x.dtype, np.float32)), params)
@@ -74,8 +77,8 @@ def check_updates(optimizer: optax.GradientTransformation, name: str, params: An
 
 
 def check_rates(optimizer: Optimizer, steps: int) -> None:
-    """Raises ConfigError for a learning rate that is negative or not finite. Rates of the library's own classes are
-    neither; of others, at most 257 steps are looked at.
+    """Raises ConfigError for a learning rate that is negative or not finite. Checked for classes outside of jaxtrain
+    only, at up to 257 steps.
     """
     values = [*find(optimizer, Schedule), *find(optimizer, Optimizer)]
     if all(type(each).__module__.startswith("jaxtrain.") for each in values):
@@ -100,9 +103,9 @@ def check_whole_batch(experiment: Experiment, sizes: Mapping[str, int]) -> None:
 
 
 def check_evals(experiment: Experiment) -> None:
-    """Raises ConfigError for a split named "train", and for intervals by which `keep.best` would miss evaluations.
+    """Raises ConfigError for a split named "train", and for intervals at which `keep.best` would miss evaluations.
 
-    Not when an experiment is made, so that old runs can still be read.
+    Called when a run begins, not when an experiment is created, so that old runs can still be read.
     """
     runtime, steps = experiment.runtime, experiment.steps
     if "train" in experiment.evals:
@@ -111,7 +114,7 @@ def check_evals(experiment: Experiment) -> None:
         )
     for split in experiment.evals:
         if not is_file_name(split):
-            raise ConfigError(f"evals: {split!r} is no name of a split, whose metrics are named split/metric")
+            raise ConfigError(f"evals: {split!r} is not a name of a split, whose metrics are named split/metric")
     for name in experiment.host_metrics:
         check_name(name, "host_metrics")
     keep = runtime.keep
@@ -127,7 +130,7 @@ def check_evals(experiment: Experiment) -> None:
 
 
 def interval_facts(experiment: Experiment) -> list[str]:
-    """What intervals come to that a user may not expect, a sentence each: what happens once or late, and what never."""
+    """Notes on effects of the intervals that a user may not expect: what happens only once, late, or never."""
     runtime, steps, facts = experiment.runtime, experiment.steps, []
     keep, saved = runtime.keep, runtime.save_every
     evaluated = runtime.eval_every if experiment.evals else steps
@@ -135,7 +138,7 @@ def interval_facts(experiment: Experiment) -> list[str]:
     if above := [f"{name} {number}" for name, number in every.items() if number > steps]:
         facts.append(f"the run has {steps} steps, fewer than {', '.join(above)}: that happens once, at the last step")
     if uneven := [f"{name} {number}" for name, number in every.items() if number < steps and steps % number]:
-        facts.append(f"the last step, {steps}, counts too though it is no multiple of {', '.join(uneven)}")
+        facts.append(f"the last step, {steps}, counts too though it is not a multiple of {', '.join(uneven)}")
     if keep.best is not None and not keep.save_best and evaluated < steps and evaluated % saved:
         facts.append(
             f"keep.best is the best of the evaluations whose step is saved, one in {saved // evaluated}: for the best "
@@ -155,7 +158,7 @@ def interval_facts(experiment: Experiment) -> list[str]:
 
 
 def check_observers(experiment: Experiment) -> None:
-    """Raises ConfigError for what an observer refuses, and for a profile of steps that the run does not have."""
+    """Raises ConfigError where an observer refuses the experiment, and for a profile beyond the last step."""
     for number, observer in enumerate(experiment.observers):
         observer.check(experiment)
         for name in observer.reads:
@@ -170,7 +173,7 @@ def check_observers(experiment: Experiment) -> None:
 
 
 def data_facts(experiment: Experiment) -> list[str]:
-    """What the data are that a user may not expect, a sentence each: evaluations of the training data, no shuffling."""
+    """Notes on the data that a user may not expect: an evaluation on the training data, no shuffling."""
     trained_on = experiment.data.source.identity()
     same = [split for split, pipeline in experiment.evals.items() if pipeline.source.identity() == trained_on]
     facts = [f"evals.{split} reads the examples that are trained on, so it says nothing of others" for split in same]
@@ -180,8 +183,8 @@ def data_facts(experiment: Experiment) -> list[str]:
 
 
 def check_used(layout: Layout, state: Any, used: Set[str]) -> None:
-    """Raises ConfigError for a mesh axis that is for more than rows but splits nothing else: neither a leaf of the
-    abstract `state` nor, as those `used`, an activation.
+    """Raises ConfigError for a mesh axis that the rules give to more than rows but that splits nothing else: no leaf of
+    the abstract `state`, and no activation (`used` are the axes that split one).
     """
     leaves = jax.tree.leaves(state)
     sizes = leaves[0].sharding.mesh.shape
@@ -197,10 +200,10 @@ def check_used(layout: Layout, state: Any, used: Set[str]) -> None:
 
 
 def replicated_leaves(experiment: Experiment, state: Any) -> dict[str, int]:
-    """The optimizer state that is replicated although its parameter is sharded: paths in an abstract state, and bytes.
+    """The bytes of optimizer state that is replicated although its parameter is sharded, by its path.
 
-    Such are the row and column means of factored optimizers, whose shapes are not those of their parameters. State of
-    no single parameter counts where any parameter is sharded. Leaves below `FEW_BYTES` are left out.
+    Examples are the row and column means of factored optimizers, whose shapes differ from their parameters'. State of
+    no single parameter counts if any parameter is sharded. Leaves below `FEW_BYTES` are left out.
     """
     batch, optimizer = experiment.data.example(), experiment.optimizer.transformation(experiment.steps, state.params)
     named = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0), batch)).params
@@ -218,14 +221,12 @@ def replicated_leaves(experiment: Experiment, state: Any) -> dict[str, int]:
     return found
 
 
-def _words(kinds: Mapping[str, np.dtype]) -> str:
+def _field_types(kinds: Mapping[str, np.dtype]) -> str:
     return ", ".join(f"{name} {dtype}" for name, dtype in kinds.items())
 
 
 def check_compiler_options(options: Mapping[str, str | bool]) -> None:
-    """Raises ConfigError for an option that this XLA does not know, and for a value that is not one of it: what is
-    compiled with them here takes milliseconds.
-    """
+    """Raises ConfigError for an option or value that this XLA refuses, found by compiling a trivial program."""
     try:
         _ = jax.jit(lambda: 0).lower().compile(dict(options)) if options else None
     except jax.errors.JaxRuntimeError as error:

@@ -126,7 +126,7 @@ def _run_once(job: Local, logs: Sequence[Path], processes: _Processes) -> int:
     exit_code, deadline = 0, math.inf
     with logs[0].open("a+", errors="replace") as first_log:
         for number, path in enumerate(logs):
-            processes.running.append(_start(job, number, port, path))
+            processes.running.append(_start_process(job, number, port, path))
         while True:
             codes = [process.poll() for process in processes.running]  # None for those that run
             print(first_log.read(), end="", flush=True)
@@ -149,7 +149,7 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-def _start(job: Local, number: int, port: int, path: Path) -> subprocess.Popen:
+def _start_process(job: Local, number: int, port: int, path: Path) -> subprocess.Popen:
     with path.open("ab") as log:
         return subprocess.Popen(
             job.command,

@@ -1,1 +1,1 @@
-"""What a run keeps: its folder, checkpoints, metrics and events; and what it prints while it trains."""
+"""The files of a run: its folder, checkpoints, metrics and events; and its output while it trains."""

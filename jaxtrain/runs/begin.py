@@ -1,4 +1,4 @@
-"""Creates the folder of a run, or finds that of the run which resumes. Not here: reading it."""
+"""Creates the folder of a run, or checks that of a run that resumes. Not here: reading it."""
 
 import importlib.metadata
 import re
@@ -25,13 +25,13 @@ from jaxtrain.runs.skipped import read_skipped
 
 
 def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lock: Lock | None = None) -> Run:
-    """The run in `folder`, created or about to be resumed; without a folder, a new one under runs/. It keeps the
-    horizon of its schedules that it is created with.
+    """The run in `folder`, created if it does not exist; without a folder, a new one below runs/. The horizon of its
+    schedules is set when it is created and stays.
 
-    lock: takes the folder, before anything is written, for as long as it is open; None for the time of this call.
+    lock: locks the folder before anything is written, until it is released; None locks it during this call.
 
-    Raises ConfigError where the folder holds a run of another experiment, naming the differences, or cannot be written,
-    and Retry where another process is writing it.
+    Raises ConfigError where the folder holds a run of another experiment, naming the differences, or cannot be written;
+    Retry where another process is writing it.
     """
     if lock is None:
         with Lock(experiment.runtime.deadlines.lock) as lock:
@@ -45,11 +45,11 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lo
     folder = folder or _new_folder(Path("runs") / name)
     try:
         was_run = (folder / "experiment.json").is_file()
-        found = _check_folder(folder, experiment, origin)  # so that no lock is left in what is no run
+        found = _check_folder(folder, experiment, origin)  # before locking, so that no lock is left in other folders
         lock.take(folder)
         watchdog.stacks_into(folder)
         keep_tracebacks_in(folder)
-        # Another process may just have begun it.
+        # Another process may have created the run meanwhile.
         horizon, experiment = found if was_run else _check_folder(folder, experiment, origin)
         if is_first_process():
             remove_unfinished_in(folder)
@@ -62,7 +62,9 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lo
 
 
 def _check_folder(folder: Path, experiment: Experiment, origin: Origin | None) -> tuple[int, Experiment]:
-    """The horizon of the run, and the experiment with it. Raises ConfigError where the folder is of another one."""
+    """The horizon of the run, and the experiment with that horizon. Raises ConfigError where the folder holds something
+    else than a run of this experiment.
+    """
     horizon = horizon_of_run(folder, experiment)
     experiment = as_begun(experiment, horizon)
     if (folder / "experiment.json").is_file():
@@ -74,7 +76,7 @@ def _check_folder(folder: Path, experiment: Experiment, origin: Origin | None) -
 
 
 def _check_classes(experiment: Experiment) -> None:
-    """Raises ConfigError where the folders of images of one split have other classes than another's, or the task."""
+    """Raises ConfigError where the image folders of the splits, or the task, differ in their classes."""
     pipelines = {"data": experiment.data, **{f"evals.{split}": data for split, data in experiment.evals.items()}}
     found = [(name, one.classes) for name, data in pipelines.items() for one in find(data, ImageFolder) if one.classes]
     named = getattr(experiment.task, "classes", None)
@@ -87,7 +89,7 @@ def _check_classes(experiment: Experiment) -> None:
 
 
 def _new_folder(parent: Path) -> Path:
-    """A folder of this run alone, named by the time: runs that begin in the same second get a number behind it."""
+    """A new folder named by the time; of runs that begin in the same second, all but the first get a number too."""
     now = time.strftime("%Y%m%d-%H%M%S", time.localtime(broadcast_from_first(int(time.time()))))
     number = 0
     while is_first_process():
@@ -107,7 +109,7 @@ def _numbered(folder: Path, number: int) -> Path:
 
 
 def _unfinished(folder: Path, origin: Origin | None) -> bool:
-    """Whether a folder holds at most a launcher's logs and what `_write_files` leaves when it is killed."""
+    """Whether a folder holds nothing but a launcher's logs and files of a `_write_files` that was killed."""
     left = {"environment.json", "data", "logs", *([origin.file.name] if origin else [])}
     beside = r"\.?lock\.json.*|(stacks|traceback)(-\d+)?\.txt|.*\.tmp"
     return folder.is_dir() and all(path.name in left or re.fullmatch(beside, path.name) for path in folder.iterdir())

@@ -1,4 +1,4 @@
-"""Saves and restores the state of a run, sharded and asynchronously, by orbax. Not here: when that is due."""
+"""Saves and restores the state of a run, sharded and asynchronously, with orbax. Not here: when to save."""
 
 import asyncio
 import json
@@ -16,33 +16,33 @@ from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry
 from jaxtrain.base.text import array_type
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process, least_over_processes
 from jaxtrain.experiment.experiment import Retention
-from jaxtrain.experiment.saved import STATE, best_first, read_record, saved_steps, scores_by_step
+from jaxtrain.experiment.saved import STATE, is_better, ranked, read_record, saved_steps, score_of, scores_by_step
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.runs.health import Health, logged
 from jaxtrain.runs.leaves import check_leaves, leaves_by_path, on_first_device, without_elements
 from jaxtrain.runs.mirror import Mirror
-from jaxtrain.runs.retention import is_better, remove_leftovers, score_of
+from jaxtrain.runs.retention import remove_leftovers
 from jaxtrain.runs.saving import SAVE_ERRORS, Save, add_metrics, finish, kept_by, lost, reason
 from jaxtrain.runs.shards import READ_ERRORS, other_arrays
 
 Tree = TypeVar("Tree")
 
-# orbax logs dozens of lines per save, and once more with traceback what is raised here anyway.
+# orbax logs dozens of lines per save, and a traceback of every error that is raised here anyway.
 logging.getLogger("absl").addFilter(lambda line: "orbax" not in line.pathname)
 
 
 class Checkpoints:
     """The checkpoints in one folder, a subfolder per step. Every process of a run calls every method.
 
-    A checkpoint gets the name of its step when it is complete, with a manifest of checksums; a save that was cut off
-    is invisible, and the next save removes it. What reads first waits for the save in progress. A save that fails is
-    an event, and training goes on; `wait` raises for the last one. What is restored is verified first, and in place of
-    a damaged checkpoint the newest good one is used.
+    A checkpoint is renamed to its step when it is complete, with a manifest of checksums. An interrupted save is thus
+    never seen, and the next save removes it. Methods that read wait for the save in progress. A save that fails is
+    logged as an event, and training goes on; only `wait` raises, if the last one failed. A checkpoint is verified
+    before it is restored, and instead of a damaged one the newest good one is used.
 
-    folder: created if missing, shared by all processes.
-    keep: which checkpoints stay; None is `Retention()`.
+    folder: created if missing; shared by all processes.
+    keep: which checkpoints are kept; None is `Retention()`.
     read_only: for a run that another job may be writing: creates, deletes, moves and saves nothing.
-    verify_bytes: larger files and arrays are not read to be verified; None reads all.
+    verify_bytes: the checksums of larger files and arrays are not verified; None verifies all.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class Checkpoints:
         self._scores = {} if self.keep.best is None else scores_by_step(self.folder, self.keep.best, steps)
 
     def report_to(self, log: Callable[..., None]) -> None:
-        """From now on `log(kind, **facts)` gets what happens to checkpoints; what has happened before, at once."""
+        """Call `log(kind, **facts)` for events of checkpoints: for the past ones now, then for new ones."""
         self._log = log
         for kind, facts in self._events:
             log(kind, **facts)
         self._events = []
 
     def mirror_to(self, mirror: Mirror) -> None:
-        """From now on copy checkpoints to a bucket, and `latest` fetches where none is good here. Closed with this."""
+        """From now on copy checkpoints to a bucket, and let `latest` fetch one if none here is good."""
         self._mirror, mirror.log = mirror, self._event
 
     def save(
@@ -85,15 +85,15 @@ class Checkpoints:
         record: Mapping[str, object],
         metrics: Mapping[str, float] | None = None,
     ) -> int:
-        """Start to save, once the save before is durable or has failed; returns as soon as `state` may be donated.
+        """Start a save, after waiting for the previous one to end; returns as soon as `state` may be donated.
 
         step: later than every saved one.
-        state: a tree of `jax.Array` of any dtype, typed PRNG keys too; each process writes its own shards.
-        record: what to know beside the arrays; JSON.
-        metrics: scores for `Retention.best`, by name; None or {} when there are none for this step.
+        state: a tree of `jax.Array`s of any dtype, typed PRNG keys included; each process writes its own shards.
+        record: what else to save; JSON.
+        metrics: scores for `Retention.best`, by name; None or {} if this step was not evaluated.
 
-        Returns the step of the save before; 0 if there was none or it failed. Raises ConfigError for metrics that lack
-        `Retention.best`, ValueError for an earlier step and when read only.
+        Returns the step of the previous save, which is durable now; 0 if there was none or it failed. Raises
+        ConfigError for metrics that lack `Retention.best`, ValueError for an earlier step and if `read_only`.
         """
         if self._read_only:
             raise ValueError(f"the checkpoints in {self.folder} were opened for reading only")
@@ -104,17 +104,17 @@ class Checkpoints:
             )
         arrays = leaves_by_path(state)
         types = {name: array_type(leaf) for name, leaf in arrays.items()}
-        # A flat dictionary, so that what is on disk does not depend on the containers of the arrays.
-        # orbax refuses arrays without elements; the list of leaves is enough to restore those.
+        # A flat dictionary, so that the files do not depend on the containers of the arrays.
+        # orbax refuses empty arrays; to restore those, the list of leaves is enough.
         full = {name: leaf for name, leaf in arrays.items() if leaf.size}
         record_text = json.dumps({"record": dict(record), "leaves": types, "sealed": True})
-        score = score_of(self.keep, metrics)
+        score = score_of(self.keep.best, metrics)
         metrics_text = None if score is None else json.dumps({str(self.keep.best): score})
         self._scores |= {} if score is None else {step: score}
         save = Save(self.folder / str(step), record_text, metrics_text)
         made = self._background.submit(self._make, save)
         wait([made])
-        broadcast_from_first(0)  # a barrier: no process writes into a folder that is not there
+        broadcast_from_first(0)  # a barrier: no process writes before process 0 has created the folder
         begun = self._background.submit(save.begin, made, lambda folder: self._write(folder, full), full)
         wait([begun])
         stay = kept_by(self.keep, dict(self._scores))
@@ -123,11 +123,11 @@ class Checkpoints:
         return durable
 
     def improves(self, step: int, scores: Mapping[str, float] | None) -> bool:
-        """Whether these scores of `step` are better than those of every saved step, and to be saved for that.
+        """Whether to save `step` because these scores are better than those of every saved step.
 
-        A saved step is given them: a signal may have ended the evaluation that it was saved in.
+        If `step` is saved already, the scores are added to it: it was saved when a signal interrupted its evaluation.
         """
-        if (score := score_of(self.keep, scores)) is None:
+        if (score := score_of(self.keep.best, scores)) is None:
             return False
         self._settle()
         if step == self._last:
@@ -135,18 +135,18 @@ class Checkpoints:
             if is_first_process():
                 add_metrics(self.folder / str(step), json.dumps({str(self.keep.best): score}))
             return False
-        return self.keep.save_best and bool(broadcast_from_first(is_better(score, self._scores, self.keep)))
+        return self.keep.save_best and bool(broadcast_from_first(is_better(score, self._scores, self.keep.mode)))
 
     def restore(self, abstract: Tree, step: SavedStep | None = None) -> tuple[Tree, dict[str, Any]]:
         """The state and the record of `step` (None: the latest), the state with the shardings of `abstract`.
 
-        abstract: a tree of `jax.ShapeDtypeStruct`; the result has its structure. Its mesh may be another than the one
-            that saved; a leaf without sharding goes to the first device.
+        abstract: a tree of `jax.ShapeDtypeStruct`; the result has its structure. Its mesh may differ from that of the
+            save; a leaf without a sharding goes to the first device.
 
-        Of "latest" and "best" it is the newest and the best that is good. Raises ConfigError where there is no such
-        step, and where a leaf is missing, extra or of another shape or dtype, naming each; DamagedCheckpoint for a
-        damaged step that was asked for by its number; Retry where damage is found while arrays are read, once the
-        checkpoint is set aside.
+        "latest" and "best" mean the newest and the best undamaged checkpoint. Raises ConfigError where there is no such
+        step, and where leaves are missing, extra or of another shape or dtype, naming each; DamagedCheckpoint for a
+        damaged step that was given by its number; Retry where damage shows only while arrays are read, after setting
+        the checkpoint aside.
         """
         chosen = self._existing(step)
         record = read_record(self.folder / str(chosen))
@@ -165,7 +165,7 @@ class Checkpoints:
         return read_record(self.folder / str(step))["leaves"]
 
     def arrays(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        """Some arrays of a step by path, with the shapes and shardings of `wanted` and the dtypes that are saved."""
+        """Some arrays of a step by path, with the shapes and shardings of `wanted` and the dtypes of the checkpoint."""
         step, saved = self._existing(step), self.leaves(step)
         kept = {name: leaf.update(dtype=saved[name].partition("[")[0]) for name, leaf in wanted.items()}
         how = ocp.checkpoint_utils.construct_restore_args(kept)
@@ -173,7 +173,7 @@ class Checkpoints:
         return self._verified(step, lambda folder: self._some.restore(folder, args=items), step)
 
     def steps(self) -> list[int]:
-        """The steps of the durable checkpoints, ascending, damaged ones too."""
+        """The steps of the durable checkpoints, ascending, including damaged ones."""
         self._settle()
         return [step for step in saved_steps(self.folder) if step not in self._health.ignored]
 
@@ -189,8 +189,8 @@ class Checkpoints:
         return self._last
 
     def best(self) -> int | None:
-        """The step with the best value of the metric `Retention.best`, the later of equals; None without any."""
-        return next(iter(self._best_first(self.steps())), None)
+        """The step with the best value of the metric `Retention.best`, the later one of equals; None without any."""
+        return next(iter(ranked(self.folder, self.keep.best, self.keep.mode, self.steps())), None)
 
     def wait(self) -> int:
         """Block until every save is durable, and return the step of the last one; 0 without any. Raises Retry if the
@@ -204,7 +204,7 @@ class Checkpoints:
         return durable
 
     def close(self) -> None:
-        """Wait for the save in progress, which may fail, and stop the thread."""
+        """Wait for the save in progress, whose failure is only logged, and stop the thread."""
         if self._in_progress is not None:
             wait([self._in_progress[1]])
             if self._in_progress[1].exception() is not None and is_first_process():
@@ -239,7 +239,7 @@ class Checkpoints:
         return asyncio.run(self._handler.async_save(epath.Path(folder), args=ocp.args.StandardSave(dict(arrays)))) or ()
 
     def _settle(self) -> int:
-        """Wait for the save in progress, if any; its step if it is durable in every process, else 0."""
+        """Wait for the save in progress, if any; returns its step if it is durable in every process, else 0."""
         if self._in_progress is None:
             return 0
         step, future = self._in_progress
@@ -260,9 +260,6 @@ class Checkpoints:
         self._event("save_failed", step=step, why=why, note=note)
         return 0
 
-    def _best_first(self, steps: list[int]) -> list[int]:
-        return best_first(scores_by_step(self.folder, self.keep.best, steps), self.keep.mode)
-
     def _existing(self, step: SavedStep | None) -> int:
         steps = self.steps()
         if not steps:
@@ -270,7 +267,7 @@ class Checkpoints:
         if step is None or step == "latest":
             return self._health.first_good(steps[::-1])
         if step == "best":
-            if not (order := self._best_first(steps)):
+            if not (order := ranked(self.folder, self.keep.best, self.keep.mode, steps)):
                 raise ConfigError(f"no checkpoint in {self.folder} is the best: train with --keep.best SPLIT/METRIC")
             return self._health.first_good(order)
         if step not in steps:
@@ -280,7 +277,7 @@ class Checkpoints:
         return step
 
     def _verified(self, step: int, read: Callable[[Any], Any], asked: SavedStep | None) -> dict[str, jax.Array]:
-        """The arrays of a step, whose bytes are those of their checksums."""
+        """The arrays of a step, verified by their checksums."""
         folder, manifest = self.folder / str(step) / STATE, self._health.manifest(step)
         try:
             arrays = read(epath.Path(folder))
@@ -290,7 +287,7 @@ class Checkpoints:
             why = f"{name} is not what was saved: its checksum differs"
         except READ_ERRORS as error:
             if manifest is not None and self._most is None:
-                raise  # every file is as it was written, so this is no damage
+                raise  # every file has its checksum, so the error is not due to damage
             why = f"its arrays cannot be read: {reason(error)}"
         fault = DamagedCheckpoint(str(folder), None, why)
         if self._read_only or isinstance(asked, int):

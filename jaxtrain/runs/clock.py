@@ -1,4 +1,4 @@
-"""Accounts for a run's wall-clock time: how many seconds compiling, reading, training, evaluating and saving took."""
+"""Accounts for a run's wall-clock time: the seconds spent compiling, reading, training, evaluating and saving."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from types import TracebackType
 class Clock:
     """Accounts for wall-clock time by phase: `with clock("compile"): …`. Time outside of any phase is "other".
 
-    Phases may be nested: only the innermost is charged, so that all of them sum to the total. For one thread.
+    Phases may be nested: only the innermost is charged, so that they sum to the total. To be used from one thread.
 
     now: the time in seconds, from any origin.
     """
@@ -23,7 +23,7 @@ class Clock:
         self._since = now()
 
     def __call__(self, phase: str) -> "_Phase":
-        """The context that charges a phase. Raises ValueError for one that is not in `PHASES`."""
+        """A context that charges its time to a phase. Raises ValueError for one that is not in `PHASES`."""
         if phase not in self._contexts:
             raise ValueError(f"the clock has no phase {phase!r}, only {', '.join(self.PHASES)}")
         return self._contexts[phase]
@@ -45,7 +45,7 @@ class Clock:
 
 
 class _Phase:
-    """A context that charges one phase. One object serves all steps, since it holds nothing of a single one."""
+    """A context that charges one phase. It is stateless, so one object serves all steps."""
 
     def __init__(self, clock: Clock, phase: str) -> None:
         self._clock = clock

@@ -1,4 +1,4 @@
-"""Progress of a run for a person: a bar on a terminal, lines in a log file. Not here: what is kept on disk."""
+"""The progress of a run for people to read: a bar on a terminal, lines in a log. Not here: the files of the run."""
 
 import sys
 import time
@@ -13,9 +13,9 @@ from jaxtrain.runs.watcher import Watcher
 class Console(Watcher):
     """Progress on `stream` (None: stderr): a tqdm bar if that is a terminal, else one line per call of `metrics`.
 
-    A stream that is closed, or can no longer be written, is no reason to stop a run: nothing more is shown then.
+    If the stream is closed or can no longer be written, nothing more is shown, and the run goes on.
 
-    steps: how many steps the run has. start: how many of them are done already.
+    steps: the steps of the run. start: those that are done already.
     active: False prints nothing, for all processes but the first.
     now: the time in seconds, from any origin.
     """
@@ -31,10 +31,10 @@ class Console(Watcher):
         self._steps = steps
         self._done = start
         self._stream = sys.stderr if stream is None else stream
-        self._active = active and self._stream is not None  # Python has none where the shell closed it
+        self._active = active and self._stream is not None  # None where the shell closed it
         self._now = now
         self._speed_since: tuple[int, float] | None = None
-        """Step and time from which the next speed counts."""
+        """The step and the time from which on the next speed is measured."""
         self._bar: Any = None
         if self._active:
             self._try(self._start_bar)
@@ -63,14 +63,14 @@ class Console(Watcher):
     def step(self, done: int) -> None:
         """Show that `done` steps are done."""
         if self._speed_since is None:
-            self._speed_since = (done, self._now())  # the first step takes longer than any other
+            self._speed_since = (done, self._now())  # not from the first step, which takes longer
         if self._bar is not None:
             self._try(lambda: self._bar.update(done - self._done))
         self._done = done
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Print the metrics of `step`, which may be earlier than the last step done. Those of single classes or bins,
-        such as `confusion/f1/class_3`, are too many for a line: they are in the files only.
+        such as `confusion/f1/class_3`, are left out, since they are too many for a line.
         """
         numbers = "  ".join(f"{name} {number(value)}" for name, value in values.items() if name.count("/") < 2)
         line = f"step {step}/{self._steps}  {split} {numbers}"
@@ -95,9 +95,9 @@ class Console(Watcher):
     def _try(self, show: Callable[[], object]) -> None:
         try:
             show()
-        except (OSError, ValueError):  # a closed file raises ValueError, and so does a letter that its encoding lacks
+        except (OSError, ValueError):  # ValueError: a closed file, or a character that its encoding lacks
             if self._bar is not None:
-                self._bar.disable = True  # it would try again when it is collected
+                self._bar.disable = True  # else it would write again when it is garbage-collected
             self._active, self._bar = False, None
 
     def _speed(self) -> str:

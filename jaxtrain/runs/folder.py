@@ -1,6 +1,6 @@
-"""A run is a folder that explains itself: `Run` reads what it holds.
+"""`Run`: reads a run folder, which is all that is needed after training.
 
-Everything after training needs only the folder. Not here: creating it (`begin`), and training.
+Not here: creating the folder (`begin`), and training.
 """
 
 import functools
@@ -50,13 +50,13 @@ class Run:
     """An existing run folder."""
 
     def __init__(self, folder: Path | str, code: str | None = None, experiment: Experiment | None = None) -> None:
-        """Opens a run's folder. No code in it is executed.
+        """Open a run folder. No code in it is executed.
 
-        code: `file.py[:function]`, needed if the experiment holds classes that are not jaxtrain's, or data in memory.
+        code: `file.py[:function]`, needed if the experiment holds data in memory or classes that are not jaxtrain's.
             The file is imported; its function is called only for data in memory.
-        experiment: the experiment itself, instead of the saved one.
+        experiment: the experiment, instead of loading the saved one.
 
-        Raises ConfigError if the folder holds no run, or a run of another experiment.
+        Raises ConfigError if the folder is not a run, or is a run of another experiment.
         """
         self.folder, self._code, self._experiment = Path(folder), code, experiment
         if not (self.folder / "experiment.json").is_file():
@@ -68,13 +68,13 @@ class Run:
 
     @functools.cached_property
     def experiment(self) -> Experiment:
-        """The experiment as it was last run."""
+        """The experiment, as it was last run."""
         if self._experiment is not None:
             return self._experiment
         return self._from_json(self.saved["experiment"])
 
     def _from_json(self, saved: Mapping[str, Any], but: tuple[str, ...] = ()) -> Experiment:
-        """The experiment of this JSON, which is the run's own but for the fields `but`."""
+        """The experiment from this JSON, which must agree with the run's config in all fields except `but`."""
         made = None
         if self._code is not None and '"$array"' in json.dumps(saved):
             made = load(self._code)[0]
@@ -90,8 +90,8 @@ class Run:
         return experiment
 
     def without_data(self) -> "Run":
-        """The same run, with the fields and shapes that it remembers in place of its data: to predict from raw inputs,
-        though no data file is there. One that was opened with its experiment stays as it is.
+        """The run with the fields and shapes that it saved in place of its data, to predict from raw inputs where the
+        data files are missing. A run that was opened with its experiment is returned unchanged.
         """
         inputs, saved = self.saved.get("inputs"), self.saved["experiment"]
         if self._experiment is not None or inputs is None or '"$array"' in json.dumps(inputs):
@@ -103,15 +103,15 @@ class Run:
         return run
 
     def on(self, other: Experiment) -> "Run":
-        """The same run with the evaluations of another experiment, whose fitted transforms get this run's values."""
+        """The run with the evaluations of another experiment, with this run's values in their fitted transforms."""
         run = Run(self.folder, self._code)
         run._experiment = replace(self.without_data().experiment, evals=fitted_as(other, self.saved).evals)
         return run
 
     def difference(self, split: str, pipeline: Pipeline, data_alone: bool) -> str:
-        """What is not as the run recorded it of a split, in a line; "" where nothing differs.
+        """How the pipeline of a split differs from what the run recorded, in one line; "" if it does not.
 
-        data_alone: by the content of its data and tokenizers, whatever the values around them.
+        data_alone: compare only the identities, that is the content of data and tokenizers.
         """
         start, recorded = f"evals.{split}.", self.saved["config"]
         before = {path.removeprefix(start): value for path, value in recorded.items() if path.startswith(start)}
@@ -125,21 +125,21 @@ class Run:
 
     @property
     def horizon(self) -> int:
-        """The horizon of its learning rate schedules: the steps of the run when it began."""
+        """The horizon of the learning rate schedules: the number of steps with which the run began."""
         return self.saved.get("horizon", self.saved["experiment"]["steps"])
 
     @property
     def left_out(self) -> frozenset[int]:
-        """The steps whose batch is left out; the same in every process."""
+        """The steps whose batches are left out; the same in every process."""
         return left_out(self.folder)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: `step`, `split`, and every metric as a float, NaN and infinities too."""
+        """The lines of metrics.jsonl: `step`, `split`, and every metric as a float, including NaN and infinities."""
         return read_metrics(self.folder)
 
     def steps(self) -> dict[str, np.ndarray]:
         """Every step of the run by column: `step`, `loss`, `gradient_norm`, `batch` (the checksum of its batch, u64)
-        and `skipped`. Raises Damaged for a record of steps.bin that is not what was written.
+        and `skipped`. Raises Damaged for a record of steps.bin that has changed since it was written.
         """
         return read_steps(self.folder)
 
@@ -149,9 +149,10 @@ class Run:
         layout: Layout | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> Restored:
-        """Experiment, state and batches after `step` updates (default: the latest checkpoint), on these devices.
+        """Experiment, state and the next batches after `step` updates (default: the latest checkpoint).
 
-        layout: instead of the run's own; any layout can restore any run.
+        layout: replaces the run's own; any layout can restore any run.
+        devices: by default all of `jax.devices()`.
         """
         experiment = self.experiment if layout is None else replace(self.experiment, layout=layout)
         program = Program(experiment, devices, self.horizon)
@@ -161,7 +162,7 @@ class Run:
         return Restored(experiment, program, state, batches)
 
     def observers(self, start: int, stop: StopSignal) -> Observers:
-        """All that observes the run as it is trained on from step `start`; `stop` is how they end it."""
+        """The observers of a run that is trained from step `start` on. They end it by `stop`."""
         return Observers(self.folder, self.experiment, start, stop)
 
     def checkpoints(self, read_only: bool = False) -> Any:
@@ -184,12 +185,12 @@ def horizon_of_run(folder: Path | None, experiment: Experiment) -> int:
 
 
 def as_begun(experiment: Experiment, horizon: int) -> Experiment:
-    """With the horizon written in its schedules, so that it is in the fingerprint."""
+    """The experiment with the horizon in its schedules, so that it is part of the fingerprint."""
     return replace(experiment, optimizer=with_horizon(experiment.optimizer, horizon))
 
 
 def check_same(folder: Path, before: Mapping[str, Any], experiment: Experiment) -> None:
-    """Raises ConfigError where an experiment is not the one whose flattened values a run recorded."""
+    """Raises ConfigError where an experiment differs from the flattened values `before` that a run recorded."""
     if before != (now := _known_as(before, experiment, "the run")):
         raise ConfigError(
             f"{folder} is a run of another experiment; resume with the same one, or choose another --run folder. "
@@ -198,7 +199,9 @@ def check_same(folder: Path, before: Mapping[str, Any], experiment: Experiment) 
 
 
 def _known_as(before: Mapping[str, Any], value: Any, name: str) -> dict[str, Any]:
-    """A value flattened. An identity recorded by the former rule is by that rule if it is equal, and that is logged."""
+    """A value flattened, for comparison with `before`. Where an identity in `before` was computed by the rule of
+    earlier versions and still agrees, it is kept, which is logged.
+    """
     now = to_json(flatten(value))
     if before == now:
         return now
@@ -216,7 +219,7 @@ def _known_as(before: Mapping[str, Any], value: Any, name: str) -> dict[str, Any
 
 
 def _outermost(identities: Iterable[str]) -> list[str]:
-    """Of paths of identities, those that are not inside of another one's value."""
+    """Those of some paths of identities that are not inside of another's value."""
     paths = list(identities)
     return [
         path for path in paths if not any(path != one and path.startswith(one[: -len("identity")]) for one in paths)

@@ -1,6 +1,6 @@
-"""Which checkpoints of a folder are good, in every process alike; a damaged one is set aside, or not used.
+"""Finds undamaged checkpoints, with the same answer in every process, and sets damaged ones aside.
 
-Not here: what makes a checkpoint damaged, and restoring.
+Not here: finding damage in one checkpoint, and restoring.
 """
 
 import logging
@@ -16,20 +16,20 @@ from jaxtrain.cluster.processes import broadcast_from_first, is_first_process, l
 from jaxtrain.experiment.saved import check_unsealed, checkpoint_fault, none_is_good
 from jaxtrain.runs.retention import set_aside
 
-NO_FILE = 2**31 - 1  # above the number of any file; a collective has 32 bits
+NO_FILE = 2**31 - 1  # above the number of any file, and within the 32 bits of a collective
 
 
 def logged(kind: str, **facts: Any) -> None:
-    """An event as a warning, for what has no run that is trained."""
+    """Log an event as a warning, where there is no run to log it."""
     logging.getLogger("jaxtrain.runs").warning("  ".join([kind, *(f"{name} {value}" for name, value in facts.items())]))
 
 
 class Health:
-    """Verifies checkpoints once each, and remembers which are good.
+    """Verifies each checkpoint once.
 
-    read_only: nothing is moved.
-    most: larger files are compared by size only; None reads all.
-    log: gets an event for what is damaged, and for what was not read.
+    read_only: move nothing.
+    most: larger files, in bytes, are compared by size only; None reads all.
+    log: called with an event for damaged files, and for files that were not read.
     """
 
     def __init__(self, folder: Path, read_only: bool, most: int | None, log: Callable[..., None]) -> None:
@@ -39,9 +39,9 @@ class Health:
         """Damaged steps that could not be moved."""
 
     def first_good(self, steps: Sequence[int]) -> int:
-        """The first of these steps that is good, as process 0 lists them. Damaged ones before it are set aside.
+        """The first of these steps (those of process 0) that is good. Damaged ones before it are set aside.
 
-        Raises DamagedCheckpoint where none is; then nothing is moved.
+        Raises DamagedCheckpoint if none is good; then nothing is moved.
         """
         damaged: list[tuple[int, DamagedCheckpoint]] = []
         rest = iter(steps)
@@ -56,7 +56,9 @@ class Health:
         return step
 
     def fault(self, step: int) -> DamagedCheckpoint | None:
-        """The first damage of a step, the same in every process, each of which reads a part of the files."""
+        """The first damage of a step; None if it is good. Every process reads a part of the files, and all return the
+        same.
+        """
         if step in self._good:
             return None
         checkpoint, manifest, found = self._folder / str(step), None, []
@@ -81,11 +83,11 @@ class Health:
         return checkpoint_fault(fault)
 
     def manifest(self, step: int) -> Manifest | None:
-        """The manifest of a good step; None for one of a version that wrote none."""
+        """The manifest of a good step; None if it was saved by a version that wrote none."""
         return self._good[step]
 
     def leave(self, step: int, fault: DamagedCheckpoint) -> None:
-        """Set a damaged checkpoint aside, and say so; a reader only does the latter."""
+        """Set a damaged checkpoint aside and log it; with `read_only`, only log it."""
         self._good.pop(step, None)
         if self._read_only:
             self._log("damaged", step=step, file=fault.file, why=fault.why, note="it is not used")

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, which are only appended to and survive a kill in the middle of a line."""
+"""JSON Lines files that are only appended to, and can be read and continued after a kill in the middle of a line."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from jaxtrain.base.files import atomic_write, plain_json
 
 @dataclass(frozen=True)
 class BadLine:
-    """A damaged line: its number from 1, its bytes, and what is wrong."""
+    """A damaged line: its number from 1, its bytes, and what is wrong with it."""
 
     number: int
     data: bytes
@@ -20,12 +20,12 @@ class BadLine:
 
 
 Check = Callable[[dict[str, Any]], str]
-"""What is wrong with an object; "" for nothing."""
+"""Returns what is wrong with an object, or ""."""
 
 
 def scan_lines(path: Path, check: Check | None = None) -> tuple[list[tuple[bytes, dict[str, Any]]], list[BadLine]]:
-    """The lines of a file and their objects, and the damaged ones. A last line that was cut off is in neither, unless
-    only its newline is missing. No lines if there is no file.
+    """The good lines of a file, with their objects, and the damaged ones. A last line that was cut off is in neither,
+    unless only its newline is missing. A missing file has no lines.
     """
     good: list[tuple[bytes, dict[str, Any]]] = []
     bad: list[BadLine] = []
@@ -45,13 +45,13 @@ def _parsed(line: bytes) -> tuple[dict[str, Any], str]:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
         return {}, f"it is not JSON ({type(error).__name__})"
-    return (found, "") if isinstance(found, dict) else ({}, "it is no JSON object")
+    return (found, "") if isinstance(found, dict) else ({}, "it is not a JSON object")
 
 
 def read_lines(path: Path, check: Check | None = None) -> list[dict[str, Any]]:
     """The objects of a file, without a last line that was cut off; [] if there is no file.
 
-    A damaged line is left out, and a warning names it.
+    Damaged lines are left out, with a warning.
     """
     good, bad = scan_lines(path, check)
     for line in bad:
@@ -60,13 +60,13 @@ def read_lines(path: Path, check: Check | None = None) -> list[dict[str, Any]]:
 
 
 def repair_lines(path: Path, check: Check | None = None, last_step: int | None = None) -> list[str]:
-    """Move damaged lines, whole, to NAME.damaged.jsonl beside the file, and drop those of steps after `last_step` and a
-    last one that was cut off. Returns what was damaged.
+    """Move damaged lines to NAME.damaged.jsonl beside the file, and drop lines of steps after `last_step` and a last
+    line that was cut off. Returns a message for each damaged line.
     """
     good, bad = scan_lines(path, check)
     kept = b"".join(line + b"\n" for line, found in good if last_step is None or found["step"] <= last_step)
     aside = path.with_name(f"{path.stem}.damaged.jsonl")
-    if bad:  # first, so that a kill in between loses none
+    if bad:  # written before they are removed, so that a kill in between loses none
         with aside.open("ab") as file:
             file.write(b"".join(line.data + b"\n" for line in bad))
     if path.exists() and kept != path.read_bytes():
@@ -77,7 +77,7 @@ def repair_lines(path: Path, check: Check | None = None, last_step: int | None =
 
 def append_line(path: Path, line: Mapping[str, object]) -> None:
     """Append one object; NaN and infinities become the strings "nan", "inf" and "-inf"."""
-    # Opened each time: `repair_lines` replaces the file, and a network file system shows it when it is closed.
+    # Opened each time: `repair_lines` replaces the file, and other hosts see the line once the file is closed.
     with path.open("a", encoding="utf-8") as file:
         file.write(_dump(line))
 

@@ -1,4 +1,4 @@
-"""The leaves of a state by their path, and whether they are those that were saved. Not here: their values."""
+"""The leaves of a state by path, and comparing them with those of a checkpoint. Not here: their values."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from jaxtrain.base.errors import ConfigError, nearest
 
 
 def check_leaves(checkpoint: Path, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Raises ConfigError where dtypes and shapes by path differ, naming each leaf."""
+    """Raises ConfigError where saved and wanted leaves differ in path, dtype or shape, naming each."""
     lines = []
     for name in sorted(saved.keys() | wanted.keys()):
         if name not in saved:
@@ -29,7 +29,7 @@ def check_leaves(checkpoint: Path, saved: Mapping[str, str], wanted: Mapping[str
 
 
 def leaves_by_path(tree: object) -> dict[str, Any]:
-    """The leaves by their path, such as `params/blocks/mlp/up/kernel`."""
+    """The leaves of a tree by path, such as `params/blocks/mlp/up/kernel`."""
     leaves = jax.tree.leaves_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if len(named) != len(leaves):
@@ -38,12 +38,12 @@ def leaves_by_path(tree: object) -> dict[str, Any]:
 
 
 def on_first_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """A leaf, on the first device if it has no sharding."""
+    """A leaf with its sharding; on the first device if it has none."""
     sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def without_elements(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Those of the leaves that have no elements, made: there is nothing of them to restore."""
+    """Arrays for the leaves without elements, which are not in a checkpoint."""
     empty = {name: leaf for name, leaf in wanted.items() if not leaf.size}
     return {name: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding) for name, x in empty.items()}

@@ -1,12 +1,12 @@
-"""One writer: the lock of a run folder, with a heartbeat, for shared file systems. Not here: what the owner writes.
+"""The lock of a run folder, which ensures a single writer. It has a heartbeat, and works on shared file systems.
 
-`lock.json` names its owner, who counts a heartbeat up in it. Whether another host's owner lives is judged by its
-content changing, in seconds of one's own monotonic clock, so that no host's time of day matters; one on the same
-machine by its process, at once.
+`lock.json` names the owner, which increments a heartbeat in it. An owner on another host is alive if the content of the
+file changes; that is timed by the observer's own monotonic clock, so the clocks of hosts need not agree. An owner on
+the same machine is checked by its process id.
 
-The lock of a dead owner with the token T passes to the one process that makes the file `lock.json.T`: the end of the
-chain of these files is the owner, who then renames its file to `lock.json`. An owner only ever writes into the file
-that it made itself, never by name, so one that sleeps, is taken over and wakes cannot harm its successor.
+The lock of a dead owner with the token T passes to the process that creates the file `lock.json.T`. The last file in
+the chain of these is the owner's, who then renames it to `lock.json`. An owner writes only to the file that it created,
+by its descriptor and never by name: if it is suspended, replaced and resumed, it cannot harm its successor.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ SILENT = 45.0
 """Seconds without a heartbeat after which an owner on another host counts as dead."""
 
 POLL = 0.5
-"""Seconds between two looks at the lock of another."""
+"""Seconds between two looks at another owner's lock."""
 
 
 class _State(IntEnum):
@@ -42,11 +42,11 @@ class _State(IntEnum):
 
 
 class Lock:
-    """The right to write in a run's folder: a context, at whose end it is given back. Every process calls all of it.
+    """The right to write to a run folder; as a context it is released at the end. Every process calls every method.
 
-    wait: seconds to wait for a living owner to end, as a job that was requeued may have to; a dead one's lock is taken
-        over as soon as its death is certain.
-    on_loss: called from a thread, with a sentence, where the lock was taken over; else the next `check` raises.
+    wait: seconds to wait for a living owner to end, which a requeued job may have to; a dead owner's lock is taken over
+        as soon as its death is certain.
+    on_loss: called from a thread, with a message, if another process takes the lock over. `check` raises then too.
     beat, silent: `BEAT` and `SILENT`.
     """
 
@@ -64,9 +64,9 @@ class Lock:
         self._ended, self._writing, self._lost = threading.Event(), threading.Lock(), ""
 
     def take(self, folder: Path) -> None:
-        """Become the owner of a folder, which is made if it is not there. Process 0 takes it for all.
+        """Become the owner of a folder, which is created if missing. Process 0 acts for all.
 
-        Raises Retry, naming the owner, where a living one does not end in time, and OSError.
+        Raises Retry, naming the owner, where a living owner does not end in time; OSError for the file system's errors.
         """
         self._folder, seen, said = folder, _Seen(self._silent), False
         first, began = is_first_process(), time.monotonic()
@@ -85,14 +85,14 @@ class Lock:
             raise Retry(f"{folder} is being written by {owner or 'another process'}; once it has ended, run this again")
 
     def check(self) -> None:
-        """Raises Retry where the lock was taken over, which may be after this process was suspended. Call it often."""
+        """Raises Retry if another process took the lock over, as may happen while this one is suspended. Call often."""
         if self._lost or (self._own and time.monotonic() - self._confirmed > 2 * self._beat):
             self._confirm()
         if self._lost:
             raise Retry(self._lost)
 
     def release(self) -> None:
-        """Give the folder back, if this process still owns it."""
+        """Release the folder, if this process still owns it."""
         self._ended.set()
         with self._writing:
             if self._own is None:
@@ -128,7 +128,7 @@ class Lock:
             return False
         try:
             if _token(last[1] if (last := _last(self._folder)) else b"") != own.token:
-                # The owner whose death was seen was succeeded meanwhile, and its successor's file is `lock.json` now.
+                # Another process has succeeded the dead owner meanwhile, and its file is `lock.json` now.
                 path.unlink(missing_ok=True)
                 os.close(file)
                 return False
@@ -138,7 +138,7 @@ class Lock:
             os.close(file)
             path.unlink(missing_ok=True)
             raise
-        for pattern in ("lock.json.*", ".lock.json.*"):  # of processes that died while they took it
+        for pattern in ("lock.json.*", ".lock.json.*"):  # left by processes that died while they took the lock
             for left in self._folder.glob(pattern):
                 if left.name != f"lock.json.{own.token}":
                     left.unlink(missing_ok=True)
@@ -155,7 +155,7 @@ class Lock:
                 if self._lost:
                     break
                 self._beats += 1
-                with contextlib.suppress(OSError):  # a disk may be full or slow for a while
+                with contextlib.suppress(OSError):  # such as a full disk: the next heartbeat tries again
                     os.pwrite(self._file, self._own.text(self._beats), 0)
                     os.fsync(self._file)
         if self._lost:
@@ -166,8 +166,8 @@ class Lock:
         try:
             last = _last(self._folder)
         except OSError:
-            return  # a file system that fails is no other owner
-        if own is None or last is None:  # the folder was deleted, which what is written next will meet
+            return  # an error of the file system does not mean another owner
+        if own is None or last is None:  # the folder was deleted, at which the next write fails
             return
         if _token(last[1]) == own.token:
             self._confirmed = time.monotonic()
@@ -180,18 +180,18 @@ class Lock:
 
 
 class _Seen:
-    """What was seen of the lock of another, in one's own time."""
+    """Observes another owner's lock over time, by this process's own clock."""
 
     def __init__(self, silent: float) -> None:
         self._silent, self._content, self._unchanged, self._looked = silent, b"", 0.0, time.monotonic()
         self.owner: Owner | None = None
         self.lives = False
-        """Whether its heart was seen to beat."""
+        """Whether a heartbeat was observed."""
 
     def is_dead(self, content: bytes) -> bool:
-        """Whether the owner who wrote this is dead. Call it often with what is there."""
+        """Whether the owner is dead, given the present content of its lock. Call often."""
         now = time.monotonic()
-        # Time in which this process did not look does not count: it may have been suspended, and the owner too.
+        # Long gaps between two calls do not count: this process may have been suspended, together with the owner.
         passed, self._looked = min(now - self._looked, self._silent / 5), now
         self.owner, same = parsed(content), _token(content) == _token(self._content)
         if content == self._content:
@@ -205,7 +205,7 @@ class _Seen:
 
 
 def owner_of(folder: Path, silent: float = SILENT) -> Owner | None:
-    """The living owner of a run folder, if it has one. Takes up to `silent` seconds where that is on another host."""
+    """The living owner of a run folder, if any. Takes up to `silent` seconds for an owner on another host."""
     seen = _Seen(silent)
     while (last := _last(folder)) is not None and not seen.is_dead(last[1]):
         if seen.lives:
@@ -215,14 +215,14 @@ def owner_of(folder: Path, silent: float = SILENT) -> Owner | None:
 
 
 def _last(folder: Path) -> tuple[Path, bytes] | None:
-    """The file of the owner, and what it holds; None without any."""
+    """The file of the present owner, and its content; None without any."""
     path = folder / "lock.json"
-    content = _read(path)
+    content = _lock_content(path)
     if content is None:
         return None
     for _ in range(1000):
         after = _successor(folder, content)
-        following = _read(after)
+        following = _lock_content(after)
         if following is None:
             break
         path, content = after, following
@@ -234,7 +234,7 @@ def _successor(folder: Path, content: bytes) -> Path:
 
 
 def _create(path: Path, content: bytes, token: str) -> int | None:
-    """Make a file that is whole once it is there, and open it; None where the path is taken."""
+    """Create a file with its content, atomically, and open it; None if the path exists."""
     temporary = path.with_name(f".lock.json.{token}")
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
@@ -243,7 +243,7 @@ def _create(path: Path, content: bytes, token: str) -> int | None:
         try:
             os.link(temporary, path)
         except (FileExistsError, FileNotFoundError):
-            if os.fstat(file).st_nlink < 2:  # else the answer of a network file system was lost, and it is linked
+            if os.fstat(file).st_nlink < 2:  # else it is linked: a network file system repeated a lost request
                 os.close(file)
                 return None
         except OSError:  # no hard links here
@@ -259,11 +259,11 @@ def _create(path: Path, content: bytes, token: str) -> int | None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> bytes | None:
+def _lock_content(path: Path) -> bytes | None:
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # what waits for a writer is no lock
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not block on a named pipe
     except FileNotFoundError:
-        return b"" if path.is_symlink() else None  # a link to nothing is a damaged lock
+        return b"" if path.is_symlink() else None  # a dangling link is a damaged lock
     try:
         return os.read(file, 4096)
     except IsADirectoryError:

@@ -12,7 +12,7 @@ from jaxtrain.runs.watcher import Watcher
 
 
 class MetricsLog(Watcher):
-    """Appends to metrics.jsonl and events.jsonl in `folder`; each call is on disk when it returns.
+    """Appends to metrics.jsonl and events.jsonl in `folder`; a line is in the file when its call returns.
 
     active: False writes nothing, for all processes but the first.
     """
@@ -41,7 +41,7 @@ class MetricsLog(Watcher):
 
         log_every: the first step that has a line.
 
-        Returns what was damaged or is missing.
+        Returns a message for everything that is damaged or missing.
         """
         if not self._active:
             return []
@@ -60,7 +60,7 @@ class MetricsLog(Watcher):
 
 
 def line_check() -> Check:
-    """A check of the lines of metrics.jsonl, one after another: their types, and that none is there twice."""
+    """A check for the lines of metrics.jsonl, called in order: of their types, and for repeated lines."""
     seen: set[tuple[int, str]] = set()
 
     def wrong(line: dict[str, Any]) -> str:
@@ -70,7 +70,7 @@ def line_check() -> Check:
         others = {name: value for name, value in line.items() if name not in ("step", "split")}
         for name, value in others.items():
             if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
-                return f"{name} is no number"
+                return f"{name} is not a number"
         if (step, split) in seen:
             return f"step {step} of {split} is there twice"
         seen.add((step, split))
@@ -80,9 +80,9 @@ def line_check() -> Check:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, with NaN and infinities as floats: JSON has none, so the file has strings.
+    """The lines of a run's metrics.jsonl, with NaN and infinities, which are strings in the file, as floats.
 
-    A damaged line is left out, and a warning names it.
+    Damaged lines are left out, with a warning.
     """
     return [
         {name: float(value) if name != "split" and isinstance(value, str) else value for name, value in line.items()}

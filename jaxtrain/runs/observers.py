@@ -1,6 +1,6 @@
-"""All observers of a run as one: files, console, TensorBoard, profiler, and those of its experiment.
+"""Calls all observers of a run: files, console, TensorBoard, profiler, and those of its experiment.
 
-Not here: what any of them does, and when they are called.
+Not here: the observers, and when they are called.
 """
 
 import contextlib
@@ -24,18 +24,19 @@ from jaxtrain.runs.tensorboard import TensorBoard
 from jaxtrain.runs.watcher import Watcher
 
 MAY_END = ("begun", "evaluated")
-"""The methods whose answer ends a run: all processes are asked then whether it ends."""
+"""The methods by whose return value an observer may end the run; all processes then agree on it."""
 
 
 class Observers:
-    """Calls every observer, on process 0 only. A reason to end the run goes to `stop`, by which all processes agree.
+    """Calls every observer, on process 0 only. A reason to end the run goes to `stop`, so that all processes end.
 
-    Files and console are called first, and an error of theirs ends the run. TensorBoard and the profiler are called in
-    the loop too, those of the experiment in a thread; an error of theirs is an event, and they are called no more.
+    Files and console are called first; their errors end the run. TensorBoard and the profiler are called in the loop
+    too, the experiment's observers in a thread. An error of one of these is logged as an event, and that observer is
+    not called again.
     """
 
     def __init__(self, folder: Path, experiment: Experiment, start: int, stop: StopSignal) -> None:
-        """`start`: the steps done. Metrics of later ones, written by a process that died since, are dropped."""
+        """`start`: the steps that are done. Metrics of later steps, from a process that died, are dropped."""
         self.folder, self.experiment, self._stop = folder, experiment, stop
         self._is_run = (folder / "experiment.json").is_file()
         first, profiled = is_first_process(), experiment.runtime.profiled
@@ -53,7 +54,7 @@ class Observers:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal ends the run."""
+        """Whether a signal is ending the run."""
         return bool(self._stop.code)
 
     @property
@@ -72,7 +73,7 @@ class Observers:
                 each.event(kind, **fields)
 
     def begun(self, step: int) -> None:
-        """Training begins after `step`."""
+        """Training begins; `step` steps are done."""
         self._call("begun", step)
         self._wait()
         self._agree()
@@ -85,21 +86,21 @@ class Observers:
             self._guarded(mirror, "stepped", step, metrics)
 
     def append(self, first: int, fetched: Sequence[Mapping[str, Any]]) -> None:
-        """The metrics of steps from `first` on are on the host: write them to steps.bin."""
+        """Write the metrics of steps from `first` on, which are on the host, to steps.bin."""
         with self._in_folder(first + len(fetched) - 1):
             self.recorder.append(first, fetched)
 
     def write_flight(self, step: int, why: str, seconds: Mapping[str, float]) -> None:
-        """The run fails after `step`: write flight.json, unless its folder is gone."""
+        """Write flight.json, since the run fails after `step`, unless the folder is gone."""
         if not self._is_run or (self.folder / "experiment.json").is_file():
             self.recorder.write(self, step, why, seconds)
 
     def trained(self, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
-        """The values over a period that ended with `step`."""
+        """Pass on the metrics over a period that ended with `step`."""
         self._call("trained", step, metrics, rates)
 
     def evaluated(self, step: int, scores: Scores) -> None:
-        """The values of all evaluations after `step`; none call nobody."""
+        """Pass on the metrics of all evaluations after `step`, if there are any."""
         if scores:
             self._call("evaluated", step, scores)
             self._wait()  # the device has nothing to do meanwhile, and the run may have to end
@@ -127,18 +128,18 @@ class Observers:
         for each in self._mirrors:
             self._guarded(each, method, step, *arguments)
         if self._others:
-            self._wait()  # an observer that takes longer than a period holds the run up, rather than pile up calls
+            self._wait()  # an observer slower than a period delays the run; otherwise calls would pile up
             self._last_call = self._thread.submit(self._call_others, method, step, *arguments)
 
     @contextlib.contextmanager
     def _in_folder(self, step: int | None = None) -> Generator[None]:
-        """For a block that writes in the folder: raises Retry where that is gone, before it or in it."""
+        """A context for writing to the run folder: raises Retry if the folder is gone."""
         file, after = self.folder / "experiment.json", "" if step is None else f", after step {step}"
         gone = Retry(
             f"the run folder {self.folder} is gone{after}, and a run cannot go on without it: bring it back, and run "
             "the same command again"
         )
-        if self._is_run and not file.is_file():  # what is written next would be no run
+        if self._is_run and not file.is_file():  # else a write could create part of the folder again
             raise gone
         try:
             yield
@@ -164,7 +165,7 @@ class Observers:
             reason = getattr(observer, method)(self, step, *arguments)
             if reason is not None and (method not in MAY_END or not isinstance(reason, str)):
                 raise TypeError(f"{method} returned {reason!r}: only a text ends a run, from {' or '.join(MAY_END)}")
-        except Exception as error:  # an observer may raise anything, which must not cost the run
+        except Exception as error:  # an observer's error must not end the run
             self._mirrors = [each for each in self._mirrors if each is not observer]
             self._others = [each for each in self._others if each is not observer]
             frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,4 +1,4 @@
-"""A process as the owner of a run folder: what its lock file holds, and whether it lives. Not here: the lock."""
+"""The owner of a run folder: the content of its lock file, and whether the process is alive. Not here: the lock."""
 
 import json
 import os
@@ -13,28 +13,28 @@ HELD, FREE = "held", "free"
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that owns, or owned, a run folder."""
+    """A process that owns or owned a run folder."""
 
     host: str
     pid: int
     machine: str
-    """The running system and its process ids' namespace: where two are equal, so are the processes that they see."""
+    """An id of the running system and its PID namespace: processes with the same one see the same processes."""
     started: str
-    """When the process started, in ticks of that system; "" where that is not known."""
+    """When the process started, in clock ticks of the system; "" if unknown."""
     token: str
     since: str
-    """When it took the lock by its own clock: for people."""
+    """When it took the lock, by its own clock; for messages only."""
     state: str = HELD
 
     def __str__(self) -> str:
         return f"process {self.pid} on host {self.host}, since {self.since}"
 
     def text(self, beats: int) -> bytes:
-        """What the lock file holds; as long after any number of heartbeats."""
+        """The content of the lock file, of the same length for any number of heartbeats."""
         return json.dumps({**vars(self), "heartbeat": f"{beats:012d}"}).encode() + b"\n"
 
     def seen(self) -> bool | None:
-        """Whether it lives; None where only its heartbeat can say."""
+        """Whether the process is alive; None if only its heartbeat can tell."""
         if self.state == FREE:
             return False
         if self.machine != machine():
@@ -52,7 +52,7 @@ class Owner:
 
 
 def machine() -> str:
-    """The running system and the namespace of its process ids; the host's name where /proc is not there."""
+    """An id of the running system and its PID namespace; the host name on systems without /proc."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -60,7 +60,7 @@ def machine() -> str:
 
 
 def process_start(pid: int) -> tuple[str, str]:
-    """The state of a process, such as Z for one that is dead, and when it started, in ticks; "" where not known."""
+    """The state of a process, such as Z for a dead one, and its start time in clock ticks; "" where unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -69,7 +69,7 @@ def process_start(pid: int) -> tuple[str, str]:
 
 
 def parsed(content: bytes) -> Owner | None:
-    """The owner; None for what is no owner, such as a file that is being written."""
+    """The owner in a lock file; None for any other content, such as a file that is being written."""
     try:
         value: Any = json.loads(content)
         del value["heartbeat"]

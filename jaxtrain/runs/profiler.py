@@ -1,4 +1,4 @@
-"""Traces a range of steps by jax's profiler, for XProf and Perfetto."""
+"""Traces a range of steps with jax's profiler, for XProf and Perfetto."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from jaxtrain.runs.watcher import Watcher
 
 
 class Profiler(Watcher):
-    """Traces `steps` into `folder`, and logs where the trace lies. Where the range begins and ends it waits for the
-    device, so that the trace holds these steps and no others.
+    """Traces `steps` into `folder`, and logs how to open the trace. At the first and last step it waits for the device,
+    so that the trace holds these steps and no others.
     """
 
     def __init__(self, folder: Path, steps: range) -> None:

@@ -1,6 +1,6 @@
-"""The flight recorder of a run: every step in steps.bin, and the last ones in full in flight.json, if the run fails.
+"""The flight recorder of a run: writes every step to steps.bin and, if the run fails, its last steps to flight.json.
 
-What a step reports stays on the device until it is written. Not here: when a run fails.
+The numbers of a step stay on the device until they are written. Not here: when a run fails.
 """
 
 import datetime
@@ -24,17 +24,17 @@ from jaxtrain.runs.watcher import Watcher
 from jaxtrain.sharding.checksum import as_number
 
 EXAMPLES = 64
-"""The most rows of a batch whose examples are named."""
+"""The most rows of a batch whose examples are listed."""
 
 WAIT = 10.0
-"""Seconds in all to wait for steps that are still being computed when a run has failed."""
+"""Total seconds to wait for steps that are still running when a run has failed."""
 
 
 @dataclass(frozen=True)
 class _Step:
     step: int
     numbers: Mapping[str, Any]
-    """On the device: metrics by name, `batch`, and the squares `update_norms` by group."""
+    """On the device: metrics by name, `batch`, and the squared norms `update_norms` by group."""
 
 
 class Recorder(Watcher):
@@ -67,15 +67,16 @@ class Recorder(Watcher):
         self._rates = {name: value for name, value in rates.items() if not name.startswith("seconds_")}
 
     def append(self, first: int, fetched: Sequence[Mapping[str, Any]]) -> None:
-        """Append steps from `first` on to steps.bin: the metrics of each, on the host."""
+        """Append the metrics of steps from `first` on, which are on the host, to steps.bin."""
         found = [_scalars(metrics) for metrics in fetched]
         columns = {name: [each[name] for each in found] for name in ("loss", "gradient_norm", "batch", "skipped")}
         self.steps.append({"step": range(first, first + len(found)), **columns})
 
     def write(self, run: ObservedRun, step: int, why: str, seconds: Mapping[str, float]) -> None:
-        """Write flight.json, whole or not at all: the run has done `step` steps and fails by this error or signal.
+        """Write flight.json, whole or not at all.
 
-        seconds: the account by phase. Numbers that the device does not give any more are None, and why is said.
+        step: the steps that are done. why: the error or signal by which the run fails. seconds: by phase. Steps whose
+        numbers can no longer be read from the device are listed in `unread`, with the reason.
         """
         if not self._active:
             return
@@ -84,7 +85,7 @@ class Recorder(Watcher):
             facts: dict[str, Any] = {"step": each.step, "examples": examples_of(run.experiment.data, each.step)}
             try:
                 facts |= self._read(each.numbers, until)
-            except (RuntimeError, TimeoutError) as error:  # of the device, or of a step before this one
+            except (RuntimeError, TimeoutError) as error:  # of the device, or of an earlier step
                 unread.append(f"step {each.step}: {str(error).splitlines()[0]}")
             steps.append(facts)
         estimated = [group.path for group in self._groups if group.share < 1]
@@ -94,7 +95,7 @@ class Recorder(Watcher):
 
     def _read(self, numbers: Mapping[str, Any], until: float) -> dict[str, Any]:
         leaves = jax.tree.leaves(numbers)
-        if any(leaf.is_deleted() for leaf in leaves):  # jax 0.10.2 crashes where such a one is asked if it is ready
+        if any(leaf.is_deleted() for leaf in leaves):  # on which `is_ready` crashes jax 0.10.2
             raise RuntimeError("an array has been deleted")
         while not all(leaf.is_ready() for leaf in leaves):
             if time.monotonic() > until:
@@ -106,16 +107,16 @@ class Recorder(Watcher):
 
 
 def _scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a step, on the host: what a record of steps.bin holds beside the step."""
+    """The columns of steps.bin for a step, from its metrics on the host."""
     skipped = metrics["skipped"].value() if "skipped" in metrics else 0
     found = {name: float(metrics[name]) if name in metrics else np.nan for name in ("loss", "gradient_norm")}
     return {**found, "batch": as_number(metrics["batch"]), "skipped": int(skipped > 0)}
 
 
 def examples_of(data: Pipeline, step: int) -> list[int | None] | None:
-    """Which examples of the source a step was trained on, by their index: those of its first `EXAMPLES` rows.
+    """The index in the source of the example in each of the first `EXAMPLES` rows of a step's batch.
 
-    None where the source cannot be opened any more, and for a row that is made of several.
+    None where the source can no longer be read, and for a row that combines several examples.
     """
     try:
         return [data.record(step - 1, row, training=True) for row in range(min(data.batch_size, EXAMPLES))]

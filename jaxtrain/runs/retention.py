@@ -1,53 +1,33 @@
-"""Which checkpoints stay, and how the others leave: deleted or set aside, never half of one. Not here: saving them."""
+"""Which checkpoints are kept, and deleting others or setting them aside, atomically. Not here: saving them."""
 
 import itertools
-import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.experiment.experiment import Retention
 from jaxtrain.experiment.saved import best_first
 
 LEFTOVERS = ("*.saving.tmp", "*.deleting.tmp", "*.orbax-checkpoint-tmp*")
-"""What a killed process leaves in the folder of checkpoints; the last is of earlier versions."""
+"""Patterns of what a killed process leaves in the folder of checkpoints; the last one was used by earlier versions."""
 
 
 def saving(checkpoint: Path) -> Path:
-    """The folder that becomes this checkpoint once it is complete."""
+    """The temporary folder that is renamed to this checkpoint once it is complete."""
     return checkpoint.with_name(f"{checkpoint.name}.saving.tmp")
 
 
 def kept(steps: Sequence[int], scores: Mapping[int, float], keep: Retention) -> set[int]:
-    """Those of `steps` (ascending) that stay. scores: the values of `keep.best` by step, all finite."""
+    """The steps, of `steps` (ascending), that are kept. scores: the values of `keep.best` by step, all finite."""
     known = {step: scores[step] for step in steps if step in scores}
     best = best_first(known, keep.mode)[:1] if keep.best is not None else []
     every = [step for step in steps if keep.every is not None and step % keep.every == 0]
     return {*steps[-keep.last :], *every, *best}
 
 
-def score_of(keep: Retention, metrics: Mapping[str, float] | None) -> float | None:
-    """The finite value of `keep.best` in the metrics of an evaluation; None without. Raises ConfigError where they
-    lack it.
-    """
-    if keep.best is None or not metrics:
-        return None
-    if keep.best not in metrics:
-        raise ConfigError(f"Retention(best={keep.best!r}) names none of the metrics{nearest(keep.best, metrics)}")
-    # NaN compares with nothing, so it would be kept as the best by accident.
-    return float(metrics[keep.best]) if math.isfinite(metrics[keep.best]) else None
-
-
-def is_better(score: float, scores: Mapping[int, float], keep: Retention) -> bool:
-    """Whether a score is better than those of all steps."""
-    best, sign = best_first(scores, keep.mode)[:1], -1 if keep.mode == "min" else 1
-    return not best or sign * score > sign * scores[best[0]]
-
-
 def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint. One that is deleted in part is no checkpoint: first it loses its name."""
+    """Delete a checkpoint. It is renamed first, so that a partly deleted one is not taken for a checkpoint."""
     doomed = checkpoint.with_name(f"{checkpoint.name}.deleting.tmp")
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(checkpoint, doomed)
@@ -55,7 +35,7 @@ def delete(checkpoint: Path) -> None:
 
 
 def set_aside(checkpoint: Path, folder: Path) -> Path:
-    """Move a checkpoint, or a file, into a folder, beside those of the same name there. Returns its new path."""
+    """Move a checkpoint, or a file, into a folder; a number is appended if the name is taken. Returns the new path."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         target = folder / (checkpoint.name if number == 1 else f"{checkpoint.name}-{number}")
@@ -66,9 +46,9 @@ def set_aside(checkpoint: Path, folder: Path) -> Path:
 
 
 def set_aside_no_file(path: Path) -> list[str]:
-    """Move what stands in the place of a run's file and is none, such as a folder or a link to nowhere, to damaged/.
+    """If the path of a run's file is something else, such as a folder or a dangling link, move that to damaged/.
 
-    Returns what was wrong.
+    Returns a message about it, if so.
     """
     if path.is_file() or not os.path.lexists(path):
         return []
@@ -77,7 +57,7 @@ def set_aside_no_file(path: Path) -> list[str]:
 
 
 def remove_leftovers(checkpoints: Path) -> None:
-    """Remove what killed processes left half-written or half-deleted. No other process may be writing the folder."""
+    """Remove `LEFTOVERS`. No other process may be writing the folder."""
     for pattern in LEFTOVERS:
         for path in checkpoints.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""One save from its first byte to the name of its step, or to nothing. Not here: how arrays are written, and when."""
+"""A single save, from creating its temporary folder to renaming it. Not here: writing arrays, and when to save."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from jaxtrain.runs.retention import delete, kept, saving
 from jaxtrain.runs.shards import own_shards, shard_checksums
 
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)
-"""What storage that cannot be written raises, by orbax and tensorstore too."""
+"""What is raised where storage cannot be written, also by orbax and tensorstore."""
 
 BARRIER_SECONDS = 3600
 """The longest that a process waits for the others to have written their shards."""
@@ -29,10 +29,10 @@ BARRIER_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Save:
-    """A checkpoint that is being written, beside the name that it takes at the end."""
+    """A checkpoint that is being written to a temporary folder."""
 
     checkpoint: Path
-    """A folder whose name is the step."""
+    """The final folder, whose name is the step."""
     record: str
     metrics: str | None
 
@@ -43,13 +43,13 @@ class Save:
 
     @property
     def folder(self) -> Path:
-        """Where it is written until it is complete."""
+        """The temporary folder."""
         return saving(self.checkpoint)
 
     def make(self) -> None:
-        """Make the folder: in process 0, before any writes into it."""
+        """Create the folder: called in process 0, before any process writes into it."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        if not self.folder.parent.exists():  # without its parents: a run folder that is gone is not made again
+        if not self.folder.parent.exists():  # not its parents: a run folder that was deleted is not created again
             self.folder.parent.mkdir()
         self.folder.mkdir()
         (self.folder / STATE).mkdir()
@@ -57,15 +57,15 @@ class Save:
     def begin(
         self, made: Future[None], write: Callable[[Path], Sequence[Any]], arrays: Mapping[str, jax.Array]
     ) -> tuple[Any, Any]:
-        """Start to write this process's shards. Their bytes are in host memory when this returns: the shards to
-        compute checksums of, and the futures of `write(folder)`.
+        """Start to write this process's shards, which are in host memory when this returns. Returns the shards, for
+        their checksums, and the futures of `write(folder)`.
         """
         made.result()
         shards = own_shards(arrays)
         return shards, write(self.folder / STATE)
 
     def write_own(self, shards: Any, written: Sequence[Any]) -> None:
-        """Wait for the files of this process, and write down their checksums."""
+        """Wait for the files of this process, and write their checksums to a file."""
         sums = shard_checksums(shards)
         for each in written:
             each.result()
@@ -76,8 +76,8 @@ class Save:
         replace_text(self._part(process), json.dumps({"files": files, "arrays": sums}))
 
     def complete(self, finalize: Callable[[Any], None]) -> None:
-        """Give the checkpoint its manifest and its name: in process 0, once all have written. Raises OSError for a
-        process that has not.
+        """Write the manifest and rename the folder: called in process 0, after all processes have written. Raises
+        OSError for a process that has not.
         """
         parts = []
         for process in range(jax.process_count()):
@@ -100,7 +100,7 @@ class Save:
         sync_folder(self.checkpoint.parent)
 
     def remove(self) -> None:
-        """Remove what was written of a save that failed."""
+        """Remove the folder of a save that failed."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _part(self, process: int) -> Path:
@@ -115,15 +115,15 @@ def finish(
     stay: Callable[[Sequence[int]], set[int]],
     mirror: Any = None,
 ) -> None:
-    """Complete a save that has begun, in every process, in the background; then delete what need not stay.
+    """Complete a save, in a background thread of every process; then delete the checkpoints that `stay` does not keep.
 
-    A save that fails leaves nothing, and every former checkpoint stays. Raises the error of this process.
-    mirror: a `Mirror`, which sends it to a bucket then.
+    A save that fails leaves nothing behind and deletes no checkpoint. Raises the error of this process.
+    mirror: a `Mirror`, which then copies the checkpoint to a bucket.
     """
     try:
         try:
             save.write_own(*begun.result())
-        finally:  # the others wait for a process that failed too, and process 0 then misses its part
+        finally:  # after a failure too, since the others wait here; process 0 then finds that a part is missing
             barrier(key=f"jaxtrain_saved_{save.step}", timeout_ms=BARRIER_SECONDS * 1000)
         if is_first_process():
             save.complete(finalize)
@@ -140,7 +140,7 @@ def finish(
 
 
 def lost(step: int, folder: Path, why: str, last: int) -> str:
-    """What to say of a state that could not be saved; `last` is the last step that is saved, below 0 for none."""
+    """The message for a state that could not be saved. last: the last saved step, below 0 for none."""
     before = f"it resumes from step {last}" if last >= 0 else "it begins anew, since none is saved"
     return (
         f"the state of step {step} could not be saved in {folder}: {why}. Once it can be written, run the "
@@ -149,7 +149,9 @@ def lost(step: int, folder: Path, why: str, last: int) -> str:
 
 
 def add_metrics(checkpoint: Path, metrics: str) -> None:
-    """Write scores into a complete checkpoint that has none. A kill in between leaves them unverified."""
+    """Write scores into a complete checkpoint that has none, and update its manifest. After a kill in between they have
+    no checksum.
+    """
     (checkpoint / METRICS).parent.mkdir(exist_ok=True)
     replace_text(checkpoint / METRICS, metrics)
     if (manifest := Manifest.read(checkpoint)) is not None:
@@ -158,12 +160,12 @@ def add_metrics(checkpoint: Path, metrics: str) -> None:
 
 
 def kept_by(keep: Retention, scores: Mapping[int, float]) -> Callable[[Sequence[int]], set[int]]:
-    """Which steps of a folder stay, by these scores of `keep.best`."""
+    """`kept` for these scores of `keep.best`, as a function of the steps."""
     return lambda steps: kept(steps, scores, keep)
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
+    """Wait until the entries of a folder are on disk."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -172,7 +174,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def reason(error: BaseException | None) -> str:
-    """An error's text in one line; of tensorstore's, the reason that the operating system names."""
+    """The message of an error in one line; of an error of tensorstore, the operating system's reason in it."""
     text = " ".join(str(error).split()) or type(error).__name__
     if found := re.search(r": ([^:]+) \[os_error_code=", text):
         return found[1]

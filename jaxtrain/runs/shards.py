@@ -1,4 +1,4 @@
-"""Checksums of arrays from their bytes in host memory, shard by shard. Not here: where they are kept."""
+"""Checksums of arrays, shard by shard, from their bytes in host memory. Not here: the files that hold them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,13 +13,13 @@ Region = list[list[int]]
 """Start and stop in each dim of an array."""
 
 READ_ERRORS = (OSError, ValueError, KeyError, TypeError, EOFError)
-"""What orbax and tensorstore raise for files that are not what was written."""
+"""What orbax and tensorstore raise for damaged files."""
 
 
 def own_shards(arrays: Mapping[str, jax.Array]) -> dict[str, list[tuple[Region, np.ndarray]]]:
-    """The shards that this process writes, by the name of their array: where they lie in it, and their bytes.
+    """The shards that this process writes, by the name of their array: their regions in it, and their values.
 
-    Blocks until these are in host memory, where they stay though the arrays are donated.
+    Blocks until the values are in host memory, where they stay valid when the arrays are donated.
     """
     raw = {name: _raw(x) for name, x in arrays.items()}
     own = {name: [shard for shard in x.addressable_shards if shard.replica_id == 0] for name, x in raw.items()}
@@ -41,21 +41,21 @@ def shard_checksums(shards: Mapping[str, list[tuple[Region, np.ndarray]]]) -> di
 
 
 def other_arrays(arrays: Mapping[str, jax.Array], saved: Mapping[str, Any], most: int | None = None) -> Iterator[str]:
-    """The names of the arrays that have a shard whose bytes are not those of its checksum in `saved`.
+    """The names of arrays with a shard that does not match its checksum in `saved`.
 
-    most: arrays of more bytes are left out. So are shards of which other processes hold a part: what is compared with
-        the layout of the save is all, and with another in several processes what each has whole.
+    most: larger arrays, in bytes, are skipped. So are saved shards of which this process holds only a part, which
+        happens if several processes restore with another layout than that of the save.
     """
     for name, x in arrays.items():
         if most is None or x.nbytes <= most:
             whole = _raw(x)
-            parts = ((_part(whole, entry["at"]), entry["crc32"]) for entry in saved.get(name, ()))
+            parts = ((_host_region(whole, entry["at"]), entry["crc32"]) for entry in saved.get(name, ()))
             if any(part is not None and crc32_of_array(part) != crc for part, crc in parts):
                 yield name
 
 
-def _part(x: jax.Array, region: Region) -> np.ndarray | None:
-    """A region of an array in host memory; None where no shard of this process and not all of them have it."""
+def _host_region(x: jax.Array, region: Region) -> np.ndarray | None:
+    """A region of an array in host memory; None if this process does not hold all of it."""
     for shard in x.addressable_shards:
         at = _region(shard.index, x.shape)
         if all(first <= start and stop <= last for (start, stop), (first, last) in zip(region, at, strict=True)):

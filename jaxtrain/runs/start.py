@@ -1,6 +1,6 @@
-"""The first state of a run, from the parameters of another run or of a file, read straight into their shards.
+"""The initial state of a run, whose parameters may come from another run or a file, read directly into their shards.
 
-Not here: resuming a run, whose whole state is restored.
+Not here: resuming a run, for which the whole state is restored.
 """
 
 import re
@@ -29,7 +29,7 @@ PARTS = ("params", "frozen", "model_state")
 """The parts of a state that a start sets."""
 
 AVERAGE = re.compile(r"opt_state/(?:.*/)?average/(?P<path>.+)")
-"""Where a checkpoint has the averaged parameters."""
+"""The paths of averaged parameters in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,20 @@ class Found:
 
 
 class FirstState:
-    """The state that a run begins with. Making it reads names and shapes only."""
+    """The state that a run begins with. Until `make` is called, only names and shapes are read."""
 
     def __init__(self, program: Program) -> None:
         """Raises ConfigError where the source of `experiment.start` lacks an array, or has another shape or dtype."""
         self._program, self._start = program, program.experiment.start
         self.facts: dict[str, Any] = {}
-        """For the log: how many arrays are set, and the names of the drawn, the unused and the cast ones."""
+        """For the log: the number of arrays that are set, and the names of those initialised at random, unused or cast.
+        """
         if self._start is not None:
             self._source = source_of(self._start)
             self._chosen, self.facts = matched(self._start, self._source.arrays, targets(program.state))
 
     def make(self, log: Callable[..., None] | None = None) -> TrainState:
-        """The state on its devices. `log(kind, **facts)` gets the event of a start from elsewhere."""
+        """The state on its devices. `log(kind, **facts)` is called if parameters come from elsewhere."""
         state = self._program.init()
         if self._start is None:
             return state
@@ -71,7 +72,7 @@ class FirstState:
 
 
 def targets(state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves that may be set, by `part/path`."""
+    """The leaves that a start may set, by `part/path`."""
     leaves = jax.tree_util.tree_leaves_with_path({name: getattr(state, name) for name in PARTS})
     return {path_name(path): leaf for path, leaf in leaves}
 
@@ -79,7 +80,7 @@ def targets(state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
 def matched(
     start: Start, arrays: Mapping[str, Found], leaves: Mapping[str, jax.ShapeDtypeStruct]
 ) -> tuple[dict[str, tuple[Found, jax.ShapeDtypeStruct]], dict[str, Any]]:
-    """What each leaf that is set comes from, by its path, and the facts for the log. Raises ConfigError."""
+    """The source array of each leaf that is set, by the leaf's path, and the facts for the log. Raises ConfigError."""
     by_path = {path: path.partition("/")[2] for path in leaves}
     check_matches(start, arrays, by_path.values())
     found = with_names_of_here(start, arrays)
@@ -111,7 +112,7 @@ def matched(
 
 
 def check_matches(start: Start, arrays: Collection[str], names: Collection[str]) -> None:
-    """Raises ConfigError for a pattern or a beginning of paths that matches nothing."""
+    """Raises ConfigError for a pattern in `only` or a prefix in `rename` that matches nothing."""
     for pattern in start.only:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"start.only: no array matches {pattern!r}{nearest(pattern, names)}")
@@ -123,7 +124,7 @@ def check_matches(start: Start, arrays: Collection[str], names: Collection[str])
 
 
 def with_names_of_here(start: Start, arrays: Mapping[str, Found]) -> dict[str, Found]:
-    """The arrays of the source by their path here. Raises ConfigError where two have the same."""
+    """The arrays of the source by their path after `rename`. Raises ConfigError where two have the same."""
     found: dict[str, Found] = {}
     for name, array in arrays.items():
         here = renamed(name, start.rename)
@@ -134,20 +135,20 @@ def with_names_of_here(start: Start, arrays: Mapping[str, Found]) -> dict[str, F
 
 
 def is_alike(found: Found, leaf: jax.ShapeDtypeStruct) -> bool:
-    """Whether an array has a leaf's shape, and its dtype or another float dtype where that is one."""
+    """Whether an array has the shape of a leaf, and the same dtype or, as the leaf, a float dtype."""
     dtype, _, shape = found.kind.partition("[")
     both_float = dtype.startswith(("float", "bfloat")) and jnp.issubdtype(leaf.dtype, jnp.floating)
     return array_type(leaf).partition("[")[2] == shape and (both_float or dtype == str(leaf.dtype))
 
 
 def check_numbers(name: str, value: jax.Array, source: str) -> None:
-    """Raises Damaged for a parameter with NaN or infinity, of which all others would become NaN."""
+    """Raises Damaged for a parameter with NaN or infinity, from which all others would become NaN."""
     if jnp.issubdtype(value.dtype, jnp.floating) and not jnp.isfinite(value).all():
         raise Damaged(source, None, f"{name} holds NaN or infinity, or numbers beyond {value.dtype}")
 
 
 def renamed(name: str, rename: Mapping[str, str]) -> str:
-    """The path here of a path in the source."""
+    """A path of the source after `rename`."""
     for beginning, new in rename.items():
         if f"{name}/".startswith(f"{beginning}/".lstrip("/")):
             return "/".join(filter(None, (new, name[len(beginning) :].strip("/"))))
@@ -155,7 +156,7 @@ def renamed(name: str, rename: Mapping[str, str]) -> str:
 
 
 class RunSource:
-    """A checkpoint of a run."""
+    """A checkpoint of a run, as a source of arrays."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from jaxtrain.runs.checkpoints import Checkpoints
@@ -167,16 +168,16 @@ class RunSource:
         self.arrays: Mapping[str, Found] = own | averages
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-        """Arrays by key, in these shards and in the dtypes they were saved in."""
+        """Arrays by key, with these shardings and in the dtypes of the checkpoint."""
         with self._checkpoints as checkpoints:
             return checkpoints.arrays(self._step, wanted)
 
 
 class FileSource:
-    """A file of arrays by name. Dots in names are read as `/`."""
+    """A file of named arrays, as a source. Dots in names are read as `/`."""
 
     def __init__(self, path: Path) -> None:
-        """Raises Damaged for a file that cannot be read, ConfigError for two names that differ by dots alone."""
+        """Raises Damaged for a file that cannot be read, ConfigError for names that differ only in dots and slashes."""
         self._arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
         self.arrays: dict[str, Found] = {}
         for name, x in self._arrays.items():
@@ -184,13 +185,13 @@ class FileSource:
                 raise ConfigError(f"start: {path} has both {known.key} and {name}, and dots in names are read as /")
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-        """Arrays by key, in these shards and in the dtypes of the file."""
-        with np.errstate(over="ignore"):  # float64 becomes float32 here, and what is beyond it is named later
+        """Arrays by key, with these shardings and in the dtypes of the file."""
+        with np.errstate(over="ignore"):  # float64 becomes float32; `check_numbers` finds overflows
             return {key: jax.device_put(self._arrays[key], leaf.sharding) for key, leaf in wanted.items()}
 
 
 def source_of(start: Start) -> RunSource | FileSource:
-    """The source of a start. Raises ConfigError for what is neither a run nor a file of arrays."""
+    """The source of a start. Raises ConfigError for a path that is neither a run nor a file of arrays."""
     path = Path(start.source)
     if path.is_dir():
         return RunSource(path, saved_step(path, start.step))
@@ -204,7 +205,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as opened, np.load(opened) as file:
             return {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
-        raise Damaged(str(path), None, f"it is no .npz of numbers ({error})") from error
+        raise Damaged(str(path), None, f"it is not an .npz of numbers ({error})") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -214,4 +215,4 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise Damaged(str(path), None, f"it is no .safetensors ({error})") from error
+        raise Damaged(str(path), None, f"it is not a .safetensors ({error})") from error

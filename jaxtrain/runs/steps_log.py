@@ -1,7 +1,7 @@
-"""A run's steps.bin: what every step saw and what came of it, in 29 bytes.
+"""A run's steps.bin: loss, gradient norm and batch checksum of every step, in 29 bytes each.
 
-After a header of 16 bytes, records of `RECORD`, little endian and packed, of ascending steps. Not here: when they are
-written.
+A header of 16 bytes, then records with the dtype `RECORD`, little endian and packed, of ascending steps. Not here: when
+they are written.
 """
 
 import os
@@ -20,14 +20,14 @@ HEADER = b"jaxtrain steps 1"
 RECORD = np.dtype(
     [("step", "<i8"), ("loss", "<f4"), ("gradient_norm", "<f4"), ("batch", "<u8"), ("skipped", "u1"), ("crc", "<u4")]
 )
-"""A step, its loss and gradient norm, the checksum of its batch, whether its update was skipped, and their crc32."""
+"""A step, its loss and gradient norm, its batch's checksum, whether its update was skipped, and a crc32 of these."""
 
 STEP_COLUMNS = ("step", "loss", "gradient_norm", "batch", "skipped")
 _BODY = RECORD.itemsize - 4
 
 
 class StepsLog:
-    """Appends to steps.bin in `folder`; each call is in the file when it returns.
+    """Appends to steps.bin in `folder`; records are in the file when the call returns.
 
     active: False writes nothing, for all processes but the first.
     """
@@ -40,7 +40,7 @@ class StepsLog:
         if not self._active:
             return
         records: Any = np.zeros(len(columns["step"]), RECORD)
-        with np.errstate(over="ignore"):  # what is beyond f32 becomes infinite
+        with np.errstate(over="ignore"):  # numbers beyond f32 become infinite
             for name in STEP_COLUMNS:
                 records[name] = columns[name]
         records["crc"] = _crcs(records)
@@ -48,9 +48,9 @@ class StepsLog:
             file.write((b"" if file.tell() else HEADER) + records.tobytes())
 
     def rewind(self, step: int) -> list[str]:
-        """Drop the records after `step`, for a run that resumes from there; what was cut off or is damaged too.
+        """Drop the records after `step`, for a run that resumes from there, and records that are cut off or damaged.
 
-        Returns what was found wrong. A damaged file is kept as steps.damaged.bin.
+        Returns a message for everything that is wrong. A damaged file is kept as steps.damaged.bin.
         """
         if not self._active:
             return []
@@ -80,7 +80,7 @@ class StepsLog:
 def read_steps(folder: Path) -> dict[str, np.ndarray]:
     """The columns of a run's steps.bin by name, `STEP_COLUMNS`; a last record that was cut off is left out.
 
-    Raises ConfigError where there is no such file, Damaged for a record that is not what was written.
+    Raises ConfigError where the file is missing, Damaged for a record that does not match its checksum.
     """
     path = require_file(folder / "steps.bin")
     data = path.read_bytes()

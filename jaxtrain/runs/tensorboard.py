@@ -1,4 +1,4 @@
-"""A run's scalars as TensorBoard shows them: a mirror of metrics.jsonl, written without tensorflow."""
+"""A run's scalars for TensorBoard: a copy of metrics.jsonl, written without tensorflow."""
 
 import socket
 import struct
@@ -17,28 +17,28 @@ WAIT_SECONDS = 1.0
 """How long a call waits for its write."""
 
 HANG_SECONDS = 60.0
-"""A write that takes longer has failed."""
+"""After this time a write counts as failed."""
 
 
 class TensorBoard(Watcher):
-    """Writes one TensorBoard event file in `folder`, created by the first scalars, in a thread of its own: a call is on
-    disk when it returns, unless that takes longer than `WAIT_SECONDS`.
+    """Writes one TensorBoard event file in `folder`, in a thread of its own. A call returns once its scalars are
+    written, but at the latest after `WAIT_SECONDS`. The file is created with the first scalars.
 
-    start: the steps done. What earlier files hold of later steps is hidden.
+    start: the steps that are done. Later steps in earlier files are hidden.
 
-    A call raises what its write raised or one before it, TimeoutError where one has hung for `HANG_SECONDS`.
+    A call raises the error of its write or of an earlier one; TimeoutError for one that hangs for `HANG_SECONDS`.
     """
 
-    # Not tensorboardX's SummaryWriter: a full disk ends its thread, and then its queue blocks the run. Nor its
-    # EventsWriter, which syncs the disk: that would wait for a checkpoint being written.
+    # Not tensorboardX's SummaryWriter: a full disk ends its thread, after which its queue blocks the run. Nor its
+    # EventsWriter: it calls fsync, which waits for a checkpoint that is being written.
 
     def __init__(self, folder: Path, start: int) -> None:
-        # In nanoseconds: a run that is resumed within a second needs a second file, which may hide steps of the first.
+        # In nanoseconds, so that a run that is resumed within a second gets a new file.
         self._path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         self._hide_from: int | None = start + 1
         self._unfinished: deque[Future[None]] = deque()
         self._since = 0.0
-        """When the writes that are unfinished began to be."""
+        """The time since which the oldest unfinished write is waited for."""
         self._thread = CallThread("tensorboard")
 
     def trained(self, run: ObservedRun, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
@@ -87,7 +87,7 @@ class TensorBoard(Watcher):
             try:
                 self._unfinished[0].result(max(0, end - time.monotonic()))
             except TimeoutError:
-                if self._unfinished[0].done():  # an error of the file system
+                if self._unfinished[0].done():  # the write itself raised TimeoutError
                     raise
                 if time.monotonic() - self._since < HANG_SECONDS:
                     return

@@ -1,4 +1,4 @@
-"""Upkeep of a run's checkpoints between trainings: list, verify, prune, restore to a step. Not here: flags."""
+"""Maintenance of a run's checkpoints: list, verify, prune, restore to a step. Not here: flags."""
 
 import time
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from jaxtrain.runs.retention import delete, kept, set_aside
 
 
 def checkpoints_of(run: Path) -> Path:
-    """The folder of a run's checkpoints. Raises ConfigError for what is no run."""
+    """The folder of a run's checkpoints. Raises ConfigError for a folder that is not a run."""
     if not (run / "experiment.json").is_file():
         raise ConfigError(f"{run} is not a run: it has no experiment.json")
     return run / "checkpoints"
 
 
 def listed(run: Path) -> Iterator[str]:
-    """A line for each checkpoint: step, size, age, metrics, and whether it is good, which reads it."""
+    """A line for each checkpoint: step, size, age, metrics, and whether it is good, for which it is read."""
     folder = checkpoints_of(run)
     for step in saved_steps(folder):
         checkpoint = folder / str(step)
@@ -41,7 +41,7 @@ def damage(run: Path) -> list[DamagedCheckpoint]:
 
 
 def prune(run: Path, keep: Retention) -> Iterator[str]:
-    """Delete the checkpoints that `keep` does not want, a line for each. The newest good one stays whatever it says."""
+    """Delete the checkpoints that `keep` does not select, a line for each. The newest good one is always kept."""
     folder = checkpoints_of(run)
     steps = saved_steps(folder)
     stay = kept(steps, scores_by_step(folder, keep.best, steps), keep) if steps else set()
@@ -57,7 +57,7 @@ def prune(run: Path, keep: Retention) -> Iterator[str]:
 
 
 def restore_to(run: Path, step: int) -> Iterator[str]:
-    """Set aside every checkpoint later than `step`, from which the run then resumes, a line for each.
+    """Set aside every checkpoint later than `step`, a line for each, so that the run resumes from `step`.
 
     Raises ConfigError where there is no such step, DamagedCheckpoint where it is damaged; then nothing is moved.
     """
@@ -67,10 +67,10 @@ def restore_to(run: Path, step: int) -> Iterator[str]:
         raise ConfigError(f"no checkpoint of step {step} in {folder}; there are {steps}")
     for fault in faults(folder / str(step)):
         raise fault
-    for later in reversed([each for each in steps if each > step]):  # so that a kill leaves a run that resumes
+    for later in reversed([each for each in steps if each > step]):  # newest first: a kill leaves a run that resumes
         yield f"step {later} is set aside in {set_aside(folder / str(later), run / 'set_aside')}"
 
 
 def is_good(checkpoints: Path, step: int) -> bool:
-    """Whether nothing of a checkpoint is damaged."""
+    """Whether a checkpoint is undamaged."""
     return next(faults(checkpoints / str(step)), None) is None

@@ -1,5 +1,5 @@
-"""Model FLOPs utilization: the operations that a model needs a second, as a fraction of what its devices can do
-(Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+"""Model FLOPs utilization: the model's FLOPs per second as a fraction of the devices' peak (Chowdhery et al. 2022,
+arXiv:2204.02311, appendix B).
 """
 
 from typing import Any
@@ -17,14 +17,14 @@ from jaxtrain.tasks.checks import loss_of
 
 
 def utilization(program: Program) -> dict[str, Any]:
-    """`flops` of a step and `peak_flops` of the program's devices per second, for the log.
+    """`flops` of a step and `peak_flops` per second of the program's devices, for the log.
 
-    Instead of what is not known there is `no_mfu`, which says why.
+    Where one is not known, `no_mfu` says why.
     """
     devices = list(program.mesh.devices.flat)
     try:
         flops = model_flops(program)
-    except Exception as error:  # a user's model may need its own mesh or platform; that must not cost the run
+    except Exception as error:  # such as a model that needs its mesh or platform; that must not end the run
         return {"no_mfu": f"the operations of the model cannot be counted: {type(error).__name__}: {error}"}
     if (peak := peak_flops(devices)) is None:
         return {"flops": flops, "no_mfu": f"the peak FLOP/s of {devices[0].device_kind} are not in base/hardware.py"}
@@ -32,10 +32,10 @@ def utilization(program: Program) -> dict[str, Any]:
 
 
 def model_flops(program: Program) -> int:
-    """The operations of a step by `gradient_flops`, those of the optimizer left out.
+    """The FLOPs of a step by `gradient_flops`, without the optimizer.
 
-    Counted as if on one device and with dense attention, so that the number depends on the model and the batch only:
-    attention has all pairs of positions, also those that a causal mask hides.
+    Counted as for one device and dense attention, so that the number depends only on the model and the batch: attention
+    counts all pairs of positions, including those that a causal mask hides.
     """
     task, state = program.experiment.task, _shapes(program.state)
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in program.experiment.data.example().items()}

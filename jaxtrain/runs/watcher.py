@@ -1,4 +1,4 @@
-"""The base class of a run's own observers, which hear of more than those of an experiment. Not here: any of them."""
+"""The base class of the library's own observers, which have more methods than those of an experiment."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from jaxtrain.experiment.observers import ObservedRun, Observer
 
 
 class Watcher(Observer):
-    """An observer that is called in the loop itself, so it must be quick."""
+    """An observer that is called in the training loop, so it must be quick."""
 
     def stepped(self, run: ObservedRun, step: int, metrics: Any) -> None:
-        """A step was dispatched; `metrics` are still being computed on the device."""
+        """Called when a step was dispatched; `metrics` are still being computed on the device."""
 
     def event(self, kind: str, **fields: object) -> None:
-        """Something happened: fields are JSON."""
+        """Called with an event; fields are JSON."""
 
     def close(self) -> None:
-        """The run is over, by an error too."""
+        """Called at the end of the run, also after an error."""

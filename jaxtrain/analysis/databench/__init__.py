@@ -1,1 +1,1 @@
-"""Benchmark of the data pipeline: which stage the step waits for, and which value to change."""
+"""A benchmark of the data pipeline: which stage the step waits for, and which setting to change."""

@@ -1,4 +1,4 @@
-"""Which value of a pipeline to change, from what was measured."""
+"""Advice on which setting of a pipeline to change, from the measurements."""
 
 import math
 import os
@@ -15,11 +15,11 @@ _ONCE = {
     "batch": "Give examples fewer bytes, such as uint8 images that the model turns into floats.",
     "transfer": "Give batches fewer bytes: smaller dtypes, or only the fields that the task reads (Select).",
 }
-"""How to save a stage's work instead of doing more of it at once."""
+"""How to avoid the work of a stage, where doing it in parallel does not help."""
 
 
 def advice(report: Report) -> str:
-    """Which value to change, in a sentence or two."""
+    """The advice, in a sentence or two."""
     now = report.overlapped
     if report.best:
         gain = now.seconds / report.best.seconds
@@ -44,7 +44,7 @@ def _speed_up(report: Report, stage: str) -> str:
     wanted, cores = min(99, math.ceil(1.1 * report.load / max(report.compute, 1e-9))), os.cpu_count() or 1
     threads = f"--data.threads {wanted} --data.prefetch {max(wanted, report.overlapped.prefetch)}"
     enough = f"{wanted} readers would keep up with the step"
-    if (waiting := report.waiting(stage)) > 0.5:  # for a disk or a network: threads wait at the same time
+    if (waiting := report.waiting(stage)) > 0.5:  # for a disk or a network, which several threads can do at once
         return f"It waits {waiting:.0%} of its time, which threads can do together: {threads}. {_ONCE[stage]}"
     if wanted > cores:
         return f"It computes, and {enough}, but there are {cores} cores. {_ONCE[stage]}"

@@ -1,4 +1,4 @@
-"""A picture of the timeline of reading and training."""
+"""Draws the timeline of reading and training."""
 
 import itertools
 import os
@@ -24,10 +24,10 @@ _BARS = {
 
 
 def timeline(report: Report, path: str | os.PathLike[str], batches: int = 6) -> None:
-    """Write a PNG of the first `batches` that were measured.
+    """Write a PNG of the first `batches` that were measured, at most a third of all.
 
-    The upper panel shows them one after another, the lower one overlapped over the same length of time; every bar is a
-    stage of one batch as measured. At most a third of all batches are shown. Raises ConfigError without matplotlib.
+    The upper panel shows the sequential measurement, the lower one the overlapped measurement over the same length of
+    time. Each bar is one stage of one batch. Raises ConfigError without matplotlib.
     """
     with needs("drawing a timeline", "matplotlib", "datasets"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -35,7 +35,7 @@ def timeline(report: Report, path: str | os.PathLike[str], batches: int = 6) -> 
         from matplotlib.layout_engine import ConstrainedLayoutEngine
         from matplotlib.patches import Patch
     one, two = report.sequential, report.overlapped
-    # In this time the overlapped way does up to twice as many batches, and reads others ahead: these were measured too.
+    # A third, since in the same time the overlapped measurement does up to twice as many batches and reads ahead.
     shown = one.of("step")[: max(1, min(batches, len(one.of("step")) // 3))]
     begin = min(other.begin for other in one.intervals if other.batch == shown[0].batch)
     length = shown[-1].end - begin
@@ -66,7 +66,7 @@ def _draw(axes: Any, measured: Measurement, title: str, begin: float, length: fl
         for lane, (batch, intervals) in zip(lanes, batches.items(), strict=True):
             at = row - 0.38 + height * (lane + 0.5)
             for one in intervals:
-                width = max(one.end - one.begin, 0.003 * length)  # else a short one could not be seen
+                width = max(one.end - one.begin, 0.003 * length)  # so that short ones stay visible
                 left, colour = one.begin - begin, _BARS[one.stage][1]
                 axes.barh(at, width, 0.94 * height, left, color=colour, edgecolor="white", linewidth=0.5)
             first, last = intervals[0].begin, intervals[-1].end
@@ -90,7 +90,7 @@ def _draw(axes: Any, measured: Measurement, title: str, begin: float, length: fl
 
 
 def _lanes(times: Sequence[tuple[float, float]]) -> list[int]:
-    """The lane of each interval, given by their beginnings: the first free one, so that no interval covers another."""
+    """The lane of each interval, the first free one, so that no bar covers another. times: sorted by beginning."""
     free: list[float] = []
     lanes = []
     for begin, end in times:

@@ -1,4 +1,4 @@
-"""Measuring how long each stage of the data pipeline takes beside the step that it feeds."""
+"""Measures how long each stage of the data pipeline and the train step take."""
 
 import contextlib
 import itertools
@@ -25,10 +25,10 @@ from jaxtrain.sharding.feed import local_rows, put_rows
 def bench(experiment: Experiment, steps: int = 20, tune: bool = False, step_seconds: float | None = None) -> Report:
     """Measure the stages of `steps` batches of an experiment, first one stage after another and then overlapped.
 
-    A step begins when its batch is on the device and the step before has ended, so that `wait` is the device's. `tune`
-    also tries other threads, workers and prefetch (a worker starts in a second). `step_seconds` replaces the step
-    by a sleep: it stands for an accelerator, which leaves the CPU to reading, and nothing is compiled. Raises
-    ConfigError for fewer than 2 steps, a negative sleep, and whatever is wrong with the experiment.
+    A step begins when its batch is on the device and the previous step has ended, so `wait` is the idle time of the
+    device. `tune` also tries other threads, workers and prefetch. `step_seconds` replaces the step by a sleep, as if on
+    an accelerator, which leaves the CPU to reading; then nothing is compiled. Raises ConfigError for fewer than 2
+    steps, a negative sleep, and errors in the experiment.
     """
     if steps < 2:
         raise ConfigError(f"steps must be at least 2, to see one after another, got {steps}")
@@ -43,7 +43,7 @@ def bench(experiment: Experiment, steps: int = 20, tune: bool = False, step_seco
         devices = f"a sleep of {milliseconds(step_seconds)}, which stands for an accelerator"
     shared = step_seconds is None and mesh.devices.flat[0].platform == "cpu"
     sharding = experiment.layout.batch_sharding(mesh, experiment.data.batch_size)
-    offset = itertools.count(0, steps + 100)  # each way reads batches that none before it has read
+    offset = itertools.count(0, steps + 100)  # each measurement reads batches that none before it has read
 
     def measure(data: Pipeline, overlap: bool = True) -> Measurement:
         return _measure(data, sharding, device, steps, next(offset), overlap)
@@ -66,7 +66,7 @@ def _trials(data: Pipeline, measure: Callable[[Pipeline], Measurement]) -> Itera
 
 
 class _Device:
-    """Runs training steps. One thread launches them, another waits for their ends."""
+    """Runs training steps. One thread launches them, another waits until they end."""
 
     def __init__(self, program: Program) -> None:
         self._program, self._state = program, program.init()
@@ -81,7 +81,7 @@ class _Device:
 
 
 class _Sleeping:
-    """A device whose steps take a fixed time and no CPU. Like a real one it begins the next step by itself."""
+    """A device whose steps take a fixed time and no CPU. Like a real one, it begins the next step by itself."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -135,7 +135,7 @@ def _measure(
     with contextlib.closing(batches), ThreadPoolExecutor(1) as watcher:
         for number, batch in zip(range(first + steps), batches, strict=False):
             running.append(watcher.submit(watch, number, time.perf_counter(), batch, device.launch(batch)))
-            # Overlapped, the device does one step and has the next, while this thread gets the batch after those.
+            # Overlapped, one step runs and the next is queued while this thread gets the batch after those.
             while len(running) > overlap:
                 running.popleft().result()
         for last in running:

@@ -1,4 +1,4 @@
-"""What a benchmark of the data pipeline measured, as numbers. Not here: measuring, and what to change."""
+"""The results of a benchmark of the data pipeline. Not here: measuring, and advice."""
 
 import itertools
 import statistics
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from jaxtrain.base.text import table
 
 READING = ("read", "decode", "transform", "batch")
-"""Stages on the host: stored records are read, decoded to examples, transformed, stacked to a batch."""
+"""Stages on the host: records are read, decoded to examples, transformed, and stacked to a batch."""
 
 STAGES = (*READING, "transfer", "step")
-"""All stages of a batch: then it is copied to the devices and trained on."""
+"""All stages: after those on the host, the batch is copied to the devices and trained on."""
 
 ENOUGH = 0.01
-"""The share of the time that a step may wait for data before reading counts as the bottleneck."""
+"""The fraction of the time that steps may wait for data before reading counts as the bottleneck."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """One stage of one batch: begin and end in seconds of one clock, and the CPU seconds that its thread used."""
+    """One stage of one batch: begin and end in seconds, and the CPU seconds that its thread used."""
 
     stage: str
     batch: int
@@ -29,7 +29,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The stages of consecutive batches, and the values of the pipeline that read them."""
+    """The stages of consecutive batches, and the settings of the pipeline that read them."""
 
     threads: int
     workers: int
@@ -44,42 +44,42 @@ class Measurement:
 
     @property
     def wait(self) -> float:
-        """The share of that time in which no step runs, since its batch is not on the device yet."""
+        """The fraction of that time in which no step runs, since its batch is not on the device yet."""
         gaps = [after.begin - before.end for before, after in itertools.pairwise(self.of("step"))]
         return statistics.mean(gaps) / self.seconds
 
     @property
     def flags(self) -> str:
-        """The command-line flags that set these values."""
+        """The command-line flags for these settings."""
         return f"--data.threads {self.threads} --data.workers {self.workers} --data.prefetch {self.prefetch}"
 
     def of(self, stage: str) -> list[Interval]:
-        """The intervals of a stage, by their beginning."""
+        """The intervals of a stage, sorted by their beginning."""
         return sorted((one for one in self.intervals if one.stage == stage), key=lambda one: one.begin)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `bench` measured. `str(report)` is two tables and the bottleneck."""
+    """The result of `bench`. `str(report)` is two tables and the bottleneck."""
 
     rows: int
     """Rows of the global batch that this process reads."""
     device: str
-    """What takes the steps, in words."""
+    """A description of the devices that run the steps."""
     shared: bool
     """Whether steps run on the CPU cores that also read."""
     sequential: Measurement
-    """One stage after another, each waited for."""
+    """One stage after another, without overlap."""
     overlapped: Measurement
     """With the experiment's own threads, workers and prefetch."""
     tried: tuple[Measurement, ...] = ()
 
     def seconds(self, stage: str) -> float:
-        """Median seconds of a stage for one batch, measured alone."""
+        """Median seconds of a stage for one batch, from the sequential measurement."""
         return statistics.median(one.end - one.begin for one in self.sequential.of(stage))
 
     def waiting(self, stage: str) -> float:
-        """The share of a stage's time in which its thread uses no CPU."""
+        """The fraction of a stage's time in which its thread uses no CPU."""
         intervals = self.sequential.of(stage)
         used, passed = sum(one.cpu for one in intervals), sum(one.end - one.begin for one in intervals)
         return max(0.0, 1 - used / max(1e-9, passed))
@@ -96,7 +96,7 @@ class Report:
 
     @property
     def best(self) -> Measurement | None:
-        """The fastest of those tried; of equals (within 2 %) the first, which needs the fewest readers."""
+        """The fastest of those tried; of equally fast ones (within 2 %) the first, which has the fewest readers."""
         least = min((one.seconds for one in self.tried), default=0)
         return next((one for one in self.tried if one.seconds <= 1.02 * least), None)
 
@@ -109,7 +109,7 @@ class Report:
         stages = [("stage", "ms a batch", "examples/s", "waiting")]
         for stage in STAGES:
             seconds = self.seconds(stage)
-            # The clocks are too coarse to tell waiting from computing in a stage of microseconds.
+            # For a stage of microseconds the clocks are too coarse to tell waiting from computing.
             waiting = f"{self.waiting(stage):.0%}" if stage in READING and seconds > 1e-4 else ""
             stages.append((stage, f"{seconds * 1e3:.2f}", f"{self.rows / max(seconds, 1e-9):,.0f}", waiting))
         one, two = self.sequential, self.overlapped

@@ -1,1 +1,1 @@
-"""`jaxtrain replay`: a step of a run once more, and why it came out as it did."""
+"""`jaxtrain replay`: runs a step of a run again, and explains its result."""

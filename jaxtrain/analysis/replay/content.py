@@ -1,4 +1,4 @@
-"""An example as text: where it lies, the words of it, the numbers that are not finite."""
+"""An example as text, for the report: its location, its fields, and which numbers are not finite."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +14,11 @@ from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer
 from jaxtrain.tasks.base import Task
 
 SHOWN = 8
-"""Numbers of an array that are written out."""
+"""An array with at most this many numbers is printed in full."""
 
 
 def where(pipeline: Pipeline, index: int, row: int) -> str:
-    """Where the example of a row of batch `index` lies in its source."""
+    """The location in the source of the example in a row of batch `index`."""
     found = pipeline.record(index, row, training=True)
     if found is None:
         return f"row {row} of batch {index}, which batch transforms made of several examples"
@@ -26,7 +26,7 @@ def where(pipeline: Pipeline, index: int, row: int) -> str:
 
 
 def content_of(pipeline: Pipeline, task: Task, batch: Mapping[str, Any], index: int, row: int) -> dict[str, str]:
-    """The fields of a row in words: texts as in the source, tokens decoded, numbers as in the batch."""
+    """The fields of a row as text: texts as in the source, tokens decoded, numbers as in the batch."""
     found = {name: _field(task, pipeline, name, np.asarray(x)[row]) for name, x in batch.items() if name != "mask"}
     record = pipeline.record(index, row, training=True)
     if record is None:
@@ -36,18 +36,18 @@ def content_of(pipeline: Pipeline, task: Task, batch: Mapping[str, Any], index: 
     except Damaged as error:
         return {"in the source": str(error), **found}
     texts = {name: value for name, value in example.items() if isinstance(value, str | bytes)}
-    return {name: _text(value) for name, value in texts.items()} | found
+    return {name: _quoted(value) for name, value in texts.items()} | found
 
 
-def _text(value: str | bytes) -> str:
+def _quoted(value: str | bytes) -> str:
     return repr(cut(value.decode(errors="replace") if isinstance(value, bytes) else value, 90))
 
 
 def _field(task: Task, pipeline: Pipeline, name: str, x: np.ndarray) -> str:
     if np.issubdtype(x.dtype, np.integer) and x.ndim == 1 and name == "tokens":
         tokenizer = tokenizer_of(pipeline, task)
-        return f"{x.size} tokens: {_text(tokenizer.decode(_unpadded(x)))}" if tokenizer else _numbers(x)
-    return _numbers(x)
+        return f"{x.size} tokens: {_quoted(tokenizer.decode(_unpadded(x)))}" if tokenizer else _array_text(x)
+    return _array_text(x)
 
 
 def _unpadded(tokens: np.ndarray) -> np.ndarray:
@@ -55,14 +55,14 @@ def _unpadded(tokens: np.ndarray) -> np.ndarray:
 
 
 def tokenizer_of(pipeline: Pipeline, task: Task) -> Tokenizer | None:
-    """The tokenizer of the data; the bytes themselves for a vocabulary of 256; None where it is not known."""
+    """The tokenizer of the data; `Bytes` for a model with a vocabulary of 256; None where it is not known."""
     found = list(find(pipeline, Tokenizer))
     if found:
         return found[0]
     return Bytes() if getattr(task.model, "vocab", None) == 256 else None
 
 
-def _numbers(x: np.ndarray) -> str:
+def _array_text(x: np.ndarray) -> str:
     if x.size > SHOWN or not np.issubdtype(x.dtype, np.number):
         return range_of(x) if x.size > 1 else str(x)
     values = " ".join(number(float(each)) for each in x.ravel())
@@ -71,7 +71,7 @@ def _numbers(x: np.ndarray) -> str:
 
 
 def wrong_numbers(batch: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """The rows of a batch that hold NaN or infinity, each with the field and the place in it."""
+    """The rows of a batch that hold NaN or infinity, each with the field and the index in it."""
     found = []
     for name, x in batch.items():
         values = np.asarray(x)

@@ -1,7 +1,7 @@
-"""A program evaluated one equation at a time: the first one whose result is not finite although what goes into it is.
+"""Evaluates a jaxpr one equation at a time, to find the first one whose result is not finite although its inputs are.
 
-Values are dropped after their last use. A loop is evaluated as one equation; only the pass in which the fault begins
-is taken apart. Not here: which program, and what is said about it.
+Values are freed after their last use. A loop is evaluated as one equation; only the iteration in which the fault begins
+is then evaluated equation by equation. Not here: which program is evaluated, and the report.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,20 +22,20 @@ MOVES = frozenset(
         *("optimization_barrier", "stop_gradient", "sharding_constraint", "reduce_precision"),
     }
 )
-"""Primitives whose result is their operand, in another form: a parameter is still that parameter."""
+"""Primitives whose result has the values of their operand, so that a parameter keeps its name."""
 
 KEEPS_INFINITY = MOVES | {
     *("select_n", "concatenate", "pad", "gather", "dynamic_slice", "dynamic_update_slice"),
     *("max", "min", "reduce_max", "reduce_min", "add", "sub", "neg"),
 }
-"""Primitives through which an infinity that the code wrote, as a mask does, is not a fault."""
+"""Primitives that pass on an infinity which is a constant of the code, such as that of a mask: no fault."""
 
 LOOPS = ("scan", "while")
 
 
 @dataclass(frozen=True)
 class Place:
-    """What is around an equation."""
+    """Where an equation is: in the source, in jax's name stack, and in which iterations of loops (`parts`)."""
 
     frames: tuple[Frame, ...] = ()
     stack: str = ""
@@ -44,15 +44,20 @@ class Place:
 
 @dataclass
 class Evaluation:
-    """Evaluates the equations of a jaxpr. `seen(record, key, arrays)` is called for every equation, if given, and loops
-    are then evaluated pass by pass.
+    """Evaluates the equations of a jaxpr.
+
+    seen: called for every equation with its place, primitive, inputs, the last parameter read, and results. With it,
+        every loop is evaluated iteration by iteration.
     """
 
     seen: Callable[[Place, str, tuple[Any, ...], str | None, list[Any]], None] | None = None
     order: int = 0
+    """The number of equations evaluated so far."""
     last_parameter: str | None = None
     passes: dict[Any, str] = field(default_factory=dict)
-    """What the passes of a loop are, by its line: known for the forward pass, asked for by the backward pass."""
+    """What a loop iterates over ("layer", "microbatch"), by its source line: found in the forward pass, and looked up
+    in the backward pass.
+    """
 
     def run(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Flow], place: Place) -> list[Flow]:
         """The results of a jaxpr."""
@@ -77,45 +82,44 @@ class Evaluation:
         return [read(each) for each in jaxpr.outvars]
 
     def _equation(self, equation: Any, inputs: list[Flow], around: Place) -> list[Flow]:
+        """The results of an equation: those of the jaxpr that it calls, or its own."""
         self.order += 1
-        name, stack = equation.primitive.name, f"{around.stack}/{equation.source_info.name_stack}"
+        stack = f"{around.stack}/{equation.source_info.name_stack}"
         place = Place(frames_of(equation) or around.frames, stack, around.parts)
         own = next((each.name for each in inputs if each.name and not each.name.startswith(FIELD)), None)
         self.last_parameter = own or self.last_parameter
-        if name == "cond":
-            branch = equation.params["branches"][int(inputs[0].array)]
-            return self.run(branch.jaxpr, branch.consts, inputs[1:], place)
-        if (inner := _called(equation)) is not None:
-            return self.run(inner.jaxpr, inner.consts, inputs, place)
-        if name == "scan" and self.seen is not None:
+        inner, arguments = _called(equation, inputs)
+        if inner is not None:
+            return self.run(inner.jaxpr, inner.consts, arguments, place)
+        if equation.primitive.name == "scan" and self.seen is not None:
             return self._passes(equation, inputs, place)
         arrays = _bind(equation, [each.array for each in inputs])
         if self.seen is not None:
-            self.seen(place, name, tuple(each.array for each in inputs), self.last_parameter, arrays)
-        moved = inputs[0].name if name in MOVES and len(arrays) == 1 else None
-        results = [Flow(array, moved) for array in arrays]
-        if name == "scan":
-            _name_results(equation, inputs, results)
-        wrong = [number for number, array in enumerate(arrays) if not finite(array)]
+            operands = tuple(each.array for each in inputs)
+            self.seen(place, equation.primitive.name, operands, self.last_parameter, arrays)
+        results = _named_results(equation, inputs, arrays)
+        self._mark(equation, inputs, results, place, reads=own is not None)
+        return results
+
+    def _mark(self, equation: Any, inputs: list[Flow], results: list[Flow], place: Place, reads: bool) -> None:
+        """Record at each result of an equation that is not finite what made it so."""
+        wrong = {number: each.array for number, each in enumerate(results) if not finite(each.array)}
         if not wrong:
-            return results
-        causes, written = _causes(name, inputs, [arrays[number] for number in wrong])
-        record = Evaluated(
-            self.order, name, place.frames, stack, place.parts, self.last_parameter, own is not None, causes
-        )
+            return
+        name = equation.primitive.name
+        causes, written = _causes(name, inputs, [*wrong.values()])
+        record = Evaluated(self.order, name, place.frames, place.stack, place.parts, self.last_parameter, reads, causes)
         if not causes and not written:
-            record.inputs = tuple(_described(each) for each in inputs)
-            record.outputs = tuple(range_of(arrays[number]) for number in wrong)
-            if name in LOOPS:
-                record.loop = self._loop(equation, inputs, place, record)
+            record.inputs = tuple(_input_text(each) for each in inputs)
+            record.outputs = tuple(map(range_of, wrong.values()))
+            record.loop = self._loop(equation, inputs, place, record) if name in LOOPS else None
         for number in wrong:
             results[number].bad, results[number].written = None if written else (record, number), written
-        return results
 
     def _loop(
         self, equation: Any, inputs: list[Flow], place: Place, record: Evaluated
     ) -> Callable[[frozenset[int]], Evaluated]:
-        """Finds where a fault begins in the passes of a loop."""
+        """A function that finds the equation inside a loop in which a fault begins."""
 
         def find(results: frozenset[int]) -> Evaluated:
             loop = Loop.of(equation, inputs)
@@ -136,7 +140,7 @@ class Evaluation:
         return find
 
     def _passes(self, equation: Any, inputs: list[Flow], place: Place) -> list[Flow]:
-        """A scan, pass by pass."""
+        """Evaluates a scan, iteration by iteration."""
         loop = Loop.of(equation, inputs)
         count, stacked = len(loop.carried), list[list[Any]]()
         for number in loop.numbers():
@@ -148,6 +152,7 @@ class Evaluation:
         return [*loop.carried, *(Flow(jnp.stack(each)) for each in zip(*in_order, strict=True))]
 
     def _pass(self, loop: Loop, place: Place, number: int) -> str:
+        """The name of an iteration, such as `layer 3 of 0…4`."""
         names = [each.name for each in loop.scanned if each.name]
         line = place.frames[0] if place.frames else None
         if any(not name.startswith(FIELD) for name in names):
@@ -159,7 +164,7 @@ class Evaluation:
 
 
 def first_fault(values: Sequence[Flow]) -> Evaluated | None:
-    """The earliest equation that makes one of these values not finite; None where all are finite."""
+    """The first equation that makes one of these values not finite; None where all are finite."""
     left, seen = [each.bad for each in values if each.bad], dict[int, tuple[Evaluated, set[int]]]()
     while left:
         record, number = left.pop()
@@ -174,9 +179,11 @@ def first_fault(values: Sequence[Flow]) -> Evaluated | None:
 
 
 def _causes(name: str, inputs: list[Flow], wrong: list[Any]) -> tuple[tuple[tuple[Evaluated, int], ...], bool]:
-    """Which inputs make a result not finite, and whether it is so because the code says so."""
+    """The equations that made the inputs of a result not finite, and whether the result is an infinity that the code
+    writes on purpose, as for a mask.
+    """
     chosen = inputs
-    if name == "select_n":  # a value that is not chosen does no harm
+    if name == "select_n":  # a value that is not selected does no harm
         which, cases = np.asarray(inputs[0].array), inputs[1:]
         chosen = [each for number, each in enumerate(cases) if not _all_finite(each.array, which == number)]
     causes = tuple(each.bad for each in chosen if each.bad)
@@ -192,21 +199,25 @@ def _constant(array: Any) -> Flow:
     return Flow(array, written=hasattr(array, "dtype") and not finite(array))
 
 
-def _described(value: Flow) -> str:
+def _input_text(value: Flow) -> str:
     return f"{value.name}: {range_of(value.array)}" if value.name else range_of(value.array)
 
 
-def _called(equation: Any) -> ClosedJaxpr | None:
-    """The jaxpr of an equation that only calls it, such as that of `jax.jit` or `jax.checkpoint`."""
+def _called(equation: Any, inputs: list[Flow]) -> tuple[ClosedJaxpr | None, list[Flow]]:
+    """The jaxpr that an equation calls once, and its inputs: the branch of a `cond`, the function of `jax.jit` or
+    `jax.checkpoint`. None for other equations.
+    """
+    if equation.primitive.name == "cond":
+        return equation.params["branches"][int(inputs[0].array)], inputs[1:]
     if equation.primitive.name in (*LOOPS, "shard_map"):
-        return None
+        return None, inputs
     for value in equation.params.values():
         inner = ClosedJaxpr(value, ()) if isinstance(value, Jaxpr) and not value.constvars else value
         if isinstance(inner, ClosedJaxpr):
             pairs = (inner.jaxpr.invars, equation.invars), (inner.jaxpr.outvars, equation.outvars)
             if all([_shape(each) for each in one] == [_shape(each) for each in two] for one, two in pairs):
-                return inner
-    return None
+                return inner, inputs
+    return None, inputs
 
 
 def _shape(variable: Any) -> Any:
@@ -219,10 +230,16 @@ def _bind(equation: Any, arrays: list[Any]) -> list[Any]:
     return list(made) if equation.primitive.multiple_results else [made]
 
 
-def _name_results(equation: Any, inputs: list[Flow], results: list[Flow]) -> None:
-    """The results of a scan that are its inputs as they were keep their names: the backward pass gets them."""
-    body, loop = equation.params["jaxpr"].jaxpr, Loop.of(equation, inputs)
-    first = len(loop.constants) + len(loop.carried)
-    names = {id(variable): value.name for variable, value in zip(body.invars[first:], loop.scanned, strict=True)}
-    for variable, result in list(zip(body.outvars, results, strict=True))[len(loop.carried) :]:
-        result.name = names.get(id(variable))
+def _named_results(equation: Any, inputs: list[Flow], arrays: list[Any]) -> list[Flow]:
+    """The results of an equation, with the name of the input where they have its values: of `MOVES`, and of scanned
+    inputs that a loop returns unchanged, which the backward pass reads.
+    """
+    name = equation.primitive.name
+    results = [Flow(array, inputs[0].name if name in MOVES and len(arrays) == 1 else None) for array in arrays]
+    if name == "scan":
+        body, loop = equation.params["jaxpr"].jaxpr, Loop.of(equation, inputs)
+        first = len(loop.constants) + len(loop.carried)
+        names = {id(variable): value.name for variable, value in zip(body.invars[first:], loop.scanned, strict=True)}
+        for variable, result in list(zip(body.outvars, results, strict=True))[len(loop.carried) :]:
+            result.name = names.get(id(variable))
+    return results

@@ -1,7 +1,7 @@
-"""Why a step came out as it did: the first equation that is not finite, what is out of line, and the examples.
+"""Explains the result of a step: the first equation that is not finite, outliers among the norms, and the examples.
 
-The step is evaluated once more, one equation at a time on one device: without XLA's fusion, so that the last bits of
-numbers may differ from the run's. Not here: running it as the run did, and the words of the report.
+The step is evaluated again, one equation at a time on one device. That is without XLA's fusion, so the last bits may
+differ from the run's. Not here: running the step as the run did (`rerun`), and printing (`report`).
 """
 
 import math
@@ -27,21 +27,21 @@ from jaxtrain.step import train_step, with_params, without_gaps
 from jaxtrain.tasks.checks import loss_of
 
 EQUATIONS = 20_000
-"""Equations, passes of loops counted, up to which the activations of two steps are compared one by one."""
+"""Activations are compared with the previous step only in programs of at most this many equations, loops unrolled."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Where a step first is not finite."""
+    """Where a step first becomes not finite."""
 
     phase: str
-    """`forward pass`, `backward pass`, `update`, or `input` where the state or the batch is not finite already."""
+    """`forward pass`, `backward pass`, `update`, or `input` if the state or the batch is not finite to begin with."""
     primitive: str
     frames: tuple[Frame, ...]
     parts: tuple[str, ...]
     parameter: str | None
     reads: bool
-    """Whether it reads this parameter itself; else it is the last one that was read before."""
+    """Whether the equation reads this parameter; else it is the last parameter that was read before."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -64,7 +64,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class ExplainedRow:
-    """A row of the batch, and what it is made of."""
+    """A row of the batch, and the example in it."""
 
     share: Share
     where: str
@@ -75,27 +75,27 @@ class ExplainedRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What replaying a step came to."""
+    """The result of replaying a step."""
 
     moment: Moment
     reproduced: Reproduced
     loss: float
     gradient_norm: float
     first_wrong: int | None
-    """The first step on the way whose loss or gradient is not finite."""
+    """The first of the steps that were run whose loss or gradient is not finite."""
     fault: Fault | None
     outliers: tuple[Outlier, ...]
     activations: tuple[str, ...]
-    """The first activation that is out of line, in lines."""
+    """Lines on the first activation that is an outlier."""
     examples: tuple[ExplainedRow, ...]
     poisoned: int
-    """How many rows alone have a loss or a gradient that is not finite."""
+    """The number of rows whose own loss or gradient is not finite."""
     note: str
-    """What to know of the examples' shares."""
+    """A caveat on the examples' shares, or empty."""
 
 
 def explain_step(moment: Moment, top: int = 3) -> Explanation:
-    """Evaluate a step with instruments; `top` examples are shown."""
+    """Evaluate a step equation by equation; with its `top` examples."""
     program, now = moment.program, moment.before.on_one_device()
     norms = {step: [float(found[name]) for name in ("loss", "gradient_norm")] for step, found in moment.metrics.items()}
     first_wrong = next((step for step in sorted(norms) if not np.isfinite(norms[step]).all()), None)
@@ -114,13 +114,13 @@ def explain_step(moment: Moment, top: int = 3) -> Explanation:
         fault,
         tuple(outliers(moment.measured, moment.step)),
         activations,
-        tuple(_example(moment, now, share, wrong) for share in found.rows[:top]),
+        tuple(_explained_row(moment, now, share, wrong) for share in found.rows[:top]),
         sum(not share.finite for share in found.rows),
         found.note,
     )
 
 
-def _example(moment: Moment, now: Before, share: Share, wrong: list[tuple[int, str]]) -> ExplainedRow:
+def _explained_row(moment: Moment, now: Before, share: Share, wrong: list[tuple[int, str]]) -> ExplainedRow:
     task, pipeline = moment.program.experiment.task, moment.program.experiment.data
     fields = content_of(pipeline, task, now.batch, moment.index, share.row)
     own = tuple(words for row, words in wrong if row == share.row)
@@ -128,8 +128,8 @@ def _example(moment: Moment, now: Before, share: Share, wrong: list[tuple[int, s
 
 
 def fault_of(moment: Moment, now: Before) -> Fault | None:
-    """Where the step first is not finite: in the forward pass if its loss is not, else in the backward pass or the
-    update. None where, without fusion, all of it is finite.
+    """Where the step first becomes not finite: in the forward pass if its loss is not finite, else in the backward pass
+    or the update. None if all of it is finite when evaluated without fusion.
     """
     experiment = moment.program.experiment
     optimizer = experiment.optimizer.transformation(moment.run.horizon, moment.program.state.params)
@@ -143,10 +143,10 @@ def fault_of(moment: Moment, now: Before) -> Fault | None:
     after, metrics = jax.tree.unflatten(jax.tree.structure((after, metrics)), values)
     of_loss = first_fault(jax.tree.leaves(metrics["loss"]))
     found = of_loss or first_fault(jax.tree.leaves((metrics["gradient_norm"], after)))
-    return None if found is None else _fault(found, of_loss is not None)
+    return None if found is None else _fault_at(found, of_loss is not None)
 
 
-def _fault(record: Evaluated, forward: bool) -> Fault:
+def _fault_at(record: Evaluated, forward: bool) -> Fault:
     phase = "forward pass" if forward else "backward pass" if "jvp" in record.stack else "update"
     if record.primitive == "input":
         phase = "input"
@@ -155,7 +155,7 @@ def _fault(record: Evaluated, forward: bool) -> Fault:
 
 
 def inputs_of(before: Before) -> list[Flow]:
-    """The leaves of state and batch with their names; one that is not finite is a fault of its own."""
+    """The leaves of state and batch with their names; a leaf that is not finite is marked as a fault."""
     named = [*jax.tree_util.tree_leaves_with_path(before.state), *jax.tree_util.tree_leaves_with_path(before.batch)]
     count, found = len(jax.tree.leaves(before.state)), []
     for place, (path, x) in enumerate(named):
@@ -169,7 +169,7 @@ def inputs_of(before: Before) -> list[Flow]:
 
 
 def compared(moment: Moment, earlier: Before, now: Before) -> tuple[str, ...]:
-    """The first activation of the forward pass whose largest number is many times that of the step before, in words."""
+    """Lines on the first activation of the forward pass that is many times as large as in the previous step."""
     before, here = (activations(moment, each) for each in (earlier, now))
     if len(before) != len(here):
         return ()
@@ -184,7 +184,7 @@ def compared(moment: Moment, earlier: Before, now: Before) -> tuple[str, ...]:
 
 
 def activations(moment: Moment, before: Before) -> list[tuple[float, Place, str | None]]:
-    """The largest number of every result in the forward pass, and where it is computed; [] where there are too many."""
+    """The largest number in every result of the forward pass, and where it is computed; [] if there are too many."""
     task, state = moment.program.experiment.task, before.state
 
     def loss(params: Any, batch: Any, keys_B: Any) -> jax.Array:
@@ -207,7 +207,7 @@ def activations(moment: Moment, before: Before) -> list[tuple[float, Place, str 
 
 
 def count(jaxpr: Any) -> int:
-    """The equations that evaluating a jaxpr takes, those of loops once a pass."""
+    """The number of equations that are evaluated for a jaxpr, with loops unrolled."""
     total = 0
     for equation in jaxpr.eqns:
         inner = [getattr(each, "jaxpr", each) for each in equation.params.values()]
@@ -217,5 +217,5 @@ def count(jaxpr: Any) -> int:
 
 
 def is_finite(explanation: Explanation) -> bool:
-    """Whether loss and gradient of the step are."""
+    """Whether loss and gradient norm of the step are finite."""
     return math.isfinite(explanation.loss) and math.isfinite(explanation.gradient_norm)

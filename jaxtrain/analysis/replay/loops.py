@@ -1,4 +1,4 @@
-"""What is known of the values of a program, and its loops, pass by pass. Not here: evaluating it."""
+"""Data structures for evaluating a program: values with what is known of them, and loops by iteration."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jaxtrain.analysis.replay.places import Frame
 from jaxtrain.base.flops import scan_sizes
 
 FIELD = "batch/"
-"""How the names of the batch's fields begin, among those of parameters."""
+"""The prefix of the names of batch fields, which tells them from parameters."""
 
 
 @dataclass
@@ -23,35 +23,35 @@ class Evaluated:
     frames: tuple[Frame, ...]
     stack: str
     parts: tuple[str, ...]
-    """The passes of loops it is in, such as `layer 3 of 5`."""
+    """The iterations of loops that it is in, such as `layer 3 of 0…4`."""
     parameter: str | None
-    """The parameter it reads, or the last one read before."""
+    """The parameter that it reads, or the last one that was read before."""
     reads: bool = False
-    """Whether it reads it itself."""
+    """Whether it reads `parameter` itself."""
     causes: tuple[tuple["Evaluated", int], ...] = ()
-    """The equations whose results make it so, and which of these results."""
+    """The equations with results that are the cause, and the number of each result."""
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     loop: Callable[[frozenset[int]], "Evaluated"] | None = None
-    """Of a loop in which the fault begins: finds the equation in it, given which results count."""
+    """For a loop in which the fault begins: a function that finds the equation in it, given the results to look at."""
 
 
 @dataclass
 class Flow:
-    """An array, and what is known of it."""
+    """An array, and what is known about it."""
 
     array: Any
     name: str | None = None
-    """The parameter or field of the batch that it is."""
+    """The name of the parameter or batch field that it is, if any."""
     bad: tuple[Evaluated, int] | None = None
-    """The equation that made it not finite."""
+    """The equation that made it not finite, and the number of the result."""
     written: bool = False
-    """Not finite because the code says so."""
+    """Whether it holds an infinity that the code writes on purpose, as for a mask."""
 
 
 @dataclass
 class Loop:
-    """A scan or a while loop, and what goes into it. Who runs it replaces `carried` after every pass."""
+    """A scan or a while loop with its inputs. The caller replaces `carried` after every iteration."""
 
     body: ClosedJaxpr
     constants: list[Flow]
@@ -76,7 +76,7 @@ class Loop:
         return cls(params["body_jaxpr"], body, carried, [], None, goes_on=lambda now: bool(ask(*constants, *now)[0]))
 
     def numbers(self) -> Iterator[int]:
-        """The numbers of its passes, in the order in which they are run."""
+        """The numbers of its iterations, in the order in which they are run."""
         if self.length is not None:
             yield from reversed(range(self.length)) if self.reverse else range(self.length)
             return
@@ -86,10 +86,10 @@ class Loop:
             number += 1
 
     def arguments(self, number: int) -> list[Flow]:
-        """What goes into the body in a pass."""
-        rows = [Flow(each.array[number], each.name and _entry(each.name, number)) for each in self.scanned]
+        """The inputs of the body in an iteration."""
+        rows = [Flow(each.array[number], each.name and _entry_name(each.name, number)) for each in self.scanned]
         return [*self.constants, *self.carried, *rows]
 
 
-def _entry(name: str, number: int) -> str:
+def _entry_name(name: str, number: int) -> str:
     return name if name.startswith(FIELD) else f"{name}[{number}]"

@@ -1,4 +1,4 @@
-"""A notebook that opens a step of a run: its state, its batch and its program. Plain JSON, nbformat 4."""
+"""Writes a notebook that loads a step of a run: its state, batch and program. Plain JSON, nbformat 4."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,10 @@ from jaxtrain.base.files import write_json
 
 
 def write_notebook(file: Path, found: Explanation, code: str | None, layout: str) -> None:
-    """Write a notebook for a step that was replayed. `code` and `layout` are those that it was replayed with."""
+    """Write a notebook for a replayed step.
+
+    code, layout: the arguments of `jaxtrain replay`, with which the notebook runs the step again.
+    """
     write_json(file, notebook(found, code, layout))
 
 
@@ -33,14 +36,14 @@ def notebook(found: Explanation, code: str | None, layout: str) -> dict[str, Any
             "after, metrics = program.step(jax.tree.map(jax.numpy.copy, state), batch)\n"
             "{name: metric.value() for name, metric in metrics.items() if name in ('loss', 'gradient_norm')}"
         ),
-        _markdown("Once more with instruments, one equation at a time on one device."),
+        _markdown("The step again, evaluated one equation at a time on one device."),
         _code(
             "from jaxtrain.analysis.replay.explain import explain_step\n"
             "from jaxtrain.analysis.replay.report import page\n\n"
             "explanation = explain_step(moment)\n"
             "print(page(explanation))"
         ),
-        _markdown("The row of the batch that matters most, and the loss and the gradient of it alone."),
+        _markdown("The row of the batch with the largest share, and its own loss and gradient."),
         _code(
             "from jaxtrain.models.variables import Context\n"
             "from jaxtrain.step import full_batch\n\n"

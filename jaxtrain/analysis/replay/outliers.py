@@ -1,5 +1,5 @@
-"""What is out of line in a step: norms of gradients, updates and parameters by layer, and learning rates, held against
-the steps before it.
+"""Outliers in a step: learning rates, and norms of gradients, updates and parameters by layer, compared with the steps
+before it.
 
 Shapes: N stacked layers.
 """
@@ -24,18 +24,20 @@ from jaxtrain.tasks.base import Batch
 from jaxtrain.tasks.checks import abstract_variables
 
 HISTORY = 16
-"""Steps, the replayed one among them, whose norms are taken."""
+"""The number of steps whose norms are measured, the replayed one included."""
 
 OUT_OF_LINE = 4.0
-"""A number is out of line when it is this many times its median over the steps before."""
+"""A norm is an outlier if it is more than this many times its median over the steps before."""
 
 JUMP = 3.0
-"""A learning rate is, when it is this many times that of the step before. A warm-up from 0 doubles it at most."""
+"""A learning rate is an outlier if it is more than this many times that of the step before. A warm-up from 0 at most
+doubles it.
+"""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A step in numbers, by what they are of, such as `gradient of blocks/up/kernel[3]`."""
+    """The numbers of a step by name, such as `gradient of blocks/up/kernel[3]`, and its learning rates."""
 
     values: Mapping[str, float]
     rates: Mapping[str, float]
@@ -43,7 +45,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outlier:
-    """A number of a step that is far from what it was."""
+    """A number of a step that is far larger than in the steps before."""
 
     what: str
     value: float
@@ -68,7 +70,7 @@ class Outlier:
 
 
 def gradients_of(program: Program, mesh: bool = True) -> Gradients:
-    """How a program's step takes gradients, on its mesh or on one device."""
+    """The function that computes gradients in a program's step, on its mesh or on one device."""
     experiment, sizes = program.experiment, program.mesh.shape
     if experiment.microbatches == 1 or experiment.layout.stages(sizes)[0] > 1:
         return full_batch
@@ -76,7 +78,7 @@ def gradients_of(program: Program, mesh: bool = True) -> Gradients:
 
 
 def measuring(program: Program, horizon: int) -> Callable[[TrainState, Batch], Measured]:
-    """A function that takes the norms of a step."""
+    """A function that measures the norms of a step."""
     experiment = program.experiment
     task, gradients = experiment.task, gradients_of(program)
     optimizer = experiment.optimizer.transformation(horizon, program.state.params)
@@ -112,7 +114,7 @@ def measuring(program: Program, horizon: int) -> Callable[[TrainState, Batch], M
 
 
 def _norms(tree: Any, axes: Mapping[str, tuple[str | None, ...]]) -> dict[str, Any]:
-    """The norm of each leaf by its path; of stacked parameters that of each layer."""
+    """The norm of each leaf by its path; for stacked parameters, of each layer."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         stacked = sum(1 for name in axes.get(path_name(path), ()) if name in STACKED)
@@ -122,8 +124,8 @@ def _norms(tree: Any, axes: Mapping[str, tuple[str | None, ...]]) -> dict[str, A
 
 
 def outliers(measured: Mapping[int, Measured], step: int) -> list[Outlier]:
-    """What is out of line in a step, learning rates first, then the numbers that grew most. Of the rates, those of the
-    steps before too: a step of a rate that is too large is seen in the loss of the next.
+    """The outliers of a step: learning rates first, then the numbers that grew most. Learning rates of the steps before
+    are included, since a rate that is too large shows in the loss of the next step.
     """
     return [*_of_rates(measured), *_of_values(measured, step)]
 
@@ -155,8 +157,8 @@ def _of_values(measured: Mapping[int, Measured], step: int) -> list[Outlier]:
 
 
 def _robust(value: float, usual: list[float]) -> float:
-    """The distance of a number's logarithm from the median, in deviations that an outlier among them does not change
-    (1.4826 × the median absolute deviation, at least 0.1).
+    """The distance of a number's logarithm from the median, in robust standard deviations (1.4826 × the median absolute
+    deviation, at least 0.1).
     """
     logs = [float(np.log(max(abs(each), 1e-30))) for each in (value, *usual)]
     median = statistics.median(logs[1:])

@@ -1,4 +1,4 @@
-"""Where an equation of a traced program comes from: the line of source, the modules around it, ranges of its values."""
+"""The source line and the modules that an equation of a traced program comes from, and summaries of its values."""
 
 import linecache
 import sysconfig
@@ -14,13 +14,13 @@ import numpy as np
 from jaxtrain.base.packages import PACKAGE
 from jaxtrain.base.text import cut, number
 
-_OURS = str(PACKAGE)
+_PACKAGE_FOLDER = str(PACKAGE)
 LIBRARIES = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A line of source that was running while the program was traced."""
+    """A source line in the call stack at which an equation was traced."""
 
     file: str
     line: int
@@ -33,40 +33,42 @@ class Frame:
 
     @property
     def source(self) -> str:
-        """The line itself."""
+        """The text of the line."""
         return cut(linecache.getline(self.file, self.line), 90)
 
     @property
     def own(self) -> bool:
-        """Whether it is neither jaxtrain's nor another library's."""
-        return not self.file.startswith(_OURS)
+        """Whether it is not in jaxtrain."""
+        return not self.file.startswith(_PACKAGE_FOLDER)
 
 
 def frames_of(equation: Any) -> tuple[Frame, ...]:
-    """The lines that led to an equation, innermost first: those of jax and of other libraries are left out."""
+    """The call stack of an equation, innermost first, without jax and other libraries."""
     trace = equation.source_info.traceback
     found = [] if trace is None else [Frame(each.file_name, each.line_num, each.function_name) for each in trace.frames]
-    return tuple(each for each in found if not _of_library(each.file))
+    return tuple(each for each in found if not _is_library_file(each.file))
 
 
-def _of_library(file: str) -> bool:
+def _is_library_file(file: str) -> bool:
     return file.startswith("<") or "site-packages" in file or file.startswith(LIBRARIES)
 
 
 def best_frame(frames: Sequence[Frame]) -> Frame | None:
-    """The innermost line of the user's own code, of those that are inside of the task or the model; else of ours."""
+    """The line to show: the innermost one of user code within the step, that is of the task or the model; without any,
+    the innermost one of jaxtrain.
+    """
     inside = [frame for frame in frames[: _first_outside(frames)] if frame.own]
     return next(iter(inside), next(iter(frames), None))
 
 
 def _first_outside(frames: Sequence[Frame]) -> int:
-    """How many of the lines are inside of the step: those of who called it, such as a notebook's, explain nothing."""
-    ends = (f"{_OURS}/step.py", f"{_OURS}/analysis/")
+    """The number of frames within the step. Those of its callers, such as a notebook, explain nothing."""
+    ends = (f"{_PACKAGE_FOLDER}/step.py", f"{_PACKAGE_FOLDER}/analysis/")
     return next((n for n, each in enumerate(frames) if each.file.startswith(ends)), len(frames))
 
 
 def modules_of(frames: Sequence[Frame]) -> str:
-    """The modules that were being called, outermost first, such as `Encoder › Block › RMSNorm`."""
+    """The nested modules that the equation is in, outermost first, such as `Encoder › Block › RMSNorm`."""
     inside = [frame.function for frame in frames[: _first_outside(frames)]]
     calls = [name.rpartition(".")[0].rpartition(".")[2] for name in inside if "<locals>" not in name and "." in name]
     names = [name for name, before in zip(calls, ["", *calls], strict=False) if name != before]
@@ -74,7 +76,7 @@ def modules_of(frames: Sequence[Frame]) -> str:
 
 
 def finite(x: Any) -> bool:
-    """Whether an array holds neither NaN nor infinity; True for what are no floats."""
+    """Whether an array holds neither NaN nor infinity; True for dtypes that are not float or complex."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return True
     if isinstance(x, jax.Array) and x.sharding.device_set and next(iter(x.sharding.device_set)).platform != "cpu":
@@ -83,12 +85,12 @@ def finite(x: Any) -> bool:
 
 
 def largest(x: Any) -> float:
-    """The largest absolute value, by f32; 0 for an array without elements."""
+    """The largest absolute value, in f32; 0 for an empty array."""
     return float(np.max(np.abs(np.asarray(x).astype(np.float32)), initial=0))
 
 
 def range_of(x: Any) -> str:
-    """Dtype, shape and range of an array, and how many of its values are not finite, such as
+    """Dtype, shape and range of an array, and how many of its values are not finite:
     `f32[8,4] in -1.2…3.4, 2 of 32 not finite (1 NaN, 1 inf), first at [3,0]`.
     """
     kind = f"{_short(x.dtype)}[{','.join(map(str, np.shape(x)))}]"

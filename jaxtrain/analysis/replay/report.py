@@ -1,4 +1,4 @@
-"""What replaying a step came to, as a page of text or JSON: the first line is the verdict."""
+"""The result of replaying a step, as a page of text, whose first line is the verdict, or as JSON."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ LINES = 40
 """The most lines of a page."""
 
 OUTLIERS = 4
-"""Numbers out of line that are shown."""
+"""The most outliers that are shown."""
 
 
 def page(found: Explanation) -> str:
@@ -25,12 +25,12 @@ def page(found: Explanation) -> str:
         lines += ["out of line", *(f"  {each}" for each in found.outliers[:OUTLIERS])]
         lines += [f"  first activation: {found.activations[0]}"] if found.activations else []
         lines += [f"    {line}" for line in found.activations[1:] if line]
-    lines += ["examples, by their share of the loss and of the gradient", *_examples(found)]
+    lines += ["examples, by their share of the loss and of the gradient", *_example_lines(found)]
     return "\n".join(line[:200] for line in lines[:LINES])
 
 
 def verdict(found: Explanation) -> str:
-    """One line: whether the step is finite, and what made it so."""
+    """One line: whether the step is finite, and the probable cause of what is wrong."""
     step = found.moment.step
     if found.first_wrong is not None and found.first_wrong < step:
         return (
@@ -83,7 +83,7 @@ def _fault(fault: Fault) -> Iterator[str]:
     yield from (f"out  {each}" for each in fault.outputs[:2])
 
 
-def _examples(found: Explanation) -> Iterator[str]:
+def _example_lines(found: Explanation) -> Iterator[str]:
     rows = found.moment.program.experiment.data.batch_size
     if found.poisoned > len(found.examples):
         yield f"  {found.poisoned} of {rows} rows are not finite, each alone: it is not one example"
@@ -105,7 +105,7 @@ def _share(example: ExplainedRow) -> str:
 
 
 def as_json(found: Explanation) -> dict[str, Any]:
-    """The same as JSON; NaN and infinities are floats."""
+    """The result as JSON; NaN and infinities are floats."""
     fault, same = found.fault, found.reproduced
     return {
         "verdict": verdict(found),

@@ -1,4 +1,4 @@
-"""Whether steps came out again as the run recorded them, bit for bit; and if not, what is different here."""
+"""Compares steps that were run again with the run's records, bit for bit, and lists differences of the environment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from jaxtrain.sharding.checksum import as_number
 from jaxtrain.tasks.metrics import Metric, merge, values_by_name
 
 COMPARED = ("batch", "loss", "gradient_norm")
-"""What is compared of a step: first the data, since other data give other numbers."""
+"""The columns that are compared: the data first, since other data give other numbers."""
 
 DECISIVE = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxtrain")
 """Packages whose version may change bits."""
@@ -23,27 +23,27 @@ DECISIVE = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxtrain")
 
 @dataclass(frozen=True)
 class Reproduced:
-    """What comparing with the run came to."""
+    """The result of comparing steps with the run's records."""
 
     steps: tuple[int, ...]
     """The steps that were compared."""
     file: str
-    """The file they were compared with; empty if the run has none with them."""
+    """The file that they were compared with; empty if the run has recorded none of them."""
     difference: str = ""
-    """The first difference; empty where all are the same, bit for bit."""
+    """The first difference; empty if all steps are equal, bit for bit."""
     step: int | None = None
-    """The step that it is at."""
+    """The step of the first difference."""
     causes: tuple[str, ...] = ()
-    """What is not as it was when the run was trained, such as the version of jax."""
+    """How the environment differs from the run's, such as by the version of jax."""
 
     @property
     def exactly(self) -> bool:
-        """Whether all that was compared is the same."""
+        """Whether any steps were compared, and all are equal."""
         return bool(self.steps) and not self.difference
 
 
 def reproduced(folder: Path, metrics: Mapping[int, Mapping[str, Any]]) -> Reproduced:
-    """Compare steps with those of the run's steps.bin, or where there is none with periods of its metrics.jsonl."""
+    """Compare steps with the run's steps.bin or, where that has none of them, with periods of its metrics.jsonl."""
     columns = read_steps(folder) if (folder / "steps.bin").is_file() else {"step": np.zeros(0, np.int64)}
     record = {int(step): number for number, step in enumerate(columns["step"])}
     compared = tuple(step for step in sorted(metrics) if step in record)
@@ -58,7 +58,7 @@ def reproduced(folder: Path, metrics: Mapping[int, Mapping[str, Any]]) -> Reprod
 
 
 def columns_of(metrics: Mapping[str, Any]) -> dict[str, np.generic]:
-    """The columns of steps.bin for what a step came to."""
+    """The metrics of a step as the columns of steps.bin."""
     found: dict[str, np.generic] = {name: np.float32(float(metrics[name])) for name in ("loss", "gradient_norm")}
     return {"batch": np.uint64(as_number(metrics["batch"])), **found}
 
@@ -91,7 +91,7 @@ def _metrics(found: Mapping[str, Any]) -> dict[str, Metric]:
 
 
 def differences(folder: Path) -> tuple[str, ...]:
-    """What of the environment is not as it was when the run was last trained, in words."""
+    """How the environment differs from that in which the run was last trained, a phrase for each difference."""
     file = folder / "environment.json"
     if not file.is_file():
         return ("the run has no environment.json",)

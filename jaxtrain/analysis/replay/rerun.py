@@ -1,6 +1,6 @@
-"""A step of a run once more: from the nearest checkpoint before it, by the program that the run itself had.
+"""Runs a step of a run again, from the nearest checkpoint before it, by the same program as the run.
 
-Not here: whether it came out the same, and why it came out so.
+Not here: comparing it with the run (`reproduced`), and explaining it (`explain`).
 """
 
 import contextlib
@@ -27,36 +27,36 @@ ONE_DEVICE = Layout()
 
 @dataclass(frozen=True)
 class Before:
-    """What goes into a step."""
+    """The inputs of a step."""
 
     state: TrainState
     batch: Batch
 
     def on_one_device(self) -> "Before":
-        """The same, on one device."""
+        """A copy on one device."""
         return Before(*jax.device_put((self.state, dict(self.batch)), jax.local_devices()[0]))
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A step of a run, with what goes into it and what comes out."""
+    """A step of a run, with its inputs and outputs."""
 
     run: Run
     program: Program
     step: int
-    """Its number, from 1 on: the updates that are done after it."""
+    """Its number, from 1 on: the number of updates after it."""
     before: Before
     """Its state and its batch, on the program's mesh."""
     earlier: Before | None
-    """Those of the step before, if that was run too."""
+    """Those of the previous step, if that was run too."""
     start: int
-    """The checkpoint that it was run from; 0 is the initial state."""
+    """The step of the checkpoint that it was run from; 0 is the initial state."""
     metrics: Mapping[int, Mapping[str, Any]]
-    """What each step on the way came to, on the host: metrics by name, and what else the program gives."""
+    """The metrics of each step that was run, on the host, and the other outputs of the program."""
     measured: Mapping[int, Measured]
-    """Norms of the last steps on the way, and of this one."""
+    """The norms of the last steps that were run, this one included."""
     notes: tuple[str, ...]
-    """What the user should know about how it was run."""
+    """Notes for the user on how it was run."""
 
     @property
     def index(self) -> int:
@@ -65,9 +65,9 @@ class Moment:
 
 
 def rerun(run: Run, step: int, layout: Layout | None = None) -> Moment:
-    """Run a step again. Raises ConfigError for a step that the run does not have, and for missing devices.
+    """Run a step again. Raises ConfigError for a step that the run does not have, and where devices are missing.
 
-    layout: instead of the one that the step was trained with.
+    layout: replaces the layout that the step was trained with.
     """
     experiment = run.experiment
     if not 1 <= step <= experiment.steps:
@@ -95,9 +95,9 @@ def rerun(run: Run, step: int, layout: Layout | None = None) -> Moment:
 
 
 def restored(run: Run, program: Program, step: int, since: int) -> tuple[TrainState, int, list[str]]:
-    """The state that a step is run from, the step of it, and what to say of checkpoints that are damaged.
+    """The state to run a step from, the number of its step, and notes on checkpoints that are damaged.
 
-    since: the first step of the run's that the program itself may have trained: an earlier one had another mesh.
+    since: from this step on, the run used the mesh of `program`; steps before it had another mesh.
     """
     notes, saved = [], [0] if run.experiment.start is None else []
     with contextlib.ExitStack() as stack:
@@ -115,13 +115,15 @@ def restored(run: Run, program: Program, step: int, since: int) -> tuple[TrainSt
 
 
 def preference(saved: int, step: int, since: int) -> tuple[bool, bool, int]:
-    """The nearest checkpoint, but rather one a few steps earlier: the step is compared with those on the way."""
+    """A sort key for checkpoints to start from. Best is one a few steps before `step`, so that some steps before it are
+    run too, for comparison; else the nearest one.
+    """
     return saved >= since, step - 2 * HISTORY <= saved <= max(step - 1 - HISTORY // 2, 0), saved
 
 
 def layout_of(run: Run, step: int) -> tuple[Layout, int]:
-    """The layout that a step was trained with, and the step from which on it was the run's. A run may be resumed with
-    another, and only the last one is saved as the run's; its log has the mesh of each.
+    """The layout that a step was trained with, and the step from which on the run used it. A run may be resumed with
+    another layout: experiment.json has only the last one, and events.jsonl the mesh of each.
     """
     layout = run.experiment.layout
     lines = [each for each in read_lines(run.folder / "events.jsonl") if each.get("kind") == "begun"]
@@ -138,7 +140,9 @@ def layout_of(run: Run, step: int) -> tuple[Layout, int]:
 
 
 def devices_for(run: Run, layout: Layout) -> list[jax.Device] | None:
-    """The devices for a layout; None is those that are here. Raises ConfigError where there are too few."""
+    """The devices for a layout, as many as its mesh needs; None for a mesh that takes all. Raises ConfigError where
+    there are too few.
+    """
     sizes = [size for size in layout.mesh.values() if size > 0]
     needed, here = math.prod(sizes), jax.device_count()
     if needed > here:

@@ -1,4 +1,4 @@
-"""Which examples of a batch make its loss and its gradient: every row alone, and its share of the whole.
+"""The contribution of each example of a batch to its loss and gradient.
 
 Shapes: B batch.
 """
@@ -16,42 +16,44 @@ from jaxtrain.step import TrainState, full_batch
 from jaxtrain.tasks.base import Batch, Task
 
 MOST_ROWS = 64
-"""Rows whose gradients are taken, those of the largest loss first; all of them where a number is not finite."""
+"""The most rows whose gradients are computed, those with the largest loss; all rows if a number is not finite."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A row of a batch, alone."""
+    """The contribution of one row of a batch."""
 
     row: int
     loss: float
-    """Its part of the summed loss."""
+    """Its term in the summed loss."""
     of_loss: float
-    """That as a share of the sum over rows."""
+    """The same as a fraction of the sum."""
     gradient: float
     """The norm of its gradient."""
     of_gradient: float
-    """The projection of its gradient on that of the batch, as a share of that one's length: over all rows they sum
+    """The projection of its gradient on the batch's gradient, as a fraction of that one's norm. Over all rows these sum
     to 1.
     """
 
     @property
     def finite(self) -> bool:
-        """Whether both are."""
+        """Whether its loss and its gradient are finite."""
         return bool(np.isfinite([self.loss, self.gradient]).all())
 
 
 @dataclass(frozen=True)
 class Shares:
-    """The rows that matter most, first those that are not finite."""
+    """The rows of a batch: those that are not finite first, then by their share, largest first."""
 
     rows: tuple[Share, ...]
     note: str = ""
-    """Why they are to be read with care."""
+    """A caveat, where rows depend on each other; else empty."""
 
 
 def shares(task: Task, state: TrainState, batch: Batch) -> Shares:
-    """Take every row alone, on one device. Where rows depend on each other that is another loss, which is noted."""
+    """Compute the loss and gradient of every row by itself, on one device. Where rows depend on each other, as in batch
+    norm, that is a different loss, which the note says.
+    """
     keys_B = jax.random.split(jax.random.fold_in(state.key, state.step), batch["mask"].shape[0])
 
     def taken(rows: Batch, keys: jax.Array) -> tuple[Any, jax.Array]:
@@ -74,14 +76,14 @@ def shares(task: Task, state: TrainState, batch: Batch) -> Shares:
     norms, parts = jax.jit(lambda rows: jax.lax.map(products, rows))(jnp.asarray(chosen))
     summed = losses_B.sum()
     rows = [
-        Share(row, float(losses_B[row]), _part(losses_B[row], summed), float(norm), _part(part, length))
+        Share(row, float(losses_B[row]), _fraction(losses_B[row], summed), float(norm), _fraction(part, length))
         for row, norm, part in zip(chosen.tolist(), norms, parts, strict=True)
     ]
     rows.sort(key=lambda each: (each.finite, -np.nan_to_num(max(abs(each.of_gradient), abs(each.of_loss)))))
     return Shares(tuple(rows), _note(task, losses_B, float(total)))
 
 
-def _part(value: Any, whole: float) -> float:
+def _fraction(value: Any, whole: float) -> float:
     return float(value) / whole if whole and np.isfinite(whole) else 0.0
 
 

@@ -1,1 +1,1 @@
-"""Sources: examples, each read by its index."""
+"""Sources: examples that are read by index."""

@@ -1,4 +1,4 @@
-"""ArrayRecord files: records on disk, read by index."""
+"""ArrayRecord files: records on disk that are read by index."""
 
 import importlib
 import os
@@ -20,8 +20,8 @@ from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 class ArrayRecord(Source):
     """Records of ArrayRecord files, in the order of `paths`, as `write_array_record` wrote them.
 
-    Memory use does not grow with the files. Keep at most about 10,000 records a file: the time of one read
-    grows with the number of records in its file. Raises ConfigError when a file is missing.
+    Memory use does not grow with the files. Keep at most about 10,000 records in a file: the time of a read grows with
+    the number of records in its file. Raises ConfigError where a file is missing.
     """
 
     paths: tuple[str, ...] = field(metadata=PATH)
@@ -53,7 +53,7 @@ class ArrayRecord(Source):
         index, record = stored
         try:
             example = msgpack_restore(record)
-        except Exception as error:  # msgpack raises kinds of its own
+        except Exception as error:  # msgpack has exception classes of its own
             raise self._damaged(index, f"it does not decode ({type(error).__name__}: {error})") from error
         if not isinstance(example, dict):
             raise self._damaged(index, f"it decodes to a {type(example).__name__}, not to fields")
@@ -66,7 +66,7 @@ class ArrayRecord(Source):
             try:
                 records[index]
             except (RuntimeError, ValueError, OSError) as error:
-                return self._damaged(index, f"it cannot be read{_reason(error)}")
+                return self._damaged(index, f"it cannot be read{_library_reason(error)}")
         return Damaged(self.paths[0], None, f"records {list(indices)} cannot be read together")
 
     def _damaged(self, index: int, why: str) -> Damaged:
@@ -100,20 +100,20 @@ def _open_records(paths: tuple[str, ...]) -> Any:
         for path in paths:
             if len(paths) > 1:
                 _open_records((path,))
-        raise Damaged(paths[0], None, f"it cannot be opened{_reason(error)}") from error
+        raise Damaged(paths[0], None, f"it cannot be opened{_library_reason(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _library_reason(error: Exception) -> str:
     """The first line of a library's message, in parentheses, if there is one."""
     line = str(error).partition("\n")[0]
     return f" ({line})" if line else ""
 
 
 def write_array_record(path: str | os.PathLike[str], examples: Iterable[Mapping[str, Any]]) -> int:
-    """Write `examples` to one ArrayRecord file at `path` and return how many there were.
+    """Write `examples` to one ArrayRecord file at `path`; returns their number.
 
-    Values are numpy arrays or scalars, numbers, str or bytes. The file takes its name only when it is
-    complete, so a reader never sees half of one; an existing file is replaced.
+    Values are numpy arrays or scalars, numbers, str or bytes. The file is renamed to `path` when it is complete, so a
+    reader never sees half of one; an existing file is replaced.
     """
     from flax.serialization import msgpack_serialize
 
@@ -121,7 +121,7 @@ def write_array_record(path: str | os.PathLike[str], examples: Iterable[Mapping[
     count = 0
     try:
         with atomic_write(Path(path)) as temporary:
-            # One record a group, so that a random read decodes one record.
+            # One record in each group, so that a random read decodes one record.
             writer = records.ArrayRecordWriter(str(temporary), "group_size:1")
             try:
                 for example in examples:
@@ -130,6 +130,6 @@ def write_array_record(path: str | os.PathLike[str], examples: Iterable[Mapping[
             finally:
                 writer.close()
     except RuntimeError as error:
-        raise OSError(str(error).split(";")[0]) from error  # a full disk, for one
-    _open_records.cache_clear()  # a replaced file must not be read through its old handle
+        raise OSError(str(error).split(";")[0]) from error  # such as a full disk
+    _open_records.cache_clear()  # else a replaced file would be read through its old handle
     return count

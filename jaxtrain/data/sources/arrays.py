@@ -17,8 +17,8 @@ class Arrays(Source):
     """Columns in memory: example i is row i of every column.
 
     `columns` maps field names to arrays with the same first dimension, or to lists of str or bytes. Two `Arrays` are
-    equal when their contents are. Raises ConfigError for no columns, columns of different lengths, and objects that are
-    neither str nor bytes.
+    equal if their contents are. Raises ConfigError where there are no columns, for columns of different lengths, and
+    for objects that are neither str nor bytes.
     """
 
     columns: Mapping[str, Any] = field(repr=False)

@@ -1,4 +1,4 @@
-"""Sources: examples, each read by its index."""
+"""The base class of sources: examples that are read by index."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from jaxtrain.base.ranges import Checked
 from jaxtrain.data.sources.pixels import pixels
 
 Example = dict[str, Any]
-"""One example: field name -> numpy array or scalar, Python number, str or bytes. Not to be written into."""
+"""One example: field name -> numpy array or scalar, Python number, str or bytes. Treat it as read-only."""
 
 HostBatch = dict[str, np.ndarray]
 """Stacked examples on the host: field name -> array [rows, …]. Always has "mask": bool[rows]."""
@@ -52,15 +52,15 @@ class Source(Checked, ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """A short string that changes when the examples do. Joins the fingerprint; cheap."""
+        """A short string that changes when the examples do; part of the fingerprint. Must be cheap."""
 
     @property
     def vocab(self) -> int | None:
-        """Size of the vocabulary that its token ids come from; None where they are no tokens or it is unknown."""
+        """Size of the vocabulary of its token ids; None if it is unknown, or if the examples hold no tokens."""
         return None
 
     def fetch(self, indices: Sequence[int]) -> list[Any]:
-        """Stored records at these indices, not decoded yet. Override it where reading several at once is faster."""
+        """The records at these indices, not yet decoded. Override this where reading several at once is faster."""
         return [self[index] for index in indices]
 
     def decode(self, stored: Any) -> Example:
@@ -68,7 +68,7 @@ class Source(Checked, ABC):
         return stored
 
     def where(self, index: int) -> str:
-        """Where example `index` lies, for messages: a file, and the line or row in it."""
+        """The location of example `index`, for messages: a file, and the line or row in it."""
         return f"example {index} of {type(self).__name__}"
 
     def warn_shuffled(self) -> None:
@@ -79,14 +79,16 @@ class Source(Checked, ABC):
         return self.remembered().raw(argument)
 
     def remembered(self) -> "Source":
-        """What a run saves of this source, so that `raw` opens no data file: a source of one empty example like those
-        that are not damaged. A source with a `raw` of its own, which must not need data files, is saved itself.
+        """The source that a run saves in place of this one, so that `raw` opens no data file: one with a single empty
+        example of the same fields. A source that overrides `raw`, which must not need data files, is saved itself.
         """
         return self if type(self).raw is not Source.raw else RememberedSource.like(spread(self))
 
 
 def spread(source: Source) -> list[Example]:
-    """At most five examples from all over a source, those that are not damaged. Raises Damaged where all are."""
+    """Up to five examples at evenly spaced indices, without damaged ones; if those five are all damaged, the first that
+    is not. Raises Damaged where every example is damaged.
+    """
     size, found = len(source), []
     for tried, index in enumerate(chain((part * (size - 1) // 4 for part in range(5)), range(size))):
         with suppress(Damaged):
@@ -98,21 +100,24 @@ def spread(source: Source) -> list[Example]:
 
 @dataclass(frozen=True)
 class RememberedSource(Source):
-    """One example of zeros and empty texts, with fields of another source: for their shapes, and to read raw inputs."""
+    """Stands for another source where its data are not needed: one example with the same fields, of zeros and empty
+    texts, for shapes and for reading raw inputs.
+    """
 
     kinds: Mapping[str, tuple[str, tuple[int, ...]]]
-    """Dtype and shape of every field; the dtype of text is "text" or "bytes", a dim that differs is -1."""
+    """Dtype and shape of every field. The dtype of text is "text" or "bytes"; a dim that varies between examples is -1.
+    """
     unscaled: tuple[str, ...] = ()
     """Fields of floats that are not all in 0…1."""
     whole: bool = False
-    """Whether a raw input has to have all fields."""
+    """Whether a raw input must have all fields."""
 
     @classmethod
     def like(cls, examples: Sequence[Example]) -> "RememberedSource":
-        """Of the fields of some examples."""
+        """The source that stands for one with these examples."""
         kinds, unscaled = {}, []
         for name, value in examples[0].items():
-            dtype, shape = _kind(value)
+            dtype, shape = _field_kind(value)
             alike = [np.asarray(one[name]) for one in examples if name in one and np.ndim(one[name]) == len(shape)]
             kinds[name] = (
                 dtype,
@@ -136,13 +141,14 @@ class RememberedSource(Source):
         return f"remembered:{self.kinds}"
 
     def raw(self, argument: str) -> Example:
-        """A command-line argument as an example without a label: a text or the path of a file for the text field, or
-        else the largest; or a JSON object with all fields, in itself or in a file .json.
+        """A command-line argument as an example without a label. The argument is a JSON object with all fields, a file
+        .json with one, or else the value of the text field or, without one, of the largest field: a text or the path
+        of a file.
 
-        Images get this source's shape, and its dtype: floats are in 0…1. .npy files hold the array itself. Raises
+        Images get this source's shape and dtype, with floats in 0…1. A file .npy holds the array itself. Raises
         ConfigError for a file that cannot be read, floats on another scale, and an object with other fields.
         """
-        if (fields := self._object(argument)) is not None:
+        if (fields := self._json_fields(argument)) is not None:
             return fields
         if self.whole and len(self.kinds) > 1:
             names = ", ".join(self.kinds)
@@ -169,34 +175,41 @@ class RememberedSource(Source):
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read as a {name} of shape {list(shape)}: {error}") from error
 
-    def _object(self, argument: str) -> Example | None:
-        """The fields of a JSON object; None where the argument is none with a field of this source."""
+    def _json_fields(self, argument: str) -> Example | None:
+        """The fields in a JSON object; None for an argument that is not an object with a field of this source."""
         in_file = argument.endswith(".json") and os.path.isfile(argument)
         if not in_file and not argument.lstrip().startswith("{"):
             return None
         try:
-            found = json.loads(Path(argument).read_text(encoding="utf-8") if in_file else argument)
-        except (ValueError, RecursionError) as error:
+            found = self._json_object(argument, in_file)
+        except ValueError as error:
             if in_file:
-                raise ConfigError(f"{argument} is no JSON ({error})") from error
-            return None
-        if not isinstance(found, dict) or not found.keys() & self.kinds.keys():
-            if in_file:
-                raise ConfigError(f"{argument} has none of the fields that the model reads: {', '.join(self.kinds)}")
+                raise ConfigError(f"{argument} {error}") from error
             return None
         if missing := self.kinds.keys() - found.keys():
             raise ConfigError(f"{argument}: the model also reads {', '.join(sorted(missing))}")
-        values = {}
-        for name, (kind, shape) in self.kinds.items():
-            value = found[name]
-            try:
-                if isinstance(value, str) != (kind in ("text", "bytes")):
-                    raise ValueError(f"it is {value!r}")
-                text = value.encode() if kind == "bytes" else value
-                values[name] = text if isinstance(value, str) else self._array(name, np.asarray(value))[()]
-            except (ValueError, TypeError, OverflowError) as error:
-                raise ConfigError(f"{argument}: {name!r} is to be {kind}{list(shape)}: {error}") from error
-        return values
+        return {name: self._json_value(name, found[name], argument) for name in self.kinds}
+
+    def _json_object(self, argument: str, in_file: bool) -> dict[str, Any]:
+        """The JSON object in an argument, or in a file. Raises ValueError where it has no field of this source."""
+        try:
+            found = json.loads(Path(argument).read_text(encoding="utf-8") if in_file else argument)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"is not JSON ({error})") from error
+        if not isinstance(found, dict) or not found.keys() & self.kinds.keys():
+            raise ValueError(f"has none of the fields that the model reads: {', '.join(self.kinds)}")
+        return found
+
+    def _json_value(self, name: str, value: Any, argument: str) -> Any:
+        """A JSON value as a field. Raises ConfigError where it does not fit the field."""
+        kind, shape = self.kinds[name]
+        try:
+            if isinstance(value, str) != (kind in ("text", "bytes")):
+                raise ValueError(f"it is {value!r}")
+            text = value.encode() if kind == "bytes" else value
+            return text if isinstance(value, str) else self._array(name, np.asarray(value))[()]
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ConfigError(f"{argument}: {name!r} is to be {kind}{list(shape)}: {error}") from error
 
     def _array(self, name: str, given: np.ndarray) -> np.ndarray:
         """An array in a field's shape and dtype. Raises ValueError where it does not fit."""
@@ -214,10 +227,10 @@ class RememberedSource(Source):
 
 
 def raw_text(argument: str, as_bytes: bool = False) -> Any:
-    """A text, or all of a file's content where the argument is the path of a file. Raises ConfigError for no UTF-8."""
+    """A text, or the content of a file if the argument is the path of one. Raises ConfigError if it is not UTF-8."""
     path = Path(argument)
     try:
-        if not os.path.isfile(argument):  # of Path, it raises for long texts
+        if not os.path.isfile(argument):  # `Path.is_file` raises for long texts
             if path.suffix in (".txt", ".json", ".md", ".npy") and len(argument.split()) == 1:
                 logging.getLogger("jaxtrain.data").warning("there is no file %s: it is read as a text", argument)
             return argument.encode() if as_bytes else argument
@@ -227,7 +240,7 @@ def raw_text(argument: str, as_bytes: bool = False) -> Any:
 
 
 def list_array(values: Sequence[Any], dtype: str | None) -> np.ndarray:
-    """A list as an array, of this dtype if it holds numbers; of objects where it holds None or lists that differ."""
+    """A list as an array: with this dtype if it holds numbers, of objects if it holds None or unequal lists."""
     try:
         array = np.asarray(values)
     except ValueError:  # lists of different lengths
@@ -235,8 +248,8 @@ def list_array(values: Sequence[Any], dtype: str | None) -> np.ndarray:
     return array if dtype is None or array.dtype.kind not in "biuf" else array.astype(dtype)
 
 
-def _kind(value: Any) -> tuple[str, tuple[int, ...]]:
+def _field_kind(value: Any) -> tuple[str, tuple[int, ...]]:
     if isinstance(value, str | bytes):
         return "text" if isinstance(value, str) else "bytes", ()
     array = np.asarray(value)
-    return ("bool", ()) if array.dtype == object else (array.dtype.str, array.shape)  # an object is no raw input's
+    return ("bool", ()) if array.dtype == object else (array.dtype.str, array.shape)  # raw inputs hold no objects

@@ -18,12 +18,12 @@ from jaxtrain.data.sources.kept import until_files_change
 from jaxtrain.data.transforms.base import Transform
 from jaxtrain.data.transforms.fitted import FittedTransform
 
-_BLOCK = 1000
+_MOST_PICKS = 1000  # in a block of a mixture
 
 
 @dataclass(frozen=True)
 class Wrapper(Source):
-    """A source that passes everything on to another one; subclasses override what they change."""
+    """A source that delegates everything to another one; subclasses override what they change."""
 
     source: Source
 
@@ -84,7 +84,7 @@ class Take(Wrapper):
 class Mapped(Wrapper):
     """Another source's examples after deterministic transforms; `InMemory` or `Stored` around it keeps the results.
 
-    Raises ConfigError for transforms that are for training only: a pipeline draws those anew for every example.
+    Raises ConfigError for random transforms, which belong in a pipeline: it draws new numbers whenever it reads.
     """
 
     transforms: tuple[Transform, ...]
@@ -116,7 +116,7 @@ class Mapped(Wrapper):
 
 @dataclass(frozen=True)
 class InMemory(Wrapper):
-    """Another source's examples, each read once in a process and then kept in its memory."""
+    """Another source's examples, each read once in a process and then kept in memory."""
 
     def fetch(self, indices: Sequence[int]) -> list[Example]:
         kept = _memory(self)
@@ -126,7 +126,7 @@ class InMemory(Wrapper):
         return [kept[index] for index in indices]
 
     def decode(self, stored: Example) -> Example:
-        return dict(stored)  # a copy, so that what is kept does not change
+        return dict(stored)  # a copy, so that callers cannot change the one in memory
 
     def warn_shuffled(self) -> None:
         """Nothing: each example is read once."""
@@ -142,8 +142,8 @@ def _memory(source: InMemory) -> dict[int, Example]:
 class Mixture(Source):
     """Several sources of the same fields, interleaved by weights; example i depends on i alone.
 
-    Weights are rounded to shares of a block of at most 1,000 picks that repeats, each source's picks spread evenly over
-    it. An epoch ends when every source was read to its end; a source that is shorter for its weight repeats. Raises
+    A block of at most 1,000 picks repeats; weights are rounded to shares of it, and each source's picks are spread
+    evenly. An epoch ends when every source has been read to its end; a source that ends before repeats. Raises
     ConfigError for weights that are not positive, or too small for a block.
     """
 
@@ -154,7 +154,7 @@ class Mixture(Source):
         if len(self.sources) != len(self.weights) or not self.sources:
             raise ConfigError(f"Mixture needs one positive weight a source, got {self.weights} for {len(self.sources)}")
         if min(_picks(self.weights)[1]) == 0:
-            raise ConfigError(f"Mixture: each weight must be at least 1/{_BLOCK} of all, got {self.weights}")
+            raise ConfigError(f"Mixture: each weight must be at least 1/{_MOST_PICKS} of all, got {self.weights}")
 
     def __len__(self) -> int:
         order, counts, _ = _picks(self.weights)
@@ -168,7 +168,7 @@ class Mixture(Source):
         return self.decode(self.fetch([index])[0])
 
     def fetch(self, indices: Sequence[int]) -> list[tuple[int, Any]]:
-        """Number of its source and stored record, for each index; each source is asked once."""
+        """The number of its source and the record, for each index; each source's `fetch` is called once."""
         found: list[tuple[int, Any]] = [(0, None)] * len(indices)
         wanted: dict[int, list[tuple[int, int]]] = {}
         for place, index in enumerate(indices):
@@ -181,7 +181,7 @@ class Mixture(Source):
         return found
 
     def _pick(self, index: int) -> tuple[int, int]:
-        """The source that an example is from, and its index there."""
+        """The number of the source of an example, and its index in that source."""
         order, counts, seen = _picks(self.weights)
         block, offset = divmod(index, len(order))
         number = int(order[offset])
@@ -199,7 +199,7 @@ class Mixture(Source):
         """The example of a stored record. Raises ConfigError where it has other fields than the first source."""
         number, one = stored
         example = self.sources[number].decode(one)
-        if example.keys() != (fields := _fields(self.sources[0])):
+        if example.keys() != (fields := _field_names(self.sources[0])):
             raise ConfigError(f"Mixture: source {number} has the fields {sorted(example)}, source 0 {sorted(fields)}")
         return example
 
@@ -219,7 +219,7 @@ class Mixture(Source):
 
 @until_files_change
 @lru_cache(maxsize=64)
-def _fields(source: Source) -> frozenset[str]:
+def _field_names(source: Source) -> frozenset[str]:
     for index in range(len(source)):
         with suppress(Damaged):
             return frozenset(source[index])
@@ -228,12 +228,14 @@ def _fields(source: Source) -> frozenset[str]:
 
 @lru_cache(maxsize=64)
 def _picks(weights: tuple[float, ...]) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """One block: the source of each pick, picks of each source, and picks of the same source before each pick."""
+    """One block: the source of each pick, the number of picks of each source, and for each pick how many picks of the
+    same source come before it.
+    """
     shares = np.array(weights) / sum(weights)
-    # The smallest block that has these weights exactly; else the largest, which has them to a thousandth.
-    sizes = np.arange(1, _BLOCK + 1)
+    # The smallest block in which these weights are exact; else the largest, in which they are exact to a thousandth.
+    sizes = np.arange(1, _MOST_PICKS + 1)
     wrong = np.abs(np.round(shares * sizes[:, None]) / sizes[:, None] - shares).max(1)
-    size = int(sizes[np.argmax(wrong < 1e-9)]) if (wrong < 1e-9).any() else _BLOCK
+    size = int(sizes[np.argmax(wrong < 1e-9)]) if (wrong < 1e-9).any() else _MOST_PICKS
     counts = np.floor(shares * size + 1e-9).astype(int)
     counts[np.argsort(counts - shares * size)[: size - counts.sum()]] += 1
     # Pick k of the n picks of a source is at (k + 1/2) / n of the block.

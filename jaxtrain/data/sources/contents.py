@@ -1,6 +1,6 @@
-"""What files hold, as one hash: each is read once as a whole, which is remembered in the user's cache until it changes.
+"""A hash of the contents of files. Each file is read once, and its hash is cached in the user's cache until it changes.
 
-Not here: what an identity has beside it.
+Not here: what else is part of a source's identity.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from jaxtrain.base.text import size
 from jaxtrain.data.sources.paths import data_file
 
 _SLOW = 1 << 30
-"""Bytes to read from which on progress is printed."""
+"""Progress is printed if at least so many bytes are read."""
 
 _SETTLED = 2.0
-"""Seconds: a file that was written less long ago is not remembered, since clocks of file systems are coarse: the next
-edit could have the same time.
+"""Seconds after a file was written before its hash is cached. File systems have coarse clocks: an edit soon after could
+leave the same time.
 """
 
-_BLOCK = 1 << 20
+_HASHED_AT_ONCE = 1 << 20  # at once
 
 _FORMER: ContextVar[bool] = ContextVar("former", default=False)
 
@@ -35,11 +35,11 @@ _known: dict[str, str] = {}
 
 
 def content(paths: Sequence[str], listing: str = "", kind: str = "file") -> str:
-    """A sha256 of a listing and of all bytes of files, in this order, whatever their names and places.
+    """A sha256 of a listing and of all bytes of files in this order, independent of their names and folders.
 
-    A file is read again when its path, size or times are others than those that are remembered. Progress is
-    printed on stderr where more than 1 GiB is read. Raises ConfigError for a missing file, which it calls a `kind`,
-    Damaged for one that cannot be read.
+    A file is read again when its path, size or times differ from the cached ones. Progress is printed on stderr where
+    more than 1 GiB is read. Raises ConfigError for a missing file (`kind` is what the message calls it), Damaged for
+    one that cannot be read.
     """
     if _FORMER.get():
         return digest(listing) if listing else edges(*map(Path, paths))
@@ -52,8 +52,8 @@ def content(paths: Sequence[str], listing: str = "", kind: str = "file") -> str:
 
 @contextlib.contextmanager
 def by_former_rule() -> Generator[None]:
-    """Within the block, identities are as they were before all of a file was read: of the size, first and last MiB of
-    each file, and of the names and sizes of images. By these, runs of that time are known again.
+    """Within the block, identities are computed as in earlier versions: from the size and the first and last MiB of
+    each file, and from the names and sizes of images. Runs of those versions are recognised by them.
     """
     token = _FORMER.set(True)
     try:
@@ -63,19 +63,19 @@ def by_former_rule() -> Generator[None]:
 
 
 def file_state(path: str, kind: str = "file") -> str:
-    """A short text that changes whenever a file does: of its place, size and times."""
+    """A short text that changes whenever a file does, from its path, size and times."""
     found = data_file(path, kind).stat()
-    # The time of its last change of state too, which nobody can set: an edit can put the other one back, as `rsync -t`.
+    # With ctime, which cannot be set: mtime can be set back after an edit, as by `rsync -t`.
     return digest(f"{path}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}")
 
 
 def is_settled(path: str) -> bool:
-    """Whether the next edit of a file is sure to change `file_state`."""
+    """Whether any later edit of a file is certain to change its `file_state`."""
     return time.time() - Path(path).stat().st_mtime > _SETTLED
 
 
 def _hashes(paths: Sequence[str], states: Sequence[str]) -> list[str]:
-    """The sha256 of each file, remembered in one file of the cache."""
+    """The sha256 of each file; all of them are cached together in one file."""
     kept = cache("contents") / f"{digest(*(f'{path}:' for path in paths))}.json"
     try:
         remembered: Mapping[str, str] = read_json(kept)
@@ -88,14 +88,14 @@ def _hashes(paths: Sequence[str], states: Sequence[str]) -> list[str]:
     with ThreadPoolExecutor(8) as pool:
         read = dict(zip(new, pool.map(progress.sha256, new.values()), strict=True))
     found = {state: read.get(state) or remembered[state] for state in states}
-    with contextlib.suppress(OSError):  # no room in the cache: all are read again by the next process
+    with contextlib.suppress(OSError):  # no room in the cache: the next process reads all of them again
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, {state: found[state] for path, state in zip(paths, states, strict=True) if is_settled(path)})
     return [found[state] for state in states]
 
 
 class _Progress:
-    """Reads files in several threads, and prints a line for each tenth of many bytes."""
+    """Hashes files, called by several threads, and prints a line for each tenth if there are many bytes."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done, self._lock = total, 0, threading.Lock()
@@ -106,7 +106,7 @@ class _Progress:
         found = hashlib.sha256()
         try:
             with open(path, "rb") as file:
-                while block := file.read(_BLOCK):
+                while block := file.read(_HASHED_AT_ONCE):
                     found.update(block)
                     self._add(len(block))
         except OSError as error:

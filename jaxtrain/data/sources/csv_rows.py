@@ -14,19 +14,20 @@ from jaxtrain.data.sources.kept import until_files_change
 from jaxtrain.data.sources.offsets import Located, line_number, locate
 from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 
-_BOM = "\ufeff"
+_BYTE_ORDER_MARK = "\ufeff"
 
-_SHOWN = 500  # characters of a header in an error message
+_MOST_HEADER = 500  # characters of a header in an error message
 
 
 @dataclass(frozen=True)
 class Csv(Source):
     """The rows of CSV files (RFC 4180, UTF-8) with one header line each, in the order of `paths`.
 
-    `ints`, `floats` and `texts` name the columns to read and say what they are, since a CSV file does not: "007" is a
-    number or a code. A quoted cell may hold line ends. Where rows begin is found once, by reading all, and kept in the
-    user's cache. Raises ConfigError for a missing or compressed file, for columns that are not there, and for none
-    named. Raises Damaged, naming file, line and column, for a cell that is no number, and a row of another length.
+    `ints`, `floats` and `texts` name the columns to read and their types, which a CSV file does not: "007" may be a
+    number or a code. A quoted cell may hold line ends. The offsets of rows are found once, by reading the whole file,
+    and kept in the user's cache. Raises ConfigError for a missing or compressed file, for unknown columns, and where no
+    column is named. Raises Damaged, naming file, line and column, for a cell that is not a number and a row of another
+    length.
     """
 
     paths: tuple[str, ...] = field(metadata=PATH)
@@ -70,9 +71,9 @@ class Csv(Source):
         return f"csv:{self.ints}:{self.floats}:{self.texts}:{self.delimiter}:{self._rows.content()}"
 
     def _kinds(self, path: str) -> dict[str, Callable[[str], int | float | str]]:
-        """How the cells of each column are read."""
-        kinds: dict[str, Callable[[str], int | float | str]] = dict.fromkeys(self.ints, _int)
-        kinds |= dict.fromkeys(self.floats, _float) | dict.fromkeys(self.texts, str)
+        """The function that parses the cells of each column."""
+        kinds: dict[str, Callable[[str], int | float | str]] = dict.fromkeys(self.ints, _int_cell)
+        kinds |= dict.fromkeys(self.floats, _float_cell) | dict.fromkeys(self.texts, str)
         names = _header(path, self.delimiter)
         for name in kinds:
             if name not in names:
@@ -82,22 +83,22 @@ class Csv(Source):
         if not kinds:
             raise ConfigError(
                 f"Csv: say which columns of {path} to read, and what they are, by ints=(...), floats=(...) and "
-                f"texts=(...); it has {', '.join(map(repr, names))[:_SHOWN]}"
+                f"texts=(...); it has {', '.join(map(repr, names))[:_MOST_HEADER]}"
             )
         return kinds
 
     @property
     def _rows(self) -> Located:
-        return locate(self.paths, f"CSV ({self.delimiter!r})", _scan(self.delimiter))
+        return locate(self.paths, f"CSV ({self.delimiter!r})", _scan_with(self.delimiter))
 
 
 @lru_cache(maxsize=16)
-def _scan(delimiter: str) -> Callable[[BinaryIO], Iterator[int]]:
-    return partial(_starts, delimiter)  # one object each, by which offsets are kept
+def _scan_with(delimiter: str) -> Callable[[BinaryIO], Iterator[int]]:
+    return partial(_row_starts, delimiter)  # the same object for the same delimiter, as the cache of `locate` needs
 
 
-def _starts(delimiter: str, file: BinaryIO) -> Iterator[int]:
-    """The first byte of each row below the header; a line that is empty is none."""
+def _row_starts(delimiter: str, file: BinaryIO) -> Iterator[int]:
+    """The first byte of each row below the header, without empty lines."""
     at = 0
 
     def lines() -> Iterator[bytes]:
@@ -117,9 +118,11 @@ def _starts(delimiter: str, file: BinaryIO) -> Iterator[int]:
 
 
 def _reader(lines: Iterator[bytes] | BinaryIO, delimiter: str) -> Iterator[list[str]]:
-    """Rows from lines, of which no more are taken than a row needs."""
-    csv.field_size_limit(1 << 30)  # instead of 128 KiB, for whole documents
-    return csv.reader((line.decode().removeprefix(_BOM) for line in lines), delimiter=delimiter, strict=True)
+    """Rows parsed from lines; takes no more lines than a row needs."""
+    csv.field_size_limit(1 << 30)  # instead of 128 KiB, for cells that hold whole documents
+    return csv.reader(
+        (line.decode().removeprefix(_BYTE_ORDER_MARK) for line in lines), delimiter=delimiter, strict=True
+    )
 
 
 @until_files_change
@@ -131,16 +134,16 @@ def _header(path: str, delimiter: str) -> list[str]:
         except (csv.Error, ValueError) as error:
             raise Damaged(path, None, f"line 1 cannot be read as a line of UTF-8 text: {error}") from error
     if any(ord(sign) < ord(" ") and sign not in "\t\r\n" for name in names for sign in name):
-        raise Damaged(path, None, "its first line is no text: it is no CSV file")
+        raise Damaged(path, None, "its first line is not text: it is not a CSV file")
     if not names or len(set(names)) < len(names):
-        raise ConfigError(f"Csv: the first line of {path} has to name each column once, got {names}"[:_SHOWN])
+        raise ConfigError(f"Csv: the first line of {path} has to name each column once, got {names}"[:_MOST_HEADER])
     return names
 
 
 def _instead(name: str, names: list[str]) -> str:
-    """The nearest column, or the delimiter that a header which is one column seems to have."""
+    """A suggestion: the nearest column, or another delimiter where the header has a single column."""
     other = next((sign for sign in (";", "\t", "|", ",") if len(names) == 1 and name in names[0].split(sign)), None)
-    return f"; its header is {names[0]!r}: say delimiter={other!r}" if other else nearest(name, names)[:_SHOWN]
+    return f"; its header is {names[0]!r}: say delimiter={other!r}" if other else nearest(name, names)[:_MOST_HEADER]
 
 
 def _cell(name: str, cell: str, read: Callable[[str], int | float | str]) -> int | float | str:
@@ -150,17 +153,17 @@ def _cell(name: str, cell: str, read: Callable[[str], int | float | str]) -> int
         raise ValueError(f"{cell!r} in column {name!r} is {error}") from error
 
 
-def _int(cell: str) -> int:
+def _int_cell(cell: str) -> int:
     if not re.fullmatch(r"[+-]?\d+", cell.strip()):
-        raise ValueError("no integer" if cell.strip() else "empty")
+        raise ValueError("not an integer" if cell.strip() else "empty")
     return int(cell)
 
 
-def _float(cell: str) -> float:
+def _float_cell(cell: str) -> float:
     try:
         value = float("" if "_" in cell else cell)
     except ValueError:
-        raise ValueError("no number" if cell.strip() else "empty") from None
+        raise ValueError("not a number" if cell.strip() else "empty") from None
     if math.isinf(value) and "inf" not in cell.lower():
         raise ValueError("beyond float64")
     return value

@@ -20,28 +20,28 @@ from jaxtrain.data.sources.pixels import pixels
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 NOT_READ = (".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".dcm", ".ppm", ".pgm", ".pbm", ".tga")
-"""Images that `ImageFolder` does not read."""
+"""Suffixes of images that `ImageFolder` refuses."""
 
-_SYSTEM = ("__MACOSX", "@eaDir", "lost+found")  # folders that operating systems make, with copies of images in some
+_SYSTEM = ("__MACOSX", "@eaDir", "lost+found")  # folders of operating systems; some hold copies of images
 
 _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 
-_SHOWN = 20  # names in an error message
+_MOST_CLASSES = 20  # names in an error message
 
 
 @dataclass(frozen=True)
 class ImageFolder(Source):
-    """{"image": u8[Y, X, C], "label": i32}: images in one folder a class, resized to `size` (height, width).
+    """{"image": u8[Y, X, C], "label": i32}: images in one folder per class, resized to `size` (height, width).
 
-    `classes` are the folders' names in the order of their labels: give all splits the same tuple, so that a split that
-    lacks a class keeps the numbers of the others. Images below a class's folder are of that class. Without folders
-    there are neither classes nor labels. C is 1 if `gray`, else 3.
+    `classes` are the folders' names in the order of their labels. Give all splits the same tuple, so that labels agree
+    where a split lacks a class. Images at any depth below a class's folder belong to that class. Without folders there
+    are neither classes nor labels. C is 1 if `gray`, else 3.
 
-    Hidden files and folders (`.ipynb_checkpoints`, `._1.png`) and files that are no images are left out. The
-    orientation in the EXIF data is applied, a palette becomes its colours, what is transparent is laid over white; of
-    an animation it is the first frame. Raises ConfigError for a folder without images, folders that are not the
-    classes, a class without images, and kinds of images that are not read, such as TIFF. Raises Damaged, naming the
-    file, for an image that does not decode, has 16 bits a sample, or is neither gray nor RGB, such as CMYK.
+    Hidden files and folders (`.ipynb_checkpoints`, `._1.png`) and files that are not images are left out. The EXIF
+    orientation is applied, palettes are converted to colours, transparent pixels are blended with white, and of an
+    animation the first frame is read. Raises ConfigError for a folder without images, folders that do not match the
+    classes, a class without images, and unsupported kinds of images, such as TIFF. Raises Damaged, naming the file, for
+    an image that does not decode, has 16 bits a sample, or is neither gray nor RGB, such as CMYK.
     """
 
     folder: str = field(metadata=PATH)
@@ -71,7 +71,7 @@ class ImageFolder(Source):
         return {"image": self._pixels(path, raw), **label}
 
     def raw(self, argument: str) -> Example:
-        """An image file, decoded as those that are trained on."""
+        """An image file, decoded like those of the source."""
         if not Path(argument).is_file():
             raise ConfigError(f"this model reads image files, and there is no file {argument}")
         try:
@@ -83,7 +83,7 @@ class ImageFolder(Source):
         return self._files[index]
 
     def identity(self) -> str:
-        """How images are decoded, the classes, and a sha256 of the names and bytes of all images."""
+        """How images are decoded, the classes, and a sha256 of the names and bytes of the images."""
         lines = "\n".join(f"{_relative(file, self.folder)} {os.path.getsize(file)}" for file in self._files)
         return f"images:{self.size}:{self.gray}:{self.classes}:{content(self._files, lines)}"
 
@@ -97,13 +97,13 @@ class ImageFolder(Source):
         except ConfigError:
             raise  # Pillow is not installed
         except ValueError as error:
-            raise Damaged(path, None, f"it is no image that can be read ({error})") from error
+            raise Damaged(path, None, f"it is not an image that can be read ({error})") from error
 
 
 def folder_classes(folder: str) -> tuple[str, ...]:
-    """The names of the folders of images in `folder`, in alphabetical order: for the `classes` of `ImageFolder`.
+    """The names of the folders of images in `folder`, in alphabetical order, for the `classes` of `ImageFolder`.
 
-    Take them from the training split, once, for all splits and the task. A relative path is as in `ImageFolder`.
+    Take them from the training split, and use them for all splits and the task. Paths are as in `ImageFolder`.
     """
     holder = ImageFolder(folder, (1, 1))
     return tuple(sorted({_class(path, holder.folder) for path in _found(holder.folder)} - {""}))
@@ -121,14 +121,14 @@ def _relative(path: str, folder: str) -> str:
 
 
 def _class(path: str, folder: str) -> str:
-    """The name of the folder that an image is in, directly below the source's; "" if it is in that itself."""
+    """The class of an image: the name of the folder directly below `folder` that holds it; "" if there is none."""
     return _relative(path, folder).rpartition("/")[0].partition("/")[0]
 
 
 @until_files_change
 @lru_cache(maxsize=16)
 def _listed(folder: str, classes: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The images, in the order of their names. Raises ConfigError where they are not of these classes."""
+    """The images, sorted by path. Raises ConfigError where their folders do not match the classes."""
     found = _found(folder)
     names = {_class(path, folder) for path in found} - {""}
     if classes is None and names:
@@ -144,7 +144,7 @@ def _listed(folder: str, classes: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _advice(names: set[str]) -> str:
-    if len(names) > _SHOWN:
+    if len(names) > _MOST_CLASSES:
         return "give all splits and the task one tuple of classes, as from folder_classes(the folder of training)"
     return f"give all splits and the task the same tuple of classes, for example classes={tuple(sorted(names))!r}"
 
@@ -152,30 +152,36 @@ def _advice(names: set[str]) -> str:
 @until_files_change
 @lru_cache(maxsize=16)
 def _found(folder: str) -> tuple[str, ...]:
-    """All images below a folder. Raises ConfigError for what would be left out and should not."""
+    """All images below a folder. Raises ConfigError for files and folders that are probably meant to be images of it
+    but are none.
+    """
     root = Path(folder)
+    if root.is_file():
+        raise ConfigError(f"ImageFolder: {root} is a file, not a folder of images; tar files are read by Tar")
     if not root.is_dir():
-        if root.is_file():
-            raise ConfigError(f"ImageFolder: {root} is a file, not a folder of images; tar files are read by Tar")
         others = [other.name for other in root.parent.glob("*/")]
         raise ConfigError(f"ImageFolder: there is no folder {root}{nearest(root.name, others)}")
     files = sorted(_visible(root))
-    for path in files:
-        if path.suffix.lower() in NOT_READ:
-            raise ConfigError(f"ImageFolder: {path} is an image of a kind that is not read: save it as PNG, or move it")
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if other := next((path for path in files if path.suffix.lower() in NOT_READ), None):
+        raise ConfigError(f"ImageFolder: {other} is an image of a kind that is not read: save it as PNG, or move it")
     if gone := next((path for path in images if path.is_symlink() and not os.path.exists(path)), None):
         raise ConfigError(f"ImageFolder: {gone} is a link to a file that is not there: remove it")
     if not images:
         raise ConfigError(f"ImageFolder: {root} holds no images ({', '.join(SUFFIXES)})")
+    _check_folders(root, files, images)
+    return tuple(map(str, images))
+
+
+def _check_folders(root: Path, files: Sequence[Path], images: Sequence[Path]) -> None:
+    """Raises ConfigError where the folders below `root` are splits instead of classes, or one of them has no images."""
     folders = {path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)}
     parents = {path.relative_to(root).parts[:-1] for path in images}
-    splits = {name for name in folders if name.lower() in _SPLITS}
-    if splits and (splits == folders or any((name,) not in parents for name in splits)):
-        one = sorted(splits)[0]
+    splits = sorted(name for name in folders if name.lower() in _SPLITS)
+    if splits and (len(splits) == len(folders) or any((name,) not in parents for name in splits)):
         raise ConfigError(
-            f"ImageFolder: {root} holds the splits {', '.join(sorted(splits))}: make one ImageFolder of each, as of "
-            f"{root / one}, all with the same classes"
+            f"ImageFolder: {root} holds the splits {', '.join(splits)}: make one ImageFolder of each, as of "
+            f"{root / splits[0]}, all with the same classes"
         )
     for name in sorted(folders - {parts[0] for parts in parents if parts}):
         held = sorted(path.name for path in files if path.relative_to(root).parts[0] == name)[:3]
@@ -183,7 +189,6 @@ def _found(folder: str) -> tuple[str, ...]:
             f"ImageFolder: the folder {root / name} has no image that is read ({', '.join(SUFFIXES)}), "
             f"but {', '.join(held) or 'no file at all'}: save them as PNG, or move the folder"
         )
-    return tuple(map(str, images))
 
 
 def _visible(root: Path) -> Iterator[Path]:
@@ -201,5 +206,5 @@ def _unread(error: OSError) -> None:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is one that is not shown, or that an operating system made."""
+    """Whether a file or folder is hidden, or was made by an operating system."""
     return name.startswith(".") or name in _SYSTEM

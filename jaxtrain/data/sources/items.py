@@ -9,10 +9,10 @@ from jaxtrain.data.sources.base import Example, Source
 
 @dataclass(frozen=True, eq=False)
 class Items(Source):
-    """Any object with `__len__` and `__getitem__` that returns examples, under a name that you choose.
+    """Any object with `__len__` and `__getitem__` that returns examples, identified by a name that you choose.
 
-    The name is all of it that the fingerprint holds: change it when the items change. The object is pickled to worker
-    processes. Two `Items` are equal only where they are the same object.
+    Only the name is in the fingerprint: change it when the items change. The object is pickled to worker processes.
+    Two `Items` are equal only if they are the same object.
     """
 
     items: Any = field(metadata=IN_MEMORY, repr=False)

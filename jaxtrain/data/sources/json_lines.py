@@ -7,22 +7,24 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
+from jaxtrain.base.files import unique_keys
 from jaxtrain.data.sources.base import Example, Source, list_array
 from jaxtrain.data.sources.offsets import Located, line_number, locate
 from jaxtrain.data.sources.paths import PATH, make_absolute
 
-_BOM = b"\xef\xbb\xbf"
+_BOM_BYTES = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class JsonLines(Source):
-    """The lines of JSON Lines files, an object each, in the order of `paths`; lists become arrays.
+    """The lines of JSON Lines files, one object each, in the order of `paths`; lists become arrays.
 
-    `floats` are the fields that are float64 though some line writes them without a point; other numbers are what they
-    are written as. A null or an object comes as its Python value; a batch refuses it with its line. Empty lines are
-    left out. Where lines begin is found once, by reading all, and kept in the user's cache. Raises ConfigError for a
-    missing or compressed file, and for `floats` that the first line lacks; Damaged, naming file and line, for what is
-    no JSON object, a key that occurs twice and a number beyond float64. NaN and Infinity are read, as Python has them.
+    `floats` names the fields that are float64 even on lines that write them without a decimal point; other numbers have
+    the type in which they are written. null and objects are given as Python values, which a batch refuses, naming the
+    line. Empty lines are left out. The offsets of lines are found once, by reading the whole file, and kept in the
+    user's cache. Raises ConfigError for a missing or compressed file, and for `floats` that the first line lacks;
+    Damaged, naming file and line, for a line that is not a JSON object, a repeated key and a number beyond float64. NaN
+    and Infinity are read, as by Python.
     """
 
     paths: tuple[str, ...] = field(metadata=PATH)
@@ -42,7 +44,7 @@ class JsonLines(Source):
             file.seek(start)
             line = file.readline()
         try:
-            found = json.loads(line.removeprefix(_BOM), parse_float=_float, object_pairs_hook=_object)
+            found = json.loads(line.removeprefix(_BOM_BYTES), parse_float=_finite_float, object_pairs_hook=unique_keys)
             if not isinstance(found, dict):
                 raise ValueError(f"it is a {type(found).__name__}, not an object")
             if b"\\u" in line:
@@ -71,26 +73,18 @@ class JsonLines(Source):
 
     @property
     def _lines(self) -> Located:
-        return locate(self.paths, "JSON Lines", _starts)
+        return locate(self.paths, "JSON Lines", _line_starts)
 
 
-def _starts(file: BinaryIO) -> Iterator[int]:
+def _line_starts(file: BinaryIO) -> Iterator[int]:
     start = 0
     for line in file:
-        if line.strip(b" \t\r\n" + _BOM):
+        if line.strip(b" \t\r\n" + _BOM_BYTES):
             yield start
         start += len(line)
 
 
-def _float(text: str) -> float:
+def _finite_float(text: str) -> float:
     if math.isinf(value := float(text)):
         raise ValueError(f"the number {text} is beyond float64")
     return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"the key {name!r} occurs twice")
-    return dict(pairs)

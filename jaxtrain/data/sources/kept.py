@@ -1,6 +1,6 @@
-"""What a process keeps of files that it has read, and when it forgets it: when a source of a file that changed is made.
+"""Caches of what a process has read from files, cleared when a source is created for a file that has changed since.
 
-In a notebook a file is written again and read again; where its rows began would be where others begin now.
+In a notebook a file may be rewritten and read again, with its rows at other offsets.
 """
 
 import os
@@ -13,26 +13,26 @@ Cached = TypeVar("Cached", bound=Any)
 _caches: list[Any] = []
 
 _read: dict[str, tuple[int, ...] | None] = {}
-"""The state of each file and folder that something is kept of, when it was read."""
+"""The state in which each cached file and folder was read."""
 
-_lock = threading.Lock()
+_caches_lock = threading.Lock()
 
 
 def until_files_change(cached: Cached) -> Cached:
-    """Decorator of an `lru_cache`: it is emptied when `forget_changed` finds a file changed."""
+    """Decorator for an `lru_cache`: it is cleared when `forget_changed` finds that a file has changed."""
     _caches.append(cached)
     return cached
 
 
 def note_state(paths: Iterable[str]) -> None:
-    """Notes the state of files that are about to be read, or of folders about to be listed."""
+    """Record the state of files before they are read, or of folders before they are listed."""
     for path in paths:
         _read.setdefault(path, _state(path))
 
 
 def forget_changed(*paths: str) -> None:
-    """Empties the caches if one of these files, or a folder below one of these, is not as it was when it was read."""
-    with _lock:
+    """Clear the caches if one of these files, or anything below one of these folders, has changed since it was read."""
+    with _caches_lock:
         known = [path for path in paths if path in _read]
         known += [other for path in known if os.path.isdir(path) for other in _read if other.startswith(path + os.sep)]
         if any(_state(path) != _read[path] for path in known):

@@ -23,11 +23,11 @@ _KEPT = 8  # row groups in memory
 class Parquet(Source):
     """The rows of Parquet files, in the order of `paths`; lists become arrays.
 
-    Reading a row reads its whole row group, and the last few groups are kept: quick in order, slow at random. To
-    shuffle, wrap it in `Stored` (copies it once to records on disk) or `InMemory`. `columns` are all by default. What
-    is neither number nor text (null, a date, a decimal, a struct) comes as its Python value, for a transform to encode;
-    a batch refuses it by column, row and file. Raises ConfigError for a missing file or column, and for files that
-    differ in columns or types; Damaged for a file or row group that cannot be read.
+    Reading a row reads its whole row group, and the last few groups are cached: fast in order, slow at random. To
+    shuffle, wrap it in `Stored` (copies it once to records on disk) or `InMemory`. `columns` are all by default. Values
+    that are neither numbers nor text (null, dates, decimals, structs) are given as Python values, for a transform to
+    encode; a batch refuses them, naming column, row and file. Raises ConfigError for a missing file or column, and for
+    files that differ in columns or types; Damaged for a file or row group that cannot be read.
     """
 
     paths: tuple[str, ...] = field(metadata=PATH)
@@ -68,7 +68,7 @@ class Parquet(Source):
 
 @lru_cache(maxsize=64)
 def _warn_slow(source: Parquet) -> None:
-    """Says it once in a process."""
+    """Logs it once in a process."""
     size = len(source) // len(_row_groups(source)[0])
     logging.getLogger("jaxtrain.data").warning(
         "Parquet: each row that is read at random decodes its row group of about %s rows, which is 100 times slower, "
@@ -80,7 +80,7 @@ def _warn_slow(source: Parquet) -> None:
 @until_files_change
 @lru_cache(maxsize=64)
 def _row_groups(source: Parquet) -> tuple[list[tuple[str, int]], np.ndarray]:
-    """File and number of every row group, and the number of rows up to its end."""
+    """The file and the number of every row group, and the number of rows up to the end of each."""
     groups, sizes, first = [], [], {}
     for path in source.paths:
         file = _open_table(path)
@@ -98,7 +98,7 @@ def _row_groups(source: Parquet) -> tuple[list[tuple[str, int]], np.ndarray]:
 
 
 def _kinds(source: Parquet, path: str, schema: Any) -> dict[str, str]:
-    """The type of each column that is read; those that give the same values are one."""
+    """The type of each column that is read, by `_plain_kind`."""
     for name in source.columns or ():
         if name not in schema.names:
             raise ConfigError(f"Parquet: {path} has no column {name!r}{nearest(name, schema.names)}")
@@ -109,7 +109,7 @@ def _kinds(source: Parquet, path: str, schema: Any) -> dict[str, str]:
 
 
 def _plain_kind(kind: str) -> str:
-    """The name of a type without what changes no value that is read, as "list<float>" for "list<item: double>"."""
+    """The name of a type without what changes no value that is read: "list<float>" for "list<item: double>"."""
     kind = re.sub(r"dictionary<values=([^,]+),[^>]*>", r"\1", kind)
     kind = re.sub(r"large_|fixed_size_|_view| not null|\w+: |\[\d+\]", "", kind)
     return re.sub(r"\b(halffloat|double)\b", "float", re.sub(r"\b(u?int(8|16|32)|int64)\b", "int", kind))
@@ -144,7 +144,7 @@ def _values(path: str, name: str, column: Any) -> list[Any]:
 
 
 def _dtype(kind: str) -> str | None:
-    """Of a list's elements, so that an empty list is of the same kind as others; None where the content decides."""
+    """The dtype for the elements of a list, so that empty lists get it too; None where the content decides."""
     if kind in ("float", "double"):
         return "float64"
     if kind == "uint64":
@@ -157,7 +157,7 @@ def _open_table(path: str) -> Any:
         parquet = importlib.import_module("pyarrow.parquet")
     data_file(path, "Parquet file")
     try:
-        # A new file object for each reading: one is not safe to read from several threads.
+        # A new file object for each read: one object is not safe to use from several threads.
         return parquet.ParquetFile(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise Damaged(path, None, f"it cannot be opened ({error})") from error

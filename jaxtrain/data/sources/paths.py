@@ -1,4 +1,4 @@
-"""Paths in values: a relative one counts from the folder of the experiment file, else from the current folder."""
+"""Paths of data in dataclasses: relative ones count from the folder of the experiment file, else the current folder."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ from jaxtrain.base.files import require_file
 from jaxtrain.data.sources.kept import forget_changed, note_state
 
 PATH = NOT_IN_FINGERPRINT
-"""Metadata of a field with the place of data: what they are is in the identity, where they lie is not."""
+"""Metadata of a field that holds a path of data: the identity has their content, so the path is not fingerprinted."""
 
 _FOLDER: ContextVar[Path | None] = ContextVar("folder", default=None)
 
@@ -26,7 +26,7 @@ _OF_A_RUN_FOLDER: ContextVar[bool] = ContextVar("of_a_run_folder", default=False
 
 @contextlib.contextmanager
 def relative_to(folder: Path) -> Generator[None]:
-    """Within the block, relative paths in the values that are made count from this folder."""
+    """Within the block, relative paths in new values count from this folder."""
     token = _FOLDER.set(folder)
     try:
         yield
@@ -36,8 +36,8 @@ def relative_to(folder: Path) -> Generator[None]:
 
 @contextlib.contextmanager
 def moved_together(before: Path, now: Path) -> Generator[None]:
-    """Within the block, an absolute path that is not there is looked for where it would be if the folder `before`, now
-    at `now`, had been moved together with it.
+    """Within the block, an absolute path that does not exist is replaced by its location after a move of the folder
+    `before`, together with the data, to `now`.
     """
     token = _MOVED.set((before, now))
     try:
@@ -48,7 +48,7 @@ def moved_together(before: Path, now: Path) -> Generator[None]:
 
 @contextlib.contextmanager
 def of_a_run_folder() -> Generator[None]:
-    """Within the block, the values that are made come from a run's folder, which anybody may have written."""
+    """Within the block, new values come from a run folder, which is untrusted input."""
     token = _OF_A_RUN_FOLDER.set(True)
     try:
         yield
@@ -57,16 +57,16 @@ def of_a_run_folder() -> Generator[None]:
 
 
 def is_of_a_run_folder() -> bool:
-    """Whether the value that is being made comes from a run's folder, so that it may not write files."""
+    """Whether the value being created comes from a run folder, so that it must not write files."""
     return _OF_A_RUN_FOLDER.get()
 
 
 def make_absolute(value: Any, name: str) -> None:
-    """In `__post_init__` of a frozen dataclass: make the path, or the tuple of paths, in a field absolute.
+    """For `__post_init__` of a frozen dataclass: make the path, or the tuple of paths, in a field absolute.
 
-    So the value means the same files in any current folder, in a worker process, and when it is loaded from a run.
-    What is kept of a file that has changed since is forgotten. Raises ConfigError for a file that is named twice, whose
-    examples would count twice.
+    Then the value means the same files in any current folder, in a worker process, and when it is loaded from a run.
+    Caches of files that have changed are cleared. Raises ConfigError for a file that is named twice, whose examples
+    would count twice.
     """
     given = getattr(value, name)
     if isinstance(given, str):
@@ -80,14 +80,14 @@ def make_absolute(value: Any, name: str) -> None:
             )
         object.__setattr__(value, name, places)
     else:
-        return  # of another type, which is refused with its path in the experiment
+        return  # the wrong type, which `check_types` refuses, naming the field
     forget_changed(*(place for place in places if isinstance(place, str)))
 
 
 def data_file(path: str, kind: str) -> Path:
-    """The path of a file that is there; `kind` as in `require_file`.
+    """The path of an existing file; `kind` as in `require_file`.
 
-    Raises ConfigError with the nearest name, or with what no path has: a pattern, a variable of the shell.
+    Raises ConfigError, with the nearest name, or a hint where the path holds a pattern or a shell variable.
     """
     listing = "name each file, as by tuple(sorted(glob.glob(PATTERN)))"
     if os.path.isdir(path):
@@ -102,7 +102,7 @@ def data_file(path: str, kind: str) -> Path:
 
 @lru_cache(maxsize=64)
 def _log_moved(place: str, other: str) -> None:
-    """Says it once in a process."""
+    """Logs it once in a process."""
     logging.getLogger("jaxtrain.data").warning("%s is not there; reading %s instead", place, other)
 
 

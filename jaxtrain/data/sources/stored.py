@@ -15,16 +15,16 @@ from jaxtrain.data.sources.base import Example, Source
 from jaxtrain.data.sources.combine import Wrapper
 from jaxtrain.data.sources.paths import PATH, is_of_a_run_folder, make_absolute
 
-_RECORDS = 10_000  # a file: reading one record costs more the more there are
+_RECORDS = 10_000  # in a file: the time to read a record grows with their number
 
 
 @dataclass(frozen=True)
 class Stored(Wrapper):
     """Another source's examples, written to ArrayRecord files when first read, and from then on read from disk.
 
-    The files are in a folder named by the other source's identity under `folder` (by default the user's cache), which
-    takes its name only when all are complete. Progress is printed on stderr. One that was read from a run's folder
-    writes nothing: whoever made the folder would choose where.
+    The files are in a folder below `folder` (by default the user's cache), named by the other source's identity and
+    renamed to that when all files are complete. Progress is printed on stderr. A value that was loaded from a run
+    folder writes nothing, since whoever wrote that folder would choose where.
     """
 
     folder: str | None = field(default=None, metadata=PATH)
@@ -50,7 +50,7 @@ class Stored(Wrapper):
 
     @cached_property
     def records(self) -> ArrayRecord:
-        """The files; the first use writes all of them, unless this source was read from a run's folder."""
+        """The ArrayRecord files. The first use writes them, unless this source was loaded from a run folder."""
         folder = Path(self.folder) if self.folder else cache("data")
         return _stored(self.source, folder, getattr(self, "_may_write", True))
 
@@ -73,12 +73,12 @@ def _stored(source: Source, folder: Path, may_write: bool) -> ArrayRecord:
                     write_array_record(unfinished / f"{part:05}.arrayrecord", (source[row] for row in rows))
                     _print_progress(rows.stop, len(rows), len(source))
         except OSError:
-            if not final.is_dir():  # else another process was quicker, with the same files
+            if not final.is_dir():  # else another process has just written the same files
                 raise
     return ArrayRecord(tuple(str(path) for path in sorted(final.glob("*.arrayrecord"))))
 
 
 def _print_progress(done: int, new: int, total: int) -> None:
-    """A line for each tenth of all, at most ten."""
+    """Print a line for each tenth of the total."""
     if 10 * done // total > 10 * (done - new) // total:
         print(f"Stored: {done:,} of {total:,} examples", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Tar files as a source, with the names of WebDataset."""
+"""Tar files as a source, with WebDataset's naming of members."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from jaxtrain.data.sources.paths import PATH, data_file, make_absolute
 from jaxtrain.data.sources.pixels import pixels
 
 _FIELDS = {**dict.fromkeys(SUFFIXES, "image"), ".cls": "label", ".txt": "text"}
-"""The field of a member, by its ending; others are named as the ending is."""
+"""The field of a member by its suffix; any other suffix is itself the name of the field."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class _Member:
 
 @dataclass(frozen=True)
 class Tar(Source):
-    """The examples of uncompressed tar files: members with the same name up to its first dot form one.
+    """The examples of uncompressed tar files: members with the same name up to the first dot form one example.
 
     `7.jpg`, `7.cls`, `7.txt` are the fields "image" (u8[Y, X, C], decoded as by `ImageFolder`), "label" (an integer)
-    and "text"; an `.npy` is an array and a `.json` its value, under that name; any other is bytes. `7.left.jpg` is the
-    field "left". Images are resized to `size` (height, width) if it is given. Hidden members are left out. Raises
-    ConfigError for a missing or compressed file, links, two members of one field, and images that are not read. Raises
-    Damaged, naming file and member, for one that does not decode.
+    and "text". `7.npy` is an array in the field "npy", `7.json` its value in the field "json"; members with any other
+    suffix are bytes. `7.left.jpg` is the field "left". Images are resized to `size` (height, width) if it is given.
+    Hidden members are left out. Raises ConfigError for a missing or compressed file, links, two members of one field,
+    and unsupported images. Raises Damaged, naming file and member, for a member that does not decode.
     """
 
     paths: tuple[str, ...] = field(metadata=PATH)
@@ -55,7 +55,7 @@ class Tar(Source):
         make_absolute(self, "paths")
 
     def __len__(self) -> int:
-        return len(_examples(self.paths))
+        return len(_tar_examples(self.paths))
 
     def __getitem__(self, index: int) -> Example:
         path, number, members = self._find(index)
@@ -76,15 +76,15 @@ class Tar(Source):
         return f"{members[0].name} of {path}"
 
     def identity(self) -> str:
-        """How images are decoded, a sha256 of all files, and one of all names and sizes."""
-        members = (member for _, _, some in _examples(self.paths) for member in some)
+        """How images are decoded, a sha256 of all files, and one of the members' names and sizes."""
+        members = (member for _, _, some in _tar_examples(self.paths) for member in some)
         names = digest("\n".join(f"{member.name} {member.start} {member.size}" for member in members))
         return f"tar:{self.size}:{self.gray}:{content(self.paths)}:{names}"
 
     def _find(self, index: int) -> tuple[str, int, tuple[_Member, ...]]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return _examples(self.paths)[index]
+        return _tar_examples(self.paths)[index]
 
     def _decode(self, member: _Member, raw: bytes) -> Any:
         ending = Path(member.name).suffix.lower()
@@ -101,15 +101,15 @@ class Tar(Source):
 
 @until_files_change
 @lru_cache(maxsize=64)
-def _examples(paths: tuple[str, ...]) -> list[tuple[str, int, tuple[_Member, ...]]]:
-    """File, number in it, and members of every example."""
+def _tar_examples(paths: tuple[str, ...]) -> list[tuple[str, int, tuple[_Member, ...]]]:
+    """The file, the number in that file, and the members of every example."""
     return [(path, number, members) for path in paths for number, members in enumerate(_grouped(path))]
 
 
 @until_files_change
 @lru_cache(maxsize=1024)
 def _grouped(path: str) -> list[tuple[_Member, ...]]:
-    """The members of each example of a file, in the order of their first ones."""
+    """The members of each example of a file, in the order of their first members."""
     found: dict[str, dict[str, _Member]] = {}
     data_file(path, "tar file")
     try:
@@ -123,13 +123,13 @@ def _grouped(path: str) -> list[tuple[_Member, ...]]:
                     raise ConfigError(f"Tar: {path}: {names} are both the field {member.field!r} of one example")
             _check_end(path, opened.offset)
     except tarfile.TarError as error:
-        raise Damaged(path, None, f"it is no uncompressed tar file, or damaged ({error})") from error
+        raise Damaged(path, None, f"it is not an uncompressed tar file, or damaged ({error})") from error
     return [tuple(members.values()) for members in found.values()]
 
 
 def _check_end(path: str, end: int) -> None:
-    """Raises Damaged where a file goes on after its last member, or ends without the empty blocks that end a tar file:
-    Python takes a header that it cannot read for the end.
+    """Raises Damaged where a file goes on after its last member, or lacks the empty blocks at the end of a tar file.
+    Needed since `tarfile` takes an unreadable header for the end.
     """
     with open(path, "rb") as file:
         file.seek(end)
@@ -142,7 +142,7 @@ def _check_end(path: str, end: int) -> None:
 
 
 def _member(path: str, info: tarfile.TarInfo) -> tuple[str, _Member]:
-    """The stem that members of one example share, and the member."""
+    """The path that the members of one example share, and the member."""
     if not info.isreg() or info.issparse():
         raise ConfigError(f"Tar: {path}: {info.name} is a link or no plain file: write the file itself")
     folder, _, name = info.name.rpartition("/")

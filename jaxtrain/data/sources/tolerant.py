@@ -14,15 +14,15 @@ from jaxtrain.data.sources.combine import Wrapper
 
 @dataclass(frozen=True)
 class Tolerant(Wrapper):
-    """Replaces a damaged example by the next one that is not, up to `limit` damaged examples in each process.
+    """Replaces a damaged example by the next undamaged one, for up to `limit` damaged examples in each process.
 
-    Each is logged once. Without this wrapper, training stops at the first. Raises Damaged beyond the limit.
+    Each is logged once. Without this wrapper, training stops at the first one. Raises Damaged beyond the limit.
     """
 
     limit: NonNegativeInt
 
     def fetch(self, indices: Sequence[int]) -> list[Example]:
-        """The examples, decoded: only decoding shows all damage. One by one where some are damaged."""
+        """The examples, already decoded, since some damage shows only then; one by one if any is damaged."""
         try:
             return [self.source.decode(stored) for stored in self.source.fetch(indices)]
         except Damaged:
@@ -56,5 +56,5 @@ _LOCK = threading.Lock()
 
 @lru_cache(maxsize=64)
 def _damaged(source: Tolerant) -> set[int]:
-    """The damaged examples that this process has met."""
+    """The damaged examples that this process has read."""
     return set()

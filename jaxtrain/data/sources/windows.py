@@ -15,9 +15,9 @@ from jaxtrain.data.sources.kept import until_files_change
 class Windows(Source):
     """{"tokens": int32[length + 1]}: rows of the UTF-8 bytes of another source's text, for language models.
 
-    It needs no files: the documents are joined with one byte 0 between them and held in memory. Row i is bytes
-    [i * length, i * length + length]; rows overlap by one byte, so that every byte but the first is a target
-    once. A last row that would be shorter is left out. `Tokens` reads such rows from files, of any tokenizer.
+    The documents are joined with one zero byte between them, in memory. Row i is bytes i * length to i * length +
+    length, the last one included: rows overlap by one byte, so that every byte but the first is a target once. A
+    shorter last row is left out. `Tokens` reads such rows from files, with any tokenizer.
     """
 
     source: Source

@@ -1,4 +1,4 @@
-"""Token files: documents as one memory-mapped array of ids, and their rows as a source."""
+"""Token files: documents as one memory-mapped array of token ids, and sources that read them."""
 
 import json
 import logging
@@ -23,19 +23,19 @@ from jaxtrain.data.tokens.tokenizers import Bytes, Tokenizer
 MAGIC = b"jaxtoken"
 
 SEPARATOR = 0
-"""The token after each document, and at the end of a row that documents do not fill."""
+"""The token after each document, and the padding of packed rows."""
 
-_ALIGN = 64  # bytes: the tokens begin at a multiple
+_ALIGN = 64  # bytes; the tokens begin at a multiple of it
 
-_ENCODED_TOGETHER = 1000  # documents
+_ENCODED_TOGETHER = 1000  # documents in one call of the tokenizer
 
 
 def write_tokens(
     folder: Path, name: str, texts: Iterable[str], tokenizer: Tokenizer, per_file: int = 1 << 26
 ) -> list[Path]:
-    """Write documents into token files `name-00000.bin`, … of about `per_file` tokens each; returns them in order.
+    """Write documents to token files `name-00000.bin`, … of about `per_file` tokens each; returns their paths in order.
 
-    One file's documents are held in memory.
+    Holds the documents of one file in memory.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32)
     paths: list[Path] = []
@@ -102,13 +102,13 @@ def open_tokens(path: str) -> TokenFile:
         dtype = np.dtype(header["dtype"])
         tokens, documents = int(header["tokens"]), int(header["documents"])
     except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(path, None, "it is no token file, or its header is damaged") from error
+        raise Damaged(path, None, "it is not a token file, or its header is damaged") from error
     begin = -(-(len(MAGIC) + 8 + length) // _ALIGN) * _ALIGN
     table = -(-(begin + tokens * dtype.itemsize) // 8) * 8
     if size != (wanted := table + (documents + 1) * 8 + documents * 4):
         raise Damaged(path, None, f"it has {size:,} bytes, not the {wanted:,} that its header asks for")
     return TokenFile(
-        # As plain arrays: a slice of a memmap object takes ten times as long.
+        # As plain arrays: slicing a memmap object takes ten times as long.
         np.memmap(path, dtype, "r", begin, (tokens,)).view(np.ndarray),
         np.memmap(path, np.int64, "r", table, (documents + 1,)).view(np.ndarray),
         np.memmap(path, np.uint32, "r", table + (documents + 1) * 8, (documents,)).view(np.ndarray),
@@ -118,23 +118,23 @@ def open_tokens(path: str) -> TokenFile:
 
 
 def open_files(paths: tuple[str, ...], name: str) -> list[TokenFile]:
-    """Several token files; `name` is what messages call the source that reads them."""
+    """Several token files; `name` is the class of the source, for messages."""
     if isinstance(paths, str) or not paths:
         raise ConfigError(f"{name} needs a tuple of one or more paths, got {paths!r}")
     return [open_tokens(path) for path in paths]
 
 
 def documents_hash(paths: tuple[str, ...]) -> str:
-    """A hash of every document's checksum and length: changes with any token, and reads none."""
+    """A hash of the checksums and lengths of all documents: it changes with any token, but reads no tokens."""
     files = map(open_tokens, paths)
     return digest(*(part for file in files for part in (file.tokenizer, file.starts.data, file.sums.data)))
 
 
 @dataclass(frozen=True)
 class Documents(Source):
-    """{"tokens": u16 or u32[any]}: the documents of token files, one an example.
+    """{"tokens": u16 or u32[any]}: the documents of token files, one per example.
 
-    Each is compared with its checksum when it is read. Raises Damaged for one that differs.
+    Each document is verified by its checksum when it is read. Raises Damaged where that differs.
     """
 
     paths: tuple[str, ...] = field(metadata=PATH)
@@ -148,7 +148,7 @@ class Documents(Source):
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        which, number = _place(_ends(self.paths), index)
+        which, number = _file_of(_ends(self.paths), index)
         file = open_tokens(self.paths[which])
         tokens = file.tokens[file.starts[number] : file.starts[number + 1] - 1]
         if zlib.crc32(tokens.tobytes()) != file.sums[number]:
@@ -165,15 +165,15 @@ def _ends(paths: tuple[str, ...]) -> list[int]:
     return list(accumulate(len(file.sums) for file in open_files(paths, "Documents")))
 
 
-def _place(ends: list[int], index: int) -> tuple[int, int]:
-    """The file that holds an index, and the index within the file."""
+def _file_of(ends: list[int], index: int) -> tuple[int, int]:
+    """The number of the file that holds an index, and the index within that file. ends: of each file's indices."""
     which = bisect_right(ends, index)
     return which, index - (ends[which - 1] if which else 0)
 
 
 @dataclass(frozen=True)
 class TokenSource(Source):
-    """Rows of `length` + 1 tokens of token files. `tokenizer` encodes the texts that a trained model is given."""
+    """Rows of `length` + 1 tokens from token files. `tokenizer` encodes raw texts for prediction."""
 
     paths: tuple[str, ...] = field(metadata=PATH)
     length: PositiveInt
@@ -187,15 +187,15 @@ class TokenSource(Source):
         return max(open_tokens(path).vocab for path in self.paths)
 
     def raw(self, argument: str) -> Example:
-        """The tokens of a text of any length, or of a file. Raises ConfigError where the token files, if they are
-        there, were written by another tokenizer.
+        """The tokens of a text of any length, or of a file. Raises ConfigError where token files exist and were written
+        by another tokenizer.
         """
         if other := self._other_tokenizer([path for path in self.paths if Path(path).is_file()]):
             raise ConfigError(other)
         return {"tokens": self.tokenizer.encode([raw_text(argument)])[0].astype(np.int32)}
 
     def remembered(self) -> Source:
-        """This source. Where its tokenizer is not that of its files, which is logged, one that reads no texts."""
+        """This source; if its files were written by another tokenizer, which is logged, one that reads no texts."""
         if not (other := self._other_tokenizer(self.paths)):
             return self
         logging.getLogger("jaxtrain.data").warning("%s", other)
@@ -214,10 +214,10 @@ class TokenSource(Source):
 
 @dataclass(frozen=True)
 class Tokens(TokenSource):
-    """{"tokens": i32[length + 1]}: rows of the documents as one stream, with token 0 after each, file by file.
+    """{"tokens": i32[length + 1]}: rows from a stream of documents, file by file, with token 0 after each document.
 
-    Rows overlap by one token, so that every token but a file's first is a target once. A last row of a file that would
-    be shorter is left out.
+    Rows overlap by one token, so that every token but a file's first is a target once. A shorter last row of a file is
+    left out.
     """
 
     def __len__(self) -> int:
@@ -227,7 +227,7 @@ class Tokens(TokenSource):
         ends = _row_ends(self.paths, self.length)
         if not 0 <= index < ends[-1]:
             raise IndexError(index)
-        which, number = _place(ends, index)
+        which, number = _file_of(ends, index)
         begin = number * self.length
         row = open_tokens(self.paths[which]).tokens[begin : begin + self.length + 1]
         return {"tokens": row.astype(np.int32)}

@@ -1,4 +1,4 @@
-"""Rows of whole documents packed side by side."""
+"""Packing whole documents into rows."""
 
 import zlib
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from jaxtrain.data.tokens.files import SEPARATOR, TokenSource, documents_hash, o
 
 
 def plan_packing(paths: tuple[str, ...], length: int) -> Path:
-    """Plan rows of `length` + 1 tokens that hold whole documents, the best fit first, and write the plan to a file.
+    """Plan rows of `length` + 1 tokens that hold whole documents, and write the plan to a file, whose path it returns.
 
-    Best-fit decreasing (Johnson 1973; for language models Ding et al. 2024, arXiv:2404.10830): the longest document
-    that is left goes to the fullest row that has room. Documents longer than a row are cut into pieces that fill rows.
+    Best-fit decreasing (Johnson 1973; for language models Ding et al. 2024, arXiv:2404.10830): the longest remaining
+    document goes to the fullest row with enough room. Documents longer than a row are cut into pieces of a row each.
     """
     room = length + 1
     pieces: list[np.ndarray] = []  # file, first token, tokens
@@ -34,7 +34,7 @@ def plan_packing(paths: tuple[str, ...], length: int) -> Path:
     every = np.concatenate(pieces)
     every = every[np.argsort(-every[:, 2], kind="stable")]
     rows: list[list[int]] = []
-    open_rows: list[list[int]] = [[] for _ in range(room + 1)]  # by the room that is left
+    open_rows: list[list[int]] = [[] for _ in range(room + 1)]  # by the room left in them
     roomy = np.zeros(room + 1, bool)
     for piece, size in enumerate(every[:, 2].tolist()):
         found = size + int(np.argmax(roomy[size:]))
@@ -63,14 +63,16 @@ def _plan_path(paths: tuple[str, ...], length: int) -> Path:
 
 
 def _files_number(paths: tuple[str, ...]) -> int:
-    """A hash of the files that a plan is for, as a number that fits int64."""
+    """A hash of the files that a plan is for, as an int64."""
     return int(documents_hash(paths)[:15], 16)
 
 
 @until_files_change
 @lru_cache(maxsize=64)
 def _read_plan(paths: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of each row in the pieces, i64[rows + 1], and the pieces, i64[pieces, (file, first token, tokens)]."""
+    """A plan: the bounds of rows in the list of pieces, i64[rows + 1], and the pieces of documents, i64[pieces, 3] with
+    file, first token and number of tokens.
+    """
     open_files(paths, "Packed")
     path = _plan_path(paths, length)
     if not path.is_file():
@@ -78,7 +80,7 @@ def _read_plan(paths: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndar
     try:
         (planned, crc, count), flat = np.split(np.load(path, mmap_mode="r").view(np.ndarray), [3])
     except (OSError, ValueError, EOFError) as error:
-        raise Damaged(str(path), None, f"it is no plan of rows ({error})") from error
+        raise Damaged(str(path), None, f"it is not a plan of rows ({error})") from error
     if planned != _files_number(paths):
         raise ConfigError(f"Packed: {path} was planned for other files: make it with plan_packing(paths, {length})")
     if crc != zlib.crc32(flat.data):

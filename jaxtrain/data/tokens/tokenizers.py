@@ -44,7 +44,7 @@ class Tokenizer(Checked, ABC):
 
 @dataclass(frozen=True)
 class Bytes(Tokenizer):
-    """UTF-8 bytes, 0 to 255; text does not hold byte 0. Bytes that are no UTF-8 decode to U+FFFD."""
+    """UTF-8 bytes, 0 to 255; byte 0 does not occur in text. Invalid UTF-8 decodes to U+FFFD."""
 
     @property
     def vocab(self) -> int:
@@ -62,7 +62,7 @@ class Bytes(Tokenizer):
 
 @dataclass(frozen=True)
 class HuggingFace(Tokenizer):
-    """A JSON file of the `tokenizers` library, identified by its content. Raises ConfigError where there is none."""
+    """A JSON file of the `tokenizers` library, identified by its content. Raises ConfigError where it is missing."""
 
     path: str = field(metadata=PATH)
 
@@ -95,14 +95,14 @@ def _tokenizer(path: str) -> Any:
     try:
         return library.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
-        raise ConfigError(f"{path} is no tokenizer file: {error}") from error
+        raise ConfigError(f"{path} is not a tokenizer file: {error}") from error
 
 
 def train_bpe(texts: Iterable[str], vocab: int, path: Path) -> HuggingFace:
     """Train a byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; on bytes as in GPT-2) and write it to `path`.
 
-    Token 0 separates documents. Any text can be encoded, since all bytes are tokens. Raises ConfigError for a `vocab`
-    that has no room for them.
+    Token 0 separates documents. Any text can be encoded, since every byte is a token. Raises ConfigError for a `vocab`
+    too small for that.
     """
     library = _library()
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
@@ -135,6 +135,6 @@ class Tokenize(Transform):
         try:
             text = text.decode() if isinstance(text, bytes) else text
         except UnicodeDecodeError as error:
-            raise ConfigError(f"Tokenize: {self.field!r} is no UTF-8 text: {error}") from error
+            raise ConfigError(f"Tokenize: {self.field!r} is not UTF-8 text: {error}") from error
         tokens = self.tokenizer.encode([text])[0][: self.length].astype(np.int32)
         return self.replaced(example, (self.field,), self.to, np.pad(tokens, (0, self.length - len(tokens))))

@@ -14,11 +14,11 @@ from jaxtrain.data.transforms.base import Transform
 
 @dataclass(frozen=True)
 class LogMel(Transform):
-    """Log-mel spectrogram of the sound in `field`: float32[samples] at `rate` Hz to float32[frames, mels].
+    """Log-mel spectrogram of the audio in `field`: float32[samples] at `rate` Hz to float32[frames, mels].
 
     Frames are Hann windows of `window` samples, `hop` apart, without padding. Filters are triangles whose corners are
     evenly spaced on the mel scale 2595·log10(1 + f/700) (O'Shaughnessy 1987) from 0 Hz to half the rate. Raises
-    ConfigError for another rank and for sounds shorter than a window.
+    ConfigError for another rank and for audio shorter than a window.
     """
 
     rate: PositiveInt
@@ -38,7 +38,7 @@ class LogMel(Transform):
 
 @lru_cache(maxsize=16)
 def _mel_filters(spec: LogMel) -> np.ndarray:
-    """Weights float64[window // 2 + 1, mels] of the frequencies in each band."""
+    """The weight of each frequency in each mel band, float64[window // 2 + 1, mels]."""
     top = 2595 * np.log10(1 + spec.rate / 2 / 700)
     corners = 700 * (10 ** (np.linspace(0, top, spec.mels + 2) / 2595) - 1)
     hertz = np.fft.rfftfreq(spec.window, 1 / spec.rate)[:, None]

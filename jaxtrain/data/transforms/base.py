@@ -15,15 +15,15 @@ from jaxtrain.data.sources.base import Example, HostBatch
 
 @dataclass(frozen=True)
 class Transform(Checked, ABC):
-    """A function from an example to a new one, deterministic given the generator's state. Picklable."""
+    """A function from an example to a new one, deterministic given the state of the generator. Picklable."""
 
     @abstractmethod
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """The new example. `example` and its arrays are not written into."""
+        """The new example. Must not modify `example` or its arrays."""
 
     @property
     def training_only(self) -> bool:
-        """Whether evaluation and prediction leave it out, as for augmentation."""
+        """Whether evaluation and prediction skip it, as they skip augmentation."""
         return False
 
     def evaluating(self) -> "Transform":
@@ -31,9 +31,9 @@ class Transform(Checked, ABC):
         return self
 
     def undo(self, name: str, values: Any) -> Any:
-        """Values of field `name` as they were before this transform, f[rows, …], of numpy or traced by jax.
+        """The inverse, for values of field `name`, f[rows, …], of numpy or traced by jax.
 
-        By default unchanged: what cannot be undone is given as it is.
+        By default the values unchanged, for transforms without an inverse.
         """
         return values
 
@@ -44,7 +44,7 @@ class Transform(Checked, ABC):
         return example[name]
 
     def text_of(self, example: Mapping[str, Any], name: str) -> str | bytes:
-        """Field `name` as text. Raises ConfigError for what is none, half of a surrogate pair too."""
+        """Field `name` as text. Raises ConfigError for any other type, and for half of a surrogate pair."""
         text = self.field_of(example, name)
         if not isinstance(text, str | bytes):
             raise ConfigError(f"{type(self).__name__}: {name!r} must be str or bytes, got {type(text).__name__}")
@@ -52,11 +52,11 @@ class Transform(Checked, ABC):
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise ConfigError(f"{type(self).__name__}: {name!r} is no Unicode text: {error}") from error
+                raise ConfigError(f"{type(self).__name__}: {name!r} is not Unicode text: {error}") from error
         return text
 
     def category_of(self, example: Mapping[str, Any], name: str) -> str | int:
-        """Field `name` as a text or an integer, of numpy or Python. Raises ConfigError for anything else."""
+        """Field `name` as a str or int; it may be bytes or a numpy scalar. Raises ConfigError for anything else."""
         value = self.field_of(example, name)
         if isinstance(value, str | bytes):
             return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
@@ -66,7 +66,7 @@ class Transform(Checked, ABC):
         return int(value)
 
     def numbers_of(self, example: Mapping[str, Any], name: str, dtype: Any = np.float32) -> np.ndarray:
-        """Field `name` as floats. Raises ConfigError for what is no number, and for numbers beyond this dtype."""
+        """Field `name` with a float dtype. Raises ConfigError for values that are not numbers, or beyond the dtype."""
         value = np.asarray(self.field_of(example, name))
         if value.dtype.kind not in "biuf":
             raise ConfigError(f"{type(self).__name__}: {name!r} must be numbers, got {_shown(value)}")
@@ -77,7 +77,9 @@ class Transform(Checked, ABC):
         return numbers
 
     def replaced(self, example: Example, fields: Sequence[str], to: str, value: Any) -> Example:
-        """The example with `value` in `to` instead of `fields`. Raises ConfigError where `to` is another field's."""
+        """The example with `value` in `to` instead of `fields`. Raises ConfigError where `to` exists and is not one of
+        these.
+        """
         rest = {name: kept for name, kept in example.items() if name not in fields}
         if to in rest:
             raise ConfigError(
@@ -96,7 +98,7 @@ class Transform(Checked, ABC):
 
 
 def check_once(value: Any, name: str) -> None:
-    """In `__post_init__`: raises ConfigError for no fields, and for one that is named twice, in the field `name`."""
+    """For `__post_init__`: raises ConfigError where attribute `name`, a tuple of fields, is empty or repeats one."""
     given = getattr(value, name)
     if isinstance(given, tuple) and (not given or len(set(given)) < len(given)):
         raise ConfigError(f"{type(value).__name__} {name} must name one or more fields, each once, got {given}")
@@ -104,7 +106,7 @@ def check_once(value: Any, name: str) -> None:
 
 @contextmanager
 def with_place(where: Callable[[], str]) -> Generator[None]:
-    """Adds to a ConfigError which example it is about."""
+    """Adds the location of the example to a ConfigError."""
     try:
         yield
     except ConfigError as error:
@@ -118,8 +120,8 @@ def _shown(value: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class BatchTransform(Checked, ABC):
-    """A function from a global batch to a new one, deterministic given the generator's state. Training only."""
+    """A function from a global batch to a new one, deterministic given the state of the generator. Training only."""
 
     @abstractmethod
     def __call__(self, batch: HostBatch, rng: np.random.Generator) -> HostBatch:
-        """The new batch, with as many rows. `batch` and its arrays are not written into."""
+        """The new batch, with the same number of rows. Must not modify `batch` or its arrays."""

@@ -40,9 +40,9 @@ class Normalize(Transform):
 
 @dataclass(frozen=True)
 class Select(Transform):
-    """Only the named fields. A missing one is skipped, since inputs for prediction have no label.
+    """Keep only the named fields. A missing one is skipped, since inputs for prediction have no label.
 
-    Raises ConfigError where none of them is there.
+    Raises ConfigError where the example has none of them.
     """
 
     fields: tuple[str, ...]
@@ -58,8 +58,8 @@ class Select(Transform):
 class OneHot(Transform):
     """One-hot encoding of a value of `vocabulary`: float32[len(vocabulary)].
 
-    Raises ConfigError for another value, for what is neither text nor an integer, and for a vocabulary with the same
-    value twice.
+    Raises ConfigError for a value that is not in the vocabulary or is neither text nor an integer, and for a vocabulary
+    with a repeated value.
     """
 
     field: str
@@ -83,7 +83,7 @@ class OneHot(Transform):
 class Columns(Transform):
     """Numbers and vectors of several fields joined into one float32 vector in `to`, which replaces the fields.
 
-    Raises ConfigError for text, numbers beyond float32, and a field `to` that is there and none of these.
+    Raises ConfigError for text, numbers beyond float32, and a field `to` that exists and is not one of `fields`.
     """
 
     fields: tuple[str, ...]
@@ -99,10 +99,10 @@ class Columns(Transform):
 
 @dataclass(frozen=True)
 class Pad(Transform):
-    """The values in `field`, [n, …], filled up with `value` to [length, …], so that batches have one shape.
+    """Pad the values in `field`, [n, …], with `value` to [length, …], so that batches have one shape.
 
     `mask` is the name of a new field, bool[length], that is True at the n values; by default "{field}_mask". Raises
-    ConfigError for more than `length` values, since nothing is cut off, and where the example has that field already.
+    ConfigError for more than `length` values, and where the example already has the field `mask`.
     """
 
     field: str

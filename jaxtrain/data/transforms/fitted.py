@@ -1,6 +1,6 @@
-"""Transforms whose numbers come from the training split: mean and std, categories, quantiles, a vocabulary with idf.
+"""Transforms that are fitted on the training split: mean and std, categories, quantiles, a vocabulary with idf.
 
-Not here: which examples they are fitted on, and where the fitted values are kept.
+Not here: reading the examples for it, and saving the fitted values.
 """
 
 import json
@@ -27,15 +27,15 @@ from jaxtrain.data.transforms.base import Transform, check_once, with_place
 class FittedTransform(Transform):
     """A transform that is fitted on the training split before a run begins.
 
-    `fit` gives the transform with a value in its field `fitted`, which a run saves, and evaluation and `predict` read.
+    `fit` returns the transform with a value in its field `fitted`. A run saves it; evaluation and `predict` use it.
     """
 
     fitted: Any = field(default=None, kw_only=True, metadata=NOT_IN_FINGERPRINT)
-    """The values, made of what JSON and dataclasses hold; their hash is in the fingerprint, by `identity`."""
+    """The fitted values: anything that `to_json` accepts. Their hash is in the fingerprint, by `identity`."""
 
     @abstractmethod
     def fit(self, examples: Iterable[Example]) -> Self:
-        """This transform with its fitted values: a function of the examples, in one pass over them."""
+        """This transform with its fitted values, a deterministic function of the examples, in one pass over them."""
 
     def unfitted(self) -> Self:
         """This transform without its fitted values."""
@@ -59,7 +59,7 @@ class FittedTransform(Transform):
 
 @dataclass(frozen=True)
 class Moments(Checked):
-    """Mean and standard deviation of a field, one a channel (last dimension)."""
+    """Mean and standard deviation of a field, one per channel (last dimension)."""
 
     mean: tuple[Finite, ...]
     std: tuple[Positive, ...]
@@ -69,8 +69,8 @@ class Moments(Checked):
 class Standardize(FittedTransform):
     """(value - mean) / std as float32, with the mean and the (biased) standard deviation of the training split.
 
-    One mean and std a channel (last dimension); where all values are equal the std is taken as 1. Fields that an
-    example lacks are skipped, since inputs for prediction have no target. Predictions of a field are given back in the
+    One mean and std per channel (last dimension); where all values are equal, the std is 1. Fields that an example
+    lacks are skipped, since inputs for prediction have no target. Predictions of a field are converted back to the
     units of the data.
     """
 
@@ -119,16 +119,16 @@ class Standardize(FittedTransform):
 
 @dataclass(frozen=True)
 class Quantiles(FittedTransform):
-    """Where a value lies among those of the training split, float32 in 0…1, by linear interpolation between quantiles.
+    """Replace a value by its quantile in the training split, float32 in 0…1, interpolated linearly.
 
-    Each channel (last dimension) by itself. A value that is several quantiles at once gets the middle of them; those
-    out of the range seen get 0 or 1. Fields that an example lacks are skipped. All values of the training split are
-    held in memory while it is fitted. Predictions of a field are given back in the units of the data.
+    Each channel (last dimension) is separate. A value that equals several quantiles gets the middle of them; values out
+    of the range of the training split get 0 or 1. Fields that an example lacks are skipped. Fitting holds all values of
+    the training split in memory. Predictions of a field are converted back to the units of the data.
     """
 
     fields: tuple[str, ...]
     count: Annotated[int, Range(at_least=2, hint="the least and the largest value")] = 100
-    """How many quantiles."""
+    """The number of quantiles."""
 
     def __post_init__(self) -> None:
         check_once(self, "fields")
@@ -159,12 +159,12 @@ class Quantiles(FittedTransform):
             for channel, cuts in enumerate(np.asarray(channels)):
                 low = np.interp(rows[:, channel], cuts, places)
                 high = 1 - np.interp(-rows[:, channel], -cuts[::-1], places)
-                done[:, channel] = (low + high) / 2  # they differ where quantiles are equal
+                done[:, channel] = (low + high) / 2  # low and high differ where quantiles are equal
             new[name] = done.reshape(value.shape)
         return new
 
     def undo(self, name: str, values: Any) -> Any:
-        """The quantiles at these places, f[..., channels]."""
+        """The values at these quantiles, f[..., channels]."""
         if name not in self.fields:
             return values
         import jax.numpy as jnp  # not at the top: reading data needs no jax
@@ -181,17 +181,17 @@ class Quantiles(FittedTransform):
 
 @dataclass(frozen=True)
 class Categories(FittedTransform):
-    """The number of a text's or integer's value among those of the training split, in sorted order from 1, as int32.
+    """Replace a text or an integer by its index, from 1, in the sorted values of the training split, as int32.
 
-    0 is a value that the training split lacks or that it holds less often than `least`. A missing field is skipped.
-    Texts that differ only in how accents are written (NFC, NFD) are one.
+    Values that occur fewer than `least` times in the training split become 0. A missing field is skipped. Texts that
+    differ only in the encoding of accents (NFC, NFD) count as equal.
     """
 
     field: str
     least: PositiveInt = 1
 
     def fit(self, examples: Iterable[Example]) -> Self:
-        """Raises ConfigError for values that are neither text nor integers, and where both are there."""
+        """Raises ConfigError for values that are neither text nor integers, and for a mix of both."""
         counts = Counter[str | int]()
         for number, example in enumerate(examples):
             with with_place(f"example {number} of the training split".format):
@@ -224,11 +224,11 @@ class Vocabulary(Checked):
 
 @dataclass(frozen=True)
 class TfIdf(FittedTransform):
-    """Replace the text in `field` by its TF-IDF in `to`: float32[size], of length 1, or 0 for a text of no known word.
+    """Replace the text in `field` by its TF-IDF vector in `to`: float32[size], of norm 1, or 0 without a known word.
 
-    The vocabulary is the `size` words of two or more letters or digits, in lower case, that are most frequent in the
-    training split, of equals the first by alphabet; if it has fewer, the last entries are 0. The inverse document
-    frequency of a word that is in d of n texts is ln((1 + n) / (1 + d)) + 1.
+    The vocabulary is the `size` most frequent words of the training split, in lower case, of two or more letters or
+    digits; ties are broken alphabetically, and if there are fewer words the last entries are 0. The inverse document
+    frequency of a word in d of n texts is ln((1 + n) / (1 + d)) + 1.
     """
 
     field: str
@@ -236,7 +236,7 @@ class TfIdf(FittedTransform):
     to: str = "features"
 
     def fit(self, examples: Iterable[Example]) -> Self:
-        """Counts words, and texts of each word."""
+        """Counts the occurrences of words, and the texts that hold each."""
         words, texts, total = Counter[str](), Counter[str](), 0
         for example in examples:
             with with_place(f"example {total} of the training split".format):
@@ -285,7 +285,7 @@ def _channels(who: FittedTransform, example: Example, name: str, number: int, wa
 
 
 def _composed(value: str | int) -> str | int:
-    """A text with an accent and its letter as one character (NFC), where some systems write two."""
+    """A text in Unicode's normal form NFC: a letter and its accent are one character."""
     return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
@@ -295,5 +295,5 @@ def _check_channels(who: FittedTransform, name: str, value: np.ndarray, channels
 
 
 def _like(numbers: tuple[float, ...], value: np.ndarray) -> np.ndarray:
-    """One number a channel, or a scalar for a scalar."""
+    """The numbers, one per channel, as an array; a scalar if the value is one."""
     return np.asarray(numbers if value.ndim else numbers[0], np.float64)

@@ -26,7 +26,7 @@ class Shift(Transform):
         image = self.image_of(example, self.field)
         height, width, channels = image.shape
         down, right = rng.integers(0, 2 * self.pixels + 1, size=2)
-        # Not np.pad, which takes longer than all the rest of reading a small image.
+        # Not np.pad, which takes longer than everything else in reading a small image.
         padded = np.zeros((height + 2 * self.pixels, width + 2 * self.pixels, channels), image.dtype)
         padded[self.pixels : self.pixels + height, self.pixels : self.pixels + width] = image
         return {**example, self.field: padded[down : down + height, right : right + width]}
@@ -40,11 +40,11 @@ class RandomAffine(Transform):
     """
 
     degrees: NonNegative = 0.0
-    """The largest angle, either way."""
+    """The largest rotation in either direction."""
     scale: FractionBelow1 = 0.0
-    """Sizes are from 1 - `scale` to 1 + `scale` times that of the image."""
+    """The scale is from 1 - `scale` to 1 + `scale`."""
     pixels: NonNegative = 0.0
-    """The largest shift along height and along width, either way."""
+    """The largest shift along height and along width, in either direction."""
     field: str = "image"
 
     @property
@@ -57,11 +57,11 @@ class RandomAffine(Transform):
 
 
 def affine(image: np.ndarray, angle: float, size: float, down: float, right: float) -> np.ndarray:
-    """An image [height, width, channels] turned counterclockwise by `angle` (radians), `size` times as large, and then
-    moved by `down` and `right` pixels; of the same shape and dtype, integers rounded.
+    """An image [height, width, channels] rotated counterclockwise by `angle` (radians), scaled by `size`, and then
+    moved by `down` and `right` pixels. Shape and dtype are kept; integers are rounded.
     """
     height, width, _ = image.shape
-    # Where each new pixel comes from: the inverse map, about the center.
+    # The inverse map, about the center: the place in the image that each new pixel comes from.
     y, x = np.arange(height)[:, None] - (height - 1) / 2 - down, np.arange(width) - (width - 1) / 2 - right
     cos, sin = np.cos(angle) / size, np.sin(angle) / size
     top, below = _between(cos * y + sin * x + (height - 1) / 2, height)
@@ -75,7 +75,7 @@ def affine(image: np.ndarray, angle: float, size: float, down: float, right: flo
 
 
 def _between(place: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The index before each place in an image padded by one pixel, and how far the place is from it, 0 to 1."""
+    """The index below each coordinate, in an image padded by one pixel, and the fraction above it, 0 to 1."""
     padded = np.clip(place + 1, 0, size + 1)
     before = np.minimum(padded.astype(int), size)
     return before, (padded - before)[..., None]
@@ -100,7 +100,7 @@ class Flip(Transform):
 class RandomCrop(Transform):
     """A random window of `size` (height, width) of an image [height, width, channels].
 
-    Evaluation takes the central window (`CentralCrop`) instead, since models need the same shape there.
+    In evaluation it is the central window (`CentralCrop`), since the model needs the same shape there.
     """
 
     size: tuple[PositiveInt, PositiveInt]
@@ -137,7 +137,7 @@ def _crop(crop: RandomCrop | CentralCrop, example: Example, place: Callable[[int
 class CutMix(BatchTransform):
     """Paste a box of another image of the same label into each image (Yun et al. 2019, arXiv:1905.04899).
 
-    The box covers `share` of the image's area. An image whose label no other in the batch has is not changed.
+    The box covers `share` of the image's area. An image whose label is unique in the batch is not changed.
     """
 
     share: InnerFraction = 0.25

@@ -15,7 +15,7 @@ from jaxtrain.data.transforms.base import Transform
 class Utf8(Transform):
     """Replace the text in `field` (str or bytes) by its UTF-8 bytes in `to`: uint8[length], cut or padded with 0.
 
-    Text does not hold byte 0.
+    Byte 0 does not occur in text.
     """
 
     length: PositiveInt
@@ -30,7 +30,7 @@ class Utf8(Transform):
 
 @dataclass(frozen=True)
 class Hash(Transform):
-    """The hashing trick (Weinberger et al. 2009): a text or integer to int32 below `buckets`, equal on all machines.
+    """The hashing trick (Weinberger et al. 2009): a text or integer to an int32 below `buckets`, on any machine alike.
 
     Raises ConfigError for anything else.
     """
