@@ -118,6 +118,7 @@ class Journal:
             note = ends if horizon < experiment.steps else "the run ends before its learning rate schedule"
             self.log_event("schedule", horizon=horizon, of=experiment.steps, note=note)
         checkpoints.report_to(self.log_event)
+        self._steps.saved = lambda: max(checkpoints.steps(), default=0)
 
     def log_compiled(self, program: Program, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> None:
         """Log how long compiling took, what the model chose, its FLOPs, and the memory that the compiler plans."""
@@ -132,7 +133,7 @@ class Journal:
         """Training begins after `start` steps; `record` is that of their checkpoint, {} without one."""
         self._done, self._recorded = start, start
         self._before, self._evaluated = record.get("period", {}), record.get("evaluated", start)
-        self._steps.saved, self._steps.in_a_row = start, record.get("skipped_in_a_row", 0)
+        self._steps.in_a_row = record.get("skipped_in_a_row", 0)
         self._observers.begun(start)
 
     def evaluation_due(self, step: int) -> bool:
@@ -171,7 +172,6 @@ class Journal:
         self.check(program, state)
         with self._clock("save"):
             durable = checkpoints.save(step, state, self.record(step), scores)
-        self._steps.saved = step
         self.saved(durable)
         return step
 
