@@ -101,7 +101,11 @@ class Journal:
         """
         experiment, run = self._experiment, self._observers
         sizes = dict(program.mesh.shape)
-        self.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=sizes)
+        every = {
+            "train": experiment.runtime.log_every,
+            **dict.fromkeys(experiment.evals, experiment.runtime.eval_every),
+        }
+        self.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=sizes, intervals=every)
         if facts := interval_facts(experiment):
             self.log_event("intervals", note="; ".join(facts))
         if facts := data_facts(experiment):
