@@ -1,5 +1,6 @@
 """Joining processes and stopping them; real processes that train as one does, and name the one that is lost."""
 
+import json
 import re
 import signal
 import time
@@ -92,7 +93,12 @@ def test_when_a_process_is_killed_the_others_name_it_and_exit_and_two_resume_to_
         reason = rf"process {process} \(host .*, pid \d+\), last heard from in step \d \(\w+\), has died"
         assert program or re.search(rf"jaxtrain: {reason}\. process", text), text
         assert program or "run the same command again" in text
+    # It is process 0 that records.
+    assert (run / "flight.json").exists() == (process != 0)
     if processes == 4:
+        flight = json.loads((run / "flight.json").read_text())
+        assert re.match(rf"process {process} \(.* has died$|.*Error: ", flight["why"]), flight["why"]
+        assert [step["step"] for step in flight["steps"]][:7] == [1, 2, 3, 4, 5, 6, 7]
         launch.train("fsdp", run, processes=2)
         assert launch.relative_difference(run, single) < 2e-5
 
@@ -112,6 +118,9 @@ def test_a_process_that_hangs_is_named_after_seven_tenths_of_the_deadline(
     codes, printed = lose_one("data", tmp_path / "run", [None, program])
     assert codes[0] == 75, printed
     assert re.search(message, printed[0]), printed
+    flight = json.loads((tmp_path / "run" / "flight.json").read_text())
+    assert re.search(message, flight["why"])
+    assert [step["step"] for step in flight["steps"]][:6] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lo
         was_run = (folder / "experiment.json").is_file()
         found = _check_folder(folder, experiment, origin)  # so that no lock is left in what is no run
         lock.take(folder)
-        watchdog.stacks_into(folder)
+        watchdog.stacks_into(folder, lock.check)
         keep_tracebacks_in(folder)
         # Another process may just have begun it.
         horizon, experiment = found if was_run else _check_folder(folder, experiment, origin)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.observers import ObservedRun, Scores
 from jaxtrain.runs.json_lines import Check, append_line, read_lines, repair_lines
 from jaxtrain.runs.retention import set_aside_no_file
@@ -64,6 +65,11 @@ class MetricsLog(Watcher):
     def evaluated(self, run: ObservedRun, step: int, scores: Scores) -> None:
         for split, values in scores.items():
             self.metrics(step, split, values)
+
+
+def intervals(experiment: Experiment) -> dict[str, int]:
+    """How many steps there are between two lines of each split."""
+    return {"train": experiment.runtime.log_every, **dict.fromkeys(experiment.evals, experiment.runtime.eval_every)}
 
 
 def missing_lines(
