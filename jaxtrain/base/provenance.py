@@ -7,9 +7,13 @@ import shlex
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
+
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import read_json
 
 RECORDED_VARIABLES = ("XLA_", "JAX_", "LIBTPU_", "NCCL_", "CUDA_VISIBLE_DEVICES")
 """How the names of the environment variables begin that change what is computed, or how fast."""
@@ -40,6 +44,23 @@ def environment() -> dict[str, Any]:
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         },
     }
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What `environment` found for the run in this folder. Raises ConfigError where the file that has it is missing,
+    cannot be read or holds something else.
+    """
+    path = folder / "environment.json"
+    try:
+        found = read_json(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    groups = [found.get(name, {}) for name in ("packages", "variables", "hardware")] if isinstance(found, dict) else [0]
+    git = (found.get("git") or {}) if isinstance(found, dict) else {}
+    texts = [git.get("revision"), git.get("diff")] if isinstance(git, dict) else [0]
+    if not all(isinstance(each, dict) for each in groups) or not all(isinstance(each, str | None) for each in texts):
+        raise ConfigError(f"{path} holds no environment as a run writes it")
+    return found
 
 
 def revision() -> str | None:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from jaxtrain.base.errors import ExitCode, Retry
+from jaxtrain.base.files import open_own
 from jaxtrain.base.threads import CallThread
 from jaxtrain.cluster.stop import exit_now
 
@@ -155,7 +156,7 @@ class Watchdog(threading.Thread):
         if self.folder is not None:
             with contextlib.suppress(OSError, Retry):
                 self.check()
-                with (self.folder / name).open("a", encoding="utf-8") as file:
+                with open_own(self.folder / name) as file:
                     self._write_stacks(file, why)
                 return f"the stacks of its threads are in {self.folder / name}"
         self._write_stacks(sys.__stderr__ or sys.stderr, why)
