@@ -80,9 +80,9 @@ TRANSIENT = {
 """Numbers of OSErrors that go away once somebody mends their cause, and what that is; then the same command goes on."""
 
 
-def cannot_write(what: str, error: OSError) -> ConfigError | Retry:
-    """What to raise where something cannot be written: a user error, unless the cause can be mended."""
-    why = f"{what} cannot be written: {error.strerror or error}"
+def cannot_write(what: str, error: OSError, done: str = "written") -> ConfigError | Retry:
+    """What to raise where something cannot be written, or `done`: a user error, unless the cause can be mended."""
+    why = f"{what} cannot be {done}: {error.strerror or error}"
     if error.errno in TRANSIENT:
         return Retry(f"{why}; {TRANSIENT[error.errno]}, then run the same command again")
     return ConfigError(why)

@@ -48,6 +48,10 @@ def report_error(error: BaseException) -> int:
     return kind.code
 
 
+LEFT = "Event loop is closed"
+"""The message of a read that is left since another one failed, which is told."""
+
+
 def report_stray_errors() -> None:
     """From here on, an error that nothing can catch (in a thread of its own, in closing what is no longer used) is told
     in a line, unless it follows the error that ends the command; its traceback goes to the same files. While Python
@@ -61,6 +65,8 @@ def report_stray_errors() -> None:
         threading.excepthook = lambda found: _stray(
             found.exc_value, f"in the thread {getattr(found.thread, 'name', '')}"
         )
+    if sys.excepthook is sys.__excepthook__:  # libraries in C++ call it, such as tensorstore for a read that was left
+        sys.excepthook = lambda kind, error, trace: None if LEFT in str(error) else _stray(error, "in a library")
     logging.raiseExceptions = False  # else a line for the log that cannot be written is a traceback
 
 

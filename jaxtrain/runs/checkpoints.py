@@ -12,11 +12,11 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath  # the only paths that orbax takes
 
-from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry
+from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry, cannot_write
 from jaxtrain.base.text import array_type
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process, least_over_processes
 from jaxtrain.experiment.experiment import Retention
-from jaxtrain.experiment.saved import STATE, best_first, read_record, saved_steps, scores_by_step
+from jaxtrain.experiment.saved import STATE, best_first, read_record, saved_steps
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.runs.health import Health, logged
 from jaxtrain.runs.leaves import check_leaves, leaves_by_path, on_first_device, without_elements
@@ -62,10 +62,10 @@ class Checkpoints:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ConfigError(f"{self.folder} cannot be made: {error.strerror or error}") from error
+                raise cannot_write(str(self.folder), error, "made") from error
         steps = saved_steps(self.folder)
         self._last = broadcast_from_first(max(steps, default=-1))
-        self._scores = {} if self.keep.best is None else scores_by_step(self.folder, self.keep.best, steps)
+        self._scores = self._health.scores(self.keep.best, steps)
 
     def report_to(self, log: Callable[..., None]) -> None:
         """From now on `log(kind, **facts)` gets what happens to checkpoints; what has happened before, at once."""
@@ -149,7 +149,7 @@ class Checkpoints:
         checkpoint is set aside.
         """
         chosen = self._existing(step)
-        record = read_record(self.folder / str(chosen))
+        record = self._health.record(chosen)
         wanted = leaves_by_path(abstract)
         check_leaves(
             self.folder / str(chosen), record["leaves"], {name: array_type(leaf) for name, leaf in wanted.items()}
@@ -185,7 +185,7 @@ class Checkpoints:
         if broadcast_from_first(int(not steps)):
             return None
         self._last = self._health.first_good(steps[::-1])
-        self._scores = scores_by_step(self.folder, self.keep.best, [step for step in steps if step <= self._last])
+        self._scores = self._health.scores(self.keep.best, [step for step in steps if step <= self._last])
         return self._last
 
     def best(self) -> int | None:
@@ -261,7 +261,7 @@ class Checkpoints:
         return 0
 
     def _best_first(self, steps: list[int]) -> list[int]:
-        return best_first(scores_by_step(self.folder, self.keep.best, steps), self.keep.mode)
+        return best_first(self._health.scores(self.keep.best, steps), self.keep.mode)
 
     def _existing(self, step: SavedStep | None) -> int:
         steps = self.steps()
@@ -289,8 +289,8 @@ class Checkpoints:
                 return arrays
             why = f"{name} is not what was saved: its checksum differs"
         except READ_ERRORS as error:
-            if manifest is not None and self._most is None:
-                raise  # every file is as it was written, so this is no damage
+            if manifest is not None and self._most is None:  # every file is as it was written, so this is no damage
+                self._health.raise_unread(step, error)
             why = f"its arrays cannot be read: {reason(error)}"
         fault = DamagedCheckpoint(str(folder), None, why)
         if self._read_only or isinstance(asked, int):
