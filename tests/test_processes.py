@@ -1,5 +1,6 @@
 """Joining processes and stopping them; real processes that train as one does, and name the one that is lost."""
 
+import contextlib
 import json
 import re
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import launch
 import pytest
+from cluster import until
 from proxy import Proxy
 
 from jaxtrain.cluster.environment import ADDRESS, COUNT, PROCESS_ID
@@ -198,3 +200,33 @@ def test_a_connection_to_the_coordinator_that_is_cut_changes_nothing_in_5_s_and_
     else:
         assert "no heartbeat for 4.2 s from process 1 (" in printed[0]
         assert "no heartbeat for 4.2 s from process 0 (" in printed[1]
+
+
+def marked(mark: str) -> list[str]:
+    """The command lines of the processes that have this text in their environment, but for dead ones."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_in_one_of_two_processes_ends_both_with_75_and_is_named_and_none_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark, port = f"JAXTRAIN_TEST={tmp_path}", launch.free_port()
+    monkeypatch.setenv(*mark.split("=", 1))
+    flags = ("--deadline", str(DEADLINE))
+    started = [
+        launch.start("hanging", tmp_path / "run", *flags, process=number, processes=2, port=port) for number in (0, 1)
+    ]
+    printed = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [75, 75], printed
+    for text in printed:
+        assert re.search(r"have waited for 4\.2 s for process \d \(.* in step \d \(data\)", text), text
+        assert "Traceback" not in text
+    until(lambda: not marked(mark), 30, lambda: f"left: {marked(mark)}")
+    flight = json.loads((tmp_path / "run" / "flight.json").read_text())
+    assert "have waited for 4.2 s" in flight["why"]

@@ -190,7 +190,7 @@ CODE_LINES = {
     "step": 125,
     "program": 225,
     "cluster": 970,
-    "runs": 2500,
+    "runs": 2620,
     "evaluate": 150,
     "train": 80,
     "analysis": 2900,

@@ -49,7 +49,7 @@ def report_error(error: BaseException) -> int:
 
 
 LEFT = "Event loop is closed"
-"""The message of a read that is left since another one failed, which is told."""
+"""What tensorstore says of a read that is left since another one failed, which is told."""
 
 
 def report_stray_errors() -> None:
@@ -65,13 +65,11 @@ def report_stray_errors() -> None:
         threading.excepthook = lambda found: _stray(
             found.exc_value, f"in the thread {getattr(found.thread, 'name', '')}"
         )
-    if sys.excepthook is sys.__excepthook__:  # libraries in C++ call it, such as tensorstore for a read that was left
-        sys.excepthook = lambda kind, error, trace: None if LEFT in str(error) else _stray(error, "in a library")
     logging.raiseExceptions = False  # else a line for the log that cannot be written is a traceback
 
 
 def _stray(error: BaseException | None, where: str) -> None:
-    if error is None or isinstance(error, SystemExit) or sys.is_finalizing():
+    if error is None or isinstance(error, SystemExit) or LEFT in str(error) or sys.is_finalizing():
         return
     file = keep_traceback(error)
     if not _reported:

@@ -24,6 +24,10 @@ def logged(kind: str, **facts: Any) -> None:
     logging.getLogger("jaxtrain.runs").warning("  ".join([kind, *(f"{name} {value}" for name, value in facts.items())]))
 
 
+def _lost(fault: DamagedCheckpoint) -> Retry:
+    return Retry(f"{fault}, though it was good a moment ago; run the same command again")
+
+
 class Health:
     """Verifies checkpoints once each, and remembers which are good.
 
@@ -85,13 +89,19 @@ class Health:
         try:
             return read_record(self._folder / str(step))
         except DamagedCheckpoint as fault:
-            raise Retry(f"{fault}, though it was good a moment ago; run the same command again") from fault
+            raise _lost(fault) from fault
 
     def scores(self, metric: str | None, steps: list[int]) -> dict[int, float]:
         """The value of a metric at each of these steps that has one. A step whose scores are damaged is left, for it
-        would be deleted in time as one that has none.
+        would be deleted in time as one that has none. Raises Retry where those of a good one cannot be read any more.
         """
-        return scores_by_step(self._folder, metric, steps, self.leave)
+
+        def damaged(step: int, fault: DamagedCheckpoint) -> None:
+            if step in self._good:  # a run may be about to restore it
+                raise _lost(fault) from fault
+            self.leave(step, fault)
+
+        return scores_by_step(self._folder, metric, steps, damaged)
 
     def raise_unread(self, step: int, error: Exception) -> NoReturn:
         """Raises an error of reading a good step; Retry where it says that some of its files are not there."""
