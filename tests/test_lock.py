@@ -295,7 +295,8 @@ def test_of_three_starts_while_the_first_restores_one_is_refused_and_the_other_g
     finally:
         for process in started:
             process.kill()
-            process.wait()
+            with process:  # closes its pipe, too
+                pass
     assert launch.losses(run).keys() == {*range(1, 13)}
     kinds = [line["kind"] for line in read_lines(run / "events.jsonl")]
     assert (kinds.count("damaged"), kinds.count("ended")) == (0, 1)
