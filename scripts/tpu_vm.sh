@@ -19,7 +19,7 @@ for ((start = 0; start <= 20; start++)); do
     .venv/bin/jaxtrain train experiments/char_lm.py:several_hosts --run /mnt/runs/several-hosts
     code=$?
     echo "exit code $code of start $start"
-    ((code == 75 || code > 128 && code != 130)) || exit $code
+    ((code == 75 || code > 128 && code != 130 && code != 141)) || exit $code
 done
 '
 nohup setsid bash -c "$loop" >>/mnt/runs/several-hosts/logs/$HOSTNAME.log 2>&1 </dev/null &

@@ -60,6 +60,22 @@ from jaxtrain.cli.main import main
 
 main()
 """
+RESTORING = """
+import sys, time
+from pathlib import Path
+from jaxtrain.runs.checkpoints import Checkpoints
+
+
+def restoring(self, *rest):
+    Path(sys.argv[sys.argv.index("--run") + 1]).with_name("gone").touch()
+    time.sleep(1000)
+
+
+Checkpoints.restore = restoring
+from jaxtrain.cli.main import main
+
+main()
+"""
 FAILING = """
 from jaxtrain.runs.journal import Journal
 

@@ -1,5 +1,6 @@
 """A run whose loss or gradients are not finite stops with exit code 4, and its state is not saved."""
 
+import errno
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from jaxtrain.experiment.experiment import Runtime
 from jaxtrain.models import Model
 from jaxtrain.optimizers import SGD, ConstantRate, Guarded, Optimizer, Rewind, Skip, SkipSpikes
 from jaxtrain.program import Program
+from jaxtrain.runs.saving import Save
 from jaxtrain.tasks import Regression
 from jaxtrain.train import train
 
@@ -201,3 +203,33 @@ def test_a_period_in_which_no_row_weighs_anything_does_not_diverge(tmp_path: Pat
     task = replace(experiment().task, weights="w")
     run, _ = train(experiment(1e-3, task=task, data=Pipeline(Arrays(columns), batch_size=8), steps=2), tmp_path / "run")
     assert np.isnan(run.metrics()[-1]["loss"])
+
+
+def failing_saves(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """The saves of these steps fail in the background, at their end."""
+    original = Save.complete
+
+    def complete(self: Save, finalize: Any) -> None:
+        if self.step in steps:
+            raise OSError(errno.EIO, "no such luck")
+        original(self, finalize)
+
+    monkeypatch.setattr(Save, "complete", complete)
+
+
+@pytest.mark.parametrize("log_every", [10, 1])
+def test_the_checkpoint_that_is_named_is_one_that_was_saved(
+    log_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_saves(monkeypatch, 1)
+    made = experiment(runtime=Runtime(log_every=log_every, save_every=1))
+    with pytest.raises(Diverged, match=r"step 2: this run has diverged and stops; there is no checkpoint\n"):
+        train(made, tmp_path / "run")
+
+
+def test_a_run_goes_back_to_a_checkpoint_that_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_saves(monkeypatch, 4)
+    made, folder = poisoned(Guarded(RATE, Rewind()), 1e30), tmp_path / "run"
+    with pytest.raises(Retry, match="it goes back to step 2 and leaves out the batch of step 6"):
+        train(made, folder)
+    assert [each["after"] for each in json.loads((folder / "skipped.json").read_text())["rewinds"]] == [2]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +18,19 @@ import pytest
 import tiny
 from small_disk import run_on_small_disk
 
+from jaxtrain.analysis.replay.reproduced import differences
 from jaxtrain.base.config import NOT_IN_FINGERPRINT
 from jaxtrain.base.errors import ConfigError, Damaged, Diverged, ExitCode, Retry, cannot_write
+from jaxtrain.base.files import write_json
 from jaxtrain.base.tracebacks import keep_tracebacks_in
 from jaxtrain.cli import main as cli
+from jaxtrain.cli.replay import simulate_devices
 from jaxtrain.cli.terminal import report_error, report_stray_errors, show_tracebacks
+from jaxtrain.cluster.watchdog import Watchdog
 from jaxtrain.data import Transform
+from jaxtrain.experiment.files import Origin
 from jaxtrain.experiment.observers import Observer
+from jaxtrain.runs.begin import begin
 from jaxtrain.runs.checkpoints import Checkpoints
 from jaxtrain.train import train
 
@@ -32,6 +39,24 @@ def unraisable(error: Exception) -> None:
     """What Python calls for an error that nothing can catch."""
     found: Any = SimpleNamespace(exc_value=error)
     sys.unraisablehook(found)
+
+
+OTHER_KINDS = ("a folder", "a link", "a link to nothing", "a pipe")
+
+
+def put(path: Path, kind: str, elsewhere: Path) -> Callable[[], bool]:
+    """Puts something else in the place of a file. Returns whether it, and what it leads to, is still as it was."""
+    target = elsewhere / "target"
+    if kind == "a folder":
+        path.mkdir()
+        return lambda: path.is_dir() and not [*path.iterdir()]
+    if kind == "a pipe":
+        os.mkfifo(path)
+        return path.is_fifo
+    if kind == "a link":
+        target.write_text("own")
+    path.symlink_to(target)
+    return lambda: target.read_text() == "own" if kind == "a link" else not target.exists()
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +185,76 @@ def test_without_any_place_for_the_traceback_that_is_said(monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
     report_error(raised(RuntimeError("wrong")))
     assert "could not be written to a file; --debug shows it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_what_stands_in_the_place_of_the_tracebacks_is_left_as_it_is_and_they_are_in_the_cache(
+    kind, run, cache, tmp_path, capsys
+):
+    left_alone = put(run / "traceback.txt", kind, tmp_path)
+    report_error(raised(RuntimeError("wrong")))
+    assert f"the traceback is at the end of {cache / 'traceback.txt'}" in capsys.readouterr().err
+    assert "RuntimeError: wrong" in (cache / "traceback.txt").read_text()
+    assert left_alone()
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_what_stands_in_the_place_of_the_stacks_is_left_as_it_is_and_they_are_printed(kind, run, tmp_path, capfd):
+    left_alone, dog = put(run / "stacks.txt", kind, tmp_path), Watchdog({}, lambda: (0, "step"))
+    dog.folder = run
+    assert dog.write_stacks("step 3") == "the stacks of its threads are above"
+    assert "test_what_stands_in_the_place_of_the_stacks" in capfd.readouterr().err
+    assert left_alone()
+
+
+@pytest.mark.parametrize("name", ["environment.json", "tiny.py"])
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_what_stands_in_the_place_of_a_file_of_the_run_is_replaced_and_no_link_followed(name, kind, tmp_path, caplog):
+    folder, origin = tmp_path / "run", Origin(Path(tiny.__file__), "main")
+    begin(folder, tiny.main(), origin)
+    (folder / name).unlink()
+    left_alone = put(folder / name, kind, tmp_path)
+    begin(folder, tiny.main(), origin)
+    assert (folder / name).is_file()
+    assert not (folder / name).is_symlink()
+    set_aside = folder / "damaged" / name
+    assert (f"it is set aside in {set_aside}" in caplog.text) == (kind != "a link")
+    if kind == "a link":
+        assert left_alone()
+    else:
+        assert set_aside.is_dir() or set_aside.is_symlink() or set_aside.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "is not JSON"),
+        ("[]", "holds no environment"),
+        ('{"packages": 3}', "holds no environment"),
+        ('{"hardware": []}', "holds no environment"),
+        ('{"git": "abc"}', "holds no environment"),
+        ('{"git": {"revision": 3}}', "holds no environment"),
+        (None, "there is no file"),
+    ],
+)
+def test_an_environment_that_is_damaged_is_one_message_of_a_replay_and_simulates_nothing(content, why, tmp_path):
+    if content is None:
+        (tmp_path / "environment.json").mkdir()
+    else:
+        (tmp_path / "environment.json").write_text(content)
+    [said] = differences(tmp_path)
+    assert why in said
+    simulate_devices(tmp_path)
+
+
+def test_an_environment_that_may_not_be_read_is_one_message_too(tmp_path, monkeypatch):
+    def refuses(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    write_json(tmp_path / "environment.json", {})
+    monkeypatch.setattr(Path, "read_bytes", refuses)
+    assert differences(tmp_path) == (f"{tmp_path / 'environment.json'} cannot be read: Permission denied",)
+    simulate_devices(tmp_path)
 
 
 def test_a_file_of_tracebacks_does_not_grow_for_ever(run):

@@ -218,7 +218,19 @@ def test_a_platform_s_program_that_is_not_installed_is_named(
 
 @pytest.mark.parametrize(
     ("code", "restarts"),
-    [(0, False), (1, False), (2, False), (4, False), (75, True), (128, False), (130, False), (137, True), (143, True)],
+    [
+        (0, False),
+        (1, False),
+        (2, False),
+        (4, False),
+        (75, True),
+        (128, False),
+        (130, False),
+        (137, True),
+        (139, True),
+        (141, False),
+        (143, True),
+    ],
 )
 def test_only_a_preempted_or_killed_training_is_restarted_by_python_and_by_bash_alike(
     code: int, restarts: bool

@@ -18,6 +18,7 @@ from cluster import until
 
 from jaxtrain.base.errors import ConfigError, Retry
 from jaxtrain.runs import lock as module
+from jaxtrain.runs.json_lines import read_lines
 from jaxtrain.runs.lock import Lock, Owner, owner_of
 from jaxtrain.train import train
 
@@ -259,3 +260,44 @@ def test_of_three_starts_on_one_folder_one_trains_and_the_others_write_nothing_a
         for process in started:
             process.kill()
             process.wait()
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file of a run but its lock."""
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != "lock.json"]
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+def test_of_three_starts_while_the_first_restores_one_is_refused_and_the_other_goes_on_once_the_first_is_dead(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    launch.train_killed("main", run, 9, "step")  # with step 8 being saved, and step 4 durable
+    (tmp_path / "gone").unlink()
+    started = [launch.start("main", run, program=launch.RESTORING)]
+    try:
+        until((tmp_path / "gone").is_file, 120, lambda: "it does not restore")
+        before = contents(run)
+        assert json.loads((run / "lock.json").read_text())["pid"] == started[0].pid
+        started.append(launch.start("main", run, "--deadlines.lock", "1"))
+        started.append(launch.start("main", run, "--deadlines.lock", "300"))
+        printed = started[1].communicate(timeout=120)[0]
+        assert started[1].returncode == 75, printed
+        assert f"is being written by process {started[0].pid} on host" in printed
+        assert "Traceback" not in printed
+        assert started[2].stdout is not None
+        assert any("waiting for it to end" in line for line in started[2].stdout)
+        assert contents(run) == before
+        started[0].send_signal(signal.SIGKILL)
+        printed = started[2].communicate(timeout=240)[0]
+        assert started[2].returncode == 0, printed
+    finally:
+        for process in started:
+            process.kill()
+            with process:  # closes its pipe, too
+                pass
+    assert launch.losses(run).keys() == {*range(1, 13)}
+    kinds = [line["kind"] for line in read_lines(run / "events.jsonl")]
+    assert (kinds.count("damaged"), kinds.count("ended")) == (0, 1)
+    assert [path.name for path in (run / "checkpoints").iterdir() if not path.name.isdecimal()] == []

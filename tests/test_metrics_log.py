@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from tensorboardX.record_writer import masked_crc32c
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.runs import tensorboard
 from jaxtrain.runs.json_lines import read_lines
-from jaxtrain.runs.metrics_log import MetricsLog, read_metrics
+from jaxtrain.runs.metrics_log import MetricsLog, missing_lines, read_metrics
 from jaxtrain.runs.observers import Observers
 from jaxtrain.runs.tensorboard import TensorBoard
+from jaxtrain.train import train
 
 RUN: Any = None
 """Files need nothing of the run that they are called with."""
@@ -295,3 +297,56 @@ def test_a_tensorboard_whose_folder_is_deleted_goes_on_in_a_new_one(tmp_path: Pa
     assert scalars(tmp_path) == [(2, "train/loss", 2)]
     assert tensorboard_events(tmp_path)[0].file_version == "brain.Event:2"
     assert read_lines(tmp_path / "events.jsonl") == []
+
+
+def begun(step: int, **intervals: int) -> dict[str, Any]:
+    return {"kind": "begun", "step": step, "intervals": intervals}
+
+
+def at(split: str, *steps: int) -> list[dict[str, Any]]:
+    return [{"step": step, "split": split} for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("lines", "events", "missing"),
+    [
+        (at("train", 2, 4, 6, 8), [begun(0, train=2)], []),
+        (at("train", 2, 6, 8), [begun(0, train=2)], [(4, "train")]),
+        (at("train", 4, 6, 8), [begun(0, train=2)], [(2, "train")]),
+        (at("train", 2, 4, 6), [begun(0, train=2)], [(8, "train")]),
+        # An evaluation of step 8 itself may follow; that of step 4 can not.
+        (at("train", 4, 8), [begun(0, train=4, test=4)], [(4, "test")]),
+        # Another interval since step 4, which it had gone back to from 6; and one that ended between two periods.
+        (at("train", 2, 4, 7), [begun(0, train=2), begun(6, train=1), begun(4, train=7)], []),
+        (at("train", 2, 3, 6), [begun(0, train=2), begun(3, train=3)], []),
+        (at("train", 2, 3), [begun(0, train=2), begun(3, train=3)], [(6, "train")]),
+        # Of a version that did not write the intervals, and of damaged events.
+        (at("train", 5, 6), [{"kind": "begun", "step": 0}, begun(5, train=1)], [(7, "train"), (8, "train")]),
+        (at("train", 1), [begun(0, train=0), {"kind": "begun", "step": "x"}, {"kind": "begun"}, {"step": 0}], []),
+        (at("train", 1), [{"kind": "begun", "step": 0, "intervals": {"train": "2", "x": None}}], []),
+        ([], [begun(0, train=2)], []),  # a file that is lost is said as that
+    ],
+)
+def test_a_line_that_is_not_there_is_found_by_the_intervals_of_each_time_the_run_was_begun(
+    lines: list[dict[str, Any]], events: list[dict[str, Any]], missing: list[tuple[int, str]]
+) -> None:
+    assert missing_lines(lines, events, 8, log_every=5) == missing
+
+
+@pytest.mark.slow
+def test_a_lost_line_between_others_is_said_once_and_keeps_no_run_from_resuming(tmp_path: Path) -> None:
+    run, path = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    for steps in (8, 9, 10):
+        train(replace(tiny.main(), steps=steps), run)
+        notes = [event["note"] for event in read_lines(run / "events.jsonl") if event["kind"] == "damaged"]
+        assert notes == (
+            []
+            if steps == 8
+            else [
+                f"{path} lacks a line for each of these, which were there once: that of train at step 3, that of "
+                "validation at step 6"
+            ]
+        )
+        lines = path.read_bytes().splitlines(keepends=True)
+        lost = [b'"step": 3, "split": "train"', b'"step": 6, "split": "validation"']
+        path.write_bytes(b"".join(line for line in lines if not any(each in line for each in lost)))

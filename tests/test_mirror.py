@@ -20,6 +20,7 @@ from s3 import S3, s3
 
 from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry
 from jaxtrain.experiment import Experiment, Retention, Runtime
+from jaxtrain.runs import upkeep
 from jaxtrain.runs.begin import begin
 from jaxtrain.runs.bucket import Bucket
 from jaxtrain.runs.checkpoints import Checkpoints
@@ -45,9 +46,14 @@ def small(value: float) -> dict[str, jax.Array]:
 
 
 def saved(
-    folder: Path, url: str, *steps: int, keep: Retention | None = None, scores: dict[int, float] | None = None
+    folder: Path,
+    url: str,
+    *steps: int,
+    keep: Retention | None = None,
+    scores: dict[int, float] | None = None,
+    fingerprint: str = "a",
 ) -> None:
-    with opened(folder, url, keep) as checkpoints:
+    with opened(folder, url, keep, fingerprint) as checkpoints:
         for step in steps:
             checkpoints.save(step, small(step), {"step": step}, {"v/loss": scores[step]} if scores else None)
             checkpoints.wait()
@@ -228,7 +234,7 @@ def test_what_a_faulty_bucket_does_is_said_at_the_next_save_and_training_goes_on
             wait(self._begun)
 
     class Faulty(Bucket):
-        def check_owner(self, write: bool) -> None:
+        def check_owner(self, write: bool) -> bool:
             raise OSError(5, "no such luck")
 
     events = []
@@ -301,6 +307,100 @@ def test_a_missing_package_or_an_unknown_protocol_is_said_before_anything_is_wri
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_has_nothing_gets_the_files_that_explain_the_run_and_one_that_has_some_keeps_them(
+    tmp_path: Path, url: str
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+    for name in ("metrics.jsonl", "events.jsonl", "steps.bin", "experiment.json", "flight.json"):
+        (old / name).write_text(name)
+    (new / "experiment.json").write_text("its own")
+    saved(old / "checkpoints", url, 1)
+    fs, root = files(url)
+    assert names(f"{url}/run") == ["events.jsonl", "experiment.json", "metrics.jsonl", "steps.bin"]
+    (old / "metrics.jsonl").write_text("more")
+    with opened(old / "checkpoints", url) as checkpoints:
+        checkpoints.wait()
+        assert fs.cat_file(f"{root}/run/metrics.jsonl") == b"more"
+        (old / "events.jsonl").write_text("the end")
+    assert fs.cat_file(f"{root}/run/events.jsonl") == b"the end"
+    assert restored(new / "checkpoints", url) == (1, 1.0, ["fetched 1", "fetched "])
+    found = {path.name: path.read_text() for path in new.iterdir() if path.is_file()}
+    own = {"experiment.json": "its own", "metrics.jsonl": "more", "events.jsonl": "the end", "steps.bin": "steps.bin"}
+    assert found == own
+
+
+def test_a_file_that_cannot_be_read_keeps_no_checkpoint_from_the_bucket(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Bucket, run: Path) -> None:
+        raise OSError(5, "no such luck")
+
+    monkeypatch.setattr(Bucket, "send_files", fails)
+    saved(tmp_path / "checkpoints", url, 1)
+    assert names(url) == ["1", "run.json"]
+
+
+@pytest.fixture
+def mirrored(tmp_path: Path, url: str) -> Path:
+    """A run with checkpoints 1 to 4 here and on the bucket, of which 1 is only there."""
+    experiment = replace(tiny.main(), runtime=Runtime(checkpoints=url))
+    run = begin(tmp_path / "run", experiment, None)
+    saved(run.folder / "checkpoints", url, 1, 2, 3, 4, keep=Retention(last=9), fingerprint=run.saved["fingerprint"])
+    shutil.rmtree(run.folder / "checkpoints" / "1")
+    return run.folder
+
+
+def steps(run: Path) -> list[int]:
+    return sorted(int(path.name) for path in (run / "checkpoints").iterdir())
+
+
+def test_pruning_reaches_the_bucket_and_leaves_the_newest_there(mirrored: Path, url: str) -> None:
+    lines = ["step 2 deleted", f"step 1 deleted in {url}", f"step 2 deleted in {url}"]
+    assert list(upkeep.prune(mirrored, Retention(last=2))) == lines
+    assert (steps(mirrored), names(url)) == ([3, 4], ["3", "4", "run", "run.json"])
+    assert list(upkeep.prune(mirrored, Retention(last=2))) == []
+    shutil.rmtree(mirrored / "checkpoints")
+    (mirrored / "checkpoints").mkdir()
+    fs, root = files(url)
+    fs.rm_file(f"{root}/4/manifest.jsonl")
+    assert list(upkeep.prune(mirrored, Retention(last=1))) == []  # 4 is not complete
+    assert names(url) == ["3", "4", "run", "run.json"]
+
+
+def test_a_run_that_goes_back_does_so_on_the_bucket_too_and_to_a_step_that_is_only_there(
+    mirrored: Path, url: str, tmp_path: Path
+) -> None:
+    lines = list(upkeep.restore_to(mirrored, 1))
+    assert lines[0] == f"step 1 is fetched from {url}"
+    assert lines[-3:] == [f"step {step} is set aside in {url}/set_aside/{step}" for step in (4, 3, 2)]
+    assert (steps(mirrored), names(url)) == ([1], ["1", "run", "run.json", "set_aside"])
+    assert names(f"{url}/set_aside/4") == ["manifest.jsonl", "record", "state"]
+    fingerprint = json.loads((mirrored / "experiment.json").read_text())["fingerprint"]
+    saved(mirrored / "checkpoints", url, 4, fingerprint=fingerprint)
+    assert list(upkeep.restore_to(mirrored, 1))[-1] == f"step 4 is set aside in {url}/set_aside/4-2"
+    assert names(f"{url}/set_aside") == ["2", "3", "4", "4-2"]
+    with pytest.raises(ConfigError, match="no checkpoint of step 9"):
+        list(upkeep.restore_to(mirrored, 9))
+
+
+def test_the_bucket_of_a_run_is_left_alone_by_a_copy_of_its_folder_and_another_run_s_by_all(
+    mirrored: Path, url: str, tmp_path: Path
+) -> None:
+    before = names(url)
+    shutil.copytree(mirrored, tmp_path / "copy")
+    note = f"{url} stays as it is: this folder is not where the run was trained, {mirrored}"
+    assert list(upkeep.prune(tmp_path / "copy", Retention(last=1))) == ["step 2 deleted", "step 3 deleted", note]
+    assert list(upkeep.restore_to(tmp_path / "copy", 4)) == [note]
+    assert names(url) == before
+    files(url)[0].pipe_file(f"{files(url)[1]}/run.json", b'{"fingerprint": "another"}')
+    for verb in (lambda: upkeep.prune(mirrored, Retention(last=1)), lambda: upkeep.restore_to(mirrored, 2)):
+        with pytest.raises(ConfigError, match="holds those of another experiment"):
+            list(verb())
+    assert names(url) == before
+
+
 # Against a server of S3, over its port.
 
 __all__ = ["s3"]  # a fixture
@@ -322,17 +422,19 @@ def test_a_run_whose_checkpoints_are_lost_ends_with_the_same_bits_from_the_bucke
     experiment = on("s3://runs/one")
     run, _ = train(experiment, tmp_path / "run")
     expected, losses = [x.tobytes() for x in launch.final_leaves(run.folder, 12, "main", 1)], launch.losses(run.folder)
-    assert names("s3://runs/one") == ["12", "4", "8", "run.json"]
+    assert names("s3://runs/one") == ["12", "4", "8", "run", "run.json"]
+    kept = {name: (run.folder / name).read_bytes() for name in ("metrics.jsonl", "events.jsonl", "steps.bin")}
+    assert {name: s3.files.cat_file(f"runs/one/run/{name}") for name in kept} == kept
     for folder in (tmp_path / "run", tmp_path / "another"):
         s3.files.rm("runs/one/12", recursive=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         train(experiment, folder)
-        assert kinds(folder).count("fetched") == 1
+        assert kinds(folder).count("fetched") == {"run": 1, "another": 3}[folder.name]  # of the run, one, and files
+        assert "damaged" not in kinds(folder)
         assert [x.tobytes() for x in launch.final_leaves(folder, 12, "main", 1)] == expected
-        found = launch.losses(folder)
-        assert found == {step: loss for step, loss in losses.items() if step in found}
-        assert len(found) == (12 if folder.name == "run" else 4)
-        assert names("s3://runs/one") == ["12", "4", "8", "run.json"]
+        assert launch.losses(folder) == losses
+        assert (folder / "steps.bin").read_bytes() == kept["steps.bin"]
+        assert names("s3://runs/one") == ["12", "4", "8", "run", "run.json"]
 
 
 @pytest.mark.parametrize("fault", ["500", "cut", "refused"])
@@ -381,7 +483,8 @@ def test_a_run_trains_to_its_end_without_the_server_and_the_same_command_sends_i
     assert "mirror_failed" in kinds(run)
     s3.set("")
     train(experiment, run)
-    assert names("s3://runs/one") == ["12", "4", "8", "run.json"]
+    assert names("s3://runs/one") == ["12", "4", "8", "run", "run.json"]
+    assert s3.files.cat_file("runs/one/run/metrics.jsonl") == (run / "metrics.jsonl").read_bytes()
 
 
 def test_a_run_without_checkpoints_does_not_begin_anew_while_the_bucket_cannot_be_read(tmp_path: Path, s3: S3) -> None:
@@ -389,6 +492,19 @@ def test_a_run_without_checkpoints_does_not_begin_anew_while_the_bucket_cannot_b
     with pytest.raises(Retry, match="The run does not begin anew"):
         train(on("s3://runs/one"), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_server_that_fails_while_checkpoints_are_pruned_is_one_message(tmp_path: Path, s3: S3) -> None:
+    url = "s3://runs/one"
+    run = begin(tmp_path / "run", replace(tiny.main(), runtime=Runtime(checkpoints=url)), None)
+    saved(run.folder / "checkpoints", url, 1, 2, keep=Retention(last=9), fingerprint=run.saved["fingerprint"])
+    s3.set("refused")
+    with pytest.raises(Retry, match=r"s3://runs/one fails: .* Once it works, run the same command again"):
+        list(upkeep.prune(run.folder, Retention(last=1)))
+    s3.set("")
+    assert list(upkeep.prune(run.folder, Retention(last=1))) == [f"step 1 deleted in {url}"]
+    assert names(url) == ["2", "run", "run.json"]
+    assert list(upkeep.restore_to(run.folder, 2)) == []
 
 
 def test_a_damaged_object_on_the_server_is_set_aside_there(tmp_path: Path, s3: S3) -> None:
@@ -406,10 +522,10 @@ def test_of_two_processes_the_first_one_sends_and_fetches_for_both(tmp_path: Pat
     run, url = tmp_path / "run", f"file://{tmp_path}/bucket"
     launch.train("data", run, "--checkpoints", url, processes=2)
     expected = [x.tobytes() for x in launch.final_leaves(run, 12, "data", devices=2)]
-    assert names(url) == ["12", "4", "8", "run.json"]
+    assert names(url) == ["12", "4", "8", "run", "run.json"]
     shutil.rmtree(tmp_path / "bucket" / "12")
     shutil.rmtree(run / "checkpoints")
     launch.train("data", run, "--checkpoints", url, processes=2)
     assert kinds(run).count("fetched") == 1
     assert [x.tobytes() for x in launch.final_leaves(run, 12, "data", devices=2)] == expected
-    assert names(url) == ["12", "4", "8", "run.json"]
+    assert names(url) == ["12", "4", "8", "run", "run.json"]

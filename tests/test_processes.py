@@ -1,5 +1,7 @@
 """Joining processes and stopping them; real processes that train as one does, and name the one that is lost."""
 
+import contextlib
+import json
 import re
 import signal
 import time
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import launch
 import pytest
+from cluster import until
 from proxy import Proxy
 
 from jaxtrain.cluster.environment import ADDRESS, COUNT, PROCESS_ID
@@ -92,7 +95,12 @@ def test_when_a_process_is_killed_the_others_name_it_and_exit_and_two_resume_to_
         reason = rf"process {process} \(host .*, pid \d+\), last heard from in step \d \(\w+\), has died"
         assert program or re.search(rf"jaxtrain: {reason}\. process", text), text
         assert program or "run the same command again" in text
+    # It is process 0 that records.
+    assert (run / "flight.json").exists() == (process != 0)
     if processes == 4:
+        flight = json.loads((run / "flight.json").read_text())
+        assert re.match(rf"process {process} \(.* has died$|.*Error: ", flight["why"]), flight["why"]
+        assert [step["step"] for step in flight["steps"]][:7] == [1, 2, 3, 4, 5, 6, 7]
         launch.train("fsdp", run, processes=2)
         assert launch.relative_difference(run, single) < 2e-5
 
@@ -112,6 +120,9 @@ def test_a_process_that_hangs_is_named_after_seven_tenths_of_the_deadline(
     codes, printed = lose_one("data", tmp_path / "run", [None, program])
     assert codes[0] == 75, printed
     assert re.search(message, printed[0]), printed
+    flight = json.loads((tmp_path / "run" / "flight.json").read_text())
+    assert re.search(message, flight["why"])
+    assert [step["step"] for step in flight["steps"]][:6] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow
@@ -189,3 +200,33 @@ def test_a_connection_to_the_coordinator_that_is_cut_changes_nothing_in_5_s_and_
     else:
         assert "no heartbeat for 4.2 s from process 1 (" in printed[0]
         assert "no heartbeat for 4.2 s from process 0 (" in printed[1]
+
+
+def marked(mark: str) -> list[str]:
+    """The command lines of the processes that have this text in their environment, but for dead ones."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_in_one_of_two_processes_ends_both_with_75_and_is_named_and_none_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark, port = f"JAXTRAIN_TEST={tmp_path}", launch.free_port()
+    monkeypatch.setenv(*mark.split("=", 1))
+    flags = ("--deadline", str(DEADLINE))
+    started = [
+        launch.start("hanging", tmp_path / "run", *flags, process=number, processes=2, port=port) for number in (0, 1)
+    ]
+    printed = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [75, 75], printed
+    for text in printed:
+        assert re.search(r"have waited for 4\.2 s for process \d \(.* in step \d \(data\)", text), text
+        assert "Traceback" not in text
+    until(lambda: not marked(mark), 30, lambda: f"left: {marked(mark)}")
+    flight = json.loads((tmp_path / "run" / "flight.json").read_text())
+    assert "have waited for 4.2 s" in flight["why"]

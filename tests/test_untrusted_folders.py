@@ -15,7 +15,8 @@ import tiny
 
 from jaxtrain.base.errors import ConfigError, DamagedCheckpoint
 from jaxtrain.base.files import digest
-from jaxtrain.data import Arrays, Stored
+from jaxtrain.data import Arrays, Stored, Tfds
+from jaxtrain.data.sources.paths import of_a_run_folder
 from jaxtrain.datasets.card import Card
 from jaxtrain.datasets.source import stored_format
 from jaxtrain.experiment.run_file import KEYS
@@ -283,3 +284,25 @@ def test_a_card_that_names_a_file_outside_of_its_folder_is_refused(name, card, t
     (tmp_path / "card.json").write_text(json.dumps(changed))
     with pytest.raises(ConfigError, match="names a file outside of its folder"):
         Card.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["huggingface:glue", "kaggle:ds/cfg:1.2.3", "a:b", "1:2.0.0", "../up", "a/b=1", "a/b,c=2"]
+)
+def test_a_name_of_tfds_whose_code_would_be_fetched_is_refused_in_a_run_folder_only(name):
+    with of_a_run_folder(), pytest.raises(ConfigError, match="code would be fetched and run, which no run folder"):
+        Tfds(name, "train", "/nowhere")
+    assert Tfds(name, "train", "/nowhere").name == name
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist", "glue/sst2", "glue/sst2:2.0.0", "mnist:3.*.*", "c4/en.noblocklist", "a/b-c+d"]
+)
+def test_what_a_run_folder_may_name_has_no_namespace_by_the_rules_of_tfds_itself(name):
+    from tensorflow_datasets.core import naming
+
+    parsed, arguments = naming.parse_builder_name_kwargs(name)
+    assert parsed.namespace is None
+    assert arguments.keys() <= {"config", "version"}
+    with of_a_run_folder():
+        assert Tfds(name, "train", "/nowhere").name == name

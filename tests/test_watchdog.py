@@ -1,5 +1,6 @@
 """A phase that hangs ends the process with 75, and leaves the stacks of all threads; in processes of their own."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import launch
 import pytest
 from cluster import until
 
+from jaxtrain.base.errors import Retry
 from jaxtrain.cluster import watchdog
 from jaxtrain.cluster.watchdog import Watchdog
 from jaxtrain.experiment import Deadlines
@@ -59,6 +61,44 @@ def test_steps_batches_and_other_phases_begin_anew_and_0_is_no_deadline(tmp_path
         assert watched.left.wait(20)
 
 
+def test_before_the_end_the_run_writes_what_it_knows_unless_that_hangs_or_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "LAST_WORDS", 0.2)
+    told: list[str] = []
+
+    def fails(why: str) -> None:
+        told.append(why)
+        raise RuntimeError(why)
+
+    def hangs(why: str) -> None:
+        told.append(why)
+        threading.Event().wait(100)
+
+    for write in (told.append, fails, hangs, None):
+        watched = Watched(tmp_path, data=0.1)
+        with watched.dog:
+            watchdog.write_at_end(write)
+            assert watched.left.wait(20)
+    assert told == ["step 7 hangs: data takes longer than deadlines.data, 0.1 s"] * 3
+    watchdog.last_words("without a watchdog, as in a notebook, nothing is called")
+
+
+def test_a_folder_that_another_process_has_taken_over_is_not_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def taken() -> None:
+        raise Retry("it was taken over")
+
+    watched, told = Watched(tmp_path, data=0.1), list[str]()
+    with watched.dog:
+        watchdog.stacks_into(tmp_path, taken)
+        watchdog.write_at_end(told.append)
+        assert watched.left.wait(20)
+    assert (told, list(tmp_path.iterdir())) == ([], [])
+    assert "test_a_folder_that_another_process_has_taken_over" in capfd.readouterr().err
+
+
 def test_of_several_processes_the_server_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "MARGIN", 0.1)
     watched, asked = Watched(tmp_path, data=0.3), []
@@ -107,6 +147,12 @@ def test_a_source_that_hangs_ends_the_command_with_75_and_stacks_in_the_run_fold
     assert process.returncode == 75, printed
     assert "data takes longer than deadlines.data, 3 s; the stacks of its threads are in" in printed
     assert "in stuck" in (tmp_path / "run" / "stacks.txt").read_text()
+    flight = json.loads((tmp_path / "run" / "flight.json").read_text())
+    assert (flight["step"], flight["unread"]) == (4, [])
+    assert flight["why"] == "step 4 hangs: data takes longer than deadlines.data, 3 s"
+    assert [step["step"] for step in flight["steps"]] == [1, 2, 3, 4]
+    assert len(flight["steps"][3]["examples"]) == 16
+    assert not [path.name for path in (tmp_path / "run").iterdir() if ".tmp" in path.name]
 
 
 @pytest.mark.slow
@@ -123,3 +169,10 @@ def test_of_two_processes_both_write_their_stacks_and_the_one_that_has_not_arriv
         assert "takes longer than deadlines.data, 3 s; " in text
     assert "in stuck" in (run / "stacks-1.txt").read_text()
     until((run / "stacks.txt").is_file, 5, lambda: "process 0 wrote no stacks")
+    flight = json.loads((run / "flight.json").read_text())
+    assert "process 1 (host" in flight["why"]
+    assert [step["step"] for step in flight["steps"]][:5] == [1, 2, 3, 4, 5]  # the fifth waits for process 1
+    assert [step["step"] for step in flight["steps"] if "loss" in step] == [1, 2, 3, 4]
+    assert [each.partition(": ")[0] for each in flight["unread"]] == [f"step {n}" for n in (5, 6)][
+        : len(flight["unread"])
+    ]

@@ -1,5 +1,6 @@
 """Experiments so small that a process trains one in a second; some tests run them through the command line."""
 
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +31,18 @@ class Counting(Source):
         return f"counting:{self.rows}:{self.length}"
 
 
+@dataclass(frozen=True)
+class Hanging(Counting):
+    """One row is never read."""
+
+    hangs_at: int = 50
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if index == self.hangs_at:
+            time.sleep(1000)
+        return super().__getitem__(index)
+
+
 def main() -> Experiment:
     """A language model with dropout on one device."""
     blocks = Blocks(width=32, layers=2, heads=4, kv_heads=2, mlp=64, dropout=0.1)
@@ -46,6 +59,11 @@ def main() -> Experiment:
 def data() -> Experiment:
     """Data parallel."""
     return replace(main(), layout=Layout({"data": -1}))
+
+
+def hanging() -> Experiment:
+    """Data parallel, with a worker that hangs in one of the processes."""
+    return replace(data(), data=Pipeline(Hanging(100), batch_size=16, seed=3, workers=1))
 
 
 def fsdp() -> Experiment:

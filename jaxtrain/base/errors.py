@@ -80,9 +80,9 @@ TRANSIENT = {
 """OSError numbers whose cause can be removed, and how; then the same command resumes."""
 
 
-def cannot_write(what: str, error: OSError) -> ConfigError | Retry:
-    """The exception for something that cannot be written: Retry if the cause can be removed, else a user error."""
-    why = f"{what} cannot be written: {error.strerror or error}"
+def cannot_write(what: str, error: OSError, done: str = "written") -> ConfigError | Retry:
+    """What to raise where something cannot be written, or `done`: a user error, unless the cause can be mended."""
+    why = f"{what} cannot be {done}: {error.strerror or error}"
     if error.errno in TRANSIENT:
         return Retry(f"{why}; {TRANSIENT[error.errno]}, then run the same command again")
     return ConfigError(why)

@@ -1,16 +1,18 @@
 """Files: atomic writes, errors for missing ones, hashes, JSON."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jaxtrain.base.errors import ConfigError, nearest
 
@@ -77,6 +79,18 @@ def replace_text(path: Path, text: str) -> None:
     """Write a file of UTF-8 text whole or not at all; it is on disk when this returns."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def open_own(path: Path, anew: bool = False) -> TextIO:
+    """Opens a file of text to append to it, or to begin it anew. Raises OSError for a link, which may lead out of the
+    folder, and for what is no file, such as a pipe, which may block for ever.
+    """
+    how = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_TRUNC if anew else os.O_APPEND)
+    number = os.open(path, how, 0o666)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: object) -> None:

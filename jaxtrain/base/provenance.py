@@ -8,9 +8,13 @@ import shlex
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
+
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.files import read_json
 
 RECORDED_VARIABLES = ("XLA_", "JAX_", "LIBTPU_", "NCCL_", "CUDA_VISIBLE_DEVICES")
 """Prefixes of the environment variables that may change the numbers or the speed of a run."""
@@ -48,6 +52,23 @@ def _installed_packages() -> dict[str, str]:
     found = [each.metadata for each in importlib.metadata.distributions()]
     versions = {metadata["Name"]: metadata["Version"] for metadata in found}
     return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What `environment` found for the run in this folder. Raises ConfigError where the file that has it is missing,
+    cannot be read or holds something else.
+    """
+    path = folder / "environment.json"
+    try:
+        found = read_json(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    groups = [found.get(name, {}) for name in ("packages", "variables", "hardware")] if isinstance(found, dict) else [0]
+    git = (found.get("git") or {}) if isinstance(found, dict) else {}
+    texts = [git.get("revision"), git.get("diff")] if isinstance(git, dict) else [0]
+    if not all(isinstance(each, dict) for each in groups) or not all(isinstance(each, str | None) for each in texts):
+        raise ConfigError(f"{path} holds no environment as a run writes it")
+    return found
 
 
 def revision() -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 from jaxtrain.base.cache import cache
+from jaxtrain.base.files import open_own
 
 MOST_BYTES = 1 << 20
 """Size in bytes above which a file of tracebacks is overwritten instead of appended to."""
@@ -44,7 +45,7 @@ def keep_traceback(error: BaseException) -> Path | None:
                 if file.parent != _folder:
                     file.parent.mkdir(parents=True, exist_ok=True)
                 begun_anew = not file.is_file() or file.stat().st_size > MOST_BYTES
-                with file.open("w" if begun_anew else "a", encoding="utf-8", errors="backslashreplace") as opened:
+                with open_own(file, begun_anew) as opened:
                     opened.write(text)
                 return file
     return None

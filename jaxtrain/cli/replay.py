@@ -9,10 +9,14 @@ import jax
 import tyro
 
 from jaxtrain.base.errors import ConfigError, ExitCode
-from jaxtrain.base.files import json_text, read_json
+from jaxtrain.base.files import json_text
+from jaxtrain.base.provenance import read_environment
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Code = Annotated[str | None, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
+
+MOST_SIMULATED = 4096
+"""Devices, beyond which what a run's folder says is not simulated."""
 
 
 def replay(
@@ -58,10 +62,11 @@ def replay(
 
 
 def simulate_devices(run: Path) -> None:
-    """For a run on simulated CPU devices, simulate as many, unless XLA_FLAGS sets a number or jax is initialised."""
-    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or not (run / "environment.json").is_file():
+    """For a run on simulated CPU devices: as many as it had, unless XLA_FLAGS says how many, or jax has its already."""
+    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    hardware = read_json(run / "environment.json").get("hardware", {})
-    if hardware.get("platform") == "cpu" and isinstance(count := hardware.get("devices"), int) and count > 1:
-        with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError, ConfigError):  # a file that cannot be read is said by what compares with it
+        hardware = read_environment(run).get("hardware", {})
+        count = hardware.get("devices")
+        if hardware.get("platform") == "cpu" and isinstance(count, int) and 1 < count <= MOST_SIMULATED:
             jax.config.update("jax_num_cpu_devices", count)

@@ -48,6 +48,10 @@ def report_error(error: BaseException) -> int:
     return kind.code
 
 
+LEFT = "Event loop is closed"
+"""What tensorstore says of a read that is left since another one failed, which is told."""
+
+
 def report_stray_errors() -> None:
     """From here on, an exception that no caller can catch (in a thread, or in a finalizer) is printed in one line, and
     its traceback goes to the same files. Not printed: exceptions after the error that ends the command, and those while
@@ -66,7 +70,7 @@ def report_stray_errors() -> None:
 
 def _stray(error: BaseException | None, where: str) -> None:
     # A signal that was raised where nothing can catch it has been heard all the same.
-    if error is None or isinstance(error, SystemExit | KeyboardInterrupt) or sys.is_finalizing():
+    if error is None or isinstance(error, SystemExit | KeyboardInterrupt) or LEFT in str(error) or sys.is_finalizing():
         return
     file = keep_traceback(error)
     if not _reported:

@@ -19,7 +19,7 @@ from jaxtrain.cluster.connection import Connection, Message, heartbeat_interval,
 from jaxtrain.cluster.environment import ProcessInfo
 from jaxtrain.cluster.server import Server
 from jaxtrain.cluster.stop import StopSignal
-from jaxtrain.cluster.watchdog import write_stacks
+from jaxtrain.cluster.watchdog import last_words, write_stacks
 
 ReportError = Callable[[BaseException], int]
 """Prints an error for the user, and returns the exit code."""
@@ -122,6 +122,7 @@ class Client(threading.Thread):
         reason += f"; {write_stacks(reason)}" if stacks else ""
         again = ": run the same command again to resume" if code == ExitCode.RETRY else ""
         print(f"jaxtrain: {reason}. {self._name} stops too, with exit code {code:d}{again}", file=sys.stderr)
+        last_words(reason)
         self._exit(code)
 
     def _exit(self, code: int) -> None:

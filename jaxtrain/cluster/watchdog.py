@@ -13,15 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from jaxtrain.base.errors import ExitCode
+from jaxtrain.base.errors import ExitCode, Retry
+from jaxtrain.base.files import open_own
+from jaxtrain.base.threads import CallThread
 from jaxtrain.cluster.stop import exit_now
 
 MARGIN = 30.0
 """Seconds after a deadline in which the others answer, before the process ends by itself."""
+
+LAST_WORDS = 3.0
+"""Seconds in which a run may write what it knows before a thread ends its process. What hangs is left then."""
 
 Progress = Callable[[], tuple[int, str]]
 
@@ -36,10 +42,27 @@ def beat() -> None:
     _beat = next(_beats)
 
 
-def stacks_into(folder: Path) -> None:
-    """From here on stacks are written into a run's folder; before, to standard error."""
+def stacks_into(folder: Path, check: Callable[[], None] = lambda: None) -> None:
+    """From here on stacks are written into a run's folder; before, to standard error.
+
+    check: raises Retry where the folder is another process's by now.
+    """
     if _current is not None:
-        _current.folder = folder
+        _current.folder, _current.check = folder, check
+
+
+def write_at_end(write: Callable[[str], None] | None) -> None:
+    """From here on, before a thread ends this process, `write(why)` is called in a thread of its own, while the main
+    thread may hang: without collectives. It has `LAST_WORDS` seconds. None for nothing.
+    """
+    if _current is not None:
+        _current.write_at_end = write
+
+
+def last_words(why: str) -> None:
+    """Have the run write what it knows, before a thread ends this process."""
+    if _current is not None:
+        _current.last_words(why)
 
 
 def write_stacks(why: str) -> str:
@@ -64,6 +87,8 @@ class Watchdog(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self._deadlines, self._process, self.progress = deadlines, process, progress
         self.folder: Path | None = None
+        self.check: Callable[[], None] = lambda: None
+        self.write_at_end: Callable[[str], None] | None = None
         self.leave: Callable[[str, int], None] = exit_now
         """Ends the process at once, with a message and an exit code."""
         self.ask_others: Callable[[str, float], None] | None = None
@@ -116,14 +141,23 @@ class Watchdog(threading.Thread):
                 return
         where = self.write_stacks(f"step {step}, {phase}, for {seconds:.0f} s")
         name = f"deadlines.{phase if phase in self._deadlines else 'other'}"
-        self.leave(f"step {step} hangs: {phase} takes longer than {name}, {limit:g} s; {where}", ExitCode.RETRY)
+        why = f"step {step} hangs: {phase} takes longer than {name}, {limit:g} s"
+        self.last_words(why)
+        self.leave(f"{why}; {where}", ExitCode.RETRY)
+
+    def last_words(self, why: str) -> None:
+        """Have the run write what it knows, if the folder is still its own; takes at most `LAST_WORDS` seconds."""
+        if (write := self.write_at_end) is not None:
+            wait([CallThread("last words").submit(lambda: (self.check(), write(why)))], LAST_WORDS)
 
     def write_stacks(self, why: str) -> str:
         """Write the stacks of all threads; says where they are."""
         name = f"stacks-{self._process}.txt" if self._process else "stacks.txt"
         if self.folder is not None:
-            with contextlib.suppress(OSError), (self.folder / name).open("a", encoding="utf-8") as file:
-                self._write_stacks(file, why)
+            with contextlib.suppress(OSError, Retry):
+                self.check()
+                with open_own(self.folder / name) as file:
+                    self._write_stacks(file, why)
                 return f"the stacks of its threads are in {self.folder / name}"
         self._write_stacks(sys.__stderr__ or sys.stderr, why)
         return "the stacks of its threads are above"

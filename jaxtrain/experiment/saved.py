@@ -4,31 +4,35 @@ The rules for scores are here too: which value counts, and which is better. Not 
 setting damaged checkpoints aside.
 """
 
+import errno
 import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.checksums import MANIFEST, Manifest, read_regular, unreadable
-from jaxtrain.base.errors import ConfigError, Damaged, DamagedCheckpoint, nearest
+from jaxtrain.base.errors import ConfigError, Damaged, DamagedCheckpoint, cannot_write, nearest
 
 RECORD, METRICS, STATE = "record/metadata", "metrics/metrics", "state"
 """Paths in a checkpoint: the record (what a run saves besides arrays), the scores, the arrays."""
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
-    """The steps of the checkpoints in a folder, ascending, including damaged ones. Raises ConfigError where the folder
-    cannot be read.
+    """The steps that a folder has checkpoints of, ascending, damaged ones too. Raises ConfigError for what it may not
+    be asked, Retry where it does not answer.
 
     A checkpoint is renamed to its step when it is complete, so any other name is not a checkpoint.
     """
     try:
-        names = [path.name for path in checkpoints.iterdir() if path.name.isdecimal() and path.is_dir()]
+        paths = [path for path in checkpoints.iterdir() if path.name.isdecimal()]
+        names = [path.name for path in paths if stat.S_ISDIR(_mode(path) or 0)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise ConfigError(f"the checkpoints in {checkpoints} cannot be read: {error.strerror or error}") from error
+        raise cannot_write(f"the checkpoints in {checkpoints}", error, "read") from error
     return sorted(int(name) for name in names if name == str(int(name)))
 
 
@@ -46,20 +50,28 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
 def read_scores(checkpoint: Path) -> dict[str, float]:
     """The finite scores of a checkpoint by name, {} without any. Raises DamagedCheckpoint."""
     file = checkpoint / METRICS
-    if not file.exists():
-        return {}
+    try:
+        if _mode(file) is None:
+            return {}
+    except OSError as error:
+        raise checkpoint_fault(unreadable(file, error)) from error
     numbers = {name: score for name, score in _read_object(file).items() if isinstance(score, int | float)}
     return {name: float(score) for name, score in numbers.items() if math.isfinite(score)}
 
 
-def scores_by_step(checkpoints: Path, metric: str | None, steps: list[int]) -> dict[int, float]:
-    """The value of a metric at each of these steps; steps without one, or whose file is damaged, are left out."""
+def scores_by_step(
+    checkpoints: Path,
+    metric: str | None,
+    steps: list[int],
+    damaged: Callable[[int, DamagedCheckpoint], None] = lambda step, fault: None,
+) -> dict[int, float]:
+    """The value of a metric at each of these steps that has one; `damaged` is called where it cannot be read."""
     found = {}
-    for step in steps:
+    for step in steps if metric is not None else []:
         try:
-            found[step] = read_scores(checkpoints / str(step)).get(str(metric))
-        except Damaged:
-            continue
+            found[step] = read_scores(checkpoints / str(step)).get(metric)
+        except DamagedCheckpoint as fault:
+            damaged(step, fault)
     return {step: score for step, score in found.items() if score is not None}
 
 
@@ -135,6 +147,18 @@ def none_is_good(checkpoints: Path, found: list[DamagedCheckpoint]) -> DamagedCh
     others = "".join(f"\n  {fault}" for fault in found[1:4])
     why = f"{found[0].why}{others}\nno checkpoint in {checkpoints} is good, and none was moved"
     return DamagedCheckpoint(found[0].file, None, why)
+
+
+def _mode(path: Path) -> int | None:
+    """The kind of a file or folder; None where there is none. Raises OSError where that is not known: of a stale file
+    handle `is_dir` of Python 3.14 is false, which would be a checkpoint less.
+    """
+    try:
+        return os.stat(path).st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -22,16 +22,21 @@ from jaxtrain.base.errors import ConfigError, ExitCode
 from jaxtrain.base.ranges import Checked, NonNegativeInt
 from jaxtrain.experiment.experiment import Experiment
 
+OWN_ABOVE_128 = tuple(int(code) for code in ExitCode if code > 128)
+"""Exit codes that look like deaths by a signal, and are chosen by the command itself."""
+
 FATAL = tuple(int(code) for code in ExitCode if ExitCode.FINISHED < code < ExitCode.RETRY)
 """Exit codes after which a restart would only fail again."""
 
-SHOULD_RESTART = f"code == {ExitCode.RETRY:d} || code > 128 && code != {ExitCode.INTERRUPTED:d}"
+SHOULD_RESTART = f"code == {ExitCode.RETRY:d} || code > 128" + "".join(f" && code != {code}" for code in OWN_ABOVE_128)
 """`should_restart` as an arithmetic expression of bash."""
 
 
 def should_restart(code: int) -> bool:
-    """Whether to restart a training that ended with `code`: if it asks for that, or was killed, but not by Ctrl-C."""
-    return code == ExitCode.RETRY or (code > 128 and code != ExitCode.INTERRUPTED)
+    """Whether to restart a training that ended with `code`: if it asks for that, or was killed by a signal, but not by
+    Ctrl-C (130) or since nobody reads what it prints (141), which no scheduler does and a restart does not cure.
+    """
+    return code == ExitCode.RETRY or (code > 128 and code not in OWN_ABOVE_128)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,14 @@
 """Creates the folder of a run, or checks that of a run that resumes. Not here: reading it."""
 
 import importlib.metadata
+import logging
 import re
 import time
 from pathlib import Path
 
 from jaxtrain.base.config import find, flatten, to_json
 from jaxtrain.base.errors import ConfigError, cannot_write
-from jaxtrain.base.files import remove_unfinished_in, write_json
+from jaxtrain.base.files import atomic_write, remove_unfinished_in, write_json
 from jaxtrain.base.provenance import environment
 from jaxtrain.base.tracebacks import keep_tracebacks_in
 from jaxtrain.cluster import watchdog
@@ -21,6 +22,7 @@ from jaxtrain.experiment.run_file import read_saved
 from jaxtrain.runs.bucket import file_system
 from jaxtrain.runs.folder import Run, as_begun, check_same, horizon_of_run
 from jaxtrain.runs.lock import Lock
+from jaxtrain.runs.retention import set_aside_no_file
 from jaxtrain.runs.skipped import read_skipped
 
 
@@ -47,7 +49,7 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lo
         was_run = (folder / "experiment.json").is_file()
         found = _check_folder(folder, experiment, origin)  # before locking, so that no lock is left in other folders
         lock.take(folder)
-        watchdog.stacks_into(folder)
+        watchdog.stacks_into(folder, lock.check)
         keep_tracebacks_in(folder)
         # Another process may have created the run meanwhile.
         horizon, experiment = found if was_run else _check_folder(folder, experiment, origin)
@@ -109,8 +111,8 @@ def _numbered(folder: Path, number: int) -> Path:
 
 
 def _unfinished(folder: Path, origin: Origin | None) -> bool:
-    """Whether a folder holds nothing but a launcher's logs and files of a `_write_files` that was killed."""
-    left = {"environment.json", "data", "logs", *([origin.file.name] if origin else [])}
+    """Whether a folder holds at most a launcher's logs and what `_write_files` leaves when it is killed."""
+    left = {"environment.json", "data", "damaged", "logs", *([origin.file.name] if origin else [])}
     beside = r"\.?lock\.json.*|(stacks|traceback)(-\d+)?\.txt|.*\.tmp"
     return folder.is_dir() and all(path.name in left or re.fullmatch(beside, path.name) for path in folder.iterdir())
 
@@ -127,8 +129,12 @@ def _write_files(folder: Path, experiment: Experiment, horizon: int, origin: Ori
         "folder": str(folder.absolute()),
     }
     folder.mkdir(parents=True, exist_ok=True)
+    for path in [folder / "environment.json", *([folder / origin.file.name] if origin is not None else [])]:
+        for note in set_aside_no_file(path):
+            logging.getLogger("jaxtrain.runs").warning("%s", note)
     if origin is not None:
-        (folder / origin.file.name).write_bytes(origin.file.read_bytes())
+        with atomic_write(folder / origin.file.name) as temporary:  # a link is replaced, and not followed
+            temporary.write_bytes(origin.file.read_bytes())
     for data in find(experiment, Built):
         (folder / "data").mkdir(exist_ok=True)
         data.card.write(folder / "data", f"{data.name}-{data.version}.json")

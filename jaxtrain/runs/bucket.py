@@ -1,6 +1,7 @@
 """Checkpoints on a bucket: one sent, fetched, set aside, removed. Not here: which, when, and what becomes of errors."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -13,11 +14,14 @@ from typing import Any, BinaryIO
 
 from jaxtrain.base.checksums import MANIFEST, Manifest
 from jaxtrain.base.errors import ConfigError, Damaged, DamagedCheckpoint
-from jaxtrain.base.files import digest
+from jaxtrain.base.files import atomic_write, digest
 from jaxtrain.base.packages import needs
 from jaxtrain.experiment.saved import METRICS
 from jaxtrain.runs.retention import saving, set_aside
 from jaxtrain.runs.saving import sync_folder
+
+RUN_FILES = ("experiment.json", "metrics.jsonl", "events.jsonl", "steps.bin")
+"""What is sent of a run's folder beside its checkpoints."""
 
 _BLOCK = 8 << 20  # bytes that are copied at once
 
@@ -48,9 +52,11 @@ class Bucket:
         self._owner = json.dumps({"fingerprint": fingerprint}).encode()
         self.sent: dict[int, str] = {}
         """A hash of the manifest of each step that is there for certain."""
+        self._files: dict[str, tuple[int, int]] = {}
+        """Size and time of each of the run's files that is there for certain."""
 
-    def check_owner(self, write: bool) -> None:
-        """Raises ConfigError for a bucket of another experiment. write: whether to mark one of none."""
+    def check_owner(self, write: bool) -> bool:
+        """Whether it is marked as this experiment's. Raises ConfigError for one of another. write: mark one of none."""
         found = self._read("run.json")
         if found is None and write:
             self._fs.pipe_file(f"{self._root}/run.json", self._owner)
@@ -59,6 +65,7 @@ class Bucket:
                 f"checkpoints: {self.url} holds those of another experiment (its run.json has another fingerprint): "
                 "give each run a prefix of its own"
             )
+        return found is not None or write
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints, ascending, those that are not complete too."""
@@ -94,6 +101,22 @@ class Bucket:
                     _copy(source, to, known, str(checkpoint / name))
             self._fs.pipe_file(f"{self._root}/{step}/{MANIFEST}", text)
         self.sent[step] = digest(text)
+
+    def send_files(self, run: Path) -> None:
+        """Send what of a run's files has changed since they were sent."""
+        for path in [run / name for name in RUN_FILES if (run / name).is_file()]:
+            if self._files.get(path.name) != (state := (path.stat().st_size, path.stat().st_mtime_ns)):
+                self._fs.pipe_file(f"{self._root}/run/{path.name}", path.read_bytes())
+                self._files[path.name] = state
+
+    def fetch_files(self, run: Path) -> list[str]:
+        """Fetch what a run's folder lacks of its files, whose names are returned."""
+        found = [(name, self._read(f"run/{name}")) for name in RUN_FILES if not os.path.lexists(run / name)]
+        for name, data in found:
+            if data is not None:
+                with atomic_write(run / name) as temporary:
+                    temporary.write_bytes(data)
+        return [name for name, data in found if data is not None]
 
     def fetch(self, step: int, checkpoints: Path) -> bool:
         """Fetch a checkpoint into a folder, in place of one of its name, which is set aside, and verify it meanwhile.
@@ -133,12 +156,14 @@ class Bucket:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(f"{self._root}/{step}", recursive=True)
 
-    def set_aside(self, step: int) -> str:
-        """Move a checkpoint to where it is none. Returns its new place."""
+    def set_aside(self, step: int, folder: str = "damaged") -> str:
+        """Move a checkpoint to where it is none, beside those of its name there. Returns its new place."""
+        names = (f"{folder}/{step}{'' if number == 1 else f'-{number}'}" for number in itertools.count(1))
+        place = next(name for name in names if not self._fs.exists(f"{self._root}/{name}"))
         for name in self._fs.find(f"{self._root}/{step}"):
-            self._fs.cp_file(name, f"{self._root}/damaged/{step}{name.partition(f'{self._root}/{step}')[2]}")
+            self._fs.cp_file(name, f"{self._root}/{place}{name.partition(f'{self._root}/{step}')[2]}")
         self.remove(step)
-        return f"{self.url}/damaged/{step}"
+        return f"{self.url}/{place}"
 
     def _opened(self, name: str) -> BinaryIO:
         try:

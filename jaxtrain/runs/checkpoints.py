@@ -12,11 +12,11 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath  # the only paths that orbax takes
 
-from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry
+from jaxtrain.base.errors import ConfigError, DamagedCheckpoint, Retry, cannot_write
 from jaxtrain.base.text import array_type
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process, least_over_processes
 from jaxtrain.experiment.experiment import Retention
-from jaxtrain.experiment.saved import STATE, is_better, ranked, read_record, saved_steps, score_of, scores_by_step
+from jaxtrain.experiment.saved import STATE, best_first, is_better, read_record, saved_steps, score_of
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.runs.health import Health, logged
 from jaxtrain.runs.leaves import check_leaves, leaves_by_path, on_first_device, without_elements
@@ -62,10 +62,10 @@ class Checkpoints:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ConfigError(f"{self.folder} cannot be made: {error.strerror or error}") from error
+                raise cannot_write(str(self.folder), error, "made") from error
         steps = saved_steps(self.folder)
         self._last = broadcast_from_first(max(steps, default=-1))
-        self._scores = {} if self.keep.best is None else scores_by_step(self.folder, self.keep.best, steps)
+        self._scores = self._health.scores(self.keep.best, steps)
 
     def report_to(self, log: Callable[..., None]) -> None:
         """Call `log(kind, **facts)` for events of checkpoints: for the past ones now, then for new ones."""
@@ -149,7 +149,7 @@ class Checkpoints:
         the checkpoint aside.
         """
         chosen = self._existing(step)
-        record = read_record(self.folder / str(chosen))
+        record = self._health.record(chosen)
         wanted = leaves_by_path(abstract)
         check_leaves(
             self.folder / str(chosen), record["leaves"], {name: array_type(leaf) for name, leaf in wanted.items()}
@@ -185,12 +185,12 @@ class Checkpoints:
         if broadcast_from_first(int(not steps)):
             return None
         self._last = self._health.first_good(steps[::-1])
-        self._scores = scores_by_step(self.folder, self.keep.best, [step for step in steps if step <= self._last])
+        self._scores = self._health.scores(self.keep.best, [step for step in steps if step <= self._last])
         return self._last
 
     def best(self) -> int | None:
         """The step with the best value of the metric `Retention.best`, the later one of equals; None without any."""
-        return next(iter(ranked(self.folder, self.keep.best, self.keep.mode, self.steps())), None)
+        return next(iter(self._best_first(self.steps())), None)
 
     def wait(self) -> int:
         """Block until every save is durable, and return the step of the last one; 0 without any. Raises Retry if the
@@ -260,6 +260,9 @@ class Checkpoints:
         self._event("save_failed", step=step, why=why, note=note)
         return 0
 
+    def _best_first(self, steps: list[int]) -> list[int]:
+        return best_first(self._health.scores(self.keep.best, steps), self.keep.mode)
+
     def _existing(self, step: SavedStep | None) -> int:
         steps = self.steps()
         if not steps:
@@ -267,7 +270,7 @@ class Checkpoints:
         if step is None or step == "latest":
             return self._health.first_good(steps[::-1])
         if step == "best":
-            if not (order := ranked(self.folder, self.keep.best, self.keep.mode, steps)):
+            if not (order := self._best_first(steps)):
                 raise ConfigError(f"no checkpoint in {self.folder} is the best: train with --keep.best SPLIT/METRIC")
             return self._health.first_good(order)
         if step not in steps:
@@ -286,8 +289,8 @@ class Checkpoints:
                 return arrays
             why = f"{name} is not what was saved: its checksum differs"
         except READ_ERRORS as error:
-            if manifest is not None and self._most is None:
-                raise  # every file has its checksum, so the error is not due to damage
+            if manifest is not None and self._most is None:  # every file is as it was written, so this is no damage
+                self._health.raise_unread(step, error)
             why = f"its arrays cannot be read: {reason(error)}"
         fault = DamagedCheckpoint(str(folder), None, why)
         if self._read_only or isinstance(asked, int):

@@ -6,14 +6,14 @@ Not here: finding damage in one checkpoint, and restoring.
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
 from jaxtrain.base.checksums import Manifest
-from jaxtrain.base.errors import Damaged, DamagedCheckpoint
+from jaxtrain.base.errors import Damaged, DamagedCheckpoint, Retry
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process, least_over_processes
-from jaxtrain.experiment.saved import check_unsealed, checkpoint_fault, none_is_good
+from jaxtrain.experiment.saved import check_unsealed, checkpoint_fault, none_is_good, read_record, scores_by_step
 from jaxtrain.runs.retention import set_aside
 
 NO_FILE = 2**31 - 1  # above the number of any file, and within the 32 bits of a collective
@@ -22,6 +22,10 @@ NO_FILE = 2**31 - 1  # above the number of any file, and within the 32 bits of a
 def logged(kind: str, **facts: Any) -> None:
     """Log an event as a warning, where there is no run to log it."""
     logging.getLogger("jaxtrain.runs").warning("  ".join([kind, *(f"{name} {value}" for name, value in facts.items())]))
+
+
+def _lost(fault: DamagedCheckpoint) -> Retry:
+    return Retry(f"{fault}, though it was good a moment ago; run the same command again")
 
 
 class Health:
@@ -81,6 +85,32 @@ class Health:
             name = sorted(manifest.files)[first] if manifest is not None and first >= 0 else ""
             fault = Damaged(str(checkpoint / name), None, "another process found it damaged, and names it")
         return checkpoint_fault(fault)
+
+    def record(self, step: int) -> dict[str, Any]:
+        """What `read_record` finds of a good step. Raises Retry where that cannot be read any more."""
+        try:
+            return read_record(self._folder / str(step))
+        except DamagedCheckpoint as fault:
+            raise _lost(fault) from fault
+
+    def scores(self, metric: str | None, steps: list[int]) -> dict[int, float]:
+        """The value of a metric at each of these steps that has one. A step whose scores are damaged is left, for it
+        would be deleted in time as one that has none. Raises Retry where those of a good one cannot be read any more.
+        """
+
+        def damaged(step: int, fault: DamagedCheckpoint) -> None:
+            if step in self._good:  # a run may be about to restore it
+                raise _lost(fault) from fault
+            self.leave(step, fault)
+
+        return scores_by_step(self._folder, metric, steps, damaged)
+
+    def raise_unread(self, step: int, error: Exception) -> NoReturn:
+        """Raises an error of reading a good step; Retry where it says that some of its files are not there."""
+        if isinstance(error, FileNotFoundError) or "does not exist" in str(error):
+            where = f"{self._folder / str(step)} cannot be read at the moment, though it was good"
+            raise Retry(f"{where} ({' '.join(str(error).split())}); run the same command again") from error
+        raise error
 
     def manifest(self, step: int) -> Manifest | None:
         """The manifest of a good step; None if it was saved by a version that wrote none."""

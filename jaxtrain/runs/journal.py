@@ -4,7 +4,6 @@ wait.
 Metrics stay on the device until the period after theirs has ended. Not here: when something is due, and who observes.
 """
 
-import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -17,13 +16,16 @@ import optax
 
 from jaxtrain.base.config import find
 from jaxtrain.base.hardware import peak_memory, planned_memory
+from jaxtrain.cluster import watchdog
 from jaxtrain.experiment.observers import Scores
 from jaxtrain.experiment.validate import data_facts, interval_facts, replicated_leaves
 from jaxtrain.experiment.verified import is_verified, split_axes
 from jaxtrain.optimizers import Schedule
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
+from jaxtrain.runs.metrics_log import intervals
 from jaxtrain.runs.observers import Observers
+from jaxtrain.runs.recorder import WAIT, WAIT_AT_END
 from jaxtrain.runs.skipped import StepFaults, facts, read_skipped, without_skipped
 from jaxtrain.runs.utilization import utilization
 from jaxtrain.step import TrainState
@@ -99,9 +101,9 @@ class Journal:
         """Log what is known before the step is compiled: the mesh, what the user may not expect, and from here on what
         happens to checkpoints.
         """
-        experiment, run = self._experiment, self._observers
-        sizes = dict(program.mesh.shape)
-        self.log_event("begun", step=start, of=experiment.steps, folder=str(run.folder), mesh=sizes)
+        experiment, run, sizes = self._experiment, self._observers, dict(program.mesh.shape)
+        begun = {"step": start, "of": experiment.steps, "folder": str(run.folder), "mesh": sizes}
+        self.log_event("begun", **begun, intervals=intervals(experiment))
         if facts := interval_facts(experiment):
             self.log_event("intervals", note="; ".join(facts))
         if facts := data_facts(experiment):
@@ -118,6 +120,7 @@ class Journal:
             note = ends if horizon < experiment.steps else "the run ends before its learning rate schedule"
             self.log_event("schedule", horizon=horizon, of=experiment.steps, note=note)
         checkpoints.report_to(self.log_event)
+        self._steps.saved = lambda: max(checkpoints.steps(), default=0)
 
     def log_compiled(self, program: Program, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> None:
         """Log how long compiling took, what the model chose, its FLOPs, and the memory that the compiler plans."""
@@ -132,7 +135,7 @@ class Journal:
         """Training begins after `start` steps; `record` is that of their checkpoint, {} without one."""
         self._done, self._recorded = start, start
         self._before, self._evaluated = record.get("period", {}), record.get("evaluated", start)
-        self._steps.saved, self._steps.in_a_row = start, record.get("skipped_in_a_row", 0)
+        self._steps.in_a_row = record.get("skipped_in_a_row", 0)
         self._observers.begun(start)
 
     def evaluation_due(self, step: int) -> bool:
@@ -171,7 +174,6 @@ class Journal:
         self.check(program, state)
         with self._clock("save"):
             durable = checkpoints.save(step, state, self.record(step), scores)
-        self._steps.saved = step
         self.saved(durable)
         return step
 
@@ -224,6 +226,7 @@ class Journal:
         self._observers.close()
 
     def __enter__(self) -> Self:
+        watchdog.write_at_end(lambda why: self._write_flight(why, WAIT_AT_END))
         return self
 
     def __exit__(
@@ -233,13 +236,11 @@ class Journal:
             if error is not None:
                 self._write_flight(f"{type(error).__name__}: {error}")
         finally:
+            watchdog.write_at_end(None)
             self.close()
 
-    def _write_flight(self, why: str) -> None:
-        try:
-            self._observers.write_flight(self._done, why, self._clock.account())
-        except OSError as error:  # of a full disk, say, which may be why the run fails
-            logging.getLogger("jaxtrain.runs").warning("flight.json could not be written: %s", error)
+    def _write_flight(self, why: str, wait: float = WAIT) -> None:
+        self._observers.write_flight(self._done, why, self._clock.account(), wait)
 
     def _fetched(self, step: int, metrics: list[Metrics], batches: list[Any]) -> list[Metrics]:
         """The metrics of the steps until `step`, on the host; those that steps.bin lacks are appended to it."""

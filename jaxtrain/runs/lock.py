@@ -100,7 +100,8 @@ class Lock:
             with contextlib.suppress(OSError):
                 os.pwrite(self._file, replace(self._own, state=FREE).text(self._beats), 0)
                 os.fsync(self._file)
-            os.close(self._file)
+            with contextlib.suppress(OSError):  # of a network file system that writes late: the run is done by now
+                os.close(self._file)
             self._own = None
 
     def __enter__(self) -> Self:

@@ -1,10 +1,12 @@
 """A run's metrics.jsonl and events.jsonl."""
 
 import datetime
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.observers import ObservedRun, Scores
 from jaxtrain.runs.json_lines import Check, append_line, read_lines, repair_lines
 from jaxtrain.runs.retention import set_aside_no_file
@@ -39,7 +41,7 @@ class MetricsLog(Watcher):
     def rewind(self, step: int, log_every: int = 1) -> list[str]:
         """Drop the metrics after `step`, for a run that resumes from there, and set damaged lines aside.
 
-        log_every: the first step that has a line.
+        log_every: the steps of a period, where no event says how many there were.
 
         Returns a message for everything that is damaged or missing.
         """
@@ -48,8 +50,14 @@ class MetricsLog(Watcher):
         wrong = [*set_aside_no_file(self._metrics), *set_aside_no_file(self._events)]
         if step >= log_every and not (self._metrics.exists() and self._metrics.stat().st_size):
             wrong.append(f"{self._metrics} has no line of the {step} steps until here")
-        wrong += repair_lines(self._metrics, line_check(), step)
-        return wrong + repair_lines(self._events)
+        wrong += repair_lines(self._metrics, line_check(), step) + repair_lines(self._events)
+        lines, events = read_lines(self._metrics), read_lines(self._events)
+        if lost := missing_lines(lines, events, step, log_every):
+            names = ", ".join(f"that of {split} at step {at}" for at, split in lost[:3])
+            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            note = f"{self._metrics} lacks a line for each of these, which were there once: {names}{more}"
+            wrong += [note] if note not in {event.get("note") for event in events} else []  # it is said once
+        return wrong
 
     def trained(self, run: ObservedRun, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
         self.metrics(step, "train", {**metrics, **rates})
@@ -57,6 +65,32 @@ class MetricsLog(Watcher):
     def evaluated(self, run: ObservedRun, step: int, scores: Scores) -> None:
         for split, values in scores.items():
             self.metrics(step, split, values)
+
+
+def intervals(experiment: Experiment) -> dict[str, int]:
+    """How many steps there are between two lines of each split."""
+    return {"train": experiment.runtime.log_every, **dict.fromkeys(experiment.evals, experiment.runtime.eval_every)}
+
+
+def missing_lines(
+    lines: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], step: int, log_every: int
+) -> list[tuple[int, str]]:
+    """Step and split of the lines that metrics.jsonl lacks between others, by what the events say of the intervals with
+    which the run was begun and resumed until `step`. An evaluation of `step` itself may still follow.
+    """
+    begun: list[tuple[int, dict[str, int]]] = []
+    for event in events:
+        at, every = event.get("step"), event.get("intervals")
+        if event.get("kind") == "begun" and type(at) is int and at >= 0:
+            every = every if isinstance(every, dict) else {"train": log_every}
+            kept = {name: size for name, size in every.items() if type(size) is int and size > 0}
+            begun = [*(each for each in begun if each[0] < at), (at, kept)]
+    found, missing = {(line["step"], line["split"]) for line in lines}, []
+    for (first, every), (last, _) in itertools.pairwise([*begun, (step, {})]):
+        for split, size in every.items():
+            end = min(last, step if split == "train" else step - 1)
+            missing += [(at, split) for at in range(first - first % size + size, end + 1, size)]
+    return [each for each in sorted(missing) if found and each not in found]
 
 
 def line_check() -> Check:

@@ -1,9 +1,13 @@
-"""A run's checkpoints on a bucket: sent from a thread, and fetched by a machine that has none. Not here: copying."""
+"""A run's checkpoints and metrics on a bucket: sent from a thread, and fetched by a machine that has none.
+
+Not here: copying.
+"""
 
 import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any, TypeVar
 
 from jaxtrain.base.checksums import MANIFEST
 from jaxtrain.base.errors import ConfigError, Damaged, DamagedCheckpoint, Retry
@@ -14,6 +18,7 @@ from jaxtrain.runs.bucket import Bucket
 from jaxtrain.runs.health import Health, logged
 from jaxtrain.runs.saving import reason
 
+Answer = TypeVar("Answer")
 Stay = Callable[[Sequence[int]], set[int]]
 
 FETCH_SECONDS = 24 * 3600
@@ -28,6 +33,8 @@ class Mirror:
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket, self._thread = bucket, ThreadPoolExecutor(1, "mirror")
+        self._run: Path | None = None
+        """The run's folder, once something was to be sent of it."""
         self._begun: list[Future[None]] = []
         """What has not been reported."""
         self.log: Callable[..., None] = logged
@@ -40,6 +47,7 @@ class Mirror:
         if is_first_process():
             for each in self._begun:
                 each.cancel()
+            self._run = checkpoints.parent
             self._begun.append(self._thread.submit(self._send, checkpoints, stay))
 
     def report(self) -> str:
@@ -94,7 +102,9 @@ class Mirror:
         barrier(key="jaxtrain_fetched", timeout_ms=FETCH_SECONDS * 1000)
 
     def close(self) -> None:
-        """Wait for what is being sent, and stop the thread."""
+        """Wait for what is being sent and send what the run has written since, then stop the thread."""
+        if self._run is not None:
+            self._begun.append(self._thread.submit(self._send_files, self._run))
         self._thread.shutdown()
         self.report()
 
@@ -102,7 +112,11 @@ class Mirror:
         if not (steps := _complete(checkpoints)):
             return
         self._bucket.check_owner(write=True)
-        faults = []
+        faults: list[Damaged | OSError] = []
+        try:
+            self._bucket.send_files(checkpoints.parent)  # first: a checkpoint there does not stand without its metrics
+        except OSError as fault:
+            faults.append(fault)
         for step in reversed(steps):
             try:
                 self._bucket.send(checkpoints / str(step))
@@ -119,6 +133,10 @@ class Mirror:
         if faults:
             raise faults[0]
 
+    def _send_files(self, run: Path) -> None:
+        if self._bucket.check_owner(write=False):
+            self._bucket.send_files(run)
+
     def _fetch(self, checkpoints: Path, newest: int, keep: Retention) -> None:
         self._bucket.check_owner(write=False)
         there, damaged = self._bucket.steps()[::-1], []
@@ -131,6 +149,8 @@ class Mirror:
         if found is None and damaged:
             why = f"{damaged[0][1].why}\nno checkpoint in {self._bucket.url} is good, and none was moved"
             raise DamagedCheckpoint(damaged[0][1].file, None, why)
+        if found is not None and (files := self._bucket.fetch_files(checkpoints.parent)):
+            self.log("fetched", files=files, bucket=self._bucket.url)
         earlier = [step for step in there if found is not None and step <= found]
         best = best_first(self._bucket.scores(earlier, keep.best), keep.mode)
         self._first_good([step for step in best[:1] if step != found], checkpoints, damaged)
@@ -149,6 +169,15 @@ class Mirror:
             except DamagedCheckpoint as fault:
                 damaged.append((step, fault))
         return None
+
+
+def attempt(bucket: Bucket, work: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What `work` returns. Raises Retry, naming the bucket, for what its file system raises, of any library."""
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(work, *arguments)
+    if (error := done.exception()) is None or isinstance(error, ConfigError | DamagedCheckpoint):
+        return done.result()
+    raise Retry(f"{bucket.url} fails: {_why(error)}. Once it works, run the same command again")
 
 
 def _complete(checkpoints: Path) -> list[int]:

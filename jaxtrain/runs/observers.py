@@ -4,6 +4,7 @@ Not here: the observers, and when they are called.
 """
 
 import contextlib
+import logging
 import traceback
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
@@ -19,7 +20,7 @@ from jaxtrain.experiment.observers import Observer, Scores
 from jaxtrain.runs.console import Console
 from jaxtrain.runs.metrics_log import MetricsLog, read_metrics
 from jaxtrain.runs.profiler import Profiler
-from jaxtrain.runs.recorder import Recorder
+from jaxtrain.runs.recorder import WAIT, Recorder
 from jaxtrain.runs.tensorboard import TensorBoard
 from jaxtrain.runs.watcher import Watcher
 
@@ -90,10 +91,13 @@ class Observers:
         with self._in_folder(first + len(fetched) - 1):
             self.recorder.append(first, fetched)
 
-    def write_flight(self, step: int, why: str, seconds: Mapping[str, float]) -> None:
-        """Write flight.json, since the run fails after `step`, unless the folder is gone."""
+    def write_flight(self, step: int, why: str, seconds: Mapping[str, float], wait: float = WAIT) -> None:
+        """The run fails after `step`: write flight.json, unless its folder is gone. `wait`: as of `Recorder.write`."""
         if not self._is_run or (self.folder / "experiment.json").is_file():
-            self.recorder.write(self, step, why, seconds)
+            try:
+                self.recorder.write(self, step, why, seconds, wait)
+            except OSError as error:  # of a full disk, say, which may be why the run fails
+                logging.getLogger("jaxtrain.runs").warning("flight.json could not be written: %s", error)
 
     def trained(self, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
         """Pass on the metrics over a period that ended with `step`."""

@@ -4,6 +4,8 @@ The numbers of a step stay on the device until they are written. Not here: when 
 """
 
 import datetime
+import math
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -26,8 +28,8 @@ from jaxtrain.sharding.checksum import as_number
 EXAMPLES = 64
 """The most rows of a batch whose examples are listed."""
 
-WAIT = 10.0
-"""Total seconds to wait for steps that are still running when a run has failed."""
+WAIT, WAIT_AT_END = 10.0, 1.0
+"""Seconds in all to wait for steps that are still being computed: when a run has failed, and when a thread ends it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Recorder(Watcher):
         self._before: Sampled | None = None
         self._groups: tuple[Any, ...] = ()
         self._rates: Mapping[str, float] = {}
+        self._writing, self._written, self._until = threading.Lock(), False, math.inf
 
     def stepped(self, run: ObservedRun, step: int, metrics: Mapping[str, Any]) -> None:
         if not self._last.maxlen:
@@ -72,20 +75,28 @@ class Recorder(Watcher):
         columns = {name: [each[name] for each in found] for name in ("loss", "gradient_norm", "batch", "skipped")}
         self.steps.append({"step": range(first, first + len(found)), **columns})
 
-    def write(self, run: ObservedRun, step: int, why: str, seconds: Mapping[str, float]) -> None:
-        """Write flight.json, whole or not at all.
+    def write(self, run: ObservedRun, step: int, why: str, seconds: Mapping[str, float], wait: float = WAIT) -> None:
+        """Write flight.json, whole or not at all: the run has done `step` steps and fails by this error or signal. The
+        first reason stays.
 
-        step: the steps that are done. why: the error or signal by which the run fails. seconds: by phase. Steps whose
-        numbers can no longer be read from the device are listed in `unread`, with the reason.
+        seconds: the account by phase. Numbers that the device does not give any more are None, and why is said.
+        wait: seconds to wait for these numbers. Another thread that is writing then waits no longer, either.
         """
         if not self._active:
             return
-        until, steps, unread = time.monotonic() + WAIT, [], []
-        for each in self._last:
+        self._until = min(self._until, time.monotonic() + wait)
+        with self._writing:
+            if not self._written:
+                self._write(run, step, why, seconds)
+                self._written = True
+
+    def _write(self, run: ObservedRun, step: int, why: str, seconds: Mapping[str, float]) -> None:
+        steps, unread = [], []
+        for each in [*self._last]:
             facts: dict[str, Any] = {"step": each.step, "examples": examples_of(run.experiment.data, each.step)}
             try:
-                facts |= self._read(each.numbers, until)
-            except (RuntimeError, TimeoutError) as error:  # of the device, or of an earlier step
+                facts |= self._read(each.numbers)
+            except (RuntimeError, TimeoutError) as error:  # of the device, or of a step before this one
                 unread.append(f"step {each.step}: {str(error).splitlines()[0]}")
             steps.append(facts)
         estimated = [group.path for group in self._groups if group.share < 1]
@@ -93,13 +104,13 @@ class Recorder(Watcher):
         facts = {"step": step, "why": why, "time": now, "unread": unread, "steps": steps, "rates": self._rates}
         write_json(self._path, {**facts, "seconds": seconds, "estimated_updates": estimated})
 
-    def _read(self, numbers: Mapping[str, Any], until: float) -> dict[str, Any]:
+    def _read(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
         leaves = jax.tree.leaves(numbers)
         if any(leaf.is_deleted() for leaf in leaves):  # on which `is_ready` crashes jax 0.10.2
             raise RuntimeError("an array has been deleted")
         while not all(leaf.is_ready() for leaf in leaves):
-            if time.monotonic() > until:
-                raise TimeoutError(f"it was not computed in {WAIT:g} s")
+            if time.monotonic() > self._until:
+                raise TimeoutError("it was not computed in time")
             time.sleep(0.01)
         found = jax.device_get(numbers)
         updates = norms_by_group(found["update_norms"], self._groups) if "update_norms" in found else None

@@ -6,7 +6,7 @@ which the step does on the device (`optimizers/guarded.py`).
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,9 @@ class StepFaults:
         self._policy = next(find(experiment.optimizer, Policy), None)  # of a Rewind, not the one inside
         self.in_a_row = 0
         """Updates skipped in a row, up to the last step that was judged."""
-        self.saved = 0
-        """The step that a run which stops now resumes from."""
+        self.saved: Callable[[], int] = lambda: 0
+        """The step that a run which stops now resumes from, once the save in progress is durable or has failed. Every
+        process calls it."""
 
     def after(self, metrics: Sequence[Mapping[str, Metric]]) -> int:
         """Updates skipped in a row after these steps too."""
@@ -99,7 +100,7 @@ class StepFaults:
 
     def diverged(self, step: int, why: str) -> Diverged:
         """The three lines of a run that stops: step, what is not finite, and how to see it again."""
-        kept = f"the last checkpoint is that of step {self.saved}" if self.saved else "there is no checkpoint"
+        kept = f"the last checkpoint is that of step {saved}" if (saved := self.saved()) else "there is no checkpoint"
         command = f"jaxtrain replay {shlex.quote(str(self._folder))} --step {step}"
         return Diverged(f"step {step}: this run has diverged and stops; {kept}\n{why}\n{command}")
 
@@ -110,20 +111,20 @@ class StepFaults:
         if not isinstance(fault, _Rewound):
             raise fault
         assert isinstance(self._policy, Rewind)
-        step, rewinds = fault.step, read_skipped(self._folder) if is_first_process() else []
-        before = broadcast_from_first(sum(each["after"] == self.saved for each in rewinds))
+        step, saved, rewinds = fault.step, self.saved(), read_skipped(self._folder) if is_first_process() else []
+        before = broadcast_from_first(sum(each["after"] == saved for each in rewinds))
         if before >= self._policy.at_most:
-            times = f"the run went back to step {self.saved} {before} times already; allowed are {self._policy.at_most}"
+            times = f"the run went back to step {saved} {before} times already; allowed are {self._policy.at_most}"
             raise self.diverged(step, f"{fault.why}, and {times}")
         steps = list(range(step, step + self._policy.batches))
         if is_first_process():
-            one = {"step": step, "why": fault.why, "left_out": steps, "after": self.saved}
+            one = {"step": step, "why": fault.why, "left_out": steps, "after": saved}
             write_json(self._folder / "skipped.json", {"rewinds": [*rewinds, one]})
         broadcast_from_first(0)  # a barrier: no process ends the others before the file is there
         without = f"step {step}" if len(steps) == 1 else f"steps {step} to {steps[-1]}"
         raise Retry(
             f"step {step}: {fault.why}; run the same command again with --run {shlex.quote(str(self._folder))}: it "
-            f"goes back to step {self.saved} and leaves out the batch of {without}"
+            f"goes back to step {saved} and leaves out the batch of {without}"
         )
 
 

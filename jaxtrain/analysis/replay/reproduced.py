@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.base.files import read_json
-from jaxtrain.base.provenance import environment
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.provenance import environment, read_environment
 from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.runs.steps_log import read_steps
 from jaxtrain.sharding.checksum import as_number
@@ -91,12 +91,11 @@ def _metrics(found: Mapping[str, Any]) -> dict[str, Metric]:
 
 
 def differences(folder: Path) -> tuple[str, ...]:
-    """How the environment differs from that in which the run was last trained, a phrase for each difference."""
-    file = folder / "environment.json"
-    if not file.is_file():
-        return ("the run has no environment.json",)
-    was, now = read_json(file), environment()
-    found = list[str]()
+    """What of the environment is not as it was when the run was last trained, in words."""
+    try:
+        was, now, found = read_environment(folder), environment(), list[str]()
+    except ConfigError as error:
+        return (str(error),)
     for group, names in (("packages", DECISIVE), ("variables", None), ("hardware", None), ("", ("python", "platform"))):
         before, here = (one.get(group, {}) if group else one for one in (was, now))
         for name in names or sorted({*before, *here} - {"memory_bytes"}):

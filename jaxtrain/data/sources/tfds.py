@@ -1,5 +1,6 @@
 """Datasets that TensorFlow Datasets prepared, as a source."""
 
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.packages import needs
 from jaxtrain.data.sources.base import Example, Source
-from jaxtrain.data.sources.paths import PATH, make_absolute
+from jaxtrain.data.sources.paths import PATH, is_of_a_run_folder, make_absolute
+
+OF_NO_NAMESPACE = re.compile(r"[A-Za-z_]\w*(/[\w.+-]+)?(:[0-9*]+(\.[0-9*]+){2})?")
+"""Names of datasets that are in the package, were defined in this process, or lie prepared in the folder."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,8 @@ class Tfds(Source):
 
     `name` is "dataset", "dataset/config" or with a version "dataset:1.0.0"; `split` may be a slice such as
     "train[:90%]"; `data_dir` is the folder that holds the dataset's folder. Text comes as bytes, labels as
-    ints. Nothing is downloaded. Raises ConfigError for a missing package, dataset or split.
+    ints. Nothing is downloaded. Raises ConfigError for a missing package, dataset or split, and in a run's folder for a
+    name whose code TensorFlow Datasets would fetch.
     """
 
     name: str
@@ -26,6 +31,12 @@ class Tfds(Source):
 
     def __post_init__(self) -> None:
         make_absolute(self, "data_dir")
+        if is_of_a_run_folder() and isinstance(self.name, str) and not OF_NO_NAMESPACE.fullmatch(self.name):
+            raise ConfigError(
+                f"Tfds: {self.name!r} is no name of a dataset alone, with its config or version: for one such as "
+                "namespace:dataset code would be fetched and run, which no run folder may ask for; give the experiment "
+                "by its own file"
+            )
 
     def __len__(self) -> int:
         return len(_open_tfds(self))
