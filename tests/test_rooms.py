@@ -53,7 +53,7 @@ ROOMS = {
         "ring",
         "attention",
         "experts",
-        "ngrams",
+        "kv_cache",
         "transformer",
         "vit",
         "recurrent",
@@ -144,6 +144,7 @@ ROOMS = {
         "begin",
     ),
     "evaluate": (),
+    "generation": ("sampling", "decoder", "functions", "text", "run"),
     "train": (),
     "analysis": (
         "hlo",
@@ -171,6 +172,7 @@ ROOMS = {
         "data",
         "launch",
         "replay",
+        "generate",
         "main",
     ),
 }

@@ -68,6 +68,16 @@ def attention(
         return _dispatch(implementation, q_BLHK, k_BTGK, v_BTGK, causal, segments_BL)
 
 
+def attend_to_cache(q_B1HK: jax.Array, k_BGTK: jax.Array, v_BGTK: jax.Array, position_B: jax.Array) -> jax.Array:
+    """Attention f[B, 1, H, K] of one query a row, at the position i[B], to the keys up to that position."""
+    B, L, H, K = q_B1HK.shape
+    q_BGRLK = q_B1HK.swapaxes(1, 2).reshape(B, k_BGTK.shape[1], -1, L, K)
+    seen_BLT = (jnp.arange(k_BGTK.shape[2]) <= position_B[:, None])[:, None]
+    with note("attention", "cache"):
+        mixed_BGRLK = _scored(q_BGRLK, k_BGTK, v_BGTK, None, seen_BLT)
+    return mixed_BGRLK.reshape(B, H, L, K).swapaxes(1, 2)
+
+
 def _dispatch(
     implementation: Attention,
     q_BLHK: jax.Array,
