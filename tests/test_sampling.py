@@ -80,7 +80,12 @@ def test_the_second_limit_sees_what_the_first_one_kept():
 @pytest.mark.parametrize("number", range(6))
 def test_random_logits_are_limited_as_numpy_limits_them(number: int):
     rng = np.random.default_rng(number)
-    fields = [{"top_k": 7}, {"top_p": 0.83}, {"min_p": 0.07}, {"top_k": 20, "top_p": 0.7, "min_p": 0.1}]
+    fields: list[dict[str, Any]] = [
+        {"top_k": 7},
+        {"top_p": 0.83},
+        {"min_p": 0.07},
+        {"top_k": 20, "top_p": 0.7, "min_p": 0.1},
+    ]
     for logits in rng.normal(0, 3, (8, 50)).astype(np.float32):
         for one in fields:
             for temperature in (0.3, 1.0, 1.7):

@@ -2,7 +2,8 @@
 
 Not here: text, which is `generation/text.py`, and what a block computes.
 
-Shapes: B rows, padded to what the mesh divides; L tokens of the longest prompt, padded; S stop tokens; V vocabulary.
+Shapes: B rows, padded to what the mesh divides; L tokens of the longest prompt, padded; T tokens that the cache has
+room for; V vocabulary.
 """
 
 import math
@@ -16,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxtrain.base.errors import ConfigError, Diverged
-from jaxtrain.generation.sampling import AS_IT_IS, NOT_FINITE, Limits, Sampling, check_tokens, sample
+from jaxtrain.generation.sampling import AS_IT_IS, NOT_FINITE, Sampling, check_tokens, sample
 from jaxtrain.models.base import Model
 from jaxtrain.models.variables import Variables
 from jaxtrain.program import Program
@@ -24,6 +25,11 @@ from jaxtrain.sharding.constraints import scope, shard
 from jaxtrain.sharding.layout import Layout, mesh_axes
 
 Prompts = Sequence[Sequence[int] | np.ndarray]
+
+Carry = dict[str, Any]
+"""Between two tokens: the `cache`; of each row the last `token`, whether it is `done`, and its seed in `seeds`; the
+`count` of tokens; `limits` and `stop` of the `Sampling`.
+"""
 
 ENDED = -1
 """In place of the tokens of a row after its stop token."""
@@ -101,26 +107,26 @@ class Decoder:
             ids_L[: len(prompt)] = prompt
         across = math.prod(self.mesh.shape.get(axis, 1) for axis in mesh_axes(self.layout.rules["cache"]))
         length = _padded(int(lengths_B.max()) + tokens, math.lcm(PADDED_TO, across))
-        seeds_B = ((seed + np.arange(B)) % 2**32).astype(np.uint32)
-        done_B = np.arange(B) >= len(prompts)
+        seeds_B, number_B = (seed + np.arange(B)) % 2**32, np.arange(B)
+        rows_B = {"seeds": seeds_B.astype(np.uint32), "done": number_B >= len(prompts)}
         sharding = self.layout.batch_sharding(self.mesh, B)
-        ids_BL, lengths_B, seeds_B, done_B = jax.device_put((ids_BL, lengths_B, seeds_B, done_B), sharding)
-        variables, limits, stop_S = self.placed(variables), sampling.limits(), np.array(sampling.stop, np.int32)
+        ids_BL, lengths_B, rows_B = jax.device_put((ids_BL, lengths_B, rows_B), sharding)
+        limits = {"limits": sampling.limits(), "stop": np.array(sampling.stop, np.int32), "count": np.int32(0)}
+        variables = self.placed(variables)
         with scope(self.layout, self.mesh):
-            carry = self._begin(variables, ids_BL, lengths_B, seeds_B, done_B, limits, stop_S, length=length)
+            carry = self._begin(variables, ids_BL, lengths_B, {**rows_B, **limits}, length=length)
         yield self._rows(carry["token"][:, None], len(prompts), sampling)
         left = tokens - 1
         while left and not bool(carry["done"].all()):
             count = min(every, left)
             with scope(self.layout, self.mesh):
-                made, carry = self._continue(variables, carry, seeds_B, limits, stop_S, count, most=length)
+                made, carry = self._continue(variables, carry, count, most=length)
             yield self._rows(made[:, :count], len(prompts), sampling)
             left -= count
 
     def placed(self, variables: Variables) -> Variables:
         """The variables on the mesh; no copy of those that are there already, as this layout has them."""
-        ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        named = jax.eval_shape(lambda: self.model.init(jax.random.key(0), jnp.zeros(ids.shape, ids.dtype)))
+        named = jax.eval_shape(lambda: self.model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
         sizes = self.mesh.shape
         specs = Variables(self.layout.specs(named.params, sizes), self.layout.specs(named.state, sizes, "state"))
         return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(self.mesh, spec)), variables, specs)
@@ -146,66 +152,35 @@ class Decoder:
             raise Diverged(f"generate: the logits of prompt {row} are not finite: look at the checkpoint's parameters")
         return [row[(row != ENDED) & ~np.isin(row, sampling.stop)] for row in found]
 
-    def _first(
-        self,
-        variables: Variables,
-        ids_BL: jax.Array,
-        lengths_B: jax.Array,
-        seeds_B: jax.Array,
-        done_B: jax.Array,
-        limits: Limits,
-        stop_S: jax.Array,
-        length: int,
-    ) -> dict[str, Any]:
+    def _first(self, variables: Variables, ids_BL: jax.Array, lengths_B: jax.Array, carry: Carry, length: int) -> Carry:
         """The cache after the prompts, and the first token."""
         logits_BV, cache = self.model.prefill(variables, ids_BL, lengths_B, length)
-        return self._chosen(logits_BV, cache, done_B, jnp.zeros((), jnp.int32), seeds_B, limits, stop_S)
+        return self._chosen(logits_BV, {**carry, "cache": cache})
 
-    def _following(
-        self,
-        variables: Variables,
-        carry: dict[str, Any],
-        seeds_B: jax.Array,
-        limits: Limits,
-        stop_S: jax.Array,
-        count: jax.Array,
-        most: int,
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """The next `count` ≤ `most` tokens i32[B, most], and what follows from; the loop ends when all rows have."""
+    def _following(self, variables: Variables, carry: Carry, count: jax.Array, most: int) -> tuple[jax.Array, Carry]:
+        """The next `count` tokens i32[B, most], as many as there are before all rows ended."""
 
-        def unfinished(state: tuple[jax.Array, jax.Array, dict[str, Any]]) -> jax.Array:
+        def unfinished(state: tuple[jax.Array, jax.Array, Carry]) -> jax.Array:
             return (state[0] < count) & ~state[2]["done"].all()
 
-        def step(state: tuple[jax.Array, jax.Array, dict[str, Any]]) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
-            n, made, carry = state
-            ids_B = jnp.maximum(carry["token"], 0)
-            logits_BV, cache = self.model.decode(variables, ids_B, carry["cache"])
-            carry = self._chosen(logits_BV, cache, carry["done"], carry["count"], seeds_B, limits, stop_S)
-            return n + 1, jax.lax.dynamic_update_slice_in_dim(made, carry["token"][:, None], n, 1), carry
+        def step(state: tuple[jax.Array, jax.Array, Carry]) -> tuple[jax.Array, jax.Array, Carry]:
+            n, made_BT, carry = state
+            logits_BV, cache = self.model.decode(variables, jnp.maximum(carry["token"], 0), carry["cache"])
+            carry = self._chosen(logits_BV, {**carry, "cache": cache})
+            return n + 1, jax.lax.dynamic_update_slice_in_dim(made_BT, carry["token"][:, None], n, 1), carry
 
-        made = jnp.full((len(seeds_B), most), ENDED, jnp.int32)
-        _, made, carry = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), made, carry))
-        return made, carry
+        none_BT = shard(jnp.full((len(carry["token"]), most), ENDED, jnp.int32), None, None)
+        return jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), none_BT, carry))[1:]
 
-    def _chosen(
-        self,
-        logits_BV: jax.Array,
-        cache: dict[str, jax.Array],
-        done_B: jax.Array,
-        count: jax.Array,
-        seeds_B: jax.Array,
-        limits: Limits,
-        stop_S: jax.Array,
-    ) -> dict[str, Any]:
-        """What the next step takes: the cache, the `count`-th token of each row and which rows ended."""
-        logits_BV = shard(logits_BV, "batch", None)
+    def _chosen(self, logits_BV: jax.Array, carry: Carry) -> Carry:
+        """With the next token of each row, and the rows that end there."""
+        logits_BV, count, done_B = shard(logits_BV, "batch", None), carry["count"], carry["done"]
         if self._vocab is not None:
             logits_BV = jnp.where(jnp.arange(logits_BV.shape[1]) < self._vocab, logits_BV, -jnp.inf)
-        keys_B = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), count))(seeds_B)
-        token_B = jnp.where(done_B, ENDED, sample(logits_BV, keys_B, limits))
-        done_B |= (token_B < 0) | (token_B[:, None] == stop_S).any(1)
-        token_B, done_B = (shard(x_B, None) for x_B in (token_B, done_B))
-        return {"cache": cache, "token": token_B, "done": done_B, "count": count + 1}
+        keys_B = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), count))(carry["seeds"])
+        token_B = shard(jnp.where(done_B, ENDED, sample(logits_BV, keys_B, carry["limits"])), None)
+        done_B = shard(done_B | (token_B < 0) | (token_B[:, None] == carry["stop"]).any(1), None)
+        return {**carry, "token": token_B, "done": done_B, "count": count + 1}
 
 
 def _padded(length: int, multiple: int) -> int:

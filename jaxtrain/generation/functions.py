@@ -14,8 +14,8 @@ from jaxtrain.models.base import Model
 from jaxtrain.models.params import insert
 from jaxtrain.models.variables import Variables
 
-Arrays = Mapping[str, Any]
-Function = Callable[[Arrays, Arrays], dict[str, jax.Array]]
+Tensors = Mapping[str, Any]
+Function = Callable[[Tensors, Tensors], dict[str, jax.Array]]
 """`f(weights, tensors) -> outputs`; weights by path, such as `params/embedding/table`."""
 
 
@@ -24,7 +24,7 @@ def prefill_function(model: Model, length: int) -> Function:
     each prompt, and the arrays of the cache, which has room for `length` tokens a row.
     """
 
-    def prefill(weights: Arrays, tensors: Arrays) -> dict[str, jax.Array]:
+    def prefill(weights: Tensors, tensors: Tensors) -> dict[str, jax.Array]:
         logits_BV, cache = model.prefill(_variables(weights), tensors["tokens"], tensors["lengths"], length)
         return {"logits": logits_BV, **cache}
 
@@ -36,7 +36,7 @@ def decode_function(model: Model) -> Function:
     cache after it.
     """
 
-    def decode(weights: Arrays, tensors: Arrays) -> dict[str, jax.Array]:
+    def decode(weights: Tensors, tensors: Tensors) -> dict[str, jax.Array]:
         cache = {name: x for name, x in tensors.items() if name != "token"}
         logits_BV, cache = model.decode(_variables(weights), tensors["token"], cache)
         return {"logits": logits_BV, **cache}
@@ -45,7 +45,7 @@ def decode_function(model: Model) -> Function:
 
 
 def export_generation(
-    model: Model, weights: Arrays, prompt: int, length: int, platforms: Sequence[str] = ("cpu", "cuda", "tpu")
+    model: Model, weights: Tensors, prompt: int, length: int, platforms: Sequence[str] = ("cpu", "cuda", "tpu")
 ) -> tuple[export.Exported, export.Exported]:
     """Prefill of prompts padded to `prompt` tokens, and decode, for any number of rows."""
     (rows,) = export.symbolic_shape("batch")
@@ -77,7 +77,7 @@ def generation_signature(prefill: export.Exported, decode: export.Exported) -> d
     return found
 
 
-def _variables(weights: Arrays) -> Variables:
+def _variables(weights: Tensors) -> Variables:
     tree: dict[str, Any] = {"params": {}, "state": {}}
     for path, x in weights.items():
         insert(tree, path.split("/"), x)
