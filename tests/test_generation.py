@@ -22,7 +22,7 @@ from jaxtrain.base.errors import Diverged
 from jaxtrain.generation import Decoder, Sampling, generate
 from jaxtrain.generation.decoder import decoding_layout
 from jaxtrain.generation.functions import export_generation, generation_signature
-from jaxtrain.models import Blocks, Experts, LoRA, Model, NGrams, Recurrent, Transformer
+from jaxtrain.models import Blocks, Experts, LoRA, Model, NGrams, Precision, Recurrent, Transformer
 from jaxtrain.models.variables import Variables
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.sharding.layout import path_name, plain
@@ -277,3 +277,19 @@ def test_the_signature_of_exported_functions_names_every_array():
     assert by_name["prefill_inputs"] == [lengths, tokens]
     assert by_name["decode_inputs"] == [*cache[:3], token, cache[3]]
     assert by_name["prefill_outputs"] == by_name["decode_outputs"] == [*cache[:2], logits, *cache[2:]]
+
+
+@pytest.mark.slow
+def test_on_an_accelerator_keys_and_values_are_kept_in_the_dtype_of_the_matmuls():
+    model = Transformer(vocab=V, blocks=blocks(attention="dense", precision=Precision(compute="bfloat16")))
+    given = plain(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
+    ids = np.array([PROMPTS[2]], np.int32)
+    layout = decoding_layout(Layout())
+    with scope(layout, layout.make_mesh(jax.devices()[:1]), platform="gpu"):
+        logits, cache = jax.jit(lambda: model.prefill(given, ids[:, :5], np.array([5]), MOST))()
+        assert cache["key_0"].dtype == cache["value_1"].dtype == jnp.bfloat16
+        for at in range(5, ids.shape[1]):
+            logits, cache = jax.jit(lambda cache, at=at: model.decode(given, ids[:, at], cache))(cache)
+        expected = jax.jit(lambda: model.apply(given, ids)[0])()[:, -1]
+    assert float(np.abs(expected).max()) > 0.5
+    np.testing.assert_allclose(logits, expected, atol=0.03)
