@@ -258,6 +258,7 @@ def test_exported_prefill_and_decode_give_the_same_tokens_for_any_number_of_rows
         assert np.stack(found, 1).tolist() == expected[:rows]
 
 
+@pytest.mark.slow
 def test_the_signature_of_exported_functions_names_every_array():
     model = Transformer(vocab=V, blocks=blocks(layers=1, kv_heads=2), ngrams=(3,), buckets=16)
     given = plain(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
