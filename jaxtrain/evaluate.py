@@ -163,11 +163,11 @@ def evaluate_run(
             if data is None:
                 raise ConfigError(f"{line}: put those back, or evaluate on these by --data FILE[:FUNCTION]")
             print(line, file=sys.stderr)
-    restored = run.restore(step, _layout_here(run))
+    restored = run.restore(step, layout_here(run))
     return {name: evaluate(restored.program, restored.state, pipeline) for name, pipeline in chosen.items()}
 
 
-def _layout_here(run: Run) -> Layout:
+def layout_here(run: Run) -> Layout:
     """The run's own layout, or one device where other devices are here than it was trained on."""
     try:
         run.experiment.layout.sizes(jax.device_count())

@@ -45,6 +45,7 @@ VERBS = (
     "memory experiments/digits.py",
     "verify-resume experiments/digits.py",
     "replay",
+    "generate",
     *(f"checkpoints {verb}" for verb in ("list", "verify", "prune", "restore-to")),
     *(f"data {verb}" for verb in ("build", "card", "check", "diff", "bench experiments/digits.py")),
     *(f"launch {platform}" for platform in ("slurm", "k8s", "tpu", "local")),

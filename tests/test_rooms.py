@@ -54,7 +54,7 @@ ROOMS = {
         "ring",
         "attention",
         "experts",
-        "ngrams",
+        "kv_cache",
         "transformer",
         "vit",
         "recurrent",
@@ -145,6 +145,7 @@ ROOMS = {
         "begin",
     ),
     "evaluate": (),
+    "generation": ("sampling", "decoder", "functions", "text", "run"),
     "train": (),
     "analysis": (
         "hlo",
@@ -172,6 +173,7 @@ ROOMS = {
         "data",
         "launch",
         "replay",
+        "generate",
         "main",
     ),
 }
@@ -182,7 +184,7 @@ folder stands for its files, these are not ordered; files that are not named com
 CODE_LINES = {
     "base": 1080,
     "sharding": 330,
-    "models": 1560,
+    "models": 1700,
     "tasks": 770,
     "optimizers": 540,
     "data": 3120,
@@ -193,14 +195,15 @@ CODE_LINES = {
     "cluster": 970,
     "runs": 2620,
     "evaluate": 150,
+    "generation": 380,
     "train": 80,
     "analysis": 2880,
     "reports": 655,
     "deploy": 950,
     "launch": 500,
-    "cli": 910,
+    "cli": 930,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 20,000 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 20,400 for all of them,
 with the rooms that are planned.
 """
 
@@ -301,7 +304,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 20_000
+    assert sum(CODE_LINES.values()) <= 20_400
 
 
 def public(name: str) -> bool:

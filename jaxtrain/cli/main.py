@@ -20,6 +20,7 @@ from jaxtrain.cli.checkpoints import VERBS as CHECKPOINTS
 from jaxtrain.cli.data import VERBS as DATA
 from jaxtrain.cli.failures import is_exit_of_yours
 from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
+from jaxtrain.cli.generate import generate
 from jaxtrain.cli.launch import VERBS as LAUNCH
 from jaxtrain.cli.replay import replay
 from jaxtrain.cli.terminal import report_error, report_stray_errors, show_tracebacks, standard_streams, use_utf8
@@ -217,6 +218,7 @@ def predict(
         print(f"{line}  {text}")
 
 
+VERBS.verb(generate)
 VERBS.verb(replay)
 VERBS.group("checkpoints", CHECKPOINTS)
 VERBS.group("data", DATA)

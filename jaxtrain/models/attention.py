@@ -68,6 +68,21 @@ def attention(
         return _dispatch(implementation, q_BLHK, k_BTGK, v_BTGK, causal, segments_BL)
 
 
+def attend_to_cache(q_B1HK: jax.Array, k_BGTK: jax.Array, v_BGTK: jax.Array, position_B: jax.Array) -> jax.Array:
+    """Attention f[B, 1, H, K] of one query a row, at the position i[B], to the keys up to that position."""
+    B, _, H, K = q_B1HK.shape
+    q_BGRK = q_B1HK.reshape(B, k_BGTK.shape[1], -1, K)
+    with note("attention", "cache"):
+        # Keys are the left operand: as the right one, XLA transposes all of them in every step on a CPU.
+        scores = jnp.einsum("BGTK,BGRK->BGRT", k_BGTK, q_BGRK).astype(jnp.float32) * K**-0.5
+        seen_BT = jnp.arange(k_BGTK.shape[2]) <= position_B[:, None]
+        scores = jnp.where(seen_BT[:, None, None], scores, -jnp.inf)
+        weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+        mixed_BGRK = jnp.einsum("BGRT,BGTK->BGRK", weights.astype(v_BGTK.dtype), v_BGTK)
+        mixed_BGRK = (mixed_BGRK / weights.sum(-1, keepdims=True)).astype(v_BGTK.dtype)
+    return mixed_BGRK.reshape(B, 1, H, K)
+
+
 def _dispatch(
     implementation: Attention,
     q_BLHK: jax.Array,

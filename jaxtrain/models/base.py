@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from jaxtrain.base.allowed import Allowed
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import Checked
 from jaxtrain.models.checks import call_module, check_module
 from jaxtrain.models.params import Axes, Graph, at, by_path, graph_of, name_axes, named_variables, with_variables
@@ -83,6 +84,37 @@ class Model(Checked, ABC):
             if hasattr(layer, "advance"):
                 layer.advance(at(statistics.sums, path)["sums"])
         return by_path(nnx.state(module, nnx.BatchStat))
+
+    def prefill(
+        self, variables: Variables, ids_BL: jax.Array, lengths_B: jax.Array, length: int
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The logits f32[B, V] of the token that follows the first `lengths_B` i[B] tokens of each row, and a cache
+        with them, which has room for `length` tokens a row. The rest of a row is padding.
+
+        Calls the module's `empty_cache(rows, length)` and `extend(ids_BL, lengths_B, cache)`. Raises ConfigError for a
+        module without.
+        """
+        module = self._decoder(variables, ids_BL)
+        return module.extend(ids_BL, lengths_B, module.empty_cache(ids_BL.shape[0], length))
+
+    def decode(
+        self, variables: Variables, ids_B: jax.Array, cache: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The logits f32[B, V] of the token after `ids_B` i[B], which follow those of the cache, and the new cache.
+
+        A cache without room for another token gives wrong logits: a device cannot raise.
+        """
+        ids_B1 = ids_B[:, None]
+        return self._decoder(variables, ids_B1).extend(ids_B1, None, cache)
+
+    def _decoder(self, variables: Variables, ids_BL: jax.Array) -> Any:
+        module: Any = self.module(variables, ids_BL)
+        if not (hasattr(module, "extend") and hasattr(module, "empty_cache")):
+            raise ConfigError(
+                f"{type(self).__name__} cannot generate, since it keeps no cache: {type(module).__name__} has no "
+                "methods empty_cache(rows, length) and extend(ids_BL, lengths_B, cache)"
+            )
+        return module
 
     def count(self, variables: Variables, inputs: Any, labels_BC: jax.Array, counts: Any = None) -> Any:
         """What the module's `count(inputs, labels_BC, counts)` adds to `counts`, which are None before the first batch.

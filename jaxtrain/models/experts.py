@@ -149,14 +149,14 @@ def _dispatch(
     """The buffers to send to each device f[N, P, D], sorted by expert; the slot of each pair in [N · P], i[S]; and the
     tokens routed to each expert, i[N, X].
     """
-    S = len(expert_S)
+    S = expert_S.shape[0]
     routed_NX = jnp.bincount(expert_S, length=count + 1)[:count].reshape(devices, -1)
     begin_N = jnp.cumsum(routed_NX.sum(1)) - routed_NX.sum(1)
     order_S = jnp.argsort(expert_S)
     from_NP = begin_N[:, None] + jnp.arange(slots)
     filled_NP = jnp.arange(slots) < routed_NX.sum(1, keepdims=True)
     pair_NP = order_S[jnp.minimum(from_NP, S - 1)]
-    sent_NPD = jnp.where(filled_NP[..., None], x_TD[pair_NP // (S // len(x_TD))], 0)
+    sent_NPD = jnp.where(filled_NP[..., None], x_TD[pair_NP // (S // x_TD.shape[0])], 0)
     rank_S = jnp.argsort(order_S)
     device_S = expert_S // (count // devices)  # N for a dropped pair, whose slot is then out of range
     slot_S = device_S * slots + rank_S - jnp.append(begin_N, 0)[device_S]

@@ -6,7 +6,7 @@ Shapes: B batch, L length, D width, F output features, H heads, K head dim, N la
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -231,6 +231,17 @@ class Stack(nnx.Module):
         flat = params if self.rounds == 1 else jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), params)
         return scan(x, (keys_B, rows), flat, jnp.arange(self.layers))
 
+    def unrolled(self, x: jax.Array, pasts: Sequence[Any]) -> jax.Array:
+        """`x` after the last block, of blocks called as `block(x, None, None, past)` with an entry of `pasts` each, one
+        after another rather than in a scan: a scan would copy the arrays of every `past`.
+        """
+        structure, params = nnx.split(self.block)
+        flat = params if self.rounds == 1 else jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), params)
+        for number, past in enumerate(pasts):
+            own = jax.tree.map(lambda leaf, number=number: leaf[number], flat)
+            x, _ = nnx.merge(structure, own)(x, None, None, past)
+        return x
+
 
 @functools.cache
 def _rotation(length: int, head_dim: int, base: float) -> tuple[np.ndarray, np.ndarray]:
@@ -238,14 +249,20 @@ def _rotation(length: int, head_dim: int, base: float) -> tuple[np.ndarray, np.n
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def rotate(x_BLHK: jax.Array, order_L: np.ndarray | None, base: float = 10_000.0) -> jax.Array:
+def rotate(
+    x_BLHK: jax.Array, order_L: np.ndarray | jax.Array | None, base: float = 10_000.0, length: int | None = None
+) -> jax.Array:
     """Rotary position embedding, in f32: pairs of dims (k, k + K/2) are rotated by an angle that grows with position
     (Su et al. 2021, arXiv:2104.09864).
 
-    order_L: the position of each entry; None is 0, 1, ….
+    order_L: the position of each entry, also i[B, L]; None is 0, 1, ….
+    length: how many positions there are; None is L.
     """
     order = slice(None) if order_L is None else order_L
-    cos_LK, sin_LK = (table[order, None] for table in _rotation(x_BLHK.shape[1], x_BLHK.shape[3], base))
+    tables = _rotation(length or x_BLHK.shape[1], x_BLHK.shape[3], base)
+    if isinstance(order, jax.Array):
+        tables = jax.tree.map(jnp.asarray, tables)
+    cos_LK, sin_LK = (table[order, None] for table in tables)
     left, right = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos_LK - right * sin_LK, right * cos_LK + left * sin_LK], axis=-1)
     return turned.astype(x_BLHK.dtype)

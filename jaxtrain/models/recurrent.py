@@ -21,6 +21,7 @@ from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import FractionBelow1, PositiveInt
 from jaxtrain.models.base import Model, Shaped
+from jaxtrain.models.kv_cache import BlockPast, StateDecoder
 from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, residual
 from jaxtrain.models.sizes import Activations, smaller
 from jaxtrain.models.variables import Context
@@ -109,7 +110,7 @@ class Recurrent(Model):
         )
 
 
-class RecurrentModule(nnx.Module):
+class RecurrentModule(StateDecoder):
     """Embedding, blocks, norm, logits."""
 
     def __init__(self, config: Recurrent, rngs: nnx.Rngs):
@@ -170,18 +171,24 @@ class RecurrentBlock(nnx.Module):
         self.config = config
 
     def __call__(
-        self, x_BLD: jax.Array, keys_B: jax.Array | None, marks_BL2: jax.Array
+        self, x_BLD: jax.Array, keys_B: jax.Array | None, marks_BL2: jax.Array | None, past: BlockPast | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The residual stream f[B, L, D] after this block, and no auxiliary losses.
 
         marks_BL2: bool, whether a position starts from an empty state, and whether it changes the state.
+        past: the state of earlier calls, which goes on.
         """
+        if past is not None:
+            used_BL = past.used_BL(x_BLD.shape[1])
+            marks_BL2 = jnp.stack([jnp.zeros_like(used_BL), used_BL], axis=-1)
+        assert marks_BL2 is not None
         rate, first_BL1, used_BL1 = self.config.dropout, marks_BL2[..., :1], marks_BL2[..., 1:]
 
         h_BLD = shard(self.norm_recurrence(x_BLD), "batch", "length", None)
         update_BLM = used_BL1 * jax.nn.sigmoid(self.update(h_BLD).astype(jnp.float32) + self.bias[...])
         added_BLM = update_BLM * self.candidate(h_BLD)
-        state_BLM = linear_recurrence(jnp.where(first_BL1, 0, 1 - update_BLM), added_BLM).astype(x_BLD.dtype)
+        states = functools.partial(past.advance, states=linear_recurrence) if past else linear_recurrence
+        state_BLM = states(jnp.where(first_BL1, 0, 1 - update_BLM), added_BLM).astype(x_BLD.dtype)
         gated_BLM = shard(state_BLM * jax.nn.silu(self.output_gate(h_BLD)), "batch", "length", "mlp")
         x_BLD = x_BLD + dropout(residual(self.recurrence_out(gated_BLM)), rate, fold(keys_B, 0))
 

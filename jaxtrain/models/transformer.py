@@ -23,6 +23,7 @@ from jaxtrain.base.ranges import Checked, FractionBelow1, PositiveInt
 from jaxtrain.models.attention import Attention, attention, choose
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.experts import Experts, ExpertsModule
+from jaxtrain.models.kv_cache import BlockPast, KeyValueDecoder
 from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, residual, rotate
 from jaxtrain.models.ngrams import suffix_rows
 from jaxtrain.models.ring import unzigzag, zigzag
@@ -143,21 +144,23 @@ class Block(nnx.Module):
         self.config, self.causal, self.head_dim = config, causal, K
 
     def __call__(
-        self, x_BLD: jax.Array, keys_B: jax.Array | None, segments_BL: jax.Array | None
+        self, x_BLD: jax.Array, keys_B: jax.Array | None, segments_BL: jax.Array | None, past: BlockPast | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The residual stream f[B, L, D] after this block, and the auxiliary losses of its experts.
 
-        Positions attend only to positions of the same segment.
+        Positions attend only to positions of the same segment; with a `past` also to those of earlier calls.
         """
         B, L, _ = x_BLD.shape
-        rate, order_L = self.config.dropout, self.config.order(self.causal, L)
+        rate, order_L = self.config.dropout, None if past else self.config.order(self.causal, L)
+        positions, length = (past.order_BL, past.length) if past else (order_L, None)
 
         h_BLD = shard(self.norm_attention(x_BLD), "batch", "length", None)
         q_BLHK = shard(self.query(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "length", "heads", None)
         k_BLGK = shard(self.key(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "length", "kv_heads", None)
         v_BLGK = shard(self.value(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "length", "kv_heads", None)
-        q_BLHK, k_BLGK = rotate(q_BLHK, order_L), rotate(k_BLGK, order_L)
-        mixed = attention(q_BLHK, k_BLGK, v_BLGK, self.causal, segments_BL, self.config.attention)
+        q_BLHK, k_BLGK = (rotate(x, positions, length=length) for x in (q_BLHK, k_BLGK))
+        attend = past.attend if past else functools.partial(attention, causal=self.causal, segments_BL=segments_BL)
+        mixed = attend(q_BLHK, k_BLGK, v_BLGK, implementation=self.config.attention)
         # This constrains the gradient too: else XLA splits the backward pass of attention by position.
         mixed_BLHK = shard(mixed, "batch", "length", "heads", None)
         added = residual(self.attention_out(mixed_BLHK.reshape(B, L, -1)))
@@ -220,7 +223,7 @@ class Transformer(Model):
         return replace(known, vocab=self.vocab, tied=self.tied, scores=0 if self.pooled else 1)
 
 
-class TransformerModule(nnx.Module):
+class TransformerModule(KeyValueDecoder):
     """Embedding, blocks, norm, logits."""
 
     def __init__(self, config: Transformer, rngs: nnx.Rngs):

@@ -1,0 +1,84 @@
+"""Prefill and decode as functions from arrays by name to arrays by name, which `jax.export` serialises.
+
+Shapes: B batch, L tokens of a padded prompt, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from jaxtrain.models.base import Model
+from jaxtrain.models.params import insert
+from jaxtrain.models.variables import Variables
+
+Tensors = Mapping[str, Any]
+Function = Callable[[Tensors, Tensors], dict[str, jax.Array]]
+"""`f(weights, tensors) -> outputs`; weights by path, such as `params/embedding/table`."""
+
+
+def prefill_function(model: Model, length: int) -> Function:
+    """From `tokens` i32[B, L], padded at the end, and `lengths` i32[B] to `logits` f32[B, V] of the token that follows
+    each prompt, and the arrays of the cache, which has room for `length` tokens a row.
+    """
+
+    def prefill(weights: Tensors, tensors: Tensors) -> dict[str, jax.Array]:
+        logits_BV, cache = model.prefill(_variables(weights), tensors["tokens"], tensors["lengths"], length)
+        return {"logits": logits_BV, **cache}
+
+    return prefill
+
+
+def decode_function(model: Model) -> Function:
+    """From `token` i32[B] and the arrays of the cache to `logits` f32[B, V] of the next token, and the arrays of the
+    cache after it.
+    """
+
+    def decode(weights: Tensors, tensors: Tensors) -> dict[str, jax.Array]:
+        cache = {name: x for name, x in tensors.items() if name != "token"}
+        logits_BV, cache = model.decode(_variables(weights), tensors["token"], cache)
+        return {"logits": logits_BV, **cache}
+
+    return decode
+
+
+def export_generation(
+    model: Model, weights: Tensors, prompt: int, length: int, platforms: Sequence[str] = ("cpu", "cuda", "tpu")
+) -> tuple[export.Exported, export.Exported]:
+    """Prefill of prompts padded to `prompt` tokens, and decode, for any number of rows."""
+    (rows,) = export.symbolic_shape("batch")
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
+    tokens = {"tokens": jax.ShapeDtypeStruct((rows, prompt), jnp.int32)}
+    row = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    first = jax.jit(prefill_function(model, length))
+    prefill = export.export(first, platforms=platforms)(shapes, {**tokens, "lengths": row})
+    made = jax.tree.unflatten(prefill.out_tree, prefill.out_avals)
+    cache = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in made.items() if name != "logits"}
+    decode = export.export(jax.jit(decode_function(model)), platforms=platforms)(shapes, {"token": row, **cache})
+    return prefill, decode
+
+
+def generation_signature(prefill: export.Exported, decode: export.Exported) -> dict[str, list[dict[str, Any]]]:
+    """The inputs and outputs of both by name, dtype and shape, as JSON; the rows are "batch"."""
+
+    def described(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [
+            {"name": name, "dtype": str(x.dtype), "shape": [n if isinstance(n, int) else str(n) for n in x.shape]}
+            for name, x in arrays.items()
+        ]
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, one in (("prefill", prefill), ("decode", decode)):
+        (_, tensors), _ = jax.tree.unflatten(one.in_tree, one.in_avals)
+        outputs = jax.tree.unflatten(one.out_tree, one.out_avals)
+        found |= {f"{name}_inputs": described(tensors), f"{name}_outputs": described(outputs)}
+    return found
+
+
+def _variables(weights: Tensors) -> Variables:
+    tree: dict[str, Any] = {"params": {}, "state": {}}
+    for path, x in weights.items():
+        insert(tree, path.split("/"), x)
+    return Variables(tree["params"], tree["state"])
