@@ -287,10 +287,10 @@ def test_on_an_accelerator_keys_and_values_are_kept_in_the_dtype_of_the_matmuls(
     ids = np.array([PROMPTS[2]], np.int32)
     layout = decoding_layout(Layout())
     with scope(layout, layout.make_mesh(jax.devices()[:1]), platform="gpu"):
-        logits, cache = jax.jit(lambda: model.prefill(given, ids[:, :5], np.array([5]), MOST))()
+        logits, cache = jax.jit(lambda: model.prefill(given, jnp.array(ids[:, :5]), jnp.array([5]), MOST))()
         assert cache["key_0"].dtype == cache["value_1"].dtype == jnp.bfloat16
         for at in range(5, ids.shape[1]):
-            logits, cache = jax.jit(lambda cache, at=at: model.decode(given, ids[:, at], cache))(cache)
+            logits, cache = jax.jit(lambda cache, at=at: model.decode(given, jnp.array(ids[:, at]), cache))(cache)
         expected = jax.jit(lambda: model.apply(given, ids)[0])()[:, -1]
     assert float(np.abs(expected).max()) > 0.5
     np.testing.assert_allclose(logits, expected, atol=0.03)

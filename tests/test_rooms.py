@@ -201,7 +201,7 @@ CODE_LINES = {
     "reports": 655,
     "deploy": 950,
     "launch": 500,
-    "cli": 930,
+    "cli": 960,
 }
 """The most lines of code (without blank lines, comments and docstrings) that a room may have: 20,400 for all of them,
 with the rooms that are planned.
@@ -304,7 +304,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 20_400
+    assert sum(CODE_LINES.values()) <= 20_600
 
 
 def public(name: str) -> bool:
