@@ -22,6 +22,7 @@ from jaxtrain.base.text import array_type
 from jaxtrain.experiment.start import Start, saved_step
 from jaxtrain.models.params import insert
 from jaxtrain.program import Program
+from jaxtrain.sharding.feed import check_numbers
 from jaxtrain.sharding.layout import path_name
 from jaxtrain.step import TrainState
 
@@ -138,12 +139,6 @@ def is_alike(found: Found, leaf: jax.ShapeDtypeStruct) -> bool:
     dtype, _, shape = found.kind.partition("[")
     both_float = dtype.startswith(("float", "bfloat")) and jnp.issubdtype(leaf.dtype, jnp.floating)
     return array_type(leaf).partition("[")[2] == shape and (both_float or dtype == str(leaf.dtype))
-
-
-def check_numbers(name: str, value: jax.Array, source: str) -> None:
-    """Raises Damaged for a parameter with NaN or infinity, of which all others would become NaN."""
-    if jnp.issubdtype(value.dtype, jnp.floating) and not jnp.isfinite(value).all():
-        raise Damaged(source, None, f"{name} holds NaN or infinity, or numbers beyond {value.dtype}")
 
 
 def renamed(name: str, rename: Mapping[str, str]) -> str:
