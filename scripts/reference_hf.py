@@ -76,7 +76,7 @@ def make(name: str) -> None:
             weight += 0.02 * STEEPER * torch.randn(weight.shape, generator=draws)
             weight.copy_(weight.bfloat16().float())
     length = 40
-    ids = torch.randint(1, settings["vocab_size"], (3, length), generator=draws)
+    ids = torch.randint(1, settings["vocab_size"], (4, length), generator=draws)
     types = None
     if config_kind == "BertConfig":
         ids[1, 17:] = 0

@@ -82,14 +82,8 @@ class Folder:
         self.stored, self._others = self._by_path(self._all_tensors())
 
     def read(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        """The parameter at this path in the shards of the leaf, each read from its part of the files.
-
-        Raises Damaged where it holds NaN or infinity.
-        """
-        read = functools.partial(self.stored[path].read, leaf.shape, leaf.dtype)
-        array = put_slices(leaf, read)
-        check_numbers(path, array, str(self.path))
-        return array
+        """The parameter at this path in the shards and the dtype of the leaf, each read from its part of the files."""
+        return put_slices(leaf, functools.partial(self.stored[path].read, leaf.shape, leaf.dtype))
 
     def check(self, model: Imported, leaves: Mapping[str, AxisNamed]) -> None:
         """Raises ConfigError where these parameters of a model and the tensors of the folder do not belong together."""
@@ -217,7 +211,9 @@ def from_hugging_face(
     for path, leaf in leaves.items():
         sharding = NamedSharding(mesh, layout.spec(leaf.axes, mesh.shape, leaf.value.shape, path))
         wanted = jax.ShapeDtypeStruct(leaf.value.shape, leaf.value.dtype, sharding=sharding)
-        insert(params, path.split("/"), opened.read(path, wanted))
+        array = opened.read(path, wanted)
+        check_numbers(path, array, str(folder))
+        insert(params, path.split("/"), array)
     return model, Variables(params, {})
 
 
@@ -226,13 +222,3 @@ def parameters(model: Imported) -> dict[str, AxisNamed]:
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     named = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))
     return {path_name(path): leaf for path, leaf in named_leaves(named.params)}
-
-
-def is_hugging_face(folder: Path) -> bool:
-    """Whether a folder is in the format of `transformers`."""
-    return (folder / "config.json").is_file()
-
-
-def files_of(folder: Path) -> list[Path]:
-    """The files of such a folder that decide its weights."""
-    return sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob(INDEX)])
