@@ -1,6 +1,6 @@
 """Logits that Hugging Face's `transformers` computes with random weights, for tests/test_huggingface.py to hold ours against.
 
-`uvx --with torch==2.15.0 --with transformers==5.24.0 python scripts/reference_hf.py` (5 GB of packages) writes
+`uv run --no-project --with torch==2.15.0 --with transformers==5.24.0 python scripts/reference_hf.py` (5 GB) writes
 tests/references/huggingface/NAME: config.json as transformers saves it, tensors in bf16 so that they are small, token
 ids, and the f32 outputs for them in outputs.safetensors. With `--check FOLDER…` it reads folders that ours wrote, whose
 `outputs.safetensors` has our outputs, and compares.

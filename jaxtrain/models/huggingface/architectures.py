@@ -4,16 +4,16 @@ A path of ours that ends in `kernel` is the transpose of theirs; one below `bloc
 layer, whose number stands for {}. Not here: files.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.bert import Bert
 from jaxtrain.models.rope import Rope
 from jaxtrain.models.transformer import Blocks, Transformer
-
-T = TypeVar("T")
 
 Imported = Transformer | Bert
 """The models that there are architectures for."""
@@ -80,156 +80,104 @@ UNUSED = ("pooler.*", "bert.pooler.*", "cls.*", "lm_head.weight")
 """Patterns of tensors that a model without that part leaves out, which the log says."""
 
 
+DECODER_SETTINGS: Mapping[str, str] = {
+    "vocab_size": "vocab",
+    "tie_word_embeddings": "tied",
+    "hidden_size": "blocks.width",
+    "intermediate_size": "blocks.mlp",
+    "num_hidden_layers": "blocks.layers",
+    "num_attention_heads": "blocks.heads",
+    "num_key_value_heads": "blocks.kv_heads",
+    "head_dim": "blocks.head_dim",
+    "rms_norm_eps": "blocks.norm_epsilon",
+}
+
+ENCODER_SETTINGS: Mapping[str, str] = {
+    "vocab_size": "vocab",
+    "max_position_embeddings": "positions",
+    "type_vocab_size": "types",
+    "pad_token_id": "padding",
+    "hidden_size": "blocks.width",
+    "intermediate_size": "blocks.mlp",
+    "num_hidden_layers": "blocks.layers",
+    "num_attention_heads": "blocks.heads",
+    "layer_norm_eps": "blocks.norm_epsilon",
+}
+
+LLAMA3: Mapping[str, str] = {
+    "factor": "factor",
+    "low_freq_factor": "low",
+    "high_freq_factor": "high",
+    "original_max_position_embeddings": "trained_length",
+}
+"""The settings of the scaling of rotary position embeddings, by the names of `Rope`'s fields."""
+
+DERIVED = {"blocks.mlp": "blocks.hidden", "blocks.kv_heads": "blocks.groups", "blocks.head_dim": "blocks.head_width"}
+"""What a field stands for where it is None."""
+
+DEFAULTS: Mapping[str, Any] = {
+    "tie_word_embeddings": False,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "rms_norm_eps": 1e-6,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+"""What `transformers` takes for a setting that is not there, where every architecture takes the same."""
+
+DECODER_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "use_sliding_window": (False, None),
+    "partial_rotary_factor": (None, 1.0),
+    "pretraining_tp": (1, None),
+}
+"""The values that settings may have, of which the first is that of one that is not there."""
+
+ENCODER_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("gelu",),
+    "position_embedding_type": ("absolute", None),
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+}
+
+
 class Settings:
     """The values of a `config.json`."""
 
     def __init__(self, file: Path, values: Mapping[str, Any]) -> None:
         self.file, self.values = file, values
 
-    def value(self, key: str, kind: type[T], default: T | None = None) -> T:
-        """The value of this type. Raises ConfigError for another, and for none where there is no default."""
+    def value(self, key: str, defaults: Mapping[str, Any]) -> Any:
+        """A value. Raises ConfigError where there is none, and no default."""
         found = self.values.get(key)
-        found = default if found is None else found
-        if kind is float and type(found) is int:
-            found = float(found)
-        if type(found) is not kind:
-            words = "missing" if found is None else f"{found!r}, not of type {kind.__name__}"
-            raise ConfigError(f"{self.file}: {key} is {words}")
-        return cast(T, found)
+        if found is None and key not in defaults:
+            raise ConfigError(f"{self.file}: {key} is missing")
+        return defaults[key] if found is None else found
 
     def only(self, key: str, *known: Any) -> None:
         """Raises ConfigError for a value that is not one of these, of which the first is the default."""
         if (found := self.values.get(key, known[0])) not in known:
-            words = " or ".join(map(repr, dict.fromkeys(known)))
+            words = " or ".join(map(repr, known))
             raise ConfigError(f"{self.file}: {key} is {found!r}; models here have {words}")
 
-    def part(self, key: str) -> "Settings | None":
-        """The object at a key; None where there is none."""
-        found = self.values.get(key)
-        if found is not None and not isinstance(found, dict):
+    def part(self, key: str) -> "Settings":
+        """The object at a key, empty where there is none. Raises ConfigError for anything else."""
+        if not isinstance(found := self.values.get(key) or {}, dict):
             raise ConfigError(f"{self.file}: {key} is {found!r}, not an object")
-        return Settings(self.file, found) if found else None
+        return Settings(self.file, found)
 
-
-def _rope(given: Settings) -> Rope:
-    base = given.value("rope_theta", float, 10_000.0)
-    scaling = given.part("rope_parameters") or given.part("rope_scaling")
-    if scaling is None:
-        return Rope(base=base)
-    base = scaling.value("rope_theta", float, base)
-    scaling.only("partial_rotary_factor", None, 1.0)
-    kind = scaling.values.get("rope_type", scaling.values.get("type", "default"))
-    if kind == "default":
-        return Rope(base=base)
-    if kind != "llama3":
-        raise ConfigError(f"{given.file}: the rope type is {kind!r}; models here have 'default' or 'llama3'")
-    return Rope(
-        base=base,
-        factor=scaling.value("factor", float),
-        low=scaling.value("low_freq_factor", float),
-        high=scaling.value("high_freq_factor", float),
-        trained_length=scaling.value("original_max_position_embeddings", int),
-    )
-
-
-def _decoder(given: Settings, **options: Any) -> Transformer:
-    given.only("hidden_act", "silu", "swish")
-    for key in ("attention_bias", "mlp_bias"):
-        given.only(key, False, None)
-    given.only("partial_rotary_factor", None, 1.0)
-    given.only("pretraining_tp", 1, None)
-    if given.value("use_sliding_window", bool, False) or "sliding_attention" in (given.values.get("layer_types") or ()):
-        raise ConfigError(f"{given.file}: use_sliding_window or layer_types limit attention; models here do not")
-    width, heads = given.value("hidden_size", int), given.value("num_attention_heads", int)
-    head_dim = given.value("head_dim", int, options.pop("head_dim", None) or width // max(heads, 1))
-    blocks = Blocks(
-        width=width,
-        layers=given.value("num_hidden_layers", int),
-        heads=heads,
-        kv_heads=given.value("num_key_value_heads", int, heads),
-        head_dim=None if head_dim * heads == width else head_dim,
-        mlp=given.value("intermediate_size", int),
-        rope=_rope(given),
-        norm_epsilon=given.value("rms_norm_eps", float, 1e-6),
-        **options,
-    )
-    tied = given.value("tie_word_embeddings", bool, False)
-    return Transformer(vocab=given.value("vocab_size", int), tied=tied, scaled_embedding=False, blocks=blocks)
-
-
-def _decoder_settings(model: Imported) -> dict[str, Any]:
-    assert isinstance(model, Transformer)
-    blocks, rope = model.blocks, model.blocks.rope
-    llama3 = {
-        "rope_type": "llama3",
-        "factor": rope.factor,
-        "low_freq_factor": rope.low,
-        "high_freq_factor": rope.high,
-        "original_max_position_embeddings": rope.trained_length,
-    }
-    return {
-        "vocab_size": model.vocab,
-        "hidden_size": blocks.width,
-        "intermediate_size": blocks.hidden,
-        "num_hidden_layers": blocks.layers,
-        "num_attention_heads": blocks.heads,
-        "num_key_value_heads": blocks.groups,
-        "head_dim": blocks.head_width,
-        "hidden_act": "silu",
-        "rms_norm_eps": blocks.norm_epsilon,
-        "rope_theta": rope.base,
-        "rope_scaling": None if rope.factor == 1 else llama3,
-        "tie_word_embeddings": model.tied,
-        "attention_bias": False,
-        "use_sliding_window": False,
-    }
-
-
-def _encoder(given: Settings, **options: Any) -> Bert:
-    given.only("hidden_act", "gelu")
-    given.only("position_embedding_type", "absolute", None)
-    for key in ("is_decoder", "add_cross_attention"):
-        given.only(key, False, None)
-    blocks = Blocks(
-        width=given.value("hidden_size", int),
-        layers=given.value("num_hidden_layers", int),
-        heads=given.value("num_attention_heads", int),
-        mlp=given.value("intermediate_size", int),
-        norm_epsilon=given.value("layer_norm_eps", float, 1e-12),
-    )
-    return Bert(
-        vocab=given.value("vocab_size", int),
-        positions=given.value("max_position_embeddings", int),
-        types=given.value("type_vocab_size", int),
-        padding=given.value("pad_token_id", int, 0),
-        blocks=blocks,
-        **options,
-    )
-
-
-def _classifier(given: Settings) -> Bert:
-    labels = given.part("id2label")
-    outputs = len(labels.values) if labels else given.value("num_labels", int, 2)
-    return _encoder(given, pooling="dense", outputs=outputs)
-
-
-def _encoder_settings(model: Imported) -> dict[str, Any]:
-    assert isinstance(model, Bert)
-    blocks = model.blocks
-    labels = {str(number): f"LABEL_{number}" for number in range(model.outputs or 0)}
-    return {
-        "vocab_size": model.vocab,
-        "hidden_size": blocks.width,
-        "intermediate_size": blocks.hidden,
-        "num_hidden_layers": blocks.layers,
-        "num_attention_heads": blocks.heads,
-        "hidden_act": "gelu",
-        "layer_norm_eps": blocks.norm_epsilon,
-        "max_position_embeddings": model.positions,
-        "type_vocab_size": model.types,
-        "pad_token_id": model.padding,
-        **({"id2label": labels, "label2id": {label: int(key) for key, label in labels.items()}} if labels else {}),
-    }
+    def rope(self) -> Rope:
+        """The rotary position embedding. Raises ConfigError for scalings other than Llama 3's."""
+        scaling = Settings(self.file, {**self.part("rope_scaling").values, **self.part("rope_parameters").values})
+        base = scaling.value("rope_theta", {"rope_theta": self.value("rope_theta", {"rope_theta": 10_000.0})})
+        scaling.only("partial_rotary_factor", None, 1.0)
+        kind = "rope_type" if "rope_type" in scaling.values else "type"
+        scaling.only(kind, "default", "llama3")
+        if scaling.values.get(kind) != "llama3":
+            return Rope(base=base)
+        return Rope(base=base, **{ours: scaling.value(theirs, {}) for theirs, ours in LLAMA3.items()})
 
 
 class Architecture(NamedTuple):
@@ -237,22 +185,63 @@ class Architecture(NamedTuple):
 
     kind: str
     """Its `model_type`."""
-    names: Mapping[str, str]
+    model: Imported
+    """Our model of it, of any size."""
+    names: Mapping[str, str] = DECODER
     """The names of its tensors by our paths."""
-    model: Callable[[Settings], Imported]
-    """Our model for its settings. Raises ConfigError for settings that we have no model for."""
-    settings: Callable[[Imported], dict[str, Any]] = _decoder_settings
-    """The settings that give this model."""
+    defaults: Mapping[str, Any] = DEFAULTS
 
+    @property
+    def tables(self) -> tuple[Mapping[str, str], Mapping[str, tuple[Any, ...]]]:
+        """Our paths by the names of settings, and the values that others may have."""
+        encoder = isinstance(self.model, Bert)
+        return (ENCODER_SETTINGS, ENCODER_FIXED) if encoder else (DECODER_SETTINGS, DECODER_FIXED)
+
+    def configured(self, given: Settings) -> Imported:
+        """Our model for these settings. Raises ConfigError for settings that no model here has."""
+        table, fixed = self.tables
+        for key, known in fixed.items():
+            given.only(key, *known)
+        if "sliding_attention" in (given.values.get("layer_types") or ()):
+            raise ConfigError(f"{given.file}: layer_types holds sliding_attention; models here attend to all positions")
+        found = {path: given.value(key, self.defaults) for key, path in table.items()}
+        whole = {path: value for path, value in found.items() if "." not in path}
+        inner = {path.partition(".")[2]: value for path, value in found.items() if "." in path}
+        if isinstance(self.model, Bert) and self.model.outputs:
+            whole["outputs"] = len(given.part("id2label").values) or given.value("num_labels", {"num_labels": 2})
+        if isinstance(self.model, Transformer):
+            inner["rope"] = given.rope()
+        try:
+            return replace(self.model, **whole, blocks=replace(self.model.blocks, **inner))
+        except ConfigError as error:
+            raise ConfigError(f"{given.file}: {error}") from None
+
+    def settings(self, model: Imported) -> dict[str, Any]:
+        """The settings that give this model."""
+        table, fixed = self.tables
+        found = {key: known[0] for key, known in fixed.items() if known[0] is not None}
+        found |= {key: attrgetter(DERIVED.get(path, path))(model) for key, path in table.items()}
+        if isinstance(model, Bert):
+            labels = [f"LABEL_{number}" for number in range(model.outputs or 0)]
+            more = {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
+            return found | more if labels else found
+        rope = model.blocks.rope
+        scaling = {"rope_type": "llama3"} | {theirs: getattr(rope, ours) for theirs, ours in LLAMA3.items()}
+        return found | {"rope_theta": rope.base, "rope_scaling": None if rope.factor == 1 else scaling}
+
+
+_CAUSAL = Transformer(scaled_embedding=False)
+_QWEN3 = replace(_CAUSAL, blocks=Blocks(qk_norm=True))
+_CLASSIFIER = Bert(outputs=2, pooling="dense")
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "LlamaForCausalLM": Architecture("llama", DECODER, _decoder),
-    "Qwen2ForCausalLM": Architecture("qwen2", DECODER, lambda given: _decoder(given, qkv_bias=True)),
-    "Qwen3ForCausalLM": Architecture("qwen3", DECODER, lambda given: _decoder(given, qk_norm=True, head_dim=128)),
-    "BertModel": Architecture("bert", ENCODER, _encoder, _encoder_settings),
-    "BertForSequenceClassification": Architecture("bert", CLASSIFIER, _classifier, _encoder_settings),
-    "BertForMaskedLM": Architecture("bert", CLASSIFIER, _encoder, _encoder_settings),
-    "BertForPreTraining": Architecture("bert", CLASSIFIER, _encoder, _encoder_settings),
+    "LlamaForCausalLM": Architecture("llama", _CAUSAL),
+    "Qwen2ForCausalLM": Architecture("qwen2", replace(_CAUSAL, blocks=Blocks(qkv_bias=True))),
+    "Qwen3ForCausalLM": Architecture("qwen3", _QWEN3, defaults={**DEFAULTS, "head_dim": 128}),
+    "BertModel": Architecture("bert", Bert(), ENCODER),
+    "BertForSequenceClassification": Architecture("bert", _CLASSIFIER, CLASSIFIER),
+    "BertForMaskedLM": Architecture("bert", Bert(), CLASSIFIER),
+    "BertForPreTraining": Architecture("bert", Bert(), CLASSIFIER),
 }
 """By name. Of those of BERT's pre-training only the encoder is read."""
 

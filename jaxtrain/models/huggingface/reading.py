@@ -78,7 +78,7 @@ class Folder:
         self.path = Path(path)
         self._settings = Settings(self.path / "config.json", read_object(self.path / "config.json"))
         self._architecture = self._find_architecture()
-        self.model: Imported = self._architecture.model(self._settings)
+        self.model: Imported = self._architecture.configured(self._settings)
         self.stored, self._others = self._by_path(self._all_tensors())
 
     def read(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -144,7 +144,7 @@ class Folder:
 
     def _by_path(self, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, Stored], list[str]]:
         """The parameters by our paths, and the names of the other tensors."""
-        layers, stored, used = self._settings.value("num_hidden_layers", int), {}, set()
+        layers, stored, used = self.model.blocks.layers, {}, set()
         for path, pattern in self._architecture.names.items():
             names = [pattern.format(number) for number in range(layers)] if "{}" in pattern else [pattern]
             found = [tensors[name] for name in names if name in tensors]
