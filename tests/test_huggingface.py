@@ -58,7 +58,16 @@ def outputs(model: Any, variables: Variables, name: str, layout: Layout | None =
         return np.asarray(jax.jit(model.apply)(variables, given["ids"], **more)[0])
 
 
-@pytest.mark.parametrize(("name", "changes", "key"), CASES, ids=lambda part: part if isinstance(part, str) else "")
+QUICK = ("qwen3", "bert-mean")
+
+
+def slow_unless_quick(*parts: Any) -> Any:
+    words = [part for part in parts if isinstance(part, str)]
+    quick = words[0] in QUICK or "-".join(words) in QUICK
+    return pytest.param(*parts, id="-".join(map(str, filter(None, parts))), marks=[] if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "changes", "key"), [slow_unless_quick(*case) for case in CASES])
 def test_the_outputs_are_those_of_transformers(name: str, changes: dict[str, Any], key: str) -> None:
     model, variables = from_hugging_face(REFERENCES / name, model=wide(name, **changes))
     wanted = load_file(REFERENCES / name / "outputs.safetensors")[key]
@@ -83,8 +92,14 @@ def test_a_config_is_a_model() -> None:
     assert hugging_face_model(REFERENCES / "bert_classifier") == replace(encoder, outputs=3, pooling="dense")
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_rope", "qwen2", "qwen3", "bert", "bert_classifier"])
-@pytest.mark.parametrize("mesh", [{}, EIGHT], ids=str)
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        slow_unless_quick(name, mesh) if not mesh else pytest.param(name, mesh, marks=pytest.mark.slow)
+        for name in ("llama", "llama_rope", "qwen2", "qwen3", "bert", "bert_classifier")
+        for mesh in ({}, EIGHT)
+    ],
+)
 def test_a_folder_read_and_written_has_the_same_bytes(name: str, mesh: dict[str, int], tmp_path: Path) -> None:
     whole: Any = hugging_face_model(REFERENCES / name)
     given = replace(whole, pooling="dense") if isinstance(whole, Bert) else whole
@@ -101,6 +116,7 @@ def test_a_folder_read_and_written_has_the_same_bytes(name: str, mesh: dict[str,
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "bert"])
+@pytest.mark.slow
 def test_shards_hold_their_part_and_compute_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read, whole = [], os.preadv
     monkeypatch.setattr(os, "preadv", lambda *given: read.append(whole(*given)) or read[-1])
@@ -118,6 +134,7 @@ def test_shards_hold_their_part_and_compute_the_same(name: str, monkeypatch: pyt
     )
 
 
+@pytest.mark.slow
 def test_blocks_in_rounds_are_stacked_of_the_same_layers(tmp_path: Path) -> None:
     flat = wide("llama")
     rounds = replace(flat, blocks=replace(flat.blocks, rounds=2))

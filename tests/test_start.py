@@ -160,6 +160,7 @@ WEIGHTS = Path(__file__).parent / "references" / "huggingface"
 
 
 @pytest.mark.parametrize("mesh", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+@pytest.mark.slow
 def test_a_folder_of_transformers_is_a_start_too(mesh: Any) -> None:
     model: Any = hugging_face_model(WEIGHTS / "qwen2")
     task = LanguageModel(model=model)
@@ -172,6 +173,7 @@ def test_a_folder_of_transformers_is_a_start_too(mesh: Any) -> None:
     np.testing.assert_array_equal(state.params["embedding"]["table"], file["model.embed_tokens.weight"])
 
 
+@pytest.mark.slow
 def test_settings_of_a_folder_of_transformers_that_differ_are_in_the_log() -> None:
     model: Any = hugging_face_model(WEIGHTS / "qwen2")
     blocks = replace(model.blocks, rope=Rope(), dropout=0.1, precision=Precision())
@@ -183,6 +185,7 @@ def test_settings_of_a_folder_of_transformers_that_differ_are_in_the_log() -> No
     assert state.params["norm"]["scale"].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_an_encoder_of_transformers_gets_a_new_head() -> None:
     model: Any = hugging_face_model(WEIGHTS / "bert")
     inputs = Arrays({"tokens": np.ones((8, 16), np.int32), "label": np.arange(8, dtype=np.int32) % 3})
