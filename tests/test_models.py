@@ -9,7 +9,7 @@ import test_layouts
 from flax import nnx
 
 from jaxtrain import ConfigError, Layout, Program
-from jaxtrain.models import Blocks, Model, NGrams, Precision, ResNet, Transformer, ViT, transformer
+from jaxtrain.models import Bert, Blocks, Model, NGrams, Precision, ResNet, Rope, Transformer, ViT, transformer
 from jaxtrain.models.attention import BLOCK, attention
 from jaxtrain.models.layers import dot, dropout, rotate, rows_by_product
 from jaxtrain.models.ngrams import word_hashes
@@ -28,6 +28,12 @@ MODELS: dict[str, tuple[Model, np.ndarray, tuple[int, ...]]] = {
         (3, 2),
     ),
     "grouped": (Transformer(vocab=20, blocks=replace(SMALL, kv_heads=1)), TOKENS, (3, 8, 20)),
+    "optioned": (
+        Transformer(vocab=20, scaled_embedding=False, blocks=replace(SMALL, qkv_bias=True, qk_norm=True, head_dim=6)),
+        TOKENS,
+        (3, 8, 20),
+    ),
+    "bert": (Bert(vocab=20, positions=8, blocks=SMALL), TOKENS, (3, 16)),
     "vit": (ViT(outputs=4, blocks=SMALL), np.random.default_rng(0).random((3, 4, 6, 1), np.float32), (3, 4)),
     "ngrams": (NGrams(buckets=32, words=4, width=4), np.full((3, 12), ord("a"), np.uint8), (3, 2)),
 }
@@ -94,6 +100,54 @@ def test_padding_does_not_change_what_a_pooled_encoder_says():
     padded = np.pad(TOKENS, ((0, 0), (0, 5)))
     close(applied(model, TOKENS, variables=variables), applied(model, padded, variables=variables))
     assert np.isfinite(applied(model, np.zeros_like(TOKENS), variables=variables)).all()
+
+
+def test_padding_does_not_change_what_bert_says_and_types_and_positions_do():
+    model, inputs, _ = MODELS["bert"]
+    model = replace(model, positions=12, padding=19)
+    variables = initial(model, inputs.shape, inputs.dtype)
+    said = applied(model, TOKENS, variables=variables)
+    padded = np.pad(TOKENS, ((0, 0), (0, 4)), constant_values=19)
+    close(said, applied(model, padded, variables=variables))
+    assert np.isfinite(applied(model, np.full_like(TOKENS, 19), variables=variables)).all()
+    typed = jax.jit(model.apply)(variables, TOKENS, types_BL=np.ones_like(TOKENS))[0]
+    assert np.abs(said - typed).max() > 1e-3
+    assert np.abs(said - applied(model, TOKENS[:, ::-1], variables=variables)).max() > 1e-4
+    with pytest.raises(ConfigError, match=r"Bert.positions: rows of 13 tokens are longer than 12"):
+        model.init(jax.random.key(0), np.ones((1, 13), np.int32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"head_dim": 5}, "head_dim must give an even whole number for each head"),
+        ({"head_dim": 0}, "Blocks.head_dim: 0 is not at least 1"),
+        ({"width": 18, "heads": 4}, "width 18 over 4 heads must give an even whole number"),
+        ({"norm_epsilon": 0.0}, "Blocks.norm_epsilon: 0.0 is not above 0"),
+    ],
+)
+def test_options_of_blocks_that_make_no_sense_are_refused(changes, says):
+    with pytest.raises(ConfigError, match=says):
+        replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize("option", [{"kv_heads": 1}, {"head_dim": 4}, {"qk_norm": True}, {"rope": Rope(base=5.0)}])
+def test_bert_refuses_options_that_its_blocks_lack(option):
+    with pytest.raises(ConfigError, match=f"Bert.blocks.{next(iter(option))}: BERT's blocks are without"):
+        Bert(blocks=replace(SMALL, **option))
+
+
+def test_long_waves_turn_slower_and_short_ones_as_before():
+    """Of 2 π · 100 / wavelength turns within 100 positions, those below 1 are divided by 4, those above 3 stay."""
+    rope = Rope(base=100.0, factor=4.0, low=1.0, high=3.0, trained_length=100)
+    plain_K = np.array([1.0, 100**-0.25, 100**-0.5, 100**-0.75])
+    turns = plain_K * 100 / (2 * np.pi)  # 15.9, 5.03, 1.59, 0.503
+    kept = (turns[2] - 1) / 2
+    wanted = [1.0, plain_K[1], plain_K[2] * (kept + (1 - kept) / 4), plain_K[3] / 4]
+    np.testing.assert_allclose(rope.frequencies(8), wanted, rtol=1e-12)
+    np.testing.assert_array_equal(Rope(base=100.0).frequencies(8), plain_K)
+    with pytest.raises(ConfigError, match=r"Rope.high: 1.0 must be above low, 1.0"):
+        Rope(high=1.0)
 
 
 def qkv(length, heads=4, groups=2, rows=2, size=8):

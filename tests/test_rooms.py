@@ -37,6 +37,7 @@ ROOMS = {
         "flops",
         "hardware",
         "threads",
+        "tensors",
     ),
     "sharding": ("layout", "constraints", "checksum", "feed", "stages"),
     "models": (
@@ -48,6 +49,7 @@ ROOMS = {
         "base",
         "stages",
         "batch_norm",
+        "rope",
         "layers",
         "ngrams",
         "suffixes",
@@ -56,11 +58,15 @@ ROOMS = {
         "experts",
         "kv_cache",
         "transformer",
+        "bert",
         "vit",
         "recurrent",
         "naive_bayes",
         "resnet",
         "lora",
+        "huggingface/architectures",
+        "huggingface/reading",
+        "huggingface/writing",
     ),
     "tasks": (
         "metrics",
@@ -182,9 +188,9 @@ folder stands for its files, these are not ordered; files that are not named com
 """
 
 CODE_LINES = {
-    "base": 1080,
-    "sharding": 330,
-    "models": 1700,
+    "base": 1145,
+    "sharding": 350,
+    "models": 2150,
     "tasks": 770,
     "optimizers": 540,
     "data": 3120,
@@ -193,7 +199,7 @@ CODE_LINES = {
     "step": 125,
     "program": 225,
     "cluster": 970,
-    "runs": 2620,
+    "runs": 2640,
     "evaluate": 150,
     "generation": 380,
     "train": 80,
@@ -203,7 +209,7 @@ CODE_LINES = {
     "launch": 500,
     "cli": 960,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 20,400 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 21,500 for all of them,
 with the rooms that are planned.
 """
 
@@ -304,7 +310,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 20_600
+    assert sum(CODE_LINES.values()) <= 21_500
 
 
 def public(name: str) -> bool:

@@ -1,5 +1,6 @@
 """A run that begins with the parameters of another run or of a file."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file
 
 from jaxtrain import ConfigError, Experiment, Layout, Program, Start
 from jaxtrain.base.errors import Damaged
+from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.experiment import Retention
 from jaxtrain.experiment.experiment import fingerprint
-from jaxtrain.models import Blocks, Precision, Transformer
+from jaxtrain.models import Blocks, Precision, Rope, Transformer
+from jaxtrain.models.huggingface import hugging_face_model
 from jaxtrain.optimizers import AdamW, ConstantRate, Frozen, Groups
 from jaxtrain.runs.folder import Run
 from jaxtrain.runs.json_lines import read_lines
 from jaxtrain.runs.start import FirstState
 from jaxtrain.sharding.layout import named_leaves, path_name
-from jaxtrain.tasks import LanguageModel
+from jaxtrain.tasks import Classification, LanguageModel
 from jaxtrain.train import train
 
 
@@ -150,6 +154,63 @@ def test_a_file_of_safetensors_is_a_start_too(tmp_path: Path) -> None:
     save_file({"norm.scale": scale}, tmp_path / "weights.safetensors")
     _, state, _ = begun(Start(str(tmp_path / "weights.safetensors"), only=("norm/*",)))
     np.testing.assert_array_equal(state.params["norm"]["scale"], scale)
+
+
+WEIGHTS = Path(__file__).parent / "references" / "huggingface"
+
+
+@pytest.mark.parametrize("mesh", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+@pytest.mark.slow
+def test_a_folder_of_transformers_is_a_start_too(mesh: Any) -> None:
+    model: Any = hugging_face_model(WEIGHTS / "qwen2")
+    task = LanguageModel(model=model)
+    program, state, facts = begun(Start(str(WEIGHTS / "qwen2")), mesh, task=task)
+    assert facts == {"source": str(WEIGHTS / "qwen2"), "arrays": 15}
+    file = load_file(WEIGHTS / "qwen2" / "model.safetensors")
+    up = state.params["blocks"]["block"]["up"]["kernel"]
+    assert up.sharding == program.state.params["blocks"]["block"]["up"]["kernel"].sharding
+    np.testing.assert_array_equal(up[1], file["model.layers.1.mlp.up_proj.weight"].T)
+    np.testing.assert_array_equal(state.params["embedding"]["table"], file["model.embed_tokens.weight"])
+
+
+@pytest.mark.slow
+def test_settings_of_a_folder_of_transformers_that_differ_are_in_the_log() -> None:
+    model: Any = hugging_face_model(WEIGHTS / "qwen2")
+    blocks = replace(model.blocks, rope=Rope(), dropout=0.1, precision=Precision())
+    task = LanguageModel(model=replace(model, blocks=blocks))
+    with pytest.raises(ConfigError, match=r"norm/scale: bfloat16\[32\] to float32\[32\]: set start.cast"):
+        begun(Start(str(WEIGHTS / "qwen2")), task=task)
+    _, state, facts = begun(Start(str(WEIGHTS / "qwen2"), cast=True), task=task)
+    assert facts["other_settings"] == ["blocks.rope.base: 1000000.0 → 10000.0"]
+    assert state.params["norm"]["scale"].dtype == np.float32
+
+
+@pytest.mark.slow
+def test_an_encoder_of_transformers_gets_a_new_head() -> None:
+    model: Any = hugging_face_model(WEIGHTS / "bert")
+    inputs = Arrays({"tokens": np.ones((8, 16), np.int32), "label": np.arange(8, dtype=np.int32) % 3})
+    task = Classification(model=replace(model, outputs=3), inputs="tokens", classes=("a", "b", "c"))
+    trunk = Start(str(WEIGHTS / "bert"), only=("embedding/*", "positions", "types", "norm/*", "blocks/*"))
+    _, state, facts = begun(trunk, task=task, data=Pipeline(inputs, batch_size=8), evals={})
+    assert facts["drawn"] == ["head/bias", "head/kernel"]
+    assert facts["unused"] == ["pooler/bias", "pooler/kernel"]
+    file = load_file(WEIGHTS / "bert" / "model.safetensors")
+    query = state.params["blocks"]["block"]["query"]
+    np.testing.assert_array_equal(query["kernel"][0], file["encoder.layer.0.attention.self.query.weight"].T)
+    np.testing.assert_array_equal(query["bias"][1], file["encoder.layer.1.attention.self.query.bias"])
+
+
+def test_the_identity_of_a_folder_of_transformers_is_that_of_weights_and_settings(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(WEIGHTS / "llama", tmp_path / "one"))
+    before = Start(str(folder)).identity()
+    (folder / "README.md").write_text("more words")
+    folder = folder.rename(tmp_path / "two")
+    assert Start(str(folder)).identity() == before
+    settings = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(settings.replace("1e-05", "1e-06"))
+    assert Start(str(folder)).identity() != before
+    with pytest.raises(ConfigError, match=r"two is a folder of weights, which has no steps: leave out step='best'"):
+        Start(str(folder), step="best")
 
 
 @pytest.mark.parametrize("name", ["missing", "weights.bin"])

@@ -27,7 +27,8 @@ class Start(Checked):
     """
 
     source: str = field(metadata=NOT_IN_FINGERPRINT)
-    """A run folder, whose averaged parameters are used if it has them; or a file .npz or .safetensors."""
+    """A run folder, whose averaged parameters are taken where it kept them; a file .npz or .safetensors; or a folder of
+    Hugging Face's `transformers`, with `config.json` and `model.safetensors`."""
     step: SavedStep = field(default="latest", metadata=NOT_IN_FINGERPRINT)
     """For a run folder: a saved step, "latest", or "best" by the run's `keep.best`."""
     only: tuple[str, ...] = ("*",)
@@ -43,17 +44,28 @@ class Start(Checked):
         """Raises ConfigError where `only` is empty, and for a step of a file."""
         if not self.only:
             raise ConfigError('start.only: it is empty, so that nothing would be set: ("*",) sets all')
-        if self.step != "latest" and Path(self.source).suffix in (".npz", ".safetensors"):
-            raise ConfigError(f"start.step: {self.source} is a file, which has no steps: leave out step={self.step!r}")
+        path = Path(self.source)
+        kind = "a file" if path.suffix in (".npz", ".safetensors") else is_hugging_face(path) and "a folder of weights"
+        if self.step != "latest" and kind:
+            raise ConfigError(f"start.step: {path} is {kind}, which has no steps: leave out step={self.step!r}")
 
     def identity(self) -> str:
         """A hash of the source's files. Raises ConfigError where they do not exist."""
         folder = Path(self.source)
+        if is_hugging_face(folder):
+            return _digest(
+                _stats(folder, ("config.json", "*.safetensors", "*.index.json")), str(folder / "config.json")
+            )
         if folder.is_dir():
             folder = folder / "checkpoints" / str(saved_step(folder, self.step))
         if not folder.exists():
             raise ConfigError(f"start: {folder} does not exist")
         return _digest(_stats(folder), str(folder))
+
+
+def is_hugging_face(folder: Path) -> bool:
+    """Whether a folder is in the format of Hugging Face's `transformers`."""
+    return (folder / "config.json").is_file()
 
 
 @functools.cache
@@ -106,7 +118,7 @@ def _first_damage(folder: str, files: tuple[tuple[str, int, int], ...]) -> Damag
     return fault
 
 
-def _stats(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Path, size and time of the files below a folder, or of a file."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
+def _stats(folder: Path, patterns: tuple[str, ...] = ("**/*",)) -> tuple[tuple[str, int, int], ...]:
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    files = sorted(found) if folder.is_dir() else [folder]
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)

@@ -2,6 +2,7 @@
 
 from jaxtrain.models.base import Model
 from jaxtrain.models.batch_norm import BatchNorm
+from jaxtrain.models.bert import Bert
 from jaxtrain.models.experts import Experts
 from jaxtrain.models.layers import Precision
 from jaxtrain.models.lora import LoRA
@@ -9,11 +10,13 @@ from jaxtrain.models.naive_bayes import NaiveBayes
 from jaxtrain.models.ngrams import NGrams
 from jaxtrain.models.recurrent import Recurrent
 from jaxtrain.models.resnet import ResNet
+from jaxtrain.models.rope import Rope
 from jaxtrain.models.transformer import Blocks, Transformer
 from jaxtrain.models.vit import ViT
 
 __all__ = [
     "BatchNorm",
+    "Bert",
     "Blocks",
     "Experts",
     "LoRA",
@@ -23,6 +26,7 @@ __all__ = [
     "Precision",
     "Recurrent",
     "ResNet",
+    "Rope",
     "Transformer",
     "ViT",
 ]

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import Checked
 from jaxtrain.models.params import name_axes
+from jaxtrain.models.rope import Rope
 from jaxtrain.models.stages import pipeline
 from jaxtrain.sharding.constraints import manual_axes, shard, split, target_platform
 
@@ -75,7 +76,7 @@ _cpu_dot.defvjp(_cpu_dot_fwd, _cpu_dot_bwd)
 
 
 class Linear(nnx.Module):
-    """Linear layer without bias, f[..., D] to f[..., F]; initial weights have variance `scale`² / D."""
+    """Linear layer f[..., D] to f[..., F]; initial weights have variance `scale`² / D, an initial bias is 0."""
 
     def __init__(
         self,
@@ -84,15 +85,19 @@ class Linear(nnx.Module):
         axes: tuple[str | None, str | None],
         precision: Precision,
         scale: float = 1.0,
+        bias: bool = False,
     ):
         init = jax.nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
         # Drawn in f32: a draw in bf16 has 128 different values, whose mean is not 0. (So are all parameters.)
         self.kernel = nnx.Param(init(rngs.params(), shape).astype(precision.params), axes=axes)
-        self.precision = precision
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(shape[1], precision.params), axes=axes[1:])
+        self.precision, self.biased = precision, bias
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[..., F], in the dtype of `dot`."""
-        return dot(x, self.kernel[...], self.precision)
+        out = dot(x, self.kernel[...], self.precision)
+        return out + self.bias[...].astype(out.dtype) if self.biased else out
 
 
 class RMSNorm(nnx.Module):
@@ -112,13 +117,16 @@ class RMSNorm(nnx.Module):
 class Embedding(nnx.Module):
     """Embedding table f[V, D], scaled by √D when it is looked up; it may give the logits too (tied embeddings).
 
-    Initial embeddings, as looked up, have variance `scale`².
+    Initial embeddings, as looked up, have variance `scale`². Without `scaled` the rows are looked up as they are, and
+    have variance `scale`² / D at first.
     """
 
-    def __init__(self, rngs: nnx.Rngs, rows: int, width: int, precision: Precision, scale: float = 1.0):
+    def __init__(
+        self, rngs: nnx.Rngs, rows: int, width: int, precision: Precision, scale: float = 1.0, scaled: bool = True
+    ):
         table_VD = jax.random.normal(rngs.params(), (rows, width)) * (scale * width**-0.5)
         self.table = nnx.Param(table_VD.astype(precision.params), axes=("vocab", "embed"))
-        self.precision = precision
+        self.precision, self.scaled = precision, scaled
 
     def __call__(self, ids_BL: jax.Array) -> jax.Array:
         """The embeddings f[B, L, D] of the ids i[B, L]."""
@@ -130,7 +138,8 @@ class Embedding(nnx.Module):
         # Two constraints, since XLA gathers the table or permutes the rows if it has to sum over the shards of the
         # vocabulary and split by position at once.
         x_BLD = shard(x_BLD, "batch", "length", None)
-        return shard(x_BLD * self.table.shape[1] ** 0.5, "batch", "residual_length", None)
+        scaled_BLD = x_BLD * self.table.shape[1] ** 0.5 if self.scaled else x_BLD
+        return shard(scaled_BLD, "batch", "residual_length", None)
 
     def logits(self, x_BLD: jax.Array) -> jax.Array:
         """The logits f[B, L, V], by the same table (Press & Wolf 2017, arXiv:1608.05859)."""
@@ -244,13 +253,13 @@ class Stack(nnx.Module):
 
 
 @functools.cache
-def _rotation(length: int, head_dim: int, base: float) -> tuple[np.ndarray, np.ndarray]:
-    angles = np.arange(length)[:, None] * base ** (-np.arange(0, head_dim, 2) / head_dim)
+def _rotation(length: int, head_dim: int, rope: Rope) -> tuple[np.ndarray, np.ndarray]:
+    angles = np.arange(length)[:, None] * rope.frequencies(head_dim)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 def rotate(
-    x_BLHK: jax.Array, order_L: np.ndarray | jax.Array | None, base: float = 10_000.0, length: int | None = None
+    x_BLHK: jax.Array, order_L: np.ndarray | jax.Array | None, rope: Rope = Rope(), length: int | None = None
 ) -> jax.Array:
     """Rotary position embedding, in f32: pairs of dims (k, k + K/2) are rotated by an angle that grows with position
     (Su et al. 2021, arXiv:2104.09864).
@@ -259,7 +268,7 @@ def rotate(
     length: how many positions there are; None is L.
     """
     order = slice(None) if order_L is None else order_L
-    tables = _rotation(length or x_BLHK.shape[1], x_BLHK.shape[3], base)
+    tables = _rotation(length or x_BLHK.shape[1], x_BLHK.shape[3], rope)
     if isinstance(order, jax.Array):
         tables = jax.tree.map(jnp.asarray, tables)
     cos_LK, sin_LK = (table[order, None] for table in tables)

@@ -1,5 +1,5 @@
-"""Transformer: pre-norm, RMSNorm, rotary position embedding, grouped-query attention, SwiGLU, no biases; optionally
-mixture-of-experts layers in place of the feed-forward layers.
+"""Transformer: pre-norm, RMSNorm, rotary position embedding, grouped-query attention, SwiGLU; optionally
+mixture-of-experts layers in place of the feed-forward layers, and what decoders such as Llama 3 and Qwen add.
 
 A causal, unpooled transformer is the decoder of a language model; a pooled one without causal mask is an encoder for
 text classification. Not here: the loss.
@@ -19,7 +19,7 @@ from flax import nnx
 
 from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.base.ranges import Checked, FractionBelow1, PositiveInt
+from jaxtrain.base.ranges import Checked, FractionBelow1, Positive, PositiveInt
 from jaxtrain.models.attention import Attention, attention, choose
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.experts import Experts, ExpertsModule
@@ -27,6 +27,7 @@ from jaxtrain.models.kv_cache import BlockPast, KeyValueDecoder
 from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, residual, rotate
 from jaxtrain.models.ngrams import suffix_rows
 from jaxtrain.models.ring import unzigzag, zigzag
+from jaxtrain.models.rope import Rope
 from jaxtrain.models.sizes import Activations, divide_alike, smaller
 from jaxtrain.models.variables import Context
 from jaxtrain.sharding.constraints import shard
@@ -41,6 +42,14 @@ class Blocks(Checked):
     heads: PositiveInt = 4
     kv_heads: PositiveInt | None = None
     """Key/value heads; None is `heads`."""
+    head_dim: PositiveInt | None = None
+    """None is `width` / `heads`."""
+    rope: Rope = Rope()
+    qkv_bias: bool = False
+    """Whether queries, keys and values have biases, as in Qwen2."""
+    qk_norm: bool = False
+    """RMSNorm of each head's queries and keys, as in Qwen3 (Henry et al. 2020, arXiv:2010.04245)."""
+    norm_epsilon: Positive = 1e-6
     mlp: PositiveInt | None = None
     """Inner width of the feed-forward layer; None is 8/3 of `width`, rounded up to a multiple of 64."""
     experts: Experts = Experts()
@@ -55,10 +64,9 @@ class Blocks(Checked):
 
     def __post_init__(self) -> None:
         """Raises ConfigError for heads that do not divide `width`, and rounds that do not divide `layers`."""
-        if self.width % self.heads or (self.width // self.heads) % 2:
-            raise ConfigError(
-                f"width {self.width} over {self.heads} heads must give an even whole number for each head"
-            )
+        if (self.head_dim is None and self.width % self.heads) or self.head_width % 2:
+            over = f"width {self.width} over {self.heads} heads" if self.head_dim is None else "head_dim"
+            raise ConfigError(f"{over} must give an even whole number for each head")
         if self.heads % self.groups:
             raise ConfigError(f"heads {self.heads} must be a multiple of kv_heads {self.groups}")
         if self.layers % self.rounds:
@@ -68,6 +76,11 @@ class Blocks(Checked):
     def groups(self) -> int:
         """The number of key/value heads."""
         return self.kv_heads or self.heads
+
+    @property
+    def head_width(self) -> int:
+        """The number of dims of a head."""
+        return self.head_dim or self.width // self.heads
 
     @property
     def hidden(self) -> int:
@@ -95,6 +108,7 @@ class Blocks(Checked):
         return replace(
             self,
             width=width,
+            head_dim=None,
             layers=smaller(self.layers, 2 * self.rounds, devices * self.rounds),
             mlp=smaller(self.hidden, 2 * width, devices),
             experts=replace(self.experts, width=inner),
@@ -125,16 +139,18 @@ class Block(nnx.Module):
 
     def __init__(self, config: Blocks, rngs: nnx.Rngs, causal: bool):
         D, M, precision = config.width, config.hidden, config.precision
-        K = D // config.heads
+        K, norm, bias = config.head_width, functools.partial(RMSNorm, epsilon=config.norm_epsilon), config.qkv_bias
         # Each block adds to the residual stream twice. These outputs start small, so that its variance does not grow
         # with depth (Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3).
         small = (2 * config.layers) ** -0.5
-        self.norm_attention = RMSNorm(D, precision)
-        self.query = Linear(rngs, (D, config.heads * K), ("embed", "heads"), precision)
-        self.key = Linear(rngs, (D, config.groups * K), ("embed", "kv_heads"), precision)
-        self.value = Linear(rngs, (D, config.groups * K), ("embed", "kv_heads"), precision)
+        self.norm_attention = norm(D, precision)
+        self.query = Linear(rngs, (D, config.heads * K), ("embed", "heads"), precision, bias=bias)
+        self.key = Linear(rngs, (D, config.groups * K), ("embed", "kv_heads"), precision, bias=bias)
+        self.value = Linear(rngs, (D, config.groups * K), ("embed", "kv_heads"), precision, bias=bias)
+        if config.qk_norm:
+            self.norm_query, self.norm_key = norm(K, precision), norm(K, precision)
         self.attention_out = Linear(rngs, (config.heads * K, D), ("heads", "embed"), precision, small)
-        self.norm_mlp = RMSNorm(D, precision)
+        self.norm_mlp = norm(D, precision)
         if config.experts.count:
             self.experts = ExpertsModule(config.experts, rngs, D, M, precision, small)
         else:
@@ -158,7 +174,9 @@ class Block(nnx.Module):
         q_BLHK = shard(self.query(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "length", "heads", None)
         k_BLGK = shard(self.key(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "length", "kv_heads", None)
         v_BLGK = shard(self.value(h_BLD).reshape(B, L, -1, self.head_dim), "batch", "length", "kv_heads", None)
-        q_BLHK, k_BLGK = (rotate(x, positions, length=length) for x in (q_BLHK, k_BLGK))
+        if self.config.qk_norm:
+            q_BLHK, k_BLGK = self.norm_query(q_BLHK), self.norm_key(k_BLGK)
+        q_BLHK, k_BLGK = (rotate(x, positions, self.config.rope, length) for x in (q_BLHK, k_BLGK))
         attend = past.attend if past else functools.partial(attention, causal=self.causal, segments_BL=segments_BL)
         mixed = attend(q_BLHK, k_BLGK, v_BLGK, implementation=self.config.attention)
         # This constrains the gradient too: else XLA splits the backward pass of attention by position.
@@ -188,6 +206,8 @@ class Transformer(Model):
     pooled: bool = False
     tied: bool = True
     """Compute the logits with the embedding table, which needs `outputs` to be the vocabulary."""
+    scaled_embedding: bool = True
+    """Multiply embeddings by √width when they are looked up."""
     ngrams: tuple[PositiveInt, ...] = ()
     """Lengths n: the last n tokens at a position are hashed to a row of a table, which is added to the embedding of the
     last. A small model need not spend layers on what an n-gram model looks up.
@@ -228,11 +248,12 @@ class TransformerModule(KeyValueDecoder):
 
     def __init__(self, config: Transformer, rngs: nnx.Rngs):
         blocks = config.blocks
-        self.embedding = Embedding(rngs, config.vocab, blocks.width, blocks.precision)
+        scaled = config.scaled_embedding
+        self.embedding = Embedding(rngs, config.vocab, blocks.width, blocks.precision, scaled=scaled)
         if config.ngrams:  # zeros: an n-gram that was never seen adds nothing
             self.ngrams = Embedding(rngs, config.buckets, blocks.width, blocks.precision, scale=0.0)
         self.blocks = blocks.stack(rngs, config.causal)
-        self.norm = RMSNorm(blocks.width, blocks.precision)
+        self.norm = RMSNorm(blocks.width, blocks.precision, blocks.norm_epsilon)
         if not config.tied:
             axes = ("embed", "outputs" if config.pooled else "vocab")
             self.head = Linear(rngs, (blocks.width, config.outputs or config.vocab), axes, blocks.precision)

@@ -6,6 +6,7 @@ Not here: resuming a run, for which the whole state is restored.
 import re
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -16,17 +17,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtrain.base.config import difference, find, flatten
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
-from jaxtrain.base.packages import needs
+from jaxtrain.base.tensors import DTYPES, StoredTensor, stored_tensors
 from jaxtrain.base.text import array_type
-from jaxtrain.experiment.start import Start, saved_step
+from jaxtrain.experiment.start import Start, is_hugging_face, saved_step
+from jaxtrain.models.huggingface.reading import Folder
 from jaxtrain.models.params import insert
 from jaxtrain.program import Program
+from jaxtrain.sharding.feed import check_numbers, put_slices
 from jaxtrain.sharding.layout import path_name
 from jaxtrain.step import TrainState
 
 PARTS = ("params", "frozen", "model_state")
 """The parts of a state that a start sets."""
+
+FREE = ("blocks.dropout", "blocks.precision", "outputs", "pooling", "padding")
+"""Settings of a model that may be others than those of the weights."""
 
 AVERAGE = re.compile(r"opt_state/(?:.*/)?average/(?P<path>.+)")
 """The paths of averaged parameters in a checkpoint."""
@@ -53,6 +60,10 @@ class FirstState:
         if self._start is not None:
             self._source = source_of(self._start)
             self._chosen, self.facts = matched(self._start, self._source.arrays, targets(program.state))
+            if isinstance(self._source, FolderSource) and (
+                lines := self._source.other_settings(program.experiment.task)
+            ):
+                self.facts["other_settings"] = lines
 
     def make(self, log: Callable[..., None] | None = None) -> TrainState:
         """The state on its devices. `log(kind, **facts)` is called if parameters come from elsewhere."""
@@ -141,12 +152,6 @@ def is_alike(found: Found, leaf: jax.ShapeDtypeStruct) -> bool:
     return array_type(leaf).partition("[")[2] == shape and (both_float or dtype == str(leaf.dtype))
 
 
-def check_numbers(name: str, value: jax.Array, source: str) -> None:
-    """Raises Damaged for a parameter with NaN or infinity, from which all others would become NaN."""
-    if jnp.issubdtype(value.dtype, jnp.floating) and not jnp.isfinite(value).all():
-        raise Damaged(source, None, f"{name} holds NaN or infinity, or numbers beyond {value.dtype}")
-
-
 def renamed(name: str, rename: Mapping[str, str]) -> str:
     """A path of the source after `rename`."""
     for beginning, new in rename.items():
@@ -155,8 +160,22 @@ def renamed(name: str, rename: Mapping[str, str]) -> str:
     return name
 
 
-class RunSource:
-    """A checkpoint of a run, as a source of arrays."""
+class StartSource(ABC):
+    """Where arrays come from."""
+
+    arrays: Mapping[str, Found]
+
+    @abstractmethod
+    def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        """Arrays by key, in these shards and, but for a folder of `transformers`, in the dtypes of the source."""
+
+    def other_settings(self, task: Any) -> list[str]:
+        """The settings in which the model of a task differs from that of the source, where this is known."""
+        return []
+
+
+class RunSource(StartSource):
+    """A checkpoint of a run."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from jaxtrain.runs.checkpoints import Checkpoints
@@ -165,34 +184,58 @@ class RunSource:
         saved = self._checkpoints.leaves(step)
         own = {key.partition("/")[2]: Found(key, kind) for key, kind in saved.items() if key.partition("/")[0] in PARTS}
         averages = {at["path"]: Found(key, kind) for key, kind in saved.items() if (at := AVERAGE.fullmatch(key))}
-        self.arrays: Mapping[str, Found] = own | averages
+        self.arrays = own | averages
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-        """Arrays by key, with these shardings and in the dtypes of the checkpoint."""
         with self._checkpoints as checkpoints:
             return checkpoints.arrays(self._step, wanted)
 
 
-class FileSource:
-    """A file of named arrays, as a source. Dots in names are read as `/`."""
+class FileSource(StartSource):
+    """A file of arrays by name. Dots in names are read as `/`."""
 
     def __init__(self, path: Path) -> None:
-        """Raises Damaged for a file that cannot be read, ConfigError for names that differ only in dots and slashes."""
-        self._arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
-        self.arrays: dict[str, Found] = {}
+        """Raises Damaged for a file that cannot be read, ConfigError for two names that differ by dots alone."""
+        self._arrays = _read_npz(path) if path.suffix == ".npz" else stored_tensors(path)
+        self.arrays = arrays = dict[str, Found]()
         for name, x in self._arrays.items():
-            if (known := self.arrays.setdefault(name.replace(".", "/"), Found(name, array_type(x)))).key != name:
+            if (known := arrays.setdefault(name.replace(".", "/"), Found(name, _kind(x)))).key != name:
                 raise ConfigError(f"start: {path} has both {known.key} and {name}, and dots in names are read as /")
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-        """Arrays by key, with these shardings and in the dtypes of the file."""
-        with np.errstate(over="ignore"):  # float64 becomes float32; `check_numbers` finds overflows
-            return {key: jax.device_put(self._arrays[key], leaf.sharding) for key, leaf in wanted.items()}
+        with np.errstate(over="ignore"):  # float64 becomes float32 here, and what is beyond it is named later
+            return {key: put_slices(leaf, self._slices(key)) for key, leaf in wanted.items()}
+
+    def _slices(self, key: str) -> Callable[[tuple[slice, ...]], np.ndarray]:
+        array = self._arrays[key]
+        return array.read if isinstance(array, StoredTensor) else array.__getitem__
 
 
-def source_of(start: Start) -> RunSource | FileSource:
-    """The source of a start. Raises ConfigError for a path that is neither a run nor a file of arrays."""
+class FolderSource(StartSource):
+    """A folder of Hugging Face's `transformers`, by our paths."""
+
+    def __init__(self, path: Path) -> None:
+        self._folder = Folder(path)
+        self.arrays = {
+            key: Found(key, array_type(jax.ShapeDtypeStruct(stored.shape, stored.tensors[0].kind)))
+            for key, stored in self._folder.stored.items()
+        }
+
+    def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        return {key: self._folder.read(key, leaf) for key, leaf in wanted.items()}
+
+    def other_settings(self, task: Any) -> list[str]:
+        mine = flatten(self._folder.model)
+        model = next(find(task, type(self._folder.model)), self._folder.model)
+        lines = [line.strip() for line in difference(mine, flatten(model)).splitlines()]
+        return [line for line in lines if not line.startswith(FREE)]
+
+
+def source_of(start: Start) -> StartSource:
+    """The source of a start. Raises ConfigError for what is neither a run nor a file of arrays."""
     path = Path(start.source)
+    if is_hugging_face(path):
+        return FolderSource(path)
     if path.is_dir():
         return RunSource(path, saved_step(path, start.step))
     if path.suffix not in (".npz", ".safetensors") or not path.is_file():
@@ -208,11 +251,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise Damaged(str(path), None, f"it is not an .npz of numbers ({error})") from error
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    with needs("start from .safetensors", "safetensors", "safetensors"):
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise Damaged(str(path), None, f"it is not a .safetensors ({error})") from error
+def _kind(x: np.ndarray | StoredTensor) -> str:
+    if isinstance(x, StoredTensor):
+        return array_type(jax.ShapeDtypeStruct(x.shape, x.kind)) if x.dtype in DTYPES else f"{x.dtype}{list(x.shape)}"
+    return array_type(x)
