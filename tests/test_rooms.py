@@ -188,14 +188,14 @@ folder stands for its files, these are not ordered; files that are not named com
 """
 
 CODE_LINES = {
-    "base": 1145,
+    "base": 1180,
     "sharding": 350,
-    "models": 2150,
+    "models": 2310,
     "tasks": 770,
     "optimizers": 540,
     "data": 3120,
     "datasets": 1610,
-    "experiment": 870,
+    "experiment": 880,
     "step": 125,
     "program": 225,
     "cluster": 970,
