@@ -144,6 +144,7 @@ ROOMS = {
         "begin",
     ),
     "evaluate": (),
+    "deploy": ("values", "inputs", "numeric", "signature", "raw", "predictor"),
     "train": (),
     "analysis": (
         "hlo",
@@ -184,7 +185,7 @@ CODE_LINES = {
     "models": 1560,
     "tasks": 770,
     "optimizers": 540,
-    "data": 3120,
+    "data": 3275,
     "datasets": 1610,
     "experiment": 860,
     "step": 125,
