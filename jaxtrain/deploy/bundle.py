@@ -58,6 +58,8 @@ class Bundle:
         with _damage(self.folder / "signature.json"):
             found = Signature.from_json(self.json("signature.json"), str(self.folder / "signature.json"))
         self.signature = found.with_tokenizers(self.folder)
+        self.metrics: Mapping[str, Any] = self.json("metrics.json")
+        """The evaluation of each split, under `splits`, and what else was measured."""
         self._check_config(required=given != self.folder)
         self._runner = self._load(backend, file)
         self.replay()
@@ -73,11 +75,6 @@ class Bundle:
         with _damage(self.folder / "golden.json"):
             where = str(self.folder / "golden.json")
             return golden_examples(self.json("golden.json"), self.signature, where)
-
-    @property
-    def metrics(self) -> Mapping[str, Any]:
-        """What metrics.json holds: the evaluation of each split, under `splits`, and what else was measured."""
-        return self.json("metrics.json")
 
     def json(self, name: str) -> Any:
         """The value of a file of JSON. Raises ConfigError for a newer format, and Damaged where it is no JSON."""
@@ -134,7 +131,7 @@ class Bundle:
         examples, int8 = self.golden, self.file == "model.int8.onnx"
         tensors = self.signature.tensors_of([each.inputs for each in examples])
         outputs = self._in_parts(tensors, _REPLAYED)
-        tolerance = self.json("metrics.json").get("int8_tolerance", 0.1) if int8 else TOLERANCE
+        tolerance = self.metrics.get("int8_tolerance", 0.1) if int8 else TOLERANCE
         if difference := first_difference(examples, outputs, tolerance):
             raise Damaged(
                 str(self.folder / self.file),

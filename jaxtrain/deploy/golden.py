@@ -168,10 +168,11 @@ def first_difference(
 
 
 def largest_difference(examples: Sequence[GoldenExample], outputs: Mapping[str, np.ndarray]) -> float:
-    """The largest difference of a finite output from the expected one."""
+    """The largest difference of a finite output from the expected one, as a share of that where it is more than 1."""
     with np.errstate(invalid="ignore"):
         differences = [
             np.abs(np.asarray(outputs[name][number], np.float64) - wanted.astype(np.float64))
+            / np.maximum(np.abs(wanted.astype(np.float64)), 1)
             for number, each in enumerate(examples)
             for name, wanted in each.outputs.items()
         ]
