@@ -29,11 +29,11 @@ from jaxtrain.deploy.golden import (
     odd_rows,
 )
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, files_of
-from jaxtrain.deploy.predictor import Predictor, by_path, raw_source
+from jaxtrain.deploy.predictor import Predictor, raw_source, weights_by_path
 from jaxtrain.deploy.reference import ROWS, features, statistics
 from jaxtrain.deploy.signature import FORMAT, Row
 from jaxtrain.deploy.stablehlo import StableHlo, lowered
-from jaxtrain.deploy.triton import config_pbtxt, fits
+from jaxtrain.deploy.triton import config_pbtxt, fits_signature
 from jaxtrain.deploy.weights import weights_bytes
 from jaxtrain.evaluate import chosen_evals, evaluate
 from jaxtrain.experiment.experiment import Experiment
@@ -121,7 +121,7 @@ def check_export(experiment: Experiment) -> None:
     """
     named = abstract_variables(experiment.task, experiment.data.example())
     shapes = Variables(plain(named.params), plain(named.state))
-    lowered(Predictor.of(experiment, by_path(shapes)))
+    lowered(Predictor.of(experiment, weights_by_path(shapes)))
 
 
 def _rows(predictor: Predictor, experiment: Experiment) -> list[Row]:
@@ -207,7 +207,7 @@ def _check_config(model: Path, signature: Any) -> None:
     """Raises ConfigError where the other versions of a model take other inputs: Triton has one config for all."""
     file = model / CONFIG_FILE
     others = any(each.name.isdecimal() for each in model.iterdir())
-    if others and file.is_file() and not fits(file.read_text(encoding="utf-8"), signature):
+    if others and file.is_file() and not fits_signature(file.read_text(encoding="utf-8"), signature):
         raise ConfigError(
             f"{model} holds versions with other inputs or outputs ({file}): export this one with another --name"
         )
