@@ -152,6 +152,27 @@ ROOMS = {
     ),
     "evaluate": (),
     "generation": ("sampling", "decoder", "functions", "text", "run"),
+    "deploy": (
+        "values",
+        "inputs",
+        "numeric",
+        "signature",
+        "weights",
+        "triton",
+        "manifest",
+        "golden",
+        "reference",
+        "batch_curve",
+        "bundle",
+        "batch_job",
+        "command_line",
+        "raw",
+        "predictor",
+        "stablehlo",
+        "evaluation",
+        "card",
+        "export",
+    ),
     "train": (),
     "analysis": (
         "hlo",
@@ -180,6 +201,7 @@ ROOMS = {
         "launch",
         "replay",
         "generate",
+        "deploy",
         "main",
     ),
 }
@@ -193,23 +215,23 @@ CODE_LINES = {
     "models": 2310,
     "tasks": 770,
     "optimizers": 540,
-    "data": 3120,
+    "data": 3275,
     "datasets": 1610,
     "experiment": 880,
     "step": 125,
     "program": 225,
     "cluster": 970,
     "runs": 2640,
-    "evaluate": 150,
+    "evaluate": 155,
     "generation": 380,
     "train": 80,
     "analysis": 2880,
     "reports": 655,
-    "deploy": 950,
+    "deploy": 1960,
     "launch": 500,
-    "cli": 960,
+    "cli": 1000,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 21,500 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 23,000 for all of them,
 with the rooms that are planned.
 """
 
@@ -310,7 +332,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 21_500
+    assert sum(CODE_LINES.values()) <= 23_000
 
 
 def public(name: str) -> bool:

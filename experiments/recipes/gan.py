@@ -49,6 +49,7 @@ class MLP(Model):
 class GAN(Task):
     """`model` is the discriminator, one logit an image."""
 
+    not_exported: ClassVar[str] = "its generator reads no input, and its discriminator is of no use afterwards"
     inputs: str = "image"
     generator: Model = MLP(outputs=64)
     noise: PositiveInt = 16

@@ -27,9 +27,10 @@ from jaxtrain.data.tokens.tokenizers import Bytes, HuggingFace, Tokenize, Tokeni
 from jaxtrain.data.transforms.audio import LogMel
 from jaxtrain.data.transforms.base import BatchTransform, Transform
 from jaxtrain.data.transforms.fields import Columns, Normalize, OneHot, Pad, Select
-from jaxtrain.data.transforms.fitted import Categories, FittedTransform, Quantiles, Standardize, TfIdf
+from jaxtrain.data.transforms.fitted import FittedTransform, Quantiles, Standardize
 from jaxtrain.data.transforms.images import CentralCrop, CutMix, Flip, RandomAffine, RandomCrop, Shift
 from jaxtrain.data.transforms.text import Hash, Utf8
+from jaxtrain.data.transforms.vocabulary import Categories, TfIdf
 
 __all__ = [
     "ArrayRecord",

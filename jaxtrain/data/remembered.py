@@ -1,7 +1,7 @@
 """What a run saves of its data, so that `predict` needs no data file: transforms, fields, shapes and dtypes."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -41,13 +41,11 @@ class RememberedPipeline(Pipeline):
 
     def _changed(self, transform: Transform, example: Example, rng: np.random.Generator) -> Example:
         """Skips a transform of a field that raw inputs lack, such as the label."""
-        watched = _Watched(example)
-        try:
-            return transform(watched, rng)
-        except (ConfigError, KeyError):
-            if not watched.lacking:
-                raise
-            return example
+        return changed_where_possible(lambda watched: transform(watched, rng), example)
+
+    def evaluated(self) -> list[Transform]:
+        """The transforms as evaluation and prediction apply them."""
+        return [each.evaluating() for each in self.transforms if not each.training_only]
 
     def needs(self, examples: Sequence[Example], wanted: Sequence[str]) -> list[str]:
         """The fields of examples from which the fields `wanted` of a batch are computed; all fields if unknown.
@@ -78,7 +76,7 @@ class RememberedPipeline(Pipeline):
         ]
 
 
-class _Watched(dict[str, Any]):
+class Watched(dict[str, Any]):
     """An example that notes whether a missing field was looked up."""
 
     lacking = False
@@ -129,6 +127,30 @@ def remember_inputs(data: Pipeline, evals: Mapping[str, Pipeline], wanted: str |
             ", ".join(evals),
         )
     return remember(data, next(iter(evals.values())) if len(ways) == 1 else data, wanted)
+
+
+def before_transforms(source: Source) -> Source:
+    """A source without the transforms of those inside it: what a raw input is an example of, by the same index."""
+    if type(source) is Mapped:
+        return before_transforms(source.source)
+    if isinstance(source, Wrapper) and type(source).raw is Wrapper.raw:
+        return replace(source, source=before_transforms(source.source))
+    if type(source) is Mixture:
+        return replace(source, sources=tuple(map(before_transforms, source.sources)))
+    return source
+
+
+def changed_where_possible(
+    change: Callable[[Example], Example], example: Example, watched: "Watched | None" = None
+) -> Example:
+    """`change(example)`, or the example where it lacks a field that `change` looks for, such as the label."""
+    watched = Watched(example) if watched is None else watched
+    try:
+        return change(watched)
+    except (ConfigError, KeyError):
+        if not watched.lacking:
+            raise
+        return example
 
 
 def _read_by(source: Source) -> tuple[Source, tuple[Transform, ...]]:

@@ -61,6 +61,8 @@ class Task(Checked, ABC):
     """Whether the loss of a row depends on other rows, as in contrastive learning. Microbatches and pipeline stages are
     then refused, since they would change it.
     """
+    not_exported: ClassVar[str] = ""
+    """Why a bundle of this task makes no sense, such as that of a GAN; empty where it does."""
 
     def init(self, key: jax.Array, batch: Batch) -> Variables:
         """New variables, `AxisNamed` arrays in nested dicts; only the shapes in `batch` matter."""

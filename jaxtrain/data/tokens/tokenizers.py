@@ -2,7 +2,7 @@
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -138,3 +138,18 @@ class Tokenize(Transform):
             raise ConfigError(f"Tokenize: {self.field!r} is not UTF-8 text: {error}") from error
         tokens = self.tokenizer.encode([text])[0][: self.length].astype(np.int32)
         return self.replaced(example, (self.field,), self.to, np.pad(tokens, (0, self.length - len(tokens))))
+
+    def traced(self, fields: Example) -> Example:
+        """The tokens are an input already."""
+        tokens = self.field_of(fields, self.field)
+        return self.replaced(fields, (self.field,), self.to, tokens.astype(np.int32))
+
+    def raw_inputs(self, kinds: Mapping[str, tuple[str, tuple[int, ...]]]) -> Mapping[str, Mapping[str, Any]]:
+        """A text by this tokenizer; bytes are tokens themselves."""
+        if self.field not in kinds:
+            return {}
+        if isinstance(self.tokenizer, Bytes):
+            return {self.field: {"kind": "text", "bytes": self.length}}
+        if not isinstance(self.tokenizer, HuggingFace):
+            raise ConfigError(f"Tokenize cannot be exported: {type(self.tokenizer).__name__} has no file of its own")
+        return {self.field: {"kind": "tokens", "length": self.length, "tokenizer": self.tokenizer.path}}

@@ -30,6 +30,24 @@ class Transform(Checked, ABC):
         """The transform to use instead in evaluation and prediction."""
         return self
 
+    def traced(self, fields: Example) -> Example:
+        """What `__call__` does in evaluation, on a batch of arrays [rows, …] that jax traces, for an exported graph.
+
+        Raises ConfigError, as here by default, where a graph cannot do it.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} cannot be part of an exported graph: it has no `traced(self, fields)`, which does "
+            "to a batch of jax arrays what `__call__` does to an example"
+        )
+
+    def raw_inputs(self, kinds: Mapping[str, tuple[str, tuple[int, ...]]]) -> Mapping[str, Mapping[str, Any]]:
+        """How raw fields that only this transform can make numbers of are given to an exported graph, by name: a kind
+        of `jaxtrain.deploy.inputs` with its fields. `traced` then gets the tensor of it.
+
+        kinds: the dtype ("text" and "bytes" too) and the shape of each field that is still as it was read.
+        """
+        return {}
+
     def undo(self, name: str, values: Any) -> Any:
         """The inverse, for values of field `name`, f[rows, …], of numpy or traced by jax.
 

@@ -1,5 +1,7 @@
 """Transforms of fields: select, scale, encode."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,14 @@ class Normalize(Transform):
             self.field: (value - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32),
         }
 
+    def traced(self, fields: Example) -> Example:
+        value = self.field_of(fields, self.field)
+        for given in (self.mean, self.std):
+            if isinstance(given, tuple) and value.shape[1:][-1:] != (len(given),):
+                raise ConfigError(f"Normalize: {len(given)} channels, but {self.field!r} has shape {value.shape[1:]}")
+        mean, std = (np.asarray(given, np.float32) for given in (self.mean, self.std))
+        return {**fields, self.field: (value.astype(np.float32) - mean) / std}
+
     def undo(self, name: str, values: Any) -> Any:
         """values · std + mean."""
         if name != self.field:
@@ -51,6 +61,12 @@ class Select(Transform):
         kept = {name: example[name] for name in self.fields if name in example}
         if not kept:
             raise ConfigError(f"Select: none of {self.fields} in the example, which has {sorted(example)}")
+        return kept
+
+    def traced(self, fields: Example) -> Example:
+        kept = {name: value for name, value in fields.items() if name in self.fields}
+        if not kept:
+            raise ConfigError(f"Select: none of {self.fields} in the example, which has {sorted(fields)}")
         return kept
 
 
@@ -78,6 +94,15 @@ class OneHot(Transform):
             raise ConfigError(f"OneHot: {self.field!r} is {value!r}{near}")
         return {**example, self.field: np.array([value == known for known in self.vocabulary], np.float32)}
 
+    def traced(self, fields: Example) -> Example:
+        """Of places in the vocabulary."""
+        places_B = self.field_of(fields, self.field)
+        return {**fields, self.field: (places_B[:, None] == np.arange(len(self.vocabulary))).astype(np.float32)}
+
+    def raw_inputs(self, kinds: Mapping[str, tuple[str, tuple[int, ...]]]) -> Mapping[str, Mapping[str, Any]]:
+        """One of the vocabulary."""
+        return {self.field: {"kind": "category", "values": self.vocabulary}} if self.field in kinds else {}
+
 
 @dataclass(frozen=True)
 class Columns(Transform):
@@ -95,6 +120,13 @@ class Columns(Transform):
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         parts = [np.ravel(self.numbers_of(example, name)) for name in self.fields]
         return self.replaced(example, self.fields, self.to, np.concatenate(parts))
+
+    def traced(self, fields: Example) -> Example:
+        import jax.numpy as jnp  # not at the top: reading data needs no jax
+
+        parts = [self.field_of(fields, name).astype(np.float32) for name in self.fields]
+        vectors = [part.reshape(part.shape[0], math.prod(part.shape[1:])) for part in parts]
+        return self.replaced(fields, self.fields, self.to, jnp.concatenate(vectors, axis=1))
 
 
 @dataclass(frozen=True)
@@ -128,3 +160,16 @@ class Pad(Transform):
         padded[: len(values)] = values
         changed, mask = {**example, self.field: padded}, np.arange(self.length) < len(values)
         return self.replaced(changed, (), self.mask or f"{self.field}_mask", mask)
+
+    def traced(self, fields: Example) -> Example:
+        """Of values that are as many in every row."""
+        import jax.numpy as jnp  # not at the top: reading data needs no jax
+
+        values = self.field_of(fields, self.field)
+        rows, count = values.shape[0], values.shape[1] if values.ndim > 1 else -1
+        if not 0 <= count <= self.length:
+            raise ConfigError(f"Pad: {self.field!r} of shape {values.shape[1:]} does not fit the length {self.length}")
+        added = ((0, 0), (0, self.length - count), *((0, 0) for _ in values.shape[2:]))
+        padded = jnp.pad(values, added, constant_values=np.asarray(self.value).astype(values.dtype))
+        mask = jnp.broadcast_to(np.arange(self.length) < count, (rows, self.length))
+        return self.replaced({**fields, self.field: padded}, (), self.mask or f"{self.field}_mask", mask)

@@ -1,16 +1,12 @@
-"""Transforms that are fitted on the training split: mean and std, categories, quantiles, a vocabulary with idf.
+"""Transforms that are fitted on the training split: mean and std, quantiles.
 
 Not here: reading the examples for it, and saving the fitted values.
 """
 
 import json
-import re
-import unicodedata
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -18,9 +14,9 @@ import numpy as np
 from jaxtrain.base.config import NOT_IN_FINGERPRINT, to_json
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.files import digest
-from jaxtrain.base.ranges import Checked, Finite, Positive, PositiveInt, Range
+from jaxtrain.base.ranges import Checked, Finite, Positive, Range
 from jaxtrain.data.sources.base import Example
-from jaxtrain.data.transforms.base import Transform, check_once, with_place
+from jaxtrain.data.transforms.base import Transform, check_once
 
 
 @dataclass(frozen=True)
@@ -109,6 +105,19 @@ class Standardize(FittedTransform):
                 new[name] = ((value - _like(moments.mean, value)) / _like(moments.std, value)).astype(np.float32)
         return new
 
+    def traced(self, fields: Example) -> Example:
+        """In float32, but the mean in two parts: one would lose the digits that a large mean leaves of a value."""
+        new = dict(fields)
+        for name, moments in zip(self.fields, self.known(), strict=True):
+            if name in fields:
+                value = fields[name].astype(np.float32)
+                _check_channels(self, name, value[0], len(moments.mean))
+                mean, std = _like(moments.mean, value[0]), _like(moments.std, value[0])
+                high, low = _two_parts(mean)
+                # Divided before the second part is subtracted: XLA would add the two parts again.
+                new[name] = (value - high) / std.astype(np.float32) - (low / std).astype(np.float32)
+        return new
+
     def undo(self, name: str, values: Any) -> Any:
         """values · std + mean."""
         if name not in self.fields:
@@ -163,6 +172,19 @@ class Quantiles(FittedTransform):
             new[name] = done.reshape(value.shape)
         return new
 
+    def traced(self, fields: Example) -> Example:
+        import jax.numpy as jnp  # not at the top: reading data needs no jax
+
+        new = dict(fields)
+        for name, channels in zip(self.fields, self.known(), strict=True):
+            if name in fields:
+                value = fields[name].astype(np.float32)
+                _check_channels(self, name, value[0], len(channels))
+                rows = value if value.ndim > 1 else value[:, None]
+                places = [_place(rows[..., number], np.asarray(cuts)) for number, cuts in enumerate(channels)]
+                new[name] = jnp.stack(places, -1).reshape(value.shape)
+        return new
+
     def undo(self, name: str, values: Any) -> Any:
         """The values at these quantiles, f[..., channels]."""
         if name not in self.fields:
@@ -179,99 +201,6 @@ class Quantiles(FittedTransform):
         return np.linspace(0, 1, self.count)
 
 
-@dataclass(frozen=True)
-class Categories(FittedTransform):
-    """Replace a text or an integer by its index, from 1, in the sorted values of the training split, as int32.
-
-    Values that occur fewer than `least` times in the training split become 0. A missing field is skipped. Texts that
-    differ only in the encoding of accents (NFC, NFD) count as equal.
-    """
-
-    field: str
-    least: PositiveInt = 1
-
-    def fit(self, examples: Iterable[Example]) -> Self:
-        """Raises ConfigError for values that are neither text nor integers, and for a mix of both."""
-        counts = Counter[str | int]()
-        for number, example in enumerate(examples):
-            with with_place(f"example {number} of the training split".format):
-                counts[_composed(self.category_of(example, self.field))] += 1
-        if len({type(value) for value in counts}) > 1:
-            raise ConfigError(f"Categories: {self.field!r} holds both text and integers")
-        return replace(self, fitted=tuple(sorted(value for value, count in counts.items() if count >= self.least)))
-
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        if self.field not in example:
-            return example
-        value, known = _composed(self.category_of(example, self.field)), next(iter(self._numbers), None)
-        if known is not None and type(value) is not type(known):
-            other = f"a {type(value).__name__}, but the training split holds {type(known).__name__}s such as {known!r}"
-            raise ConfigError(f"Categories: {self.field!r} is {value!r}, {other}")
-        return {**example, self.field: np.int32(self._numbers.get(value, 0))}
-
-    @cached_property
-    def _numbers(self) -> dict[str | int, int]:
-        return {_composed(value): number for number, value in enumerate(self.known(), 1)}
-
-
-@dataclass(frozen=True)
-class Vocabulary(Checked):
-    """Words in alphabetical order, and the inverse document frequency of each."""
-
-    words: tuple[str, ...]
-    idf: tuple[Positive, ...]
-
-
-@dataclass(frozen=True)
-class TfIdf(FittedTransform):
-    """Replace the text in `field` by its TF-IDF vector in `to`: float32[size], of norm 1, or 0 without a known word.
-
-    The vocabulary is the `size` most frequent words of the training split, in lower case, of two or more letters or
-    digits; ties are broken alphabetically, and if there are fewer words the last entries are 0. The inverse document
-    frequency of a word in d of n texts is ln((1 + n) / (1 + d)) + 1.
-    """
-
-    field: str
-    size: PositiveInt = 1000
-    to: str = "features"
-
-    def fit(self, examples: Iterable[Example]) -> Self:
-        """Counts the occurrences of words, and the texts that hold each."""
-        words, texts, total = Counter[str](), Counter[str](), 0
-        for example in examples:
-            with with_place(f"example {total} of the training split".format):
-                found = self._words(example)
-            words.update(found)
-            texts.update(set(found))
-            total += 1
-        if not words:
-            raise ConfigError(
-                f"TfIdf: no text of the training split has a word of two letters or digits in {self.field!r}"
-            )
-        chosen = sorted(sorted(words, key=lambda word: (-words[word], word))[: self.size])
-        idf = np.log((1 + total) / (1 + np.array([texts[word] for word in chosen], np.float64))) + 1
-        return replace(self, fitted=Vocabulary(tuple(chosen), tuple(idf.tolist())))
-
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        vector = np.zeros(self.size)
-        for word, count in Counter(self._words(example)).items():
-            if word in self._columns:
-                column, idf = self._columns[word]
-                vector[column] = count * idf
-        value = (vector / (np.linalg.norm(vector) or 1)).astype(np.float32)
-        return self.replaced(example, (self.field,), self.to, value)
-
-    @cached_property
-    def _columns(self) -> dict[str, tuple[int, float]]:
-        known = self.known()
-        return {word: (column, known.idf[column]) for column, word in enumerate(known.words)}
-
-    def _words(self, example: Example) -> Sequence[str]:
-        text = self.text_of(example, self.field)
-        text = text if isinstance(text, str) else text.decode(errors="replace")
-        return re.findall(r"\w\w+", unicodedata.normalize("NFC", text).lower())
-
-
 def _channels(who: FittedTransform, example: Example, name: str, number: int, wanted: int | None) -> np.ndarray:
     """The values of a field as float64[n, channels]; a single number is one channel."""
     value = np.asarray(who.field_of(example, name))
@@ -284,14 +213,37 @@ def _channels(who: FittedTransform, example: Example, name: str, number: int, wa
     return value.astype(np.float64).reshape(-1, channels)
 
 
-def _composed(value: str | int) -> str | int:
-    """A text in Unicode's normal form NFC: a letter and its accent are one character."""
-    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
-
-
 def _check_channels(who: FittedTransform, name: str, value: np.ndarray, channels: int) -> None:
     if (value.shape[-1] if value.ndim else 1) != channels:
         raise ConfigError(f"{type(who).__name__}: fitted on {channels} channels, but {name!r} has shape {value.shape}")
+
+
+def _two_parts(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of float64 as float32, and what that leaves."""
+    high = numbers.astype(np.float32)
+    return high, numbers - high
+
+
+def _place(value: Any, cuts_Q: np.ndarray) -> Any:
+    """Where traced values f32 lie among quantiles, the middle of the place after equal ones and of that before them."""
+    import jax.numpy as jnp
+
+    high_Q, low_Q = _two_parts(cuts_Q)
+    width_Q, last = np.diff(cuts_Q), len(cuts_Q) - 1
+    safe_Q = np.where(width_Q > np.finfo(np.float32).tiny, width_Q, 1)
+    begin_Q, wide_Q, rest_Q = (jnp.asarray(x, jnp.float32) for x in (high_Q[:-1], safe_Q, low_Q[:-1] / safe_Q))
+
+    def interpolated(passed: Any) -> Any:
+        count = passed.sum(-1)
+        begin = jnp.clip(count - 1, 0, last - 1)
+        share = (value - begin_Q[begin]) / wide_Q[begin] - rest_Q[begin]
+        share = jnp.clip(share, 0, 1)
+        inside = (begin + share) / np.float32(last)
+        return jnp.where(count == 0, 0, jnp.where(count == last + 1, 1, inside))
+
+    beyond, low_Q = value[..., None] - high_Q, low_Q.astype(np.float32)
+    middle = (interpolated(beyond >= low_Q) + interpolated(beyond > low_Q)) / 2
+    return jnp.where(jnp.isnan(value), jnp.nan, middle)
 
 
 def _like(numbers: tuple[float, ...], value: np.ndarray) -> np.ndarray:

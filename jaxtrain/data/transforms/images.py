@@ -1,6 +1,6 @@
 """Transforms of images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +112,9 @@ class RandomCrop(Transform):
     def evaluating(self) -> Transform:
         return CentralCrop(self.size, self.field)
 
+    def traced(self, fields: Example) -> Example:
+        return self.evaluating().traced(fields)
+
 
 @dataclass(frozen=True)
 class CentralCrop(Transform):
@@ -123,14 +126,25 @@ class CentralCrop(Transform):
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         return _crop(self, example, lambda room: room // 2)
 
+    def traced(self, fields: Example) -> Example:
+        images_BYXC = self.field_of(fields, self.field)
+        if images_BYXC.ndim != 4:
+            raise ConfigError(f"CentralCrop: {self.field!r} must be [height, width, channels]")
+        down, right = (_room(self, images_BYXC.shape[1:], dim) // 2 for dim in (0, 1))
+        return {**fields, self.field: images_BYXC[:, down : down + self.size[0], right : right + self.size[1]]}
+
 
 def _crop(crop: RandomCrop | CentralCrop, example: Example, place: Callable[[int], int]) -> Example:
     image = crop.image_of(example, crop.field)
-    tall, wide = image.shape[0] - crop.size[0], image.shape[1] - crop.size[1]
-    if min(tall, wide) < 0:
-        raise ConfigError(f"{type(crop).__name__}: an image of {image.shape[:2]} has no window of {crop.size}")
-    down, right = place(tall), place(wide)
+    down, right = (place(_room(crop, image.shape, dim)) for dim in (0, 1))
     return {**example, crop.field: image[down : down + crop.size[0], right : right + crop.size[1]]}
+
+
+def _room(crop: RandomCrop | CentralCrop, shape: Sequence[int], dim: int) -> int:
+    """How many pixels an image of this shape has more than the window. Raises ConfigError where it has fewer."""
+    if min(shape[0] - crop.size[0], shape[1] - crop.size[1]) < 0:
+        raise ConfigError(f"{type(crop).__name__}: an image of {(*shape[:2],)} has no window of {crop.size}")
+    return shape[dim] - crop.size[dim]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A trained model as a folder that gives the same answer everywhere: `jaxtrain export`, and what reads its folders."""
