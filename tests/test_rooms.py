@@ -229,7 +229,7 @@ CODE_LINES = {
     "reports": 655,
     "deploy": 1960,
     "launch": 500,
-    "cli": 1000,
+    "cli": 1010,
 }
 """The most lines of code (without blank lines, comments and docstrings) that a room may have: 23,000 for all of them,
 with the rooms that are planned.
