@@ -29,6 +29,19 @@ def modulus(x: jax.Array, y: jax.Array) -> jax.Array:
     return _MODULUS.bind(x, y)
 
 
+def pad(x: jax.Array, value: jax.Array, low: Sequence[int], high: Sequence[int]) -> jax.Array:
+    """`x` with `low` and `high` entries of `value` before and after each dim; jax2onnx fails where a dim is unknown."""
+    return _PAD.bind(x, value, low=tuple(low), high=tuple(high))
+
+
+Ints = Sequence[int]
+
+
+def cut(x: jax.Array, starts: Ints, ends: Ints, steps: Ints, axes: Ints) -> jax.Array:
+    """`x[starts:ends:steps]` along these dims, whose sizes are known; jax2onnx names the ends of all dims, by nodes."""
+    return _CUT.bind(x, starts=tuple(starts), ends=tuple(ends), steps=tuple(steps), axes=tuple(axes))
+
+
 def set_in_rows(x_BW: jax.Array, at_BL: jax.Array, updates_BL: jax.Array) -> jax.Array:
     """`x_BW` with `updates_BL` at the places `at_BL`, all of them inside, of their rows."""
     return _SET_IN_ROWS.bind(x_BW, at_BL, updates_BL)
@@ -59,13 +72,33 @@ def _modulus_node(ctx: Any, _: Any, x: ir.Value, y: ir.Value, **name: Any) -> ir
     return ctx.builder.Mod(x, y, fmod=0, **name)
 
 
+def _pad_shape(x: Any, value: Any, *, low: tuple[int, ...], high: tuple[int, ...]) -> ShapedArray:
+    sizes = zip(x.shape, low, high, strict=True)
+    return ShapedArray(tuple(n + before + after if before or after else n for n, before, after in sizes), x.dtype)
+
+
+def _pad_node(ctx: Any, equation: Any, x: ir.Value, value: ir.Value, **name: Any) -> ir.Value:
+    pads = np.array([*equation.params["low"], *equation.params["high"]], np.int64)
+    return ctx.builder.Pad(x, _constant(ctx, pads), value, mode="constant", **name)
+
+
+def _cut_shape(x: Any, *, starts: Any, ends: Any, steps: Any, axes: Any) -> ShapedArray:
+    shape = [*x.shape]
+    for start, end, step, axis in zip(starts, ends, steps, axes, strict=True):
+        shape[axis] = len(range(start, end, step))
+    return ShapedArray(tuple(shape), x.dtype)
+
+
+def _cut_node(ctx: Any, equation: Any, x: ir.Value, **name: Any) -> ir.Value:
+    wanted = (equation.params[each] for each in ("starts", "ends", "axes", "steps"))
+    return ctx.builder.Slice(x, *(_constant(ctx, np.array(each, np.int64)) for each in wanted), **name)
+
+
 def _set_in_rows_shape(x_BW: Any, at_BL: Any, updates_BL: Any) -> ShapedArray:
     return ShapedArray(x_BW.shape, x_BW.dtype)
 
 
-def _set_in_rows_node(
-    ctx: Any, _: Any, x_BW: ir.Value, at_BL: ir.Value, updates_BL: ir.Value, **name: Any
-) -> ir.Value:
+def _set_in_rows_node(ctx: Any, _: Any, x_BW: ir.Value, at_BL: ir.Value, updates_BL: ir.Value, **name: Any) -> ir.Value:
     return ctx.builder.ScatterElements(x_BW, at_BL, updates_BL, axis=1, **name)
 
 
@@ -95,5 +128,7 @@ def _primitive(name: str, shape: Callable[..., ShapedArray], node: Callable[...,
 
 _MATMUL = _primitive("matmul", _matmul_shape, _matmul_node)
 _RESHAPE = _primitive("reshape", _reshape_shape, _reshape_node)
+_PAD = _primitive("pad", _pad_shape, _pad_node)
+_CUT = _primitive("cut", _cut_shape, _cut_node)
 _MODULUS = _primitive("modulus", _modulus_shape, _modulus_node)
 _SET_IN_ROWS = _primitive("set_in_rows", _set_in_rows_shape, _set_in_rows_node)

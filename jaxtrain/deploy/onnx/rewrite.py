@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxtrain.deploy.onnx.operations import matmul, modulus, reshape, set_in_rows
+from jaxtrain.deploy.onnx.operations import cut, matmul, modulus, pad, reshape, set_in_rows
 
 _SMALL = 4096  # numbers of a constant
 
@@ -74,33 +74,42 @@ def _unknown(shape: Sequence[Any]) -> list[int]:
 
 
 def _pad(x: jax.Array, value: jax.Array, params: Params) -> jax.Array:
-    """By concatenations: jax2onnx has no padding between entries, nor of arrays with a dim that is not known."""
-    for axis, (low, high, interior) in enumerate(params["padding_config"]):
-        if interior:
-            x = _spread(x, value, axis, interior)
+    """Entries around, and between others, which jax2onnx does not have."""
+    for axis, (_, _, interior) in enumerate(params["padding_config"]):
+        x = _spread(x, value, axis, interior) if interior and x.shape[axis] > 1 else x
+    sides = [(low, high) for low, high, _ in params["padding_config"]]
+    for axis, (low, high) in enumerate(sides):
         if low < 0 or high < 0:
-            x = lax.slice_in_dim(x, max(-low, 0), x.shape[axis] - max(-high, 0), axis=axis)
-        parts = [_filled(value, x.shape, axis, low), x, _filled(value, x.shape, axis, high)]
-        parts = [part for part in parts if part is not None]
-        x = lax.concatenate(parts, axis) if len(parts) > 1 else x
-    return x
-
-
-def _filled(value: jax.Array, shape: Sequence[Any], axis: int, count: int) -> jax.Array | None:
-    """`count` entries of `value` along an axis, else of this shape; None for none."""
-    return lax.broadcast(value, (*shape[:axis], count, *shape[axis + 1 :])) if count > 0 else None
+            x = _part(x, axis, max(-low, 0), x.shape[axis] - max(-high, 0))
+    low, high = ([max(each, 0) for each in side] for side in zip(*sides, strict=True))
+    return pad(x, value, low, high) if any((*low, *high)) else x
 
 
 def _spread(x: jax.Array, value: jax.Array, axis: int, interior: int) -> jax.Array:
     """`interior` entries of `value` between any two of an axis."""
-    count = x.shape[axis]
-    if count < 2:
-        return x
-    apart = _reshape(x, None, {"new_sizes": (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :])})
-    fill = lax.broadcast(value, (*x.shape[: axis + 1], interior, *x.shape[axis + 1 :]))
-    wide = (*x.shape[:axis], count * (1 + interior), *x.shape[axis + 1 :])
-    joined = _reshape(lax.concatenate([apart, fill], axis + 1), None, {"new_sizes": wide})
-    return lax.slice_in_dim(joined, 0, count + (count - 1) * interior, axis=axis)
+    before, count, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    apart, rank = _reshaped(x, (*before, count, 1, *after)), x.ndim + 1
+    wide = pad(apart, value, [0] * rank, [interior if each == axis + 1 else 0 for each in range(rank)])
+    joined = _reshaped(wide, (*before, count * (1 + interior), *after))
+    return _part(joined, axis, 0, count + (count - 1) * interior)
+
+
+def _part(x: jax.Array, axis: int, start: int, end: int) -> jax.Array:
+    return cut(x, (start,), (end,), (1,), (axis,))
+
+
+def _reshaped(x: jax.Array, shape: Sequence[Any]) -> jax.Array:
+    return reshape(x, shape) if len(_unknown(shape)) <= 1 else lax.reshape(x, shape)
+
+
+def _slice(x: jax.Array, params: Params) -> jax.Array | None:
+    """By one node, where the dims that are not known are taken whole."""
+    starts, ends = params["start_indices"], params["limit_indices"]
+    steps = params["strides"] or (1,) * x.ndim
+    axes = [each for each in range(x.ndim) if (starts[each], steps[each]) != (0, 1) or ends[each] != x.shape[each]]
+    if _unknown([x.shape[axis] for axis in axes]):
+        return None
+    return cut(x, *([each[axis] for axis in axes] for each in (starts, ends, steps)), axes) if axes else x
 
 
 def _scatter(x: jax.Array, at: jax.Array, updates: jax.Array, params: Params) -> jax.Array | None:
@@ -118,28 +127,29 @@ def _scatter(x: jax.Array, at: jax.Array, updates: jax.Array, params: Params) ->
 
 
 def _window_set(x: jax.Array, starts: Mapping[int, int], updates: jax.Array) -> jax.Array | None:
-    """`x` with a window of it replaced, which begins at `starts` by dim; None where it is not inside, or of two dims."""
-    cut = [axis for axis in range(x.ndim) if x.shape[axis] != updates.shape[axis]] or [*starts][:1]
-    if len(cut) != 1 or any(start for axis, start in starts.items() if axis not in cut):
+    """`x` with a window of it replaced, which begins at `starts` by dim; None where it is outside, or of two dims."""
+    cut_short = [axis for axis in range(x.ndim) if x.shape[axis] != updates.shape[axis]] or [*starts][:1]
+    if len(cut_short) != 1 or any(start for axis, start in starts.items() if axis not in cut_short):
         return None
-    [axis] = cut
+    [axis] = cut_short
     start = starts.get(axis, 0)
     end = start + updates.shape[axis]
     if _unknown(x.shape[axis : axis + 1]) or start < 0 or end > x.shape[axis]:
         return None
-    parts = [lax.slice_in_dim(x, 0, start, axis=axis), updates, lax.slice_in_dim(x, end, None, axis=axis)]
-    return lax.concatenate([part for part in parts if part.shape[axis]], axis)
+    before = [_part(x, axis, 0, start)] if start else []
+    after = [_part(x, axis, end, x.shape[axis])] if end < x.shape[axis] else []
+    return lax.concatenate([*before, updates, *after], axis)
 
 
 def _rows_set(x_BW: jax.Array, at_BL: jax.Array, updates_BL: jax.Array) -> jax.Array:
     """`x_BW` with `updates_BL` at the places `at_BL` of their rows; what is at other places goes to a column that is
     dropped.
     """
-    B, W = x_BW.shape
-    wide = lax.concatenate([x_BW, lax.broadcast(lax.full_like(x_BW, 0, shape=()), (B, 1))], 1)
+    W = x_BW.shape[1]
+    wide = pad(x_BW, lax.full_like(x_BW, 0, shape=()), (0, 0), (0, 1))
     inside_BL = lax.bitwise_and(lax.ge(at_BL, lax.full_like(at_BL, 0)), lax.lt(at_BL, lax.full_like(at_BL, W)))
     at_BL = lax.select(inside_BL, at_BL, lax.full_like(at_BL, W))
-    return lax.slice_in_dim(set_in_rows(wide, at_BL, updates_BL), 0, W, axis=1)
+    return _part(set_in_rows(wide, at_BL, updates_BL), 1, 0, W)
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, params: Params) -> jax.Array | None:
@@ -149,12 +159,9 @@ def _dot_general(x: jax.Array, kernel: jax.Array, params: Params) -> jax.Array |
     return matmul(x, kernel) if plain and x.dtype == kernel.dtype == np.float32 else None
 
 
-def _reshape(x: jax.Array, *more: Any) -> jax.Array | None:
+def _reshape(x: jax.Array, *more: Any) -> jax.Array:
     """By one node, where one dim is not known."""
-    shape = more[-1]["new_sizes"]
-    if not _unknown(shape):
-        return lax.reshape(x, shape)
-    return reshape(x, shape) if len(_unknown(shape)) == 1 else None
+    return _reshaped(x, more[-1]["new_sizes"])
 
 
 def _broadcast_in_dim(x: jax.Array, *more: Any) -> jax.Array | None:
@@ -182,6 +189,7 @@ def _sort(x: jax.Array, *more: Any) -> jax.Array | None:
 
 RULES: Mapping[str, Callable[..., jax.Array | None]] = {
     "pad": _pad,
+    "slice": _slice,
     "scatter": _scatter,
     "dot_general": _dot_general,
     "reshape": _reshape,
@@ -189,4 +197,4 @@ RULES: Mapping[str, Callable[..., jax.Array | None]] = {
     "rem": _rem,
     "sort": _sort,
 }
-"""By the name of the operation: what replaces it, called with its inputs and its parameters; None leaves it as it is."""
+"""By the name of the operation: what replaces it, of its inputs and its parameters; None leaves it as it is."""
