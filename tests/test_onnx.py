@@ -19,8 +19,9 @@ from jaxtrain.deploy.kserve import inference_service
 from jaxtrain.deploy.onnx import conversion
 from jaxtrain.deploy.onnx import environment as of_onnx
 from jaxtrain.deploy.onnx.int8 import Compared, Int8Gate, compare
-from jaxtrain.deploy.onnx.runtime import OnnxModel
+from jaxtrain.deploy.onnx.runtime import OnnxModel, names_of_outputs
 from jaxtrain.deploy.signature import Signature
+from jaxtrain.deploy.triton import config_pbtxt
 from jaxtrain.models import Precision
 from jaxtrain.models.layers import Stack, dot, plain_graph
 
@@ -151,6 +152,13 @@ def test_a_graph_runs_on_any_number_of_rows_and_names_its_outputs(tmp_path):
         options = model._session.get_session_options()
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert options.intra_op_num_threads == 1
+
+
+def test_an_output_with_the_name_of_an_input_has_another_one_in_the_graph():
+    both = Tensor("image", "float32", (2,))
+    assert names_of_outputs((both,), (both, Tensor("latent", "float32", (1,)))) == ["output/image", "latent"]
+    config = config_pbtxt(Signature("vae", (), (both,), (both,), 4))
+    assert config.count('name: "image"') == config.count('name: "output/image"') == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph", GRAPH[:-40], GRAPH.replace(b"MatMul", b"MatMux")])

@@ -46,7 +46,15 @@ SHIPPED = [(file, name) for file in FILES for name in ("", *([":transformer"] if
 def predictor_of(experiment: Experiment) -> Predictor:
     """With the weights that it begins with, on one device."""
     program = Program(replace(experiment, layout=Layout()), jax.devices()[:1])
-    return Predictor.of(experiment, weights_of(program.init()))
+    rng = np.random.default_rng(0)
+    weights = {
+        # Initial values are equal, or not known, in some models: these are neither, and variances stay positive.
+        path: np.abs(rng.normal(scale=0.1, size=x.shape).astype(x.dtype)) + np.nan_to_num(x)
+        if x.dtype.kind == "f"
+        else x
+        for path, x in weights_of(program.init()).items()
+    }
+    return Predictor.of(experiment, weights)
 
 
 def examples(predictor: Predictor, experiment: Experiment) -> Examples:

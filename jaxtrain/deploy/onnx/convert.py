@@ -24,7 +24,7 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.deploy.onnx.conversion import INT8_FILE, MODEL_FILE, Request
 from jaxtrain.deploy.onnx.int8 import Arrays, int8, run_rows
 from jaxtrain.deploy.onnx.rewrite import evaluated
-from jaxtrain.deploy.onnx.runtime import OnnxModel
+from jaxtrain.deploy.onnx.runtime import OnnxModel, names_of_outputs
 from jaxtrain.models.layers import plain_graph
 
 OPSET = 21
@@ -93,7 +93,7 @@ def graph(request: Request) -> bytes:
                 model_name=request.name,
                 opset=OPSET,
                 input_names=[*names, *(f"weights/{path}" for path in given)],
-                output_names=[each.name for each in request.outputs],
+                output_names=names_of_outputs(request.tensors, request.outputs),
             )
         content = made.SerializeToString(deterministic=True)
         onnx.checker.check_model(made, full_check=True)
