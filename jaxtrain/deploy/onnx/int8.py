@@ -159,8 +159,8 @@ def _tried(
 
 
 def quantized(graph: bytes, signed: bool, per_channel: bool) -> bytes:
-    """The graph with weights of int8, signed ones after shapes are inferred and constants folded; the same bytes at
-    every call. Raises ConfigError where ONNX Runtime's quantiser fails.
+    """The graph with weights of int8, after shapes are inferred and constants folded; the same bytes at every call.
+    Raises ConfigError where ONNX Runtime's quantiser fails.
     """
     with needs("int8", "onnxruntime", "onnx"):
         from onnxruntime import quantization
@@ -168,11 +168,9 @@ def quantized(graph: bytes, signed: bool, per_channel: bool) -> bytes:
     with tempfile.TemporaryDirectory(prefix="jaxtrain-int8-") as folder:
         source, prepared, made = (Path(folder, name) for name in ("f32.onnx", "prepared.onnx", "int8.onnx"))
         source.write_bytes(graph)
-        if signed:
-            _refused(lambda: shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True))
         kind = quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8
-        given = prepared if signed else source
-        _refused(lambda: quantization.quantize_dynamic(given, made, weight_type=kind, per_channel=per_channel))
+        _refused(lambda: shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True))
+        _refused(lambda: quantization.quantize_dynamic(prepared, made, weight_type=kind, per_channel=per_channel))
         return made.read_bytes()
 
 

@@ -15,7 +15,7 @@ from jax2onnx.plugins.plugin_system import PrimitiveLeafPlugin, register_primiti
 
 
 def matmul(x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
-    """f[..., F] by one MatMul, whose weights become int8; jax2onnx makes an Einsum of more than two dims."""
+    """f[..., F] by one MatMul, whose weights become int8; those of jax2onnx's Einsum and Gemm with β = 0 do not."""
     return _MATMUL.bind(x, kernel_DF)
 
 

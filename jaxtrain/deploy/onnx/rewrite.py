@@ -155,7 +155,7 @@ def _rows_set(x_BW: jax.Array, at_BL: jax.Array, updates_BL: jax.Array) -> jax.A
 def _dot_general(x: jax.Array, kernel: jax.Array, params: Params) -> jax.Array | None:
     """`x[..., D] @ kernel_DF`, in f32; None for all others."""
     (ours, theirs), batched = params["dimension_numbers"][0], params["dimension_numbers"][1]
-    plain = (*ours, *theirs) == (x.ndim - 1, 0) and not any(batched) and kernel.ndim == 2 and x.ndim > 2
+    plain = (*ours, *theirs) == (x.ndim - 1, 0) and not any(batched) and kernel.ndim == 2 and x.ndim > 1
     return matmul(x, kernel) if plain and x.dtype == kernel.dtype == np.float32 else None
 
 
