@@ -223,7 +223,7 @@ def exported(tmp_path_factory):
         steps=30,
         evals={"test": replace(data, shuffle=False)},
     )
-    run_of = train(experiment, folder / "run")
+    run_of, _ = train(experiment, folder / "run")
     out = export_run(run_of, folder / "models", "films", gate=Int8Gate())
     return out, experiment
 

@@ -204,7 +204,8 @@ def _computed(predictor: Predictor, rows: Sequence[Row], runner: StableHlo) -> E
     """The tensors of rows, and the outputs for them."""
     parts = [predictor.signature.tensors_of(rows[start : start + 64]) for start in range(0, len(rows), 64)]
     outputs = [runner.run(part) for part in parts]
-    return tuple({name: np.concatenate([each[name] for each in of]) for name in of[0]} for of in (parts, outputs))
+    tensors, found = ({name: np.concatenate([each[name] for each in of]) for name in of[0]} for of in (parts, outputs))
+    return tensors, found
 
 
 def _put(x: np.ndarray, places: np.ndarray, values: np.ndarray) -> np.ndarray:

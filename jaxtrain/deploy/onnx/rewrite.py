@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxtrain.deploy.onnx.operations import cut, matmul, modulus, pad, reshape, set_in_rows
@@ -61,7 +62,7 @@ def _bound(equation: Any, given: Sequence[Any]) -> Sequence[Any]:
 
 def _is_constant(equation: Any, given: Sequence[Any]) -> bool:
     """Whether an operation is of weights alone, and makes nothing of them that would be longer in the file."""
-    if any(isinstance(x, jax.core.Tracer) for x in given) or equation.effects:
+    if any(isinstance(x, Tracer) for x in given) or equation.effects:
         return False
     if any(_unknown(each.aval.shape) for each in equation.outvars):
         return False
@@ -119,7 +120,7 @@ def _scatter(x: jax.Array, at: jax.Array, updates: jax.Array, params: Params) ->
         [*map(int, each)] for each in (numbers.inserted_window_dims, numbers.scatter_dims_to_operand_dims)
     )
     batched = [*map(int, numbers.operand_batching_dims)]
-    if not isinstance(at, jax.core.Tracer) and not inserted and not batched and at.ndim == 1:
+    if not isinstance(at, Tracer) and not inserted and not batched and at.ndim == 1:
         return _window_set(x, dict(zip(places, np.asarray(at).tolist(), strict=True)), updates)
     if batched == [0] and inserted == places == [1] and x.ndim == updates.ndim == 2 and dropped:
         return _rows_set(x, lax.squeeze(at, (2,)), updates)

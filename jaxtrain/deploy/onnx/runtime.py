@@ -40,7 +40,7 @@ class OnnxModel:
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name, rows on dim 0."""
-        found: list[Any] = self._session.run(self._outputs, {name: tensors[name] for name in self.inputs})
+        found: Any = self._session.run(self._outputs, {name: tensors[name] for name in self.inputs})
         return dict(zip(self.outputs, found, strict=True))
 
 
