@@ -44,7 +44,7 @@ def max_batch_of(config: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def fits(config: str, signature: Signature) -> bool:
+def fits_signature(config: str, signature: Signature) -> bool:
     """Whether a config is that of this signature; the rows of a batch may be those of another version."""
     return config == config_pbtxt(signature, max_batch_of(config))
 
