@@ -52,7 +52,7 @@ time.sleep({seconds})
 def installer(tmp_path, monkeypatch):
     """A uv that installs a package of one file, and a cache of its own; returns how to make it, and its calls."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(of_onnx, "PACKAGES", ("one==1.0",))
+    monkeypatch.setattr(of_onnx, "ONNX_PACKAGES", ("one==1.0",))
     log, uv = tmp_path / "log", tmp_path / "bin" / "uv"
     uv.parent.mkdir()
     monkeypatch.setenv("PATH", str(uv.parent))
@@ -68,8 +68,8 @@ def installer(tmp_path, monkeypatch):
 
 def test_the_packages_are_installed_once_without_dependencies_into_a_folder_of_the_cache(installer, tmp_path):
     log = installer()
-    folder = of_onnx.environment()
-    assert folder == of_onnx.environment()
+    folder = of_onnx.onnx_environment()
+    assert folder == of_onnx.onnx_environment()
     assert folder.parent == tmp_path / "cache" / "jaxtrain"
     assert (folder / "one.py").read_text() == "x = 1\n"
     [call] = log.read_text().splitlines()
@@ -82,7 +82,7 @@ def test_the_packages_are_installed_once_without_dependencies_into_a_folder_of_t
 def test_two_at_once_install_once(installer):
     log = installer(seconds=0.3)
     found = []
-    threads = [threading.Thread(target=lambda: found.append(of_onnx.environment())) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(of_onnx.onnx_environment())) for _ in range(3)]
     for each in threads:
         each.start()
     for each in threads:
@@ -94,7 +94,7 @@ def test_two_at_once_install_once(installer):
 @pytest.mark.parametrize("damage", ["short", "gone", "other version"])
 def test_a_folder_that_is_not_as_it_was_installed_is_made_again(installer, damage):
     log = installer()
-    folder = of_onnx.environment()
+    folder = of_onnx.onnx_environment()
     if damage == "short":
         (folder / "one.py").write_text("x")
     elif damage == "gone":
@@ -103,7 +103,7 @@ def test_a_folder_that_is_not_as_it_was_installed_is_made_again(installer, damag
         metadata = folder / "one-1.0.dist-info" / "METADATA"
         metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
     assert of_onnx.missing(folder) is not None
-    of_onnx.environment()
+    of_onnx.onnx_environment()
     assert of_onnx.missing(folder) is None
     assert len(log.read_text().splitlines()) == 2
 
@@ -113,14 +113,14 @@ def test_what_a_killed_process_left_is_removed(installer):
     folder = of_onnx.folder_of_packages()
     left = folder.with_name(f".{folder.name}.123-4.tmp")
     left.mkdir(parents=True)
-    of_onnx.environment()
+    of_onnx.onnx_environment()
     assert [each.name for each in folder.parent.iterdir() if each.name.endswith(".tmp")] == []
 
 
 def test_without_a_network_it_says_the_command_to_type_and_leaves_nothing(installer):
     installer(fails=True)
     with pytest.raises(ConfigError) as error:
-        of_onnx.environment()
+        of_onnx.onnx_environment()
     folder = of_onnx.folder_of_packages()
     assert "dns error: failed to lookup address" in str(error.value)
     assert str(error.value).endswith(f"--no-deps --python {sys.executable} --target {folder} one==1.0")
@@ -132,7 +132,7 @@ def test_without_uv_and_pip_it_says_so(installer, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(of_onnx.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"neither uv nor pip is here.*: uv pip install --no-deps"):
-        of_onnx.environment()
+        of_onnx.onnx_environment()
 
 
 def test_pip_does_where_there_is_no_uv(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from jaxtrain.datasets import Dataset, build
 from jaxtrain.deploy.bundle import Bundle
 from jaxtrain.deploy.export import check_export, export_run
 from jaxtrain.deploy.onnx.conversion import INT8_FILE, MODEL_FILE, Examples, can_convert, write_onnx
-from jaxtrain.deploy.onnx.environment import environment, folder_of_packages, missing, run
+from jaxtrain.deploy.onnx.environment import folder_of_packages, missing, onnx_environment, run_in_environment
 from jaxtrain.deploy.onnx.int8 import Int8Gate
 from jaxtrain.deploy.onnx.runtime import OnnxModel
 from jaxtrain.deploy.predictor import Predictor, raw_source, weights_of
@@ -151,7 +151,7 @@ def test_operations_that_are_replaced_compute_the_same(tmp_path):
     path = list(sys.path)
     sys.path.insert(0, str(tmp_path))
     try:
-        done = run(["rules"], b"")
+        done = run_in_environment(["rules"], b"")
     finally:
         sys.path[:] = path
     assert done.returncode == 0, done.stderr.decode()[-2000:]
@@ -239,7 +239,9 @@ def test_a_bundle_runs_without_jax(exported):
         "print(json.dumps(b.predict(['good film', '', 'naïve 🙂'])['probabilities'].tolist())); "
         "print(*({'jax', 'jaxlib', 'flax', 'orbax', 'jax2onnx', 'onnx'} & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run_in_environment(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     numbers, modules = done.stdout.split("\n")[:2]
     np.testing.assert_allclose(json.loads(numbers), wanted, atol=1e-4)
     assert modules == ""
@@ -283,7 +285,7 @@ def test_the_same_weights_give_the_same_bytes(exported, tmp_path):
 
 
 def test_the_check_before_the_first_step_says_what_has_no_onnx(caplog):
-    environment()
+    onnx_environment()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxtrain.deploy.export.can_convert", lambda predictor: "jax2onnx has no form of 'eig'")
         check_export(fit(supervised(Regression(model=Solver(), inputs="x"), X)))
@@ -291,8 +293,8 @@ def test_the_check_before_the_first_step_says_what_has_no_onnx(caplog):
 
 
 INSTALL = """
-from jaxtrain.deploy.onnx.environment import environment
-print(environment())
+from jaxtrain.deploy.onnx.environment import onnx_environment
+print(onnx_environment())
 """
 
 
@@ -314,6 +316,6 @@ def test_nobodys_packages_change(tmp_path, monkeypatch):
     code = "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in ('jax2onnx', 'orbax-checkpoint')}))"
     (tmp_path / "versions.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    versions = json.loads(run(["versions"], b"").stdout)
+    versions = json.loads(run_in_environment(["versions"], b"").stdout)
     assert versions["jax2onnx"] == "0.17.1"
     assert dict(before)["orbax-checkpoint"] == versions["orbax-checkpoint"]

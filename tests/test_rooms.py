@@ -225,11 +225,11 @@ CODE_LINES = {
     "train": 80,
     "analysis": 2900,
     "reports": 655,
-    "deploy": 1960,
+    "deploy": 2650,
     "launch": 500,
     "cli": 945,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 21,100 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 21,800 for all of them,
 with the rooms that are planned.
 """
 
@@ -322,7 +322,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 21_100
+    assert sum(CODE_LINES.values()) <= 21_800
 
 
 def public(name: str) -> bool:

@@ -17,8 +17,8 @@ from jaxtrain.base.packages import needs
 from jaxtrain.deploy.inputs import Tensor
 from jaxtrain.deploy.onnx.runtime import OnnxModel
 
-Arrays = Mapping[str, np.ndarray]
-"""Arrays by name, rows on dim 0."""
+Outputs = Mapping[str, np.ndarray]
+"""Outputs by name, rows on dim 0."""
 
 RECIPES: Mapping[str, Mapping[str, bool]] = {
     "QUInt8": {"signed": False, "per_channel": False},
@@ -79,7 +79,7 @@ class Made:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def int8(graph: bytes, outputs: Sequence[Tensor], rows: Arrays, gate: Int8Gate | None = None) -> Made:
+def int8(graph: bytes, outputs: Sequence[Tensor], rows: Outputs, gate: Int8Gate | None = None) -> Made:
     """The faster of the graphs of int8 that pass the gate, on rows of the evaluation split."""
     gate = gate or Int8Gate()
     exact = OnnxModel(graph, threads=1)
@@ -100,7 +100,7 @@ def int8(graph: bytes, outputs: Sequence[Tensor], rows: Arrays, gate: Int8Gate |
     return Made(contents[best], {"recipe": best, **seen[best], **facts})
 
 
-def compare(outputs: Sequence[Tensor], wanted: Arrays, found: Arrays) -> Compared:
+def compare(outputs: Sequence[Tensor], wanted: Outputs, found: Outputs) -> Compared:
     """How far outputs are from those of f32."""
     agreement, difference, spread = [], [], []
     for each in outputs:
@@ -117,7 +117,7 @@ def compare(outputs: Sequence[Tensor], wanted: Arrays, found: Arrays) -> Compare
     return Compared(min(agreement, default=None), max(difference, default=None), max(spread, default=None))
 
 
-def fastest(models: Mapping[str, OnnxModel], tensors: Arrays) -> dict[str, float]:
+def fastest(models: Mapping[str, OnnxModel], tensors: Outputs) -> dict[str, float]:
     """The milliseconds of the best of 40 rounds, in which the models take turns, so that a busy machine slows all."""
     best = dict.fromkeys(models, float("inf"))
     for _ in range(_ROUNDS):
@@ -128,19 +128,19 @@ def fastest(models: Mapping[str, OnnxModel], tensors: Arrays) -> dict[str, float
     return {name: round(each, 4) for name, each in best.items()}
 
 
-def run_rows(model: OnnxModel, rows: Arrays) -> dict[str, np.ndarray]:
+def run_rows(model: OnnxModel, rows: Outputs) -> dict[str, np.ndarray]:
     """The outputs for many rows, some at a time."""
     parts = [model.run(part) for part in _parts(rows)]
     return {name: np.concatenate([part[name] for part in parts]) for name in model.outputs}
 
 
-def _parts(rows: Arrays) -> Iterator[dict[str, np.ndarray]]:
+def _parts(rows: Outputs) -> Iterator[dict[str, np.ndarray]]:
     for start in range(0, len(next(iter(rows.values()))), _ROWS):
         yield {name: x[start : start + _ROWS] for name, x in rows.items()}
 
 
 def _tried(
-    graph: bytes, recipe: Mapping[str, bool], outputs: Sequence[Tensor], rows: Arrays, wanted: Arrays, gate: Int8Gate
+    graph: bytes, recipe: Mapping[str, bool], outputs: Sequence[Tensor], rows: Outputs, wanted: Outputs, gate: Int8Gate
 ) -> tuple[dict[str, Any], bytes, OnnxModel | None]:
     """What the gate saw of a recipe, and the graph; no model where it does not pass."""
     try:
