@@ -11,9 +11,10 @@ from flax import nnx
 from jaxtrain import ConfigError, Layout, Program
 from jaxtrain.models import Bert, Blocks, Model, NGrams, Precision, ResNet, Rope, Transformer, ViT, transformer
 from jaxtrain.models.attention import BLOCK, attention
-from jaxtrain.models.layers import dot, dropout, rotate, rows_by_product
+from jaxtrain.models.layers import dot, dropout, rows_by_product
 from jaxtrain.models.ngrams import word_hashes
 from jaxtrain.models.notes import note, notes
+from jaxtrain.models.rope import rotate
 from jaxtrain.models.variables import Context
 from jaxtrain.sharding.layout import AxisNamed, plain
 

@@ -20,7 +20,7 @@ from test_remat import arrays
 from jaxtrain import Layout, Program, eval_step, init_state, train_step
 from jaxtrain.base.flops import scan_sizes
 from jaxtrain.models import Blocks, Experts, NGrams, Precision, Transformer, ViT
-from jaxtrain.models.layers import rotate
+from jaxtrain.models.rope import rotate
 from jaxtrain.optimizers import SGD, AdamW, ConstantRate, Lion, Muon, Optimizer, averaged, master_weights
 from jaxtrain.sharding.constraints import scope
 from jaxtrain.tasks import Classification, LanguageModel, Regression, Task

@@ -10,7 +10,7 @@ import pytest
 import reference
 
 from jaxtrain.models import Blocks, Experts, Model, NGrams, Transformer, ViT
-from jaxtrain.models.layers import rotate
+from jaxtrain.models.rope import rotate
 from jaxtrain.models.variables import Variables
 
 RNG = np.random.default_rng(0)

@@ -157,8 +157,12 @@ ROOMS = {
         "inputs",
         "numeric",
         "signature",
+        "onnx/environment",
+        "onnx/runtime",
+        "onnx/int8",
         "weights",
         "triton",
+        "kserve",
         "manifest",
         "golden",
         "reference",
@@ -168,6 +172,10 @@ ROOMS = {
         "command_line",
         "raw",
         "predictor",
+        "onnx/conversion",
+        "onnx/operations",
+        "onnx/rewrite",
+        "onnx/convert",
         "stablehlo",
         "evaluation",
         "card",
@@ -212,7 +220,7 @@ folder stands for its files, these are not ordered; files that are not named com
 CODE_LINES = {
     "base": 1180,
     "sharding": 350,
-    "models": 2310,
+    "models": 2335,
     "tasks": 770,
     "optimizers": 540,
     "data": 3275,
@@ -227,11 +235,11 @@ CODE_LINES = {
     "train": 80,
     "analysis": 2880,
     "reports": 655,
-    "deploy": 1960,
+    "deploy": 2650,
     "launch": 500,
     "cli": 1010,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 23,000 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 23,700 for all of them,
 with the rooms that are planned.
 """
 
@@ -247,6 +255,8 @@ LATE = {
     "datasketch": {"datasets/filters/near.py"},
     "py3langid": {"datasets/filters/text.py"},
     "mlcroissant": {"datasets/report.py"},
+    "jax2onnx": {"deploy/onnx/convert.py", "deploy/onnx/operations.py"},
+    "onnxruntime": {"deploy/onnx/runtime.py", "deploy/onnx/int8.py"},
     "matplotlib": {"datasets/report.py", "analysis/databench/draw.py"},
 }
 """Libraries that are slow to import, and the module that may."""
@@ -332,7 +342,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 23_000
+    assert sum(CODE_LINES.values()) <= 23_700
 
 
 def public(name: str) -> bool:

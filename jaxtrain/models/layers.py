@@ -1,12 +1,14 @@
-"""Layers that the models share: linear, norm, embedding, dropout, rotary positions, and a scanned stack of blocks.
+"""Layers that the models share: linear, norm, embedding, dropout, and a scanned stack of blocks.
 
 Not here: whole architectures, and any mesh.
 
 Shapes: B batch, L length, D width, F output features, H heads, K head dim, N layers, V vocabulary.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,12 +20,13 @@ from flax import nnx
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import Checked
 from jaxtrain.models.params import name_axes
-from jaxtrain.models.rope import Rope
 from jaxtrain.models.stages import pipeline
 from jaxtrain.sharding.constraints import manual_axes, shard, split, target_platform
 
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the outputs of matmuls with weights, or everything."""
+
+_PLAIN = ContextVar("plain graph", default=False)
 
 _POLICIES = {"none": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
@@ -41,9 +44,24 @@ class Precision(Checked):
         return jnp.dtype("float32" if target_platform() == "cpu" else self.compute)
 
 
+@contextlib.contextmanager
+def plain_graph() -> Generator[None]:
+    """While tracing inside, a `Stack` has no loop and matmuls have operands of f32, rounded to those of `compute`: for
+    ONNX, whose loops hide the weights inside of them, and whose runtimes have no bf16.
+    """
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
+
 def dot(x: jax.Array, kernel_DF: jax.Array, precision: Precision) -> jax.Array:
     """f[..., F]: `x[..., D] @ kernel_DF` with operands in `precision.compute`; f32 on a CPU, else of that dtype."""
     dtype = jnp.dtype(precision.compute)
+    if _PLAIN.get():
+        rounded, wide = ((each.astype(dtype).astype(jnp.float32)) for each in (x, kernel_DF))
+        return jnp.dot(rounded, wide)
     if target_platform() == "cpu":
         return _cpu_dot(dtype, x, kernel_DF.astype(x.dtype))
     return jnp.dot(x.astype(dtype), kernel_DF.astype(dtype))
@@ -229,6 +247,8 @@ class Stack(nnx.Module):
             def apply(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
                 return nnx.merge(structure, layer[0])(x, fold(keys_B, layer[1]), more)
 
+            if _PLAIN.get():
+                return _unrolled(apply, x, (params, numbers))
             policy = _POLICIES[self.remat]
             body = apply if self.remat == "none" else jax.checkpoint(apply, policy=policy, prevent_cse=False)
             x, aux_losses = jax.lax.scan(body, x, (params, numbers), unroll=min(self.unroll, len(numbers)))
@@ -252,26 +272,12 @@ class Stack(nnx.Module):
         return x
 
 
-@functools.cache
-def _rotation(length: int, head_dim: int, rope: Rope) -> tuple[np.ndarray, np.ndarray]:
-    angles = np.arange(length)[:, None] * rope.frequencies(head_dim)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
-
-def rotate(
-    x_BLHK: jax.Array, order_L: np.ndarray | jax.Array | None, rope: Rope = Rope(), length: int | None = None
-) -> jax.Array:
-    """Rotary position embedding, in f32: pairs of dims (k, k + K/2) are rotated by an angle that grows with position
-    (Su et al. 2021, arXiv:2104.09864).
-
-    order_L: the position of each entry, also i[B, L]; None is 0, 1, ….
-    length: how many positions there are; None is L.
-    """
-    order = slice(None) if order_L is None else order_L
-    tables = _rotation(length or x_BLHK.shape[1], x_BLHK.shape[3], rope)
-    if isinstance(order, jax.Array):
-        tables = jax.tree.map(jnp.asarray, tables)
-    cos_LK, sin_LK = (table[order, None] for table in tables)
-    left, right = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([left * cos_LK - right * sin_LK, right * cos_LK + left * sin_LK], axis=-1)
-    return turned.astype(x_BLHK.dtype)
+def _unrolled(
+    apply: Callable[..., tuple[jax.Array, dict[str, jax.Array]]], x: jax.Array, layers: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What a scan of `apply` over `layers` gives, without its loop. Parameters that are numpy arrays stay constants."""
+    losses = []
+    for number in range(len(layers[1])):
+        x, aux_losses = apply(x, jax.tree.map(lambda leaf, number=number: leaf[number], layers))
+        losses.append(aux_losses)
+    return x, jax.tree.map(lambda *each: sum(each), *losses)

@@ -24,10 +24,10 @@ from jaxtrain.models.attention import Attention, attention, choose
 from jaxtrain.models.base import Model, Shaped
 from jaxtrain.models.experts import Experts, ExpertsModule
 from jaxtrain.models.kv_cache import BlockPast, KeyValueDecoder
-from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, residual, rotate
+from jaxtrain.models.layers import Embedding, Linear, Precision, Remat, RMSNorm, Stack, dropout, fold, residual
 from jaxtrain.models.ngrams import suffix_rows
 from jaxtrain.models.ring import unzigzag, zigzag
-from jaxtrain.models.rope import Rope
+from jaxtrain.models.rope import Rope, rotate
 from jaxtrain.models.sizes import Activations, divide_alike, smaller
 from jaxtrain.models.variables import Context
 from jaxtrain.sharding.constraints import shard
