@@ -129,7 +129,9 @@ def _scatter(x: jax.Array, at: jax.Array, updates: jax.Array, params: _Params) -
 
 def _window_set(x: jax.Array, starts: Mapping[int, int], updates: jax.Array) -> jax.Array | None:
     """`x` with a window of it replaced, which begins at `starts` by dim; None where it is outside, or of two dims."""
-    cut_short = [axis for axis in range(x.ndim) if x.shape[axis] != updates.shape[axis]] or [*starts][:1]
+    cut_short = [axis for axis in range(x.ndim) if x.shape[axis] != updates.shape[axis]]
+    if not cut_short and not any(starts.values()):
+        return updates
     if len(cut_short) != 1 or any(start for axis, start in starts.items() if axis not in cut_short):
         return None
     [axis] = cut_short
