@@ -176,9 +176,9 @@ def test_tensors_in_several_files_are_found_by_their_index(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"model.norm.weight": "../elsewhere.safetensors"}, "'../elsewhere.safetensors' is no name"),
-        ({"model.norm.weight": "model.bin"}, "model.bin is no .safetensors of this folder"),
-        ({"model.norm.weight": "model-00003.safetensors"}, "model-00003.safetensors is no .safetensors"),
+        ({"model.norm.weight": "../elsewhere.safetensors"}, "'../elsewhere.safetensors' is not a name"),
+        ({"model.norm.weight": "model.bin"}, "model.bin is not a .safetensors of this folder"),
+        ({"model.norm.weight": "model-00003.safetensors"}, "model-00003.safetensors is not a .safetensors"),
         ({"model.other.weight": "model-00001-of-00002.safetensors"}, "model.other.weight is not in the file that"),
         ({"model.norm.weight": None}, "weight_map is not the file of each tensor"),
     ],
@@ -273,7 +273,7 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match="norm/scale holds NaN"):
         from_hugging_face(folder)
     os.truncate(folder / "model.safetensors", 4000)
-    with pytest.raises(Damaged, match=r"it is no \.safetensors"):
+    with pytest.raises(Damaged, match=r"it is not a \.safetensors"):
         from_hugging_face(folder)
 
 

@@ -156,9 +156,12 @@ OTHER_MEANINGS = {
         "begin",
         "run_file",
         "verify_resume",
+        "card",
     },
     # What a module is called with.
     "context": {"checks"},
+    # What an input of a bundle becomes.
+    "tensor": {"card", "signature"},
     # A column of a table.
     "stage": {"report", "measure", "stopwatch"},
 }

@@ -129,7 +129,7 @@ def test_a_header_of_weights_that_does_not_fit_its_bytes_is_refused():
         b"",
         b"\xff" * 20,
     ):
-        with pytest.raises(Damaged, match=r"it is no \.safetensors of weights"):
+        with pytest.raises(Damaged, match=r"it is not a \.safetensors of weights"):
             read_weights(wrong, "file")
 
 

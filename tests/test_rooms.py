@@ -328,7 +328,11 @@ def test_the_test_above_sees_a_module_that_imports_from_a_later_one(monkeypatch:
 
 
 def test_there_are_at_most_twenty_entries_at_the_top():
-    entries = [path for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "__init__.py", "__init__.pyi", "__main__.py")]
+    entries = [
+        path
+        for path in PACKAGE.iterdir()
+        if path.name not in ("__pycache__", "__init__.py", "__init__.pyi", "__main__.py")
+    ]
     assert len(entries) <= 20
 
 

@@ -199,7 +199,7 @@ def edited(path: str, value: Any) -> Any:
     [
         ("format", 2, "it is of format 2, and this version of jaxtrain reads 1: update jaxtrain"),
         ("format", "1", "its format is '1', which is none"),
-        ("name", "../x", "is no name"),
+        ("name", "../x", "is not a name"),
         ("name", 3, "is no text"),
         ("inputs", [], "it is no list of objects"),
         ("inputs.0.kind", "video", "'video' is none of"),

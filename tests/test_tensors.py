@@ -90,7 +90,7 @@ def entry(**changes: Any) -> bytes:
 )
 def test_what_is_not_whole_or_not_of_the_format_is_named(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(Damaged, match=rf"x.safetensors: it is no .safetensors \({says}"):
+    with pytest.raises(Damaged, match=rf"x.safetensors: it is not a .safetensors \({says}"):
         stored_tensors(tmp_path / "x.safetensors")
     with pytest.raises(SafetensorError):
         load_file(tmp_path / "x.safetensors")

@@ -90,7 +90,7 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
         return {tensor.name: tensor for tensor in _checked(file, *_header(file))}
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error
-        raise Damaged(str(file), None, f"it is no .safetensors ({why})") from error
+        raise Damaged(str(file), None, f"it is not a .safetensors ({why})") from error
 
 
 def _header(file: Path) -> tuple[Mapping[str, Any], int, int]:

@@ -13,7 +13,7 @@ from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.files import is_file_name
 from jaxtrain.base.packages import needs
 from jaxtrain.deploy.values import (
-    DTYPES,
+    TENSOR_DTYPES,
     abbreviated,
     check_keys,
     checked_name,
@@ -48,8 +48,8 @@ class Tensor:
         name, shape, classes = checked_name(value["name"], where), value["shape"], value.get("classes", [])
         if not (isinstance(shape, list) and shape[:1] == ["batch"] and all(is_size(n) for n in shape[1:])):
             raise ConfigError(f"{where}.shape: {shape!r} is not ['batch', sizes …]")
-        if value["dtype"] not in DTYPES:
-            raise ConfigError(f"{where}.dtype: {value['dtype']!r} is none of {', '.join(DTYPES)}")
+        if value["dtype"] not in TENSOR_DTYPES:
+            raise ConfigError(f"{where}.dtype: {value['dtype']!r} is none of {', '.join(TENSOR_DTYPES)}")
         if not (isinstance(classes, list) and all(isinstance(each, str) for each in classes)):
             raise ConfigError(f"{where}.classes: {classes!r} are not texts")
         return cls(name, value["dtype"], tuple(shape[1:]), tuple(classes))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.deploy.inputs import Category, Input, Tensor, Text, TokenIds
-from jaxtrain.deploy.values import DTYPES, abbreviated, is_size, numbers
+from jaxtrain.deploy.values import TENSOR_DTYPES, abbreviated, is_size, numbers
 
 _EXACT = 1 << 24  # beyond it float32 skips integers
 
@@ -42,7 +42,7 @@ class NumericInput(Input):
         return array
 
     def check(self) -> None:
-        if not (all(is_size(n) for n in self.shape) and self.dtype in DTYPES and isinstance(self.missing, bool)):
+        if not (all(is_size(n) for n in self.shape) and self.dtype in TENSOR_DTYPES and isinstance(self.missing, bool)):
             raise self.wrong(f"{self.dtype!r}{list(self.shape)} is no kind of array")
         ends = [each for each in self.range if isinstance(each, int | float) and math.isfinite(each)]
         if self.range and (len(ends) != 2 or len(self.range) != 2 or ends[0] >= ends[1]):

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.files import check_file_name
 
-DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "bfloat16", "float32")
+TENSOR_DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "bfloat16", "float32")
 
 
 def utf8(who: str, value: Any) -> bytes:

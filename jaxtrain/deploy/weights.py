@@ -58,5 +58,5 @@ def read_weights(content: bytes, file: str) -> dict[str, np.ndarray]:
         if end != len(content):
             raise ValueError(f"{len(content) - end} bytes are of no array")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(file, None, f"it is no .safetensors of weights ({error})") from error
+        raise Damaged(file, None, f"it is not a .safetensors of weights ({error})") from error
     return found

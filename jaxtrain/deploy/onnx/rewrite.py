@@ -40,7 +40,7 @@ def evaluated(closed: ClosedJaxpr, arrays: Sequence[Any]) -> list[Any]:
             with jax.ensure_compile_time_eval():
                 found = _bound(equation, given)
         else:
-            replaced = REPLACED[name](*given, equation.params) if name in REPLACED else None
+            replaced = REWRITES[name](*given, equation.params) if name in REWRITES else None
             found = _bound(equation, given) if replaced is None else [replaced]
         values |= dict(zip(equation.outvars, found, strict=True))
     return [*map(value, closed.jaxpr.outvars)]
@@ -190,7 +190,7 @@ def _sort(x: jax.Array, *more: Any) -> jax.Array | None:
     return lax.bitwise_xor(lax.convert_element_type(made, jnp.uint32), highest)
 
 
-REPLACED: Mapping[str, Callable[..., jax.Array | None]] = {
+REWRITES: Mapping[str, Callable[..., jax.Array | None]] = {
     "pad": _pad,
     "slice": _slice,
     "scatter": _scatter,

@@ -41,7 +41,7 @@ def is_transposed(path: str) -> bool:
     return path.endswith("/kernel")
 
 
-class Stored(NamedTuple):
+class StoredParameter(NamedTuple):
     """A parameter as a folder has it: one tensor, or one a layer."""
 
     tensors: tuple[StoredTensor, ...]
@@ -133,7 +133,7 @@ class Folder:
         for file in set(files.values()):
             check_file_name(file, f"{index}: weight_map")
             if not file.endswith(".safetensors") or not (self.path / file).is_file():
-                raise ConfigError(f"{index}: {file} is no .safetensors of this folder")
+                raise ConfigError(f"{index}: {file} is not a .safetensors of this folder")
         opened = {file: stored_tensors(self.path / file) for file in sorted(set(files.values()))}
         found = {name: tensor for tensors in opened.values() for name, tensor in tensors.items()}
         for name in files.keys() ^ found.keys() | {name for name, file in files.items() if name not in opened[file]}:
@@ -142,7 +142,7 @@ class Folder:
             raise ConfigError(f"{index}: two files have a tensor of the same name")
         return _renamed(found)
 
-    def _by_path(self, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, Stored], list[str]]:
+    def _by_path(self, tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, StoredParameter], list[str]]:
         """The parameters by our paths, and the names of the other tensors."""
         layers, stored, used = self.model.blocks.layers, {}, set()
         for path, pattern in self._architecture.names.items():
@@ -157,7 +157,7 @@ class Folder:
                 if tensors[name].shape != found[0].shape or tensors[name].dtype != found[0].dtype:
                     one = f"{found[0].name} is {found[0].dtype} {list(found[0].shape)}"
                     raise ConfigError(f"{self.path}: {one}, but {name} {tensors[name].dtype} {tensors[name].shape}")
-            stored[path] = Stored(tuple(found), "{}" in pattern, is_transposed(path))
+            stored[path] = StoredParameter(tuple(found), "{}" in pattern, is_transposed(path))
         left = tensors.keys() - used
         return stored, [name for name in left if not any(fnmatchcase(name, pattern) for pattern in BUFFERS)]
 
