@@ -105,7 +105,9 @@ def cpu_seconds(experiment: Experiment, origin: Origin, off: Sequence[str]) -> f
         return training(experiment, origin, experiment.steps // 5)[1]
 
 
-def measured(file: str, size: int | None, steps: int, rounds: int) -> tuple[float, dict[str, list[float]]]:
+def measured(
+    file: str, size: int | None, steps: int, rounds: int, guards: Sequence[str]
+) -> tuple[float, dict[str, list[float]]]:
     """CPU seconds a step, and what guards add to it, as a part of it, by guard, of each round."""
     experiment, origin = load(str(ROOT / "experiments" / file))
     optimizer = experiment.optimizer
@@ -118,7 +120,7 @@ def measured(file: str, size: int | None, steps: int, rounds: int) -> tuple[floa
         optimizer=replace(optimizer, schedule=replace(optimizer.schedule, warmup=0)),
         runtime=Runtime(log_every=steps // 5, save_every=10**9, eval_every=10**9),
     )
-    variants = {"all": tuple(GUARDS), **{guard: (guard,) for guard in GUARDS}}
+    variants = {"all": tuple(GUARDS), **{guard: (guard,) for guard in guards}}
     added: dict[str, list[float]] = {name: [] for name in variants}
     whole = []
     cpu_seconds(experiment, origin, ())  # what is imported and compiled once
@@ -138,13 +140,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--check", action="store_true", help="exit code 1 where all together add more than 1 %%")
     parser.add_argument("--only", nargs="+", default=[name for name, *_ in EXPERIMENTS])
+    parser.add_argument(
+        "--guards", nargs="*", choices=list(GUARDS), default=list(GUARDS), help="those measured alone too"
+    )
     flags = parser.parse_args()
     print(f"{os.cpu_count()} cores, {jax.devices()[0].platform}, jax {jax.__version__}, {flags.rounds} rounds")
     missed = False
     for name, file, size, steps in EXPERIMENTS:
         if name not in flags.only:
             continue
-        seconds, added = measured(file, size, steps, flags.rounds)
+        seconds, added = measured(file, size, steps, flags.rounds, flags.guards)
         for guard, found in added.items():
             low, middle, high = statistics.quantiles(found, n=4)
             line = f"| {name}, {1e3 * seconds:.1f} ms of CPU a step | {guard} | {middle:+.2%} ({low:+.2%} to {high:+.2%}) |"
