@@ -1,162 +1,123 @@
-"""Measures what a run's guards cost a step, in CPU time: `python scripts/bench_overhead.py [--rounds 7] [--check]`.
+"""Measures what a run's guards cost a step, in CPU time: `python scripts/bench_overhead.py [char_lm] [sentiment] [digits]`.
 
-`train` with all of them and without each, in turn in every round, in one process; the table has the median of the
-rounds' ratios and their quartiles. CPU time is all that the process used, its readers and XLA's threads too.
+Each part is called by itself, many times, between steps of the experiment; CPU time is all that the process used, XLA's
+threads too, and the least of several rounds counts, so that the figures mean something on a machine that does other work
+too. What the compiled step reports to the flight recorder is measured by steps with and without it, in turn.
 """
 
-import argparse
-import contextlib
 import os
 import statistics
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from bench_step import ROOT, training
+from bench_step import ROOT
 
-from jaxtrain.cluster.watchdog import Watchdog
+from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.experiment import Experiment, Runtime
-from jaxtrain.experiment.files import Origin, load
-from jaxtrain.optimizers import Standard
+from jaxtrain.experiment.files import load
+from jaxtrain.experiment.fit import fit
 from jaxtrain.optimizers.recorded import Sampled
 from jaxtrain.program import Program
 from jaxtrain.runs.lock import Lock
+from jaxtrain.runs.observers import Observers
 from jaxtrain.runs.recorder import Recorder
 from jaxtrain.runs.skipped import StepFaults
+from jaxtrain.tasks.metrics import Metric
 
-AIM = 0.01
-"""The most that all guards together may add to the CPU time of a step."""
-
-EXPERIMENTS: tuple[tuple[str, str, int | None, int], ...] = (
-    ("char_lm", "char_lm.py", None, 40),
-    ("sentiment", "sentiment.py", None, 150),
-    ("digits", "digits.py", None, 60),
-)
-"""Name, file, batch size (None is its own), steps."""
+EXPERIMENTS = ("char_lm", "sentiment", "digits")
+PERIOD = 10
+"""Steps of which the metrics are fetched, logged and checked together."""
 
 
-def _nothing(*_: Any) -> None:
-    return None
+def cpu_seconds(times: int, act: Callable[[], Any]) -> float:
+    """CPU seconds of a call, of so many in a row."""
+    start = time.process_time()
+    for _ in range(times):
+        last = act()
+    jax.block_until_ready(last)
+    return (time.process_time() - start) / times
 
 
-@contextlib.contextmanager
-def _without(owner: Any, **methods: Callable[..., Any]) -> Generator[None]:
-    with contextlib.ExitStack() as stack:
-        for name, method in methods.items():
-            stack.enter_context(mock.patch.object(owner, name, method))
-        yield
+def stepper(program: Program) -> tuple[Callable[[], Any], Any]:
+    """Takes one more step each time it is called; and the batch that it takes."""
+    experiment = program.experiment
+    state, batch = program.init(), next(program.batches(experiment.data))
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = program.step(state, batch)
+        return metrics
+
+    for _ in range(3):
+        step()
+    return step, batch
 
 
-@contextlib.contextmanager
-def without_recorder() -> Generator[None]:
-    with (
-        _without(Recorder, stepped=_nothing, append=_nothing),
-        mock.patch("jaxtrain.program.recorded", return_value=Sampled(np.zeros(1, np.float32), ())),
-    ):
-        yield
+def measured(experiment: Experiment, folder: Path) -> dict[str, float]:
+    """CPU seconds a step, by part; "step" is the step itself, without what it reports to the recorder."""
+    program = Program(experiment)
+    step, batch = stepper(program)
+    with mock.patch("jaxtrain.program.recorded", return_value=Sampled(np.zeros(1, np.float32), ())):
+        bare, _ = stepper(Program(experiment))
+    pairs = []
+    for number in range(25):
+        order = (step, bare) if number % 2 else (bare, step)
+        found = {act: cpu_seconds(3, act) for act in order}
+        pairs.append((found[step], found[bare]))
+    run = Observers(folder, experiment, 0, StopSignal())
+    recorder, faults, lock, done = Recorder(folder, 64), StepFaults(folder, experiment), Lock(1.0), 0
+    metrics = step()
+    own = {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
+    sums = program.checksum(batch)
 
+    def record() -> Any:
+        nonlocal done
+        done += 1
+        recorder.stepped(run, done, {**metrics, "batch": sums})
+        return sums
 
-@contextlib.contextmanager
-def without_checksum() -> Generator[None]:
-    zeros = jnp.zeros(2, jnp.uint32)
-    with _without(Program, checksum=lambda self, batch: zeros):
-        yield
+    def end_period() -> Any:
+        found, checksums = jax.device_get(([own] * PERIOD, [sums] * PERIOD))
+        recorder.append(1, [{**each, "batch": one} for each, one in zip(found, checksums, strict=True)])
+        faults.fault(1, found)
+        faults.after(found)
+        return sums
 
+    def least(times: int, act: Callable[[], Any]) -> float:
+        return min(cpu_seconds(times, act) for _ in range(5))
 
-@contextlib.contextmanager
-def without_finite_checks() -> Generator[None]:
-    with _without(StepFaults, fault=_nothing), _without(Program, infinite=lambda self, state: []):
-        yield
-
-
-@contextlib.contextmanager
-def without_lock() -> Generator[None]:
-    with _without(Lock, take=_nothing, check=_nothing, release=_nothing):
-        yield
-
-
-@contextlib.contextmanager
-def without_watchdog() -> Generator[None]:
-    with _without(Watchdog, start=_nothing, join=_nothing):
-        yield
-
-
-GUARDS: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
-    "flight recorder": without_recorder,
-    "checksum of the batch": without_checksum,
-    "finite checks": without_finite_checks,
-    "lock": without_lock,
-    "watchdog": without_watchdog,
-}
-
-
-def cpu_seconds(experiment: Experiment, origin: Origin, off: Sequence[str]) -> float:
-    """CPU seconds a step of `train` without these guards."""
-    with contextlib.ExitStack() as stack:
-        for guard in off:
-            stack.enter_context(GUARDS[guard]())
-        stack.enter_context(Watchdog({"step": 3600.0, "join": 3600.0}, lambda: (0, "step")))
-        return training(experiment, origin, experiment.steps // 5)[1]
-
-
-def measured(
-    file: str, size: int | None, steps: int, rounds: int, guards: Sequence[str]
-) -> tuple[float, dict[str, list[float]]]:
-    """CPU seconds a step, and what guards add to it, as a part of it, by guard, of each round."""
-    experiment, origin = load(str(ROOT / "experiments" / file))
-    optimizer = experiment.optimizer
-    assert isinstance(optimizer, Standard)
-    experiment = replace(
-        experiment,
-        data=replace(experiment.data, batch_size=size or experiment.data.batch_size),
-        evals={},
-        steps=steps,
-        optimizer=replace(optimizer, schedule=replace(optimizer.schedule, warmup=0)),
-        runtime=Runtime(log_every=steps // 5, save_every=10**9, eval_every=10**9),
-    )
-    variants = {"all": tuple(GUARDS), **{guard: (guard,) for guard in guards}}
-    added: dict[str, list[float]] = {name: [] for name in variants}
-    whole = []
-    cpu_seconds(experiment, origin, ())  # what is imported and compiled once
-    cpu_seconds(experiment, origin, tuple(GUARDS))
-    for number in range(rounds):
-        for name in variants if number % 2 else reversed(variants):
-            found = {
-                off: cpu_seconds(experiment, origin, off) for off in ((), variants[name])[:: -1 if number % 2 else 1]
-            }
-            whole.append(found[()])
-            added[name].append(found[()] / found[variants[name]] - 1)
-    return statistics.median(whole), added
+    with lock:
+        lock.take(folder)
+        return {
+            "step": statistics.median(pair[1] for pair in pairs),
+            "what the step reports to the recorder": statistics.median(with_ - without for with_, without in pairs),
+            "checksum of the batch": least(100, lambda: program.checksum(batch)),
+            "flight recorder": least(100, record),
+            "steps.bin and the checks for finite numbers": least(20, end_period) / PERIOD,
+            "lock": least(1000, lambda: lock.check() or sums),
+        }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--check", action="store_true", help="exit code 1 where all together add more than 1 %%")
-    parser.add_argument("--only", nargs="+", default=[name for name, *_ in EXPERIMENTS])
-    parser.add_argument(
-        "--guards", nargs="*", choices=list(GUARDS), default=list(GUARDS), help="those measured alone too"
-    )
-    flags = parser.parse_args()
-    print(f"{os.cpu_count()} cores, {jax.devices()[0].platform}, jax {jax.__version__}, {flags.rounds} rounds")
-    missed = False
-    for name, file, size, steps in EXPERIMENTS:
-        if name not in flags.only:
-            continue
-        seconds, added = measured(file, size, steps, flags.rounds, flags.guards)
-        for guard, found in added.items():
-            low, middle, high = statistics.quantiles(found, n=4)
-            line = f"| {name}, {1e3 * seconds:.1f} ms of CPU a step | {guard} | {middle:+.2%} ({low:+.2%} to {high:+.2%}) |"
-            print(line, flush=True)
-        missed |= statistics.median(added["all"]) > AIM
-    if flags.check and missed:
-        sys.exit(1)
+    print(f"{os.cpu_count()} cores, {jax.devices()[0].platform}, jax {jax.__version__}")
+    for name in sys.argv[1:] or EXPERIMENTS:
+        experiment, _ = load(str(ROOT / "experiments" / f"{name}.py"))
+        experiment = fit(replace(experiment, evals={}, runtime=Runtime()), None)
+        with tempfile.TemporaryDirectory() as folder:
+            found = measured(experiment, Path(folder))
+        step = found.pop("step")
+        for part, seconds in {**found, "all": sum(found.values())}.items():
+            print(
+                f"| {name}, {1e3 * step:.1f} ms | {part} | {1e6 * seconds:.0f} µs | {seconds / step:+.2%} |", flush=True
+            )
 
 
 if __name__ == "__main__":

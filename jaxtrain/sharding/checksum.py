@@ -71,11 +71,18 @@ def _mixed(x: Numbers) -> Numbers:
 
 
 def _words(x: Numbers, xp: Any) -> Numbers:
-    """The bits of the rows, u32[rows, words]; a narrower number is a word of its own."""
+    """The bits of the rows, u32[rows, words]. Four numbers of a byte are one word where a row has a multiple of four;
+    else a narrower number is a word of its own.
+    """
     flat = x.reshape(x.shape[0], math.prod(x.shape[1:]))
     if xp.issubdtype(x.dtype, np.complexfloating):
         return xp.concatenate([_words(flat.real, xp), _words(flat.imag, xp)], axis=1)
-    if x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize <= 4):
+    is_int = x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize <= 4)
+    if is_int and x.dtype.itemsize == 1 and flat.shape[1] and flat.shape[1] % 4 == 0:
+        if xp is np:
+            return np.ascontiguousarray(flat).view(np.uint32)
+        return jax.lax.bitcast_convert_type(flat.astype(np.uint8).reshape(len(flat), -1, 4), np.uint32)
+    if is_int:
         return flat.astype(np.uint32)
     size = x.dtype.itemsize
     kind = np.dtype(f"uint{8 * min(size, 4)}")
