@@ -9,7 +9,6 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +95,7 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from jaxtrain.deploy.inputs import Tensor
 from jaxtrain.deploy.onnx.conversion import Request
-from jaxtrain.deploy.onnx.convert import graph
+from jaxtrain.deploy.onnx.convert import _why, graph
 from jaxtrain.deploy.onnx.runtime import OnnxModel
 
 rng = np.random.default_rng(0)
@@ -131,6 +130,8 @@ cases = {
     "flat": (numbers, lambda x: x.reshape(-1)[:, None].reshape(-1, 12)),
     "loop": (numbers, lambda x: jax.lax.scan(lambda c, y: (c * 0.5 + y, c), x[:, 0], x.T)[1].T),
     "rounded": (numbers, lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)),
+    "number of rows": (numbers, lambda x: x + x.shape[0]),
+    "mean of rows": (numbers, lambda x: x - x.mean(0)),
     "called": (numbers, lambda x: jax.checkpoint(jax.jit(lambda y: jax.nn.silu(jax.nn.relu(y))))(x)),
 }
 found = {}
@@ -142,6 +143,8 @@ for name, (x, function) in cases.items():
     y = OnnxModel(graph(request)).run({"x": x})["y"]
     same = y.dtype == wanted.dtype and y.shape == wanted.shape
     found[name] = bool(same and np.allclose(y, wanted, rtol=1e-6, atol=1e-6))
+missing = NotImplementedError("[jaxpr] No plugins registered for primitive 'eig' in a loop")
+found["missing"] = _why(missing) == "jax2onnx has no form of the operation 'eig'"
 print(json.dumps(found))
 """
 
@@ -157,7 +160,7 @@ def test_operations_that_are_replaced_compute_the_same(tmp_path):
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     found = json.loads(done.stdout.decode().splitlines()[-1])
     assert [name for name, same in found.items() if not same] == []
-    assert len(found) == 22
+    assert len(found) == 25
 
 
 def supervised(task: Any, columns: Mapping[str, Any], *transforms: Any) -> Experiment:
@@ -165,21 +168,23 @@ def supervised(task: Any, columns: Mapping[str, Any], *transforms: Any) -> Exper
     return Experiment(task=task, data=data, optimizer=OPTIMIZER, steps=1, evals={"test": replace(data, shuffle=False)})
 
 
+class Odd(nnx.Module):
+    """A random number of a distribution that depends on the rows, which ONNX cannot draw, and a product."""
+
+    def __init__(self) -> None:
+        self.matrix = nnx.Param(jnp.eye(3), axes=(None, None))
+
+    def __call__(self, x: jax.Array, context: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        drawn = jax.random.gamma(jax.random.key(0), jnp.exp(x.mean(0)))
+        return (x * drawn) @ self.matrix[...][:, :1], {}
+
+
 @dataclass(frozen=True)
 class Solver(Model):
-    """A number of a matrix, by an operation that ONNX does not have."""
+    """A model of one odd module."""
 
     def build(self, rngs: nnx.Rngs, inputs: Any) -> nnx.Module:
-        class Solved(nnx.Module):
-            def __init__(self) -> None:
-                self.matrix = nnx.Param(jnp.eye(3), axes=(None, None))
-
-            def __call__(self, x: jax.Array, context: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-                return jax.lax.erf_inv(jnp.tanh(jax.lax.lgamma(x))) @ self.matrix[...][:, :1] + jax.random.uniform(
-                    jax.random.key(0), (1,)
-                ), {}
-
-        return Solved()
+        return Odd()
 
 
 X = {"x": np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32), "target": np.ones(16, np.float32)}
@@ -187,21 +192,18 @@ X = {"x": np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32), "tar
 
 def test_what_cannot_be_converted_says_why_in_a_sentence(tmp_path):
     experiment = fit(supervised(Regression(model=Solver(), inputs="x"), X))
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        predictor = predictor_of(experiment)
-        given = examples(predictor, experiment)
-        with pytest.raises(ConfigError) as error:
-            write_onnx(predictor, tmp_path, given, given)
-        assert can_convert(predictor) == str(error.value)
-    finally:
-        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    assert str(error.value) == "jax2onnx has no form of the operation 'random_bits'"
+    predictor = predictor_of(experiment)
+    given = examples(predictor, experiment)
+    with pytest.raises(ConfigError) as error:
+        write_onnx(predictor, tmp_path, given, given)
+    assert can_convert(predictor) == str(error.value)
+    assert str(error.value).startswith("jax2onnx cannot convert it (TypeError: JAX array with PRNGKey dtype")
+    assert len(str(error.value).splitlines()) == 1
     assert [*tmp_path.iterdir()] == []
 
 
-def test_weights_of_bf16_and_products_of_bf16(tmp_path):
-    precision = Precision(params="bfloat16", compute="bfloat16")
+def test_weights_of_bf16_are_f32(tmp_path):
+    precision = Precision(params="bfloat16")
     blocks = Blocks(width=16, layers=2, heads=2, precision=precision)
     model = Transformer(vocab=256, blocks=blocks, outputs=2, tied=False, pooled=True)
     columns = {"text": [f"film {n}" for n in range(16)], "label": np.arange(16, dtype=np.int32) % 2}
@@ -249,7 +251,7 @@ def test_int8_is_in_the_bundle_where_the_gate_passes(exported):
     folder, _ = exported
     seen = Bundle(folder).metrics["int8"]
     assert seen["agreement"] >= 0.99
-    assert (folder / INT8_FILE).stat().st_size == seen["bytes"] < 0.4 * (folder / MODEL_FILE).stat().st_size
+    assert (folder / INT8_FILE).stat().st_size == seen["bytes"] < 0.5 * (folder / MODEL_FILE).stat().st_size
     fastest = min(seen["recipes"].values(), key=lambda each: each.get("milliseconds", np.inf))
     assert seen["milliseconds"] == fastest["milliseconds"]
     small = Bundle(folder, backend="onnx", file=INT8_FILE)

@@ -62,7 +62,7 @@ def _bound(equation: Any, given: Sequence[Any]) -> Sequence[Any]:
 
 def _is_constant(equation: Any, given: Sequence[Any]) -> bool:
     """Whether an operation is of weights alone, and makes nothing of them that would be longer in the file."""
-    if any(isinstance(x, Tracer) for x in given) or equation.effects:
+    if any(isinstance(x, Tracer) for x in given) or equation.effects or equation.primitive.name == "dim_as_value":
         return False
     if any(_unknown(each.aval.shape) for each in equation.outvars):
         return False
