@@ -63,12 +63,14 @@ def examples(predictor: Predictor, experiment: Experiment) -> Examples:
     return tensors, jax.device_get(jax.jit(predictor.function)(predictor.weights, tensors))
 
 
-@pytest.mark.parametrize(("file", "name"), SHIPPED, ids=lambda each: getattr(each, "name", each))
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [each for each in SHIPPED if each[0].name not in WHY_NOT],
+    ids=lambda each: getattr(each, "name", each),
+)
 def test_a_shipped_experiment_computes_the_same(file, name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.path", list(sys.path))
     monkeypatch.setenv("JAXTRAIN_DATA", str(tmp_path))
-    if file.name in WHY_NOT:
-        pytest.skip(WHY_NOT[file.name])
     if file.name == "bncc.py":
         from jaxtrain.experiment.files import load_kind
 

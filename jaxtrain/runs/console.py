@@ -9,6 +9,9 @@ from jaxtrain.base.text import duration, number
 from jaxtrain.experiment.observers import ObservedRun, Scores
 from jaxtrain.runs.watcher import Watcher
 
+NOT_PRINTED = {"intervals"}
+"""Fields of events that are for programs which read events.jsonl."""
+
 
 class Console(Watcher):
     """Progress on `stream` (None: stderr): a tqdm bar if that is a terminal, else one line per call of `metrics`.
@@ -58,7 +61,8 @@ class Console(Watcher):
             self.metrics(step, split, values)
 
     def event(self, kind: str, **fields: object) -> None:
-        self.print("  ".join([kind, *(f"{name} {value}" for name, value in fields.items())]))
+        shown = {name: value for name, value in fields.items() if name not in NOT_PRINTED}
+        self.print("  ".join([kind, *(f"{name} {value}" for name, value in shown.items())]))
 
     def step(self, done: int) -> None:
         """Show that `done` steps are done."""
