@@ -523,6 +523,7 @@ class Louder(Transform):
         return {**example, "bytes": example["bytes"] ^ 1}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_known_before_the_first_step():
     check_export(fit(TEXTS))
     check_export(fit(TABLE))

@@ -437,6 +437,7 @@ def test_a_run_whose_checkpoints_are_lost_ends_with_the_same_bits_from_the_bucke
         assert names("s3://runs/one") == ["12", "4", "8", "run", "run.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["500", "cut", "refused"])
 def test_a_server_that_fails_is_an_event_and_the_next_save_sends_what_is_missing(
     tmp_path: Path, s3: S3, fault: str
@@ -507,6 +508,7 @@ def test_a_server_that_fails_while_checkpoints_are_pruned_is_one_message(tmp_pat
     assert list(upkeep.restore_to(run.folder, 2)) == []
 
 
+@pytest.mark.slow
 def test_a_damaged_object_on_the_server_is_set_aside_there(tmp_path: Path, s3: S3) -> None:
     url = "s3://runs/one"
     saved(tmp_path / "old" / "checkpoints", url, 1, 2, 3)

@@ -123,6 +123,7 @@ def of(old: str, new: str, tests: str = "test_code.py") -> mutate.Mutant:
     return mutate.Mutant(name=new, file="code_under_test.py", old=old, new=new, tests=tests)
 
 
+@pytest.mark.slow
 def test_a_noticed_mutant_is_killed_another_survives_and_the_repository_is_as_before(repository: Path) -> None:
     mutants = [of("2 * x", "3 * x"), of("x + 1", "x + 2")]
     found = [outcome for _, outcome, _ in mutate.run(repository, mutants, limit=6000, jobs=2, baseline=True)]
@@ -143,12 +144,14 @@ def test_tests_that_fail_without_any_change_kill_nothing(repository: Path) -> No
         list(mutate.run(repository, [of("2 * x", "3 * x")], limit=600, jobs=1, baseline=True))
 
 
+@pytest.mark.slow
 def test_tests_that_are_not_there_kill_nothing(repository: Path) -> None:
     for tests in ("test_other.py", "test_code.py -k nothing"):
         with pytest.raises(mutate.Stale, match="found no tests"):
             list(mutate.run(repository, [of("2 * x", "3 * x", tests)], limit=600, jobs=1, baseline=False))
 
 
+@pytest.mark.slow
 def test_the_exit_code_says_whether_all_were_killed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutate, "ROOT", repository)
     monkeypatch.setattr(mutate, "listed", lambda: [of("2 * x", "3 * x"), of("x + 1", "x + 2")])

@@ -159,6 +159,7 @@ def windows(model: Model) -> Experiment:
 BLOCKS = Blocks(width=16, layers=1, heads=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [Transformer(vocab=256, blocks=BLOCKS, ngrams=(2, 3), buckets=64), Recurrent(vocab=256, width=8, layers=1)],

@@ -332,6 +332,7 @@ def test_two_processes_stop_at_the_same_step_when_one_of_them_is_signalled_whate
     assert launch.losses(run)[12] == losses_of_two[12]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_saved_in_an_evaluation_gets_the_scores_of_the_one_that_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def test_batches_that_depend_on_their_step_alone_pass() -> None:
     assert changed_batches(replace(PURE, transforms=(Noised(),))) == ""
 
 
+@pytest.mark.slow
 def test_the_small_experiment_keeps_data_and_transforms_and_is_cut_to_a_small_vocabulary() -> None:
     made = small(replace(tiny.main(), data=replace(PURE, batch_size=100, transforms=(Noised(),), workers=2)))
     assert made.data.transforms[0] == Noised()
