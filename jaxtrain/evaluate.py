@@ -169,8 +169,8 @@ def evaluate_run(
 ) -> dict[str, dict[str, float]]:
     """The metrics of a saved step by split: of all splits, or of one.
 
-    data: an experiment whose evaluations are taken instead of the run's; what differs from the run's is printed on
-        stderr. Without it, raises ConfigError for a split whose data are not those that the run recorded.
+    data: an experiment whose evaluations are used instead of the run's; differences from the run's data are printed on
+        stderr. Without it, raises ConfigError for a split whose data differ from what the run recorded.
     """
     run = run if data is None else run.on(data)
     chosen = chosen_evals(run, split, recorded=data is None)

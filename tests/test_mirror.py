@@ -152,7 +152,7 @@ def test_local_damage_is_never_sent_and_the_bucket_cures_a_folder_that_has_nothi
     damage(f"file://{folder}", 1)
     with (
         opened(folder, f"{url}-other") as checkpoints,
-        pytest.raises(Retry, match=r"could not be sent.*not those that"),
+        pytest.raises(Retry, match=r"could not be sent.*its bytes have changed"),
     ):
         checkpoints.wait()
     assert not files(url)[0].exists(f"{url}-other/1/manifest.jsonl")

@@ -4,20 +4,16 @@ import json
 import math
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load, save
 from scipy.stats import spearmanr
 
-from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.deploy.batch_curve import batch_curve
 from jaxtrain.deploy.golden import GoldenExample, decoded, encoded, first_difference, largest_difference, odd_rows
 from jaxtrain.deploy.inputs import Category, Tensor, Text
 from jaxtrain.deploy.numeric import Array, Image, Number
 from jaxtrain.deploy.reference import features, statistics
 from jaxtrain.deploy.signature import Signature
-from jaxtrain.deploy.weights import read_weights, weights_bytes
 
 AGE = Number(name="age", tensor="age", missing=True)
 CITY = Category(name="city", tensor="city", values=("Oslo", "Rome"), unknown=0, first=1)
@@ -85,52 +81,6 @@ def test_the_batch_curve_takes_the_fewest_rows_that_are_nearly_as_fast():
     assert made["curve"][1]["rows_per_second"] == pytest.approx(20)
     seconds[4] = 30.0
     assert [each["rows"] for each in batch_curve(run, {"x": np.zeros((2, 3))}, lambda: clock[0])["curve"]] == [1, 4]
-
-
-def test_weights_are_what_the_package_of_safetensors_reads_and_writes():
-    weights = {
-        "params/b": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "params/a": np.array(True),
-        "state/count": np.array([-1, 5], np.int32),
-        "empty": np.zeros((0, 3), np.float16),
-    }
-    content = weights_bytes(weights)
-    for name, x in load(content).items():
-        assert x.dtype == weights[name].dtype
-        np.testing.assert_array_equal(x, weights[name])
-    for name, x in read_weights(save(weights), "file").items():
-        np.testing.assert_array_equal(x, weights[name])
-    half = {"x": np.array([1.5, -2], ml_dtypes.bfloat16)}
-    assert read_weights(weights_bytes(half), "file")["x"].astype(np.float32).tolist() == [1.5, -2.0]
-    with pytest.raises(ConfigError, match="the weight x is of complex64"):
-        weights_bytes({"x": np.zeros(2, np.complex64)})
-
-
-HEADER = '{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
-
-
-def file_of(header: str, data: bytes = b"\0" * 8) -> bytes:
-    return len(header).to_bytes(8, "little") + header.encode() + data
-
-
-def test_a_header_of_weights_that_does_not_fit_its_bytes_is_refused():
-    assert read_weights(file_of(HEADER), "file")["x"].tolist() == [0, 0]
-    for wrong in (
-        file_of(HEADER, b"\0" * 7),
-        file_of(HEADER, b"\0" * 9),
-        file_of(HEADER.replace("F32", "F99")),
-        file_of(HEADER.replace("[2]", "[3]")),
-        file_of(HEADER.replace("[2]", "[-2]")),
-        file_of(HEADER.replace("[2]", "2")),
-        file_of(HEADER.replace("[0,8]", "[8,16]")),
-        file_of(HEADER.replace("[0,8]", "[0]")),
-        file_of("[]"),
-        file_of("[" * 100_000),
-        b"",
-        b"\xff" * 20,
-    ):
-        with pytest.raises(Damaged, match=r"it is not a \.safetensors of weights"):
-            read_weights(wrong, "file")
 
 
 def test_json_carries_bytes_and_numbers_that_it_has_not():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -26,6 +27,7 @@ X = Array(name="x", tensor="x", shape=(2,), dtype="float32")
 IDS = Array(name="ids", tensor="ids", shape=(3,), dtype="int32", range=(0, 9))
 WAVE = Audio(name="wave", tensor="wave", samples=3, rate=8000)
 TOKENS = TokenIds(name="text", tensor="tokens", tokenizer="tokenizer.json", length=4, pad=-1, keep="last", least=1)
+HALF = Array(name="x", tensor="x", shape=(2,), dtype="bfloat16")
 OUT = Tensor("probabilities", "float32", (2,), ("negative", "positive"))
 
 
@@ -99,6 +101,11 @@ def test_a_raw_input_is_this_row(kind, value, row):
         (TOKENS, "text", "its tokenizer is not loaded"),
         (TOKENS, [], "it has 0 tokens, of at least 1"),
         (TOKENS, [1 << 40], "token ids"),
+        (COLOUR, [1, [2]], r"it is \[1, \[2\]\], neither a text nor an integer"),
+        (COLOUR, ["red"], r"it is \['red'\], neither a text nor an integer"),
+        (HALF, [1.0, math.inf], "it holds inf, but has to be finite numbers"),
+        (HALF, np.array([1.0, math.inf], ml_dtypes.bfloat16), "it holds inf, but has to be finite numbers"),
+        (HALF, [1.0, 3.4e38], "it has a number beyond bfloat16"),
     ],
 )
 def test_a_raw_input_of_another_kind_is_refused(kind, value, why):
@@ -220,10 +227,10 @@ def edited(path: str, value: Any) -> Any:
         ("inputs.7.samples", 0, "no sound"),
         ("inputs.8.tokenizer", "../tokenizer.json", "no name of a file in the bundle"),
         ("inputs.8.length", -1, "are none"),
-        ("tensors.0.shape", ["batch", 7], "they are not those that the inputs become"),
+        ("tensors.0.shape", ["batch", 7], "they differ from the tensors that the inputs become"),
         ("tensors.0.shape", [1], "is not ['batch', sizes …]"),
         ("tensors.0.dtype", "complex64", "is none of"),
-        ("tensors.0.name", "other", "they are not those"),
+        ("tensors.0.name", "other", "they differ from the tensors"),
         ("outputs.0.classes", [1], "are not texts"),
         ("outputs.0", 3, "it is no list of objects"),
         ("max_batch", 0, "is no number of rows"),

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.tensors import stored_tensors, write_tensors
+from jaxtrain.base.tensors import stored_tensors, tensors_of, write_tensors
 
 DRAWN = np.random.default_rng(0).normal(size=(4, 6, 5))
 ARRAYS: dict[str, np.ndarray] = {
@@ -92,6 +92,8 @@ def test_what_is_not_whole_or_not_of_the_format_is_named(tmp_path: Path, content
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(Damaged, match=rf"x.safetensors: it is not a .safetensors \({says}"):
         stored_tensors(tmp_path / "x.safetensors")
+    with pytest.raises(Damaged, match=rf"x.safetensors: it is not a .safetensors \({says}"):
+        tensors_of(content, tmp_path / "x.safetensors")
     with pytest.raises(SafetensorError):
         load_file(tmp_path / "x.safetensors")
 
@@ -123,3 +125,21 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     write_tensors(tmp_path / "file", ARRAYS, ARRAYS.__getitem__)
     assert load_file(tmp_path / "file").keys() == ARRAYS.keys()
+
+
+def test_the_content_of_a_file_is_read_as_the_package_wrote_it(tmp_path: Path) -> None:
+    save_file(ARRAYS, tmp_path / "file")
+    found = tensors_of((tmp_path / "file").read_bytes(), tmp_path / "file")
+    assert found.keys() == ARRAYS.keys()
+    for name, x in ARRAYS.items():
+        assert found[name].dtype == x.dtype
+        np.testing.assert_array_equal(found[name], x)
+    with pytest.raises(Damaged, match=r"file: it is not a \.safetensors .*F8_E4M3"):
+        tensors_of(entry(dtype="F8_E4M3") + b"12345678", tmp_path / "file")
+
+
+def test_a_dtype_that_the_format_lacks_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    arrays = {"x": np.zeros(2, np.complex64)}
+    with pytest.raises(ConfigError, match="file: x has dtype complex64, which the format lacks"):
+        write_tensors(tmp_path / "file", arrays, arrays.__getitem__)
+    assert not [*tmp_path.iterdir()]

@@ -14,7 +14,7 @@ _PRNGS = ("threefry2x32", "rbg", "unsafe_rbg")
 _OF_THE_CLOCK = ("examples_per_second", "tokens_per_second", "mfu")
 
 Ended = tuple[dict[str, np.ndarray], list[dict[str, Any]]]
-"""The leaves of the final state by path, and the lines of metrics without those that depend on the clock."""
+"""The leaves of the final state by path, and the lines of metrics, without the fields that depend on the clock."""
 
 
 def ended(folder: Path, steps: int) -> Ended:

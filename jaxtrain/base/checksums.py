@@ -87,7 +87,9 @@ class Manifest:
             return "it is not a file"
         if now.st_size != size:
             return f"it has {now.st_size:,} bytes, of {size:,} that were written"
-        return "its bytes are not those that were written: its checksum differs" if read and crc32(file) != crc else ""
+        return (
+            "its bytes have changed since it was written: its checksum differs" if read and crc32(file) != crc else ""
+        )
 
 
 def crc32(file: Path) -> int:

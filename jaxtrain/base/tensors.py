@@ -4,14 +4,16 @@ The format is a u64 length, that many bytes of JSON with dtype, shape and place 
 holds no code. Not here: what the tensors are for.
 """
 
+import contextlib
+import io
 import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -86,20 +88,38 @@ class StoredTensor:
 
 def stored_tensors(file: Path) -> dict[str, StoredTensor]:
     """The tensors of a file, by name. Raises Damaged for one that is not of this format, or not whole."""
+    with _damaged(file), file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        return {tensor.name: tensor for tensor in _checked(file, *_header(opened, size), size)}
+
+
+def tensors_of(content: bytes, file: Path) -> dict[str, np.ndarray]:
+    """The tensors in the content of a file, by name, as views of it. Raises Damaged as `stored_tensors` does, and for a
+    dtype that cannot be read.
+    """
+    found = {}
+    with _damaged(file):
+        for tensor in [*_checked(file, *_header(io.BytesIO(content), len(content)), len(content))]:
+            count, dtype = math.prod(tensor.shape), DTYPES[tensor.dtype]
+            found[tensor.name] = np.frombuffer(content, dtype, count, tensor.offset).reshape(tensor.shape)
+    return found
+
+
+@contextlib.contextmanager
+def _damaged(file: Path) -> Generator[None]:
     try:
-        return {tensor.name: tensor for tensor in _checked(file, *_header(file))}
+        yield
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error
         raise Damaged(str(file), None, f"it is not a .safetensors ({why})") from error
 
 
-def _header(file: Path) -> tuple[Mapping[str, Any], int, int]:
-    """The JSON, where the tensors' bytes begin, and where the file ends."""
-    with file.open("rb") as opened:
-        size, length = os.fstat(opened.fileno()).st_size, int.from_bytes(opened.read(8), "little")
-        if length > min(MOST_HEADER, size - 8):
-            raise ValueError(f"its header would have {length:,} bytes, of {size:,} in the file")
-        return json.loads(opened.read(length)), 8 + length, size
+def _header(opened: BinaryIO, size: int) -> tuple[Mapping[str, Any], int]:
+    """The JSON, and where the tensors' bytes begin, of a file of `size` bytes."""
+    length = int.from_bytes(opened.read(8), "little")
+    if length > min(MOST_HEADER, size - 8):
+        raise ValueError(f"its header would have {length:,} bytes, of {size:,} in the file")
+    return json.loads(opened.read(length)), 8 + length
 
 
 def _checked(file: Path, header: Mapping[str, Any], start: int, size: int) -> Iterator[StoredTensor]:
@@ -122,7 +142,7 @@ def _checked(file: Path, header: Mapping[str, Any], start: int, size: int) -> It
 def write_tensors(file: Path, kinds: Mapping[str, Any], value: Callable[[str], np.ndarray]) -> None:
     """Write a file of the tensors `value(name)`, which is called once for each in turn.
 
-    kinds: a thing with the shape and the dtype of each, by name.
+    kinds: a thing with the shape and the dtype of each, by name. Raises ConfigError for a dtype that the format lacks.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     order = sorted(kinds, key=lambda name: (-np.dtype(kinds[name].dtype).itemsize, name))
@@ -130,6 +150,8 @@ def write_tensors(file: Path, kinds: Mapping[str, Any], value: Callable[[str], n
     end = 0
     for name in order:
         dtype, shape = np.dtype(kinds[name].dtype), kinds[name].shape
+        if dtype not in names:
+            raise ConfigError(f"{file}: {name} has dtype {dtype}, which the format lacks; it has {', '.join(DTYPES)}")
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

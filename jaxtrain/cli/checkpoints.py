@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from jaxtrain.base.errors import ExitCode
-from jaxtrain.cli.verbs import Verbs
+from jaxtrain.cli.verbs import RunFolder, Verbs
 from jaxtrain.experiment.experiment import Retention
 from jaxtrain.runs import upkeep
 from jaxtrain.runs.lock import Lock
@@ -17,7 +17,6 @@ from jaxtrain.runs.lock import Lock
 VERBS = Verbs("The checkpoints of a run: list, verify, prune, resume from an earlier one.")
 
 DEFAULT = Retention()
-RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
 @VERBS.verb

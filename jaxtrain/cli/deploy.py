@@ -6,12 +6,11 @@ from typing import Annotated
 import tyro
 
 from jaxtrain.base.errors import ConfigError, ExitCode
+from jaxtrain.cli.verbs import Code, RunFolder
 from jaxtrain.deploy.bundle import Backend
 from jaxtrain.experiment.start import SavedStep
 
-RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 RunOrBundle = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|BUNDLE")]
-Code = Annotated[str | None, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
 
 
 def evaluate(

@@ -2,18 +2,18 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import jax
 import tyro
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.cli.verbs import RunFolder
 from jaxtrain.experiment.start import SavedStep
 
 
 def generate(
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    run: RunFolder,
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT …")],
     tokens: int | None = None,
     temperature: float = 1.0,

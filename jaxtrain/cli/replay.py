@@ -11,9 +11,7 @@ import tyro
 from jaxtrain.base.errors import ConfigError, ExitCode
 from jaxtrain.base.files import json_text
 from jaxtrain.base.provenance import read_environment
-
-RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-Code = Annotated[str | None, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
+from jaxtrain.cli.verbs import Code, RunFolder
 
 MOST_SIMULATED = 4096
 """Devices, beyond which what a run's folder says is not simulated."""

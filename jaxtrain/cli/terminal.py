@@ -49,7 +49,7 @@ def report_error(error: BaseException) -> int:
 
 
 LEFT = "Event loop is closed"
-"""What tensorstore says of a read that is left since another one failed, which is told."""
+"""The message by which tensorstore reports a read that it cancels after another read failed."""
 
 
 def report_stray_errors() -> None:

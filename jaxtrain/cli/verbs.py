@@ -1,14 +1,22 @@
 """Groups of verbs as tyro's subcommands, and finding the verb that a command line names."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import FunctionType
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
+import tyro
 from tyro.extras import SubcommandApp
 
 from jaxtrain.base.errors import ConfigError, nearest
 
 Verb = TypeVar("Verb", bound=FunctionType)
+
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+"""A positional argument of verbs: the folder of a run."""
+
+Code = Annotated[str | None, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
+"""A flag of verbs: an experiment's file."""
 
 
 class Verbs:

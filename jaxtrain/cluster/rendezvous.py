@@ -50,14 +50,12 @@ class Client(threading.Thread):
             messages = self._connection.receive() if readable([self._connection], interval) else []
             now = time.monotonic()
             if messages is None and self._limit:
-                self._abort(f"{self._process_0}, has died", self._signal.code or ExitCode.RETRY)
+                self._abort_without_server(f"{self._process_0}, has died")
             if messages is None or any(self._is_last(message) for message in messages):
                 return
             last_heard = now if messages else last_heard
             if 0 < self._limit < now - last_heard:
-                self._abort(
-                    f"no heartbeat for {self._limit:g} s from {self._process_0}", self._signal.code or ExitCode.RETRY
-                )
+                self._abort_without_server(f"no heartbeat for {self._limit:g} s from {self._process_0}")
             if (current := self._signal.progress()) != progress:
                 progress, since = current, now
             if now - last_sent > interval or self._done:
@@ -117,6 +115,10 @@ class Client(threading.Thread):
         if self._server is not None:
             self._server.join(5)
         self._connection.close()
+
+    def _abort_without_server(self, reason: str) -> None:
+        """End this process, whose server is lost; if it has heard a signal, with the exit code of that."""
+        self._abort(reason, self._signal.code or ExitCode.RETRY)
 
     def _abort(self, reason: str, code: int, stacks: bool = False) -> None:
         reason += f"; {write_stacks(reason)}" if stacks else ""

@@ -15,11 +15,11 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import parsed_json
 from jaxtrain.base.packages import needs
+from jaxtrain.base.tensors import tensors_of
 from jaxtrain.deploy.golden import TOLERANCE, GoldenExample, first_difference, golden_examples
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, version_folder
 from jaxtrain.deploy.signature import Signature, check_format
 from jaxtrain.deploy.triton import fits_signature
-from jaxtrain.deploy.weights import read_weights
 
 Backend = Literal["jax", "onnx"]
 
@@ -146,7 +146,7 @@ class Bundle:
         if backend == "jax":
             self.file = "model.stablehlo"
             stablehlo = importlib.import_module("jaxtrain.deploy.stablehlo")  # and jax with it
-            weights = read_weights(self._contents["weights.safetensors"], str(self.folder / "weights.safetensors"))
+            weights = tensors_of(self._contents["weights.safetensors"], self.folder / "weights.safetensors")
             graph = self._contents["model.stablehlo"]
             return stablehlo.StableHlo(graph, weights, self.signature, str(self.folder / self.file))
         if backend != "onnx":

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxtrain.base.allowed import check_values
 from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.tensors import tensors_of
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.remembered import before_transforms
 from jaxtrain.data.sources.base import Example
@@ -23,7 +24,6 @@ from jaxtrain.deploy.bundle import Bundle
 from jaxtrain.deploy.golden import TOLERANCE
 from jaxtrain.deploy.inputs import Text
 from jaxtrain.deploy.predictor import Predictor, variables_of
-from jaxtrain.deploy.weights import read_weights
 from jaxtrain.evaluate import chosen_evals, evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.fit import in_units_of_data
@@ -55,7 +55,7 @@ class _BundleProgram:
 
     def __init__(self, bundle: Bundle, experiment: Experiment) -> None:
         file = bundle.folder / "weights.safetensors"
-        weights = read_weights(file.read_bytes(), str(file))
+        weights = tensors_of(file.read_bytes(), file)
         self.experiment, self._bundle = experiment, bundle
         self._predictor = Predictor.of(experiment, weights, bundle.name)
         ours, saved = self._predictor.signature, bundle.signature

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, cannot_write
 from jaxtrain.base.files import atomic_folder, check_file_name, json_text, remove_unfinished, replace_text
 from jaxtrain.base.provenance import environment
+from jaxtrain.base.tensors import write_tensors
 from jaxtrain.deploy.batch_curve import batch_curve
 from jaxtrain.deploy.card import NO_LICENCE, described, lineage, model_card
 from jaxtrain.deploy.golden import (
@@ -37,7 +38,6 @@ from jaxtrain.deploy.reference import ROWS, features, statistics
 from jaxtrain.deploy.signature import FORMAT, Row
 from jaxtrain.deploy.stablehlo import StableHlo, lowered
 from jaxtrain.deploy.triton import config_pbtxt, fits_signature
-from jaxtrain.deploy.weights import weights_bytes
 from jaxtrain.evaluate import chosen_evals, evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.start import SavedStep
@@ -73,53 +73,57 @@ def export_run(
     """
     name = name or Path((run.saved.get("origin") or "model").rpartition(":")[0]).stem or "model"
     check_file_name(name, "--name")
-    evals = chosen_evals(run)
+    evals, model = chosen_evals(run), out / name
     restored = run.restore(step, Layout(), jax.devices()[:1])
     predictor = Predictor.restored(restored, name)
     graph = bytes(lowered(predictor).serialize())
-    weights = weights_bytes(predictor.weights)
     runner = StableHlo(graph, predictor.weights, predictor.signature, "model.stablehlo")
     rows = _rows(predictor, restored.experiment)
     examples = _golden(predictor, restored, rows, runner)
     curve = batch_curve(runner.run, predictor.signature.tensors_of([each.inputs for each in examples[:8]]))
     signature = replace(predictor.signature, max_batch=curve["best"])
-    found = runner.run(signature.tensors_of([each.inputs for each in examples]))
+    largest = largest_difference(examples, runner.run(signature.tensors_of([each.inputs for each in examples])))
     scores = {split: evaluate(restored.program, restored.state, data) for split, data in evals.items()}
-    facts, largest = lineage(run, int(restored.state.step)), largest_difference(examples, found)
+    facts = lineage(run, int(restored.state.step))
     metrics = {"format": FORMAT, "step": facts["step"], "splits": scores, "golden": {"largest_difference": largest}}
-    texts: dict[str, Any] = {
-        "signature.json": signature.to_json(),
-        "golden.json": golden_json(examples),
-        "reference.json": _statistics(predictor, rows, runner),
-        "metrics.json": metrics,
-        "batch.json": {**curve, "backend": "jax", "hardware": environment()["hardware"]},
-        "experiment.json": run.saved,
+    texts = {
+        "signature.json": _json(signature.to_json()),
+        "golden.json": _json(golden_json(examples)),
+        "reference.json": _json(_statistics(predictor, rows, runner)),
+        "batch.json": _json({**curve, "backend": "jax", "hardware": environment()["hardware"]}),
+        "experiment.json": _json(run.saved),
+        "MODEL_CARD.md": model_card(signature, facts, scores, licence or NO_LICENCE, described(run), largest),
     }
-    card = model_card(signature, facts, scores, licence or NO_LICENCE, described(run), largest)
-    model = out / name
+    if licence is not None:
+        texts["LICENSE"] = licence.rstrip("\n") + "\n"
     try:
         with _next_version(model) as folder:
             _check_config(model, signature)
             (folder / "model.stablehlo").write_bytes(graph)
-            (folder / "weights.safetensors").write_bytes(weights)
+            write_tensors(folder / "weights.safetensors", predictor.weights, predictor.weights.__getitem__)
             if gate is not None:
                 metrics |= _onnx(predictor, folder, (examples, rows), runner, gate)
-            for file, value in texts.items():
-                (folder / file).write_text(json_text(value) + "\n", encoding="utf-8")
-            (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-            if licence is not None:
-                (folder / "LICENSE").write_text(licence.rstrip("\n") + "\n", encoding="utf-8")
+            for file, text in {**texts, "metrics.json": _json(metrics)}.items():
+                (folder / file).write_text(text, encoding="utf-8")
             for file, path in predictor.raw.tokenizers.items():
                 shutil.copyfile(path, folder / file)
-            created_by = {each: importlib.metadata.version(each) for each in _CREATED_BY}
-            version = importlib.metadata.version("jaxtrain")
-            known = BundleManifest(name, version, created_by, facts, licence or NO_LICENCE, files_of(folder))
-            known.write(folder)
-            _sync(folder)
+            _seal(folder, name, facts, licence or NO_LICENCE)
             replace_text(model / CONFIG_FILE, config_pbtxt(signature))
     except OSError as error:
         raise cannot_write(f"the bundle in {model}", error) from error
     return model / folder.name.split(".")[1]
+
+
+def _json(value: Any) -> str:
+    return json_text(value) + "\n"
+
+
+def _seal(folder: Path, name: str, facts: Mapping[str, Any], licence: str) -> None:
+    """Write the manifest of all other files of a version, and wait until they are on disk."""
+    created_by = {each: importlib.metadata.version(each) for each in _CREATED_BY}
+    version = importlib.metadata.version("jaxtrain")
+    BundleManifest(name, version, created_by, facts, licence, files_of(folder)).write(folder)
+    _sync(folder)
 
 
 def check_export(experiment: Experiment) -> None:

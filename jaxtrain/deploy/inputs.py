@@ -189,8 +189,7 @@ class Category(Input):
                 )
             except UnicodeDecodeError as error:
                 raise self.wrong(f"it is no UTF-8 text: {error}") from error
-        array = np.asarray(value)
-        if array.ndim or array.dtype.kind not in "biu":
+        if isinstance(value, list | tuple) or (array := np.asarray(value)).ndim or array.dtype.kind not in "biu":
             raise self.wrong(f"it is {abbreviated(value)}, neither a text nor an integer")
         return int(value)
 
@@ -206,7 +205,7 @@ class Category(Input):
 
 def with_encode(tokens: TokenIds, folder: Path) -> TokenIds:
     """With the tokenizer of a file in this folder. Raises ConfigError for one that is none."""
-    with needs("this bundle", "tokenizers", "hf"):
+    with needs("this bundle", "tokenizers", "datasets"):
         import tokenizers
     path = folder / tokens.tokenizer
     try:

@@ -100,7 +100,7 @@ class BundleManifest:
             except OSError as error:
                 raise unreadable(file, error) from error
             if hashed != sha256:
-                raise Damaged(str(file), None, "its bytes are not those that were written: its sha256 differs")
+                raise Damaged(str(file), None, "its bytes have changed since it was written: its sha256 differs")
         return contents
 
 

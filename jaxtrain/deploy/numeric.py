@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.deploy.inputs import Category, Input, Tensor, Text, TokenIds
-from jaxtrain.deploy.values import TENSOR_DTYPES, abbreviated, is_size, numbers
+from jaxtrain.deploy.values import TENSOR_DTYPES, abbreviated, is_float, is_size, numbers
 
 _EXACT = 1 << 24  # beyond it float32 skips integers
 
@@ -29,7 +29,7 @@ class NumericInput(Input):
         array = numbers(self.name, value, self.dtype)
         if array.shape != self.shape:
             raise self.wrong(f"it is of shape {list(array.shape)}, not {list(self.shape)}")
-        if array.dtype.kind == "f":
+        if is_float(array.dtype):
             known = array if not self.missing else array[~np.isnan(array)]
             if not np.isfinite(known).all():
                 raise self.wrong(f"it holds {known[~np.isfinite(known)].flat[0]}, but has to be finite numbers")

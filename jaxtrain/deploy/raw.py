@@ -108,7 +108,7 @@ class _Plan:
         return batch
 
     def apply(self, fields: Example, change: Callable[[Transform, Any], Example]) -> Example:
-        """The fields after all transforms but those that were left out."""
+        """The fields after all transforms, except for the transforms that were left out."""
         for number, transform in enumerate(self._kept.evaluated()):
             if number not in self._left_out:
                 self._number = number
@@ -194,7 +194,7 @@ class _Plan:
 
 
 class _Fields(Watched):
-    """Fields of an example, of which those that are raw become arrays when they are read."""
+    """Fields of an example. A raw field becomes an array when it is read."""
 
     def __init__(self, fields: Example, array: Callable[[str, _Raw], jax.Array]) -> None:
         super().__init__(fields)

@@ -68,7 +68,7 @@ class Signature:
                 raise ConfigError(f"{where}.{part}: {names} has a name twice")
         made = [each.spec() for each in inputs]
         if sorted(made, key=repr) != sorted(tensors, key=repr):
-            raise ConfigError(f"{where}.tensors: they are not those that the inputs become")
+            raise ConfigError(f"{where}.tensors: they differ from the tensors that the inputs become")
         return cls(checked_name(value["name"], where), inputs, tensors, outputs, value["max_batch"], generation)
 
     @classmethod

@@ -27,21 +27,19 @@ def utf8(who: str, value: Any) -> bytes:
 
 
 def numbers(who: str, value: Any, dtype: Any) -> np.ndarray:
-    """A value as an array of this dtype. Raises ConfigError for what is no numbers, and for those that do not fit."""
+    """A value as an array of this dtype. Raises ConfigError for other values, and for numbers that do not fit."""
     kind = np_dtype(dtype)
     try:
         array = np.asarray(_without_null(value) if isinstance(value, list | tuple) else value)
     except (ValueError, RecursionError, OverflowError) as error:
         raise wrong(who, "its lists differ in length, or are too deep") from error
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        if array.dtype.kind == "V" and array.dtype == kind:
-            return array
+    if array.dtype != kind and (array.dtype.kind not in "biuf" or array.dtype.itemsize > 8):
         raise wrong(who, f"it has to be numbers, not {abbreviated(value)}")
     with np.errstate(over="ignore", invalid="ignore"):
         found = array.astype(kind)
     if kind.kind in "biu" and not np.array_equal(found, array):
         raise wrong(who, f"its numbers do not fit {dtype}: {abbreviated(value)}")
-    if kind.kind == "f" and (np.isinf(found) != np.isinf(array)).any():
+    if is_float(kind) and (np.isinf(found) != np.isinf(array)).any():
         raise wrong(who, f"it has a number beyond {dtype}: {abbreviated(value)}")
     return found
 
@@ -53,6 +51,11 @@ def np_dtype(name: Any) -> np.dtype:
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether it has NaN and infinities, among `TENSOR_DTYPES`. To numpy bfloat16 is of the kind V."""
+    return dtype.kind in "fV"
 
 
 def composed(value: str | int) -> str | int:

@@ -27,7 +27,7 @@ Steps = Annotated[int, Range(at_least=1, at_most=2**31 - 1, hint="an i32 counts 
 
 @dataclass(frozen=True)
 class Retention(Checked):
-    """Which checkpoints are kept: those that any of these fields selects.
+    """Which checkpoints are kept: every checkpoint that at least one of these fields selects.
 
     last: the newest `last` checkpoints, at least 1.
     every: also each step that is a multiple of this, permanently.

@@ -125,7 +125,7 @@ class Decoder:
             left -= count
 
     def placed(self, variables: Variables) -> Variables:
-        """The variables on the mesh; no copy of those that are there already, as this layout has them."""
+        """The variables on the mesh; leaves that are placed so already are not copied."""
         named = jax.eval_shape(lambda: self.model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
         sizes = self.mesh.shape
         specs = Variables(self.layout.specs(named.params, sizes), self.layout.specs(named.state, sizes, "state"))

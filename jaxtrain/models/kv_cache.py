@@ -141,7 +141,7 @@ class _CachingDecoder(nnx.Module):
         if getattr(config, "ngrams", ()):
             rows_NBW = suffix_rows(past.with_recent(ids_BL), config.ngrams, config.buckets, None)
             x_BLD = sum((self.ngrams(rows_BW[:, -ids_BL.shape[1] :]) for rows_BW in rows_NBW), start=x_BLD)
-        x_BLD = self.blocks.unrolled(x_BLD, [past.of_block(number) for number in range(self.blocks.layers)])
+        x_BLD = self.blocks.extend(x_BLD, [past.of_block(number) for number in range(self.blocks.layers)])
         logits_BV = (self.embedding.logits if config.tied else self.head)(self.norm(past.last(x_BLD)))
         return shard(logits_BV, "batch", "vocab").astype(jnp.float32), past.ended()
 

@@ -257,19 +257,22 @@ class Stack(nnx.Module):
         if split("layers"):
             by_round = params if self.rounds > 1 else jax.tree.map(lambda leaf: leaf[None], params)
             return pipeline(scan, self.rounds, by_round, x, (keys_B, rows))
-        flat = params if self.rounds == 1 else jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), params)
-        return scan(x, (keys_B, rows), flat, jnp.arange(self.layers))
+        return scan(x, (keys_B, rows), self._by_layer(params), jnp.arange(self.layers))
 
-    def unrolled(self, x: jax.Array, pasts: Sequence[Any]) -> jax.Array:
+    def extend(self, x: jax.Array, pasts: Sequence[Any]) -> jax.Array:
         """`x` after the last block, of blocks called as `block(x, None, None, past)` with an entry of `pasts` each, one
         after another rather than in a scan: a scan would copy the arrays of every `past`.
         """
         structure, params = nnx.split(self.block)
-        flat = params if self.rounds == 1 else jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), params)
+        flat = self._by_layer(params)
         for number, past in enumerate(pasts):
             own = jax.tree.map(lambda leaf, number=number: leaf[number], flat)
             x, _ = nnx.merge(structure, own)(x, None, None, past)
         return x
+
+    def _by_layer(self, params: Any) -> Any:
+        """The parameters stacked on one dim, of all layers."""
+        return params if self.rounds == 1 else jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), params)
 
 
 def _unrolled(

@@ -185,4 +185,4 @@ def _copy(source: BinaryIO, to: BinaryIO, known: tuple[int, int], name: str) -> 
         size, crc = size + len(block), zlib.crc32(block, crc)
         to.write(block)
     if (size, crc) != tuple(known):
-        raise Damaged(name, None, "its bytes are not those that were written: size or checksum differs")
+        raise Damaged(name, None, "its bytes have changed since it was written: its size or checksum differs")

@@ -43,7 +43,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Shares:
-    """The rows of a batch: those that are not finite first, then by their share, largest first."""
+    """The rows of a batch: first rows that are not finite, then the others by their share, largest first."""
 
     rows: tuple[Share, ...]
     note: str = ""

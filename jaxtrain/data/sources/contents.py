@@ -20,7 +20,7 @@ from jaxtrain.base.text import size
 from jaxtrain.data.sources.paths import data_file
 
 _SLOW = 1 << 30
-"""Progress is printed if at least so many bytes are read."""
+"""Bytes to read from which on progress is printed."""
 
 _SETTLED = 2.0
 """Seconds after a file was written before its hash is cached. File systems have coarse clocks: an edit soon after could

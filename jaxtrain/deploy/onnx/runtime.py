@@ -59,7 +59,7 @@ def _options(onnxruntime: Any, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    # Idle threads sleep: those that spin take the cores of all else that is served here.
+    # Idle threads sleep: spinning threads would take the cores of other models that are served here.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = 3  # warnings are about the graph, which the user did not write
