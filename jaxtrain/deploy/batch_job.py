@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.errors import ConfigError, cannot_write
-from jaxtrain.base.files import digest, edges, read_json, require_file, write_json
+from jaxtrain.base.files import digest, file_sha256, read_json, require_file, write_json
 from jaxtrain.deploy.bundle import Bundle
 from jaxtrain.deploy.golden import decoded, encoded
 from jaxtrain.deploy.manifest import MANIFEST_FILE
@@ -74,7 +74,7 @@ def _identity(bundle: Bundle, source: Path) -> dict[str, str]:
     return {
         "bundle": digest((bundle.folder / MANIFEST_FILE).read_bytes(), length=64),
         "backend": f"{bundle.backend} {bundle.file}",
-        "input": edges(source),
+        "input": file_sha256(source),
         "chunk": str(CHUNK),
     }
 
@@ -114,7 +114,7 @@ def _answers(bundle: Bundle, lines: list[bytes]) -> list[dict[str, Any]]:
     good = [(number, row) for number, row in enumerate(rows) if not isinstance(row, str)]
     made: list[dict[str, Any]] = [{"error": row} for row in rows]
     if good:
-        outputs = bundle.run(bundle.signature.tensors_of([_inputs(row) for _, row in good]))
+        outputs = bundle.run(bundle.signature.tensors_of([_inputs(bundle, row) for _, row in good]))
         for place, (number, row) in enumerate(good):
             values = {name: encoded(x[place]) for name, x in outputs.items()}
             made[number] = {**({"id": row["id"]} if "id" in row else {}), **values}
@@ -126,14 +126,16 @@ def _row(bundle: Bundle, line: bytes) -> Row | str:
     try:
         value = decoded(json.loads(line.decode(), parse_constant=_no_number))
         [row] = bundle.signature.rows([value])
-        bundle.signature.tensors_of([_inputs(row)])
+        bundle.signature.tensors_of([_inputs(bundle, row)])
     except (ConfigError, ValueError, RecursionError) as error:
         return "it is empty" if not line.strip() else str(error) or type(error).__name__
     return row
 
 
-def _inputs(row: Row) -> Row:
-    return {name: value for name, value in row.items() if name != "id"}
+def _inputs(bundle: Bundle, row: Row) -> Row:
+    """The row without its id, unless the model reads an input of that name."""
+    known = {each.name for each in bundle.signature.inputs}
+    return {name: value for name, value in row.items() if name != "id" or name in known}
 
 
 def _no_number(text: str) -> float:

@@ -18,7 +18,7 @@ from jaxtrain.base.packages import needs
 from jaxtrain.base.tensors import tensors_of
 from jaxtrain.deploy.golden import TOLERANCE, GoldenExample, first_difference, golden_examples
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, version_folder
-from jaxtrain.deploy.signature import Signature, check_format
+from jaxtrain.deploy.signature import NewerFormat, Signature, check_format
 from jaxtrain.deploy.triton import fits_signature
 
 Backend = Literal["jax", "onnx"]
@@ -134,13 +134,20 @@ class Bundle:
             examples[number % len(examples)].inputs for number in range(-(-len(examples) // _REPLAYED) * _REPLAYED)
         ]
         outputs = self._in_parts(self.signature.tensors_of(filled), _REPLAYED)
-        tolerance = self.metrics.get("int8_tolerance", 0.1) if int8 else TOLERANCE
+        tolerance = self._int8_tolerance() if int8 else TOLERANCE
         if difference := first_difference(examples, outputs, tolerance):
             raise Damaged(
                 str(self.folder / self.file),
                 None,
                 f"{difference}: this runtime or device computes something else than the model that was exported",
             )
+
+    def _int8_tolerance(self) -> float:
+        """How far outputs in int8 may be from the golden ones, as measured by the export."""
+        found = self.metrics.get("int8_tolerance")
+        if not isinstance(found, int | float):
+            raise Damaged(str(self.folder / "metrics.json"), None, f"its 'int8_tolerance' is {found!r}")
+        return found
 
     def _load(self, backend: Backend, file: str | None) -> Runner:
         if backend == "jax":
@@ -177,7 +184,7 @@ def _damage(file: Path) -> Generator[None]:
     """Around what reads a file whose hash is right: where the content is wrong all the same, somebody else wrote it."""
     try:
         yield
+    except NewerFormat:
+        raise
     except ConfigError as error:
-        if "update jaxtrain" in str(error):
-            raise
         raise Damaged(str(file), None, f"it is not what jaxtrain writes ({error})") from error

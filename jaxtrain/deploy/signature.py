@@ -128,13 +128,17 @@ class Signature:
                 raise ConfigError(f"input {each.name!r} is missing: the model reads {', '.join(names)}")
 
 
+class NewerFormat(ConfigError):
+    """A file is of a format that this version cannot read yet; it is not damaged."""
+
+
 def check_format(value: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError for a file of a newer format, and for one without."""
+    """Raises NewerFormat for a file of a newer format, and ConfigError for one without."""
     found = value.get("format")
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
         raise ConfigError(f"{where}: its format is {found!r}, which is none")
     if found > FORMAT:
-        raise ConfigError(
+        raise NewerFormat(
             f"{where}: it is of format {found}, and this version of jaxtrain reads {FORMAT}: update jaxtrain"
         )
 
