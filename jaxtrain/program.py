@@ -115,22 +115,21 @@ class Program:
             lambda state: replace(state, opt_state=optimizer.init(state.params)), out_shardings=shardings
         )
         fetch = fetched if experiment.layout.offload else lambda state: state
-        groups = groups_of(self._named.params, self.state.params)
 
-        def plainly(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-            return train_step(task, optimizer, fetch(state), batch, gradients)
-
-        def recording(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-            state, metrics = plainly(state, batch)
-            return state, {**metrics, "recorded": recorded(state.params, groups)}
-
-        # On several devices what is recorded would have to be sent. The checksum is a program of its own: as part of
-        # this one it has some models compiled to other last bits.
-        train = recording if self.mesh.size == 1 else plainly
-        self._checksum = jax.jit(
-            functools.partial(checksum, mesh=self.mesh, axes=self._row_axes()), out_shardings=everywhere
+        self._train = jax.jit(
+            lambda state, batch: train_step(task, optimizer, fetch(state), batch, gradients),
+            donate_argnums=0,
+            out_shardings=(shardings, everywhere),
         )
-        self._train = jax.jit(train, donate_argnums=0, out_shardings=(shardings, everywhere))
+        # A program of its own: as part of the step it would have some models compiled to other last bits.
+        sums = functools.partial(checksum, mesh=self.mesh, axes=self._row_axes())
+        groups = groups_of(self._named.params, self.state.params) if self.mesh.size == 1 else None
+
+        def record(params: Any, batch: Batch) -> dict[str, Any]:
+            sampled = {} if groups is None else {"recorded": recorded(params, groups)}
+            return {"batch": sums(batch), **sampled}
+
+        self._record = jax.jit(record, out_shardings=everywhere)
         self._evaluate = jax.jit(lambda state, batch: eval_step(task, fetch(state), batch), out_shardings=everywhere)
         self._predict = jax.jit(
             lambda state, batch: in_units_of_data(experiment, predict_step(task, fetch(state), batch)),
@@ -194,14 +193,14 @@ class Program:
 
     @functools.cached_property
     def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-        """The compiled train step; it donates the state it is given. On one device it reports `recorded` beside the
-        metrics, which is a `Sampled` and no metric.
-        """
+        """The compiled train step; it donates the state it is given."""
         return self.lower().compile()
 
-    def checksum(self, batch: Batch) -> jax.Array:
-        """The checksum of a global batch as two sums, u32[2], which is computed on the devices."""
-        return self._checksum(batch)
+    def record(self, state: TrainState, batch: Batch) -> dict[str, Any]:
+        """For the flight recorder, of a step's batch and the state after it: `batch`, the checksum of the batch as two
+        sums u32[2], and on one device `recorded`, a `Sampled` of the parameters; on several it would have to be sent.
+        """
+        return self._record(state.params, batch)
 
     def init(self) -> TrainState:
         """The state before the first step, initialised in its shards. What the task fits, such as log-count ratios, is

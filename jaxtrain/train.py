@@ -73,7 +73,7 @@ def train(
                     state, metrics = step(state, batch)
                 done += 1
                 with clock("step"):
-                    journal.trained(done, {**metrics, "batch": program.checksum(batch)})
+                    journal.trained(done, {**metrics, **program.record(state, batch)})
         if done > saved:
             journal.save(program, checkpoints, done, state, scores)
         with clock("save"):

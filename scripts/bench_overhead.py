@@ -1,8 +1,7 @@
 """Measures what a run's guards cost a step, in CPU time: `python scripts/bench_overhead.py [char_lm] [sentiment] [digits]`.
 
-Each part is called by itself, many times, between steps of the experiment; CPU time is all that the process used, XLA's
-threads too, and the least of several rounds counts, so that the figures mean something on a machine that does other work
-too. What the compiled step reports to the flight recorder is measured by steps with and without it, in turn.
+Each part is called by itself, many times in a row; CPU time is all that the process used, XLA's threads too, and the
+least of several rounds counts, so that the figures mean something on a machine that does other work too.
 """
 
 import os
@@ -14,17 +13,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
-import numpy as np
 from bench_step import ROOT
 
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.experiment import Experiment, Runtime
 from jaxtrain.experiment.files import load
 from jaxtrain.experiment.fit import fit
-from jaxtrain.optimizers.recorded import Sampled
 from jaxtrain.program import Program
 from jaxtrain.runs.lock import Lock
 from jaxtrain.runs.observers import Observers
@@ -46,8 +42,8 @@ def cpu_seconds(times: int, act: Callable[[], Any]) -> float:
     return (time.process_time() - start) / times
 
 
-def stepper(program: Program) -> tuple[Callable[[], Any], Any]:
-    """Takes one more step each time it is called; and the batch that it takes."""
+def stepper(program: Program) -> tuple[Callable[[], Any], Callable[[], Any], Any]:
+    """Takes one more step each time it is called; the state after it; and the batch that it takes."""
     experiment = program.experiment
     state, batch = program.init(), next(program.batches(experiment.data))
 
@@ -58,30 +54,26 @@ def stepper(program: Program) -> tuple[Callable[[], Any], Any]:
 
     for _ in range(3):
         step()
-    return step, batch
+    return step, lambda: state, batch
 
 
 def measured(experiment: Experiment, folder: Path) -> dict[str, float]:
-    """CPU seconds a step, by part; "step" is the step itself, without what it reports to the recorder."""
+    """CPU seconds a step, by part; "step" is the step itself."""
     program = Program(experiment)
-    step, batch = stepper(program)
-    with mock.patch("jaxtrain.program.recorded", return_value=Sampled(np.zeros(1, np.float32), ())):
-        bare, _ = stepper(Program(experiment))
-    pairs = []
-    for number in range(25):
-        order = (step, bare) if number % 2 else (bare, step)
-        found = {act: cpu_seconds(3, act) for act in order}
-        pairs.append((found[step], found[bare]))
+    step, state_of, batch = stepper(program)
+    whole = [cpu_seconds(3, step) for _ in range(25)]
     run = Observers(folder, experiment, 0, StopSignal())
     recorder, faults, lock, done = Recorder(folder, 64), StepFaults(folder, experiment), Lock(1.0), 0
     metrics = step()
     own = {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
-    sums = program.checksum(batch)
+    state = state_of()
+    kept = program.record(state, batch)
+    sums = kept["batch"]
 
     def record() -> Any:
         nonlocal done
         done += 1
-        recorder.stepped(run, done, {**metrics, "batch": sums})
+        recorder.stepped(run, done, {**metrics, **kept})
         return sums
 
     def end_period() -> Any:
@@ -97,9 +89,8 @@ def measured(experiment: Experiment, folder: Path) -> dict[str, float]:
     with lock:
         lock.take(folder)
         return {
-            "step": statistics.median(pair[1] for pair in pairs),
-            "what the step reports to the recorder": statistics.median(with_ - without for with_, without in pairs),
-            "checksum of the batch": least(100, lambda: program.checksum(batch)),
+            "step": statistics.median(whole),
+            "checksum of the batch, sample of the parameters": least(100, lambda: program.record(state, batch)),
             "flight recorder": least(100, record),
             "steps.bin and the checks for finite numbers": least(20, end_period) / PERIOD,
             "lock": least(1000, lambda: lock.check() or sums),

@@ -1,8 +1,8 @@
-"""What the compiled step reports for a run's flight recorder, beside the metrics. Not here: who keeps it.
+"""What the flight recorder keeps of the parameters after each step. Not here: who keeps it.
 
 For one device: on several, it would have to be sent. The update of a large parameter is estimated, from some of its
-numbers before and after: the norm of all would have XLA write down every update on CPUs, or compute it twice, 2 to 5%
-of a step with large tables of embeddings. The norms of gradients by group are not reported: with them XLA rounds the
+numbers before and after: the norm of all would read every parameter twice, 2 to 5% of a step with large tables of
+embeddings. The norms of gradients by group are not reported: with them XLA rounds the
 losses of some models otherwise.
 """
 

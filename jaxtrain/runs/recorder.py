@@ -58,7 +58,6 @@ class Recorder(Watcher):
         if not self._last.maxlen:
             return
         numbers = {name: metrics[name] for name in ("loss", "gradient_norm", "skipped", "batch") if name in metrics}
-        numbers = jax.tree.map(lambda x: x.addressable_data(0), numbers)  # whole on each device
         found: Sampled | None = metrics.get("recorded")
         if found is not None:
             if self._before is not None:

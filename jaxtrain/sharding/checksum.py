@@ -1,12 +1,12 @@
 """A checksum of a global batch, computed where its rows are: the same for every mesh and number of processes.
 
 Each 32-bit word of a row is mixed with the field's name, the row's number and the word's place in the row; the mixed
-words are added modulo 2^32, in any order. Two such sums make 64 bits.
+words are added modulo 2^32, in any order, and so are those words mixed once more: the two sums make 64 bits.
 """
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,10 @@ from jax.sharding import PartitionSpec as P
 Numbers = Any
 """A `jax.Array`, or a `numpy.ndarray` on the host: both are added modulo 2^32."""
 
-STREAMS = ((0x9E3779B9, 0x85EBCA6B), (0x7F4A7C15, 0xC2B2AE35))
-"""Of each sum: what is added to a field's seed, and what places are multiplied by (odd, so that none are alike)."""
+SEED, STEP, AGAIN = 0x9E3779B9, 0x85EBCA6B, 0x2C1B3C6D
+"""What is added to a field's seed; what places are multiplied by; and by what mixed words are multiplied for the second
+sum. Both factors are odd, so that no two places, or words, become alike.
+"""
 
 
 def checksum(batch: Mapping[str, jax.Array], mesh: Mesh | None = None, axes: tuple[str, ...] = ()) -> jax.Array:
@@ -50,17 +52,23 @@ def as_number(sums: Numbers) -> int:
 
 
 def _sums(batch: Mapping[str, Numbers], rows_B: Numbers, xp: Any) -> Numbers:
-    sums = []
-    for seed, step in STREAMS:
-        fields = []
-        for name, x in batch.items():
-            words_BW = _words(x, xp)
-            rows = _mixed(rows_B + np.uint32(zlib.crc32(name.encode()) + seed & 0xFFFFFFFF))
-            places = xp.arange(words_BW.shape[1], dtype=np.uint32) * np.uint32(step)
-            mixed = _mixed((words_BW ^ rows[:, None]) + places)
-            fields.append(xp.sum(mixed, dtype=np.uint32))
-        sums.append(xp.sum(xp.stack(fields), dtype=np.uint32))  # of a scalar numpy would say that it overflows
-    return xp.stack(sums)
+    fields = []
+    for name, x in batch.items():
+        words_BW = _words(x, xp)
+        rows = _mixed(rows_B + np.uint32(zlib.crc32(name.encode()) + SEED & 0xFFFFFFFF))
+        places = xp.arange(words_BW.shape[1], dtype=np.uint32) * np.uint32(STEP)
+        mixed = _mixed((words_BW ^ rows[:, None]) + places)
+        again = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(AGAIN)
+        fields.append(xp.stack(_both_sums(mixed, again, xp)))
+    return xp.sum(xp.stack(fields), axis=0, dtype=np.uint32)
+
+
+def _both_sums(one: Numbers, other: Numbers, xp: Any) -> Sequence[Numbers]:
+    """Of two arrays, modulo 2^32. XLA computes both in one pass, where two sums would each compute the words anew."""
+    if xp is np:
+        return [np.sum(x, dtype=np.uint32) for x in (one, other)]
+    zero = jnp.uint32(0)
+    return jax.lax.reduce((one, other), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (0, 1))
 
 
 def _mixed(x: Numbers) -> Numbers:

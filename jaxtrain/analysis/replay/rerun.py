@@ -89,7 +89,7 @@ def rerun(run: Run, step: int, layout: Layout | None = None) -> Moment:
             if done >= step - 1:
                 earlier, now = now, Before(jax.tree.map(jnp.copy, state), batch)
             state, found = compiled(state, batch)
-            metrics[done] = jax.device_get({**found, "batch": program.checksum(batch)})
+            metrics[done] = jax.device_get({**found, "batch": program.record(state, batch)["batch"]})
     assert now is not None
     return Moment(run, program, step, now, earlier, start, metrics, measured, tuple(notes))
 
