@@ -101,7 +101,7 @@ def odd_values() -> list[tuple[Input, Any]]:
     ids = ALL.inputs[-1]
     values: list[Any] = [
         *(0, 1, -1, 0.1, 1 << 24, (1 << 24) + 1, 1e300, 1e-300, math.nan, math.inf, -math.inf, None, True, False),
-        *("", "red", "Red", "cafe\u0301", "blue", "alpha", "alhpa", "zzz", "3", "don't", "a\ud800", b"red", b"\xff", b"caf\xc3\xa9", b"e\xe2\x82\xff"),
+        *("", "red", "Red", "cafe\u0301", "blue", "alpha", "alhpa", "zzz", "3", "don't", "a\ud800", b"red", b"\xef\xbb\xbfred", b"\xff", b"caf\xc3\xa9", b"e\xe2\x82\xff"),
         *([], [1], [1, 2, 3], [[1], [2]], [1, [2]], [[1, 2], [3]], [1, "2"], [None], [1.5, 2, 3], [1, 2, 3, 4, 5, 6]),
         *([[[0], [0.1]], [[0.05], [0.1]]], [[[0], [0.2]], [[1], [0]]], [[[1, 2, 16]]], [[[1, 2, 17]]], [[[None, 1, 2]]]),
         *([0.5, -0.5, 0.25], [1, 2, math.nan], [1 << 40], [-1, 5], [1 << 31], [-(1 << 31)], 1 << 62, [[[[1]]]]),
@@ -235,6 +235,7 @@ TEXTS = [
     "\0\x01\x7f\x9f",
     "_snake_case CamelCase 3.14e-10 1,000,000 x=y+z; // ok?!?!",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab",
+    "LET LETTER LE LE LE LE'LLE we'LLET you'LLE",
 ]
 CORPUS = [*TEXTS, "low lower lowest new newer newest wide widest", "o cinema é bom, não é? it's what they'd said"] * 3
 
