@@ -3,6 +3,7 @@
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -27,9 +28,28 @@ from jaxtrain.tasks.host_metrics import HostMetric, Rows
 from jaxtrain.tasks.metrics import Metric, flat, merge, values_by_name
 
 
-def evaluate(
-    program: Program, state: TrainState, pipeline: Pipeline, stop: StopSignal | None = None
-) -> dict[str, float]:
+class Evaluator(Protocol):
+    """What `evaluate` asks of a program; a bundle answers it too."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """Whose task, host metrics and transforms these are."""
+        ...
+
+    def epoch(self, pipeline: Pipeline) -> Iterator[Any]:
+        """The batches of one pass."""
+        ...
+
+    def evaluate(self, state: Any, batch: Any) -> dict[str, Metric]:
+        """The metrics of a batch."""
+        ...
+
+    def predict(self, state: Any, batch: Any) -> dict[str, Any]:
+        """The predictions for a batch, in the units of the data."""
+        ...
+
+
+def evaluate(program: Evaluator, state: Any, pipeline: Pipeline, stop: StopSignal | None = None) -> dict[str, float]:
     """The metrics over one pass of a pipeline, host metrics too; exact whatever the mesh and the batch size.
 
     Waits for the batch `IN_FLIGHT` before the last, so that batches never pile up on the devices. Raises
@@ -153,18 +173,28 @@ def evaluate_run(
         stderr. Without it, raises ConfigError for a split whose data are not those that the run recorded.
     """
     run = run if data is None else run.on(data)
+    chosen = chosen_evals(run, split, recorded=data is None)
+    restored = run.restore(step, _layout_here(run))
+    return {name: evaluate(restored.program, restored.state, pipeline) for name, pipeline in chosen.items()}
+
+
+def chosen_evals(run: Run, split: str | None = None, recorded: bool = True) -> dict[str, Pipeline]:
+    """The evaluations of a run, or the one of a split.
+
+    recorded: raise ConfigError for data that are not those that the run recorded; else what differs is printed on
+        stderr.
+    """
     evals = run.experiment.evals
     if split is not None and split not in evals:
         raise ConfigError(f"this experiment has no split {split!r}{nearest(split, evals)}")
-    chosen = evals if split is None else {split: evals[split]}
+    chosen = dict(evals) if split is None else {split: evals[split]}
     for name, pipeline in chosen.items():
-        if found := run.difference(name, pipeline, data_alone=data is None):
+        if found := run.difference(name, pipeline, data_alone=recorded):
             line = f"evals.{name}: not the data that the run recorded (run → now): {found}"
-            if data is None:
+            if recorded:
                 raise ConfigError(f"{line}: put those back, or evaluate on these by --data FILE[:FUNCTION]")
             print(line, file=sys.stderr)
-    restored = run.restore(step, _layout_here(run))
-    return {name: evaluate(restored.program, restored.state, pipeline) for name, pipeline in chosen.items()}
+    return chosen
 
 
 def _layout_here(run: Run) -> Layout:

@@ -253,7 +253,8 @@ def test_the_data_need_not_be_there():
     assert here.signature == there.signature
     row = {"age": 30, "height": 180.0, "city": "Lima", "size": 5}
     tensors = here.signature.tensors_of([row])
-    np.testing.assert_array_equal(*(one.function(weights, tensors)["values"] for one in (here, there)))
+    found, expected = (one.function(weights, tensors)["values"] for one in (here, there))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_it_is_traced_for_any_number_of_rows_and_every_platform():

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.deploy.inputs import Category, Input, Tensor, Text, Tokens
-from jaxtrain.deploy.numeric import KINDS, Array, Audio, Image, Number
+from jaxtrain.deploy.inputs import Category, Input, Tensor, Text, TokenIds
+from jaxtrain.deploy.numeric import INPUT_KINDS, Array, Audio, Image, Number
 from jaxtrain.deploy.signature import Signature
 
 TEXT = Text(name="text", tensor="text", bytes=6)
@@ -25,7 +25,7 @@ PIXELS = Image(name="image", tensor="image", shape=(2, 2, 1), dtype="float32", r
 X = Array(name="x", tensor="x", shape=(2,), dtype="float32")
 IDS = Array(name="ids", tensor="ids", shape=(3,), dtype="int32", range=(0, 9))
 WAVE = Audio(name="wave", tensor="wave", samples=3, rate=8000)
-TOKENS = Tokens(name="text", tensor="tokens", tokenizer="tokenizer.json", length=4, pad=-1, keep="last", least=1)
+TOKENS = TokenIds(name="text", tensor="tokens", tokenizer="tokenizer.json", length=4, pad=-1, keep="last", least=1)
 OUT = Tensor("probabilities", "float32", (2,), ("negative", "positive"))
 
 
@@ -176,7 +176,7 @@ ALL = signature(AGE, COUNT, COLOUR, CLOSED, PIXELS, X, IDS, WAVE, TOKENS)
 
 
 def test_every_kind_is_read_back():
-    assert {type(each) for each in [*ALL.inputs, TEXT]} == set(KINDS.values())
+    assert {type(each) for each in [*ALL.inputs, TEXT]} == set(INPUT_KINDS.values())
     assert Signature.from_json(json.loads(json.dumps(ALL.to_json()))) == ALL
 
 

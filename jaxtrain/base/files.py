@@ -85,9 +85,13 @@ def read_json(path: Path) -> Any:
     """
     if (size := require_file(path).stat().st_size) > _LARGEST:
         raise ConfigError(f"{path} has {size:,} bytes, more than the {_LARGEST:,} that a file of this kind may have")
+    return parsed_json(path.read_bytes(), str(path))
+
+
+def parsed_json(content: bytes, path: str) -> Any:
+    """The value of a JSON file with this content. Raises ConfigError as `read_json` does."""
     try:
-        text = path.read_bytes().decode()
-        value = json.loads(text, object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
+        value = json.loads(content.decode(), object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     except RecursionError:

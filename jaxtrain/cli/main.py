@@ -18,6 +18,7 @@ from jaxtrain.base.errors import ConfigError, ExitCode
 from jaxtrain.base.tracebacks import keep_tracebacks_in
 from jaxtrain.cli.checkpoints import VERBS as CHECKPOINTS
 from jaxtrain.cli.data import VERBS as DATA
+from jaxtrain.cli.deploy import evaluate, export, predict
 from jaxtrain.cli.failures import is_exit_of_yours
 from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
 from jaxtrain.cli.launch import VERBS as LAUNCH
@@ -27,7 +28,6 @@ from jaxtrain.cli.verbs import Verbs
 from jaxtrain.cluster.stop import signals_of_command
 from jaxtrain.experiment.experiment import config_facts
 from jaxtrain.experiment.fit import fit
-from jaxtrain.experiment.start import SavedStep
 
 VERBS = Verbs(
     "Trains JAX experiments, and reads what they leave behind.\n\n"
@@ -43,13 +43,13 @@ TYRO_COMPLETES_NO_FILES = {
 }
 """Changes of the scripts by tyro 1.0, which complete nothing at all where an experiment or a run is to be named."""
 
-RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-Code = Annotated[str | None, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
-
 
 @VERBS.verb
 def train(
-    experiment: Fields, run: Path | None = None, verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    experiment: Fields,
+    run: Path | None = None,
+    verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    check_export: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> int:
     """Train an experiment, or resume its run.
 
@@ -57,6 +57,8 @@ def train(
         run: The run's folder; a new one under runs/ by default.
         verify: First compare a step with one device, as `jaxtrain verify` does, on small meshes with the same axes;
             once for an experiment and a version of jax.
+        check_export: First lower its prediction with its preprocessing, as `jaxtrain export` will; end with code 2
+            and the reason where that cannot be done.
     """
     from jaxtrain.cli.first import verify_first
     from jaxtrain.cluster.processes import join_processes
@@ -65,6 +67,10 @@ def train(
     config, origin = experiment.experiment, experiment.origin
     if verify and (failed := verify_first(config, sys.argv[1:])):
         return failed
+    if check_export:
+        from jaxtrain.deploy.export import check_export as check
+
+        check(fit(config))
     facts, limits = (lambda: config_facts(config, origin.file)), vars(config.runtime.deadlines)
     with (
         signals_of_command() as stop,
@@ -169,54 +175,9 @@ def verify_resume(experiment: Fields, kills: int = 20, kill_seed: int = 0, mesh:
     return ExitCode.FINISHED if compare(config, command, kills, kill_seed, other) else ExitCode.FAILED
 
 
-@VERBS.verb
-def evaluate(
-    run: RunFolder, step: SavedStep | None = None, split: str | None = None, code: Code = None, data: Code = None
-) -> None:
-    """Compute the metrics of a saved step of a run.
-
-    Args:
-        run: The run's folder.
-        step: The saved step, "best" or "latest"; the latest by default.
-        split: One split; all by default.
-        code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
-        data: An experiment whose evaluations are taken instead of the run's; without it, data that are not those that
-            the run recorded are refused.
-    """
-    from jaxtrain.base.text import number
-    from jaxtrain.evaluate import evaluate_run
-    from jaxtrain.experiment.files import load
-    from jaxtrain.runs.folder import Run
-
-    other = None if data is None else load(data)[0]
-    for name, values in evaluate_run(Run(run, code), step, split, other).items():
-        print(name, *(f"{metric} {number(value)}" for metric, value in values.items()), sep="  ")
-
-
-@VERBS.verb
-def predict(
-    run: RunFolder,
-    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT|FILE …")],
-    step: SavedStep | None = None,
-    code: Code = None,
-) -> None:
-    """Predict from texts or files, one line each, with a saved step of a run.
-
-    Args:
-        run: The run's folder.
-        inputs: Texts, or files of images.
-        step: The saved step, "best" or "latest"; the latest by default.
-        code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
-    """
-    from jaxtrain.evaluate import predict_run
-    from jaxtrain.runs.folder import Run
-
-    if not inputs:
-        raise ConfigError("predict: give at least one text or file after the run")
-    for text, line in zip(inputs, predict_run(Run(run, code), inputs, step), strict=True):
-        print(f"{line}  {text}")
-
-
+VERBS.verb(evaluate)
+VERBS.verb(predict)
+VERBS.verb(export)
 VERBS.verb(replay)
 VERBS.group("checkpoints", CHECKPOINTS)
 VERBS.group("data", DATA)

@@ -14,13 +14,13 @@ from jaxtrain.base.files import is_file_name
 from jaxtrain.base.packages import needs
 from jaxtrain.deploy.values import (
     DTYPES,
+    abbreviated,
     check_keys,
     checked_name,
     composed,
     is_count,
     is_size,
     numbers,
-    shown,
     utf8,
     wrong,
 )
@@ -113,7 +113,7 @@ class Text(Input):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens(Input):
+class TokenIds(Input):
     """A text as token ids by a file of the `tokenizers` library; cut after `length`, shorter ones padded."""
 
     kind = "tokens"
@@ -141,7 +141,7 @@ class Tokens(Input):
         else:
             ids = numbers(self.name, value, np.int64)
             if ids.ndim != 1 or (ids.size and not -(2**31) <= ids.min() <= ids.max() < 2**31):
-                raise self.wrong(f"token ids are a list of i32, not {shown(value)}")
+                raise self.wrong(f"token ids are a list of i32, not {abbreviated(value)}")
         if len(ids) < self.least:
             raise self.wrong(f"it has {len(ids)} tokens, of at least {self.least}")
         kept = ids[: self.length] if self.keep == "first" else ids[-self.length :]
@@ -191,7 +191,7 @@ class Category(Input):
                 raise self.wrong(f"it is no UTF-8 text: {error}") from error
         array = np.asarray(value)
         if array.ndim or array.dtype.kind not in "biu":
-            raise self.wrong(f"it is {shown(value)}, neither a text nor an integer")
+            raise self.wrong(f"it is {abbreviated(value)}, neither a text nor an integer")
         return int(value)
 
     @functools.cached_property
@@ -204,7 +204,7 @@ class Category(Input):
             raise self.wrong("its values are texts or integers, and first and unknown integers")
 
 
-def with_encode(tokens: Tokens, folder: Path) -> Tokens:
+def with_encode(tokens: TokenIds, folder: Path) -> TokenIds:
     """With the tokenizer of a file in this folder. Raises ConfigError for one that is none."""
     with needs("this bundle", "tokenizers", "hf"):
         import tokenizers

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.deploy.inputs import Category, Input, Tensor, Text, Tokens
-from jaxtrain.deploy.values import DTYPES, is_size, numbers, shown
+from jaxtrain.deploy.inputs import Category, Input, Tensor, Text, TokenIds
+from jaxtrain.deploy.values import DTYPES, abbreviated, is_size, numbers
 
 _EXACT = 1 << 24  # beyond it float32 skips integers
 
@@ -98,7 +98,7 @@ class Audio(Input):
     def row(self, value: Any) -> np.ndarray:
         array = numbers(self.name, value, "float32")
         if array.shape != (self.samples,) or not np.isfinite(array).all():
-            raise self.wrong(f"it has to be {self.samples} finite samples, not {shown(value)}")
+            raise self.wrong(f"it has to be {self.samples} finite samples, not {abbreviated(value)}")
         return array
 
     def check(self) -> None:
@@ -121,11 +121,11 @@ class Number(Input):
     def row(self, value: Any) -> np.ndarray:
         array = numbers(self.name, math.nan if value is None else value, "float32")
         if array.shape:
-            raise self.wrong(f"it has to be one number, not {shown(value)}")
+            raise self.wrong(f"it has to be one number, not {abbreviated(value)}")
         if not np.isfinite(array) and not (self.missing and np.isnan(array)):
             raise self.wrong("it is missing" if np.isnan(array) else f"it is {array}, but has to be finite")
         if self.integer and np.isfinite(array) and (float(array) != value or array % 1 or abs(array) > _EXACT):
-            raise self.wrong(f"it is {shown(value)}, but has to be an integer within ±{_EXACT:,}")
+            raise self.wrong(f"it is {abbreviated(value)}, but has to be an integer within ±{_EXACT:,}")
         return np.asarray(np.nan, np.float32) if np.isnan(array) else array
 
     def check(self) -> None:
@@ -133,5 +133,7 @@ class Number(Input):
             raise self.wrong("missing and integer are true or false")
 
 
-KINDS: dict[str, type[Input]] = {each.kind: each for each in (Text, Tokens, Image, Array, Audio, Number, Category)}
+INPUT_KINDS: dict[str, type[Input]] = {
+    each.kind: each for each in (Text, TokenIds, Image, Array, Audio, Number, Category)
+}
 """By the name in signature.json."""

@@ -43,13 +43,14 @@ class Predictor:
     """What a bundle computes.
 
     weights: the parameters and the state that are evaluated, by path, as numpy arrays; of `check_export`, shapes.
-    raw: the inputs, and how their tensors become a batch.
+    raw: the inputs, and how their tensors become a batch. kept: what prepares raw inputs without a graph.
     """
 
     task: Task
     weights: Weights
     signature: Signature
     raw: RawInputs
+    kept: RememberedPipeline
     in_units: Callable[[Mapping[str, Any]], dict[str, Any]]
 
     def function(self, weights: Weights, tensors: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -85,7 +86,7 @@ class Predictor:
             names = tuple(classes) if output == "probabilities" and found.shape[1:] == (len(classes),) else ()
             outputs.append(Tensor(output, found.dtype.name, tuple(found.shape[1:]), names))
         signature = Signature(name, raw.inputs, specs, tuple(outputs))
-        return cls(task, weights, signature, raw, in_units)
+        return cls(task, weights, signature, raw, kept, in_units)
 
     @classmethod
     def restored(cls, restored: Restored, name: str = "model") -> "Predictor":

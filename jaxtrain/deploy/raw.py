@@ -23,8 +23,9 @@ from jaxtrain.data.sources.windows import Windows
 from jaxtrain.data.tokens.files import TokenSource
 from jaxtrain.data.tokens.tokenizers import Bytes, HuggingFace
 from jaxtrain.data.transforms.base import Transform
-from jaxtrain.deploy.inputs import Input, Text, Tokens
-from jaxtrain.deploy.numeric import KINDS, Array, Image, Number
+from jaxtrain.deploy.inputs import Input, Text, TokenIds
+from jaxtrain.deploy.numeric import INPUT_KINDS, Array, Image, Number
+from jaxtrain.deploy.signature import Row
 from jaxtrain.tasks.base import Task
 from jaxtrain.tasks.language import LanguageModel
 
@@ -44,6 +45,8 @@ class RawInputs:
     """From an example of the source, before all transforms, to a raw input."""
     tokenizers: Mapping[str, Path]
     """The files of tokenizers by their names in a bundle."""
+    example_of: Callable[[Row], Example] | None = None
+    """From a raw input to an example of the source; None where the source makes rows of more than one."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ def raw_inputs(kept: RememberedPipeline, task: Task, examples: Sequence[Example]
         return plan.apply(fields, lambda transform, fields: transform.traced(fields))
 
     inputs = tuple(each for each, _ in used.values())
-    return RawInputs(inputs, batch_of, lambda example: {name: example[name] for name in used}, plan.tokenizers)
+    return RawInputs(
+        inputs, batch_of, lambda example: {name: example[name] for name in used}, plan.tokenizers, plan.example_of
+    )
 
 
 class _Plan:
@@ -111,6 +116,20 @@ class _Plan:
                 fields = changed_where_possible(functools.partial(change, transform), fields, watched)
         return dict(fields)
 
+    def example_of(self, row: Row) -> Example:
+        """A raw input as an example, in the dtypes of the source."""
+        return {name: self._as_read(name, value) for name, value in row.items()}
+
+    def _as_read(self, name: str, value: Any) -> Any:
+        kind = _kinds(self._kept)[name][0]
+        if isinstance(value, str) and kind == "bytes":
+            return value.encode()
+        if isinstance(value, str | bytes):
+            return value
+        value = np.asarray(np.nan if value is None else value)
+        floats = np.dtype(kind).kind == "f" or (value.dtype.kind == "f" and not np.isfinite(value).all())
+        return value.astype(np.float32 if floats else kind)[()]
+
     def _traced(self, transform: Transform, fields: Any) -> Example:
         if type(transform).traced is Transform.traced and self._leaves_alone(transform):
             self._left_out.add(self._number)
@@ -137,7 +156,7 @@ class _Plan:
         if given["kind"] == "tokens":
             self.tokenizers["tokenizer.json"] = Path(given["tokenizer"])
             given["tokenizer"] = "tokenizer.json"
-        made = KINDS[given.pop("kind")](name=name, tensor=name, **given)
+        made = INPUT_KINDS[given.pop("kind")](name=name, tensor=name, **given)
         return self._remember(name, made, made.spec().dtype)
 
     def _array(self, name: str, raw: _Raw) -> jax.Array:
@@ -216,7 +235,7 @@ def _of_tokens(kept: RememberedPipeline, task: Task) -> RawInputs:
         pad = 0
     elif isinstance(tokenizer, HuggingFace):
         pad, tokenizers = -1, {"tokenizer.json": Path(tokenizer.path)}
-        made = Tokens(
+        made = TokenIds(
             name="text", tensor="tokens", tokenizer="tokenizer.json", length=length, pad=pad, keep="last", least=1
         )
     else:

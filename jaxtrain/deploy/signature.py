@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.files import read_json
-from jaxtrain.deploy.inputs import Input, Tensor, Tokens, with_encode
-from jaxtrain.deploy.numeric import KINDS
+from jaxtrain.deploy.inputs import Input, Tensor, TokenIds, with_encode
+from jaxtrain.deploy.numeric import INPUT_KINDS
 from jaxtrain.deploy.values import check_keys, checked_name, is_size
 
 FORMAT = 1
@@ -79,7 +79,7 @@ class Signature:
 
     def with_tokenizers(self, folder: Path) -> "Signature":
         """With the tokenizers of a bundle's folder, so that texts are read. Raises ConfigError for one that is none."""
-        inputs = tuple(with_encode(each, folder) if isinstance(each, Tokens) else each for each in self.inputs)
+        inputs = tuple(with_encode(each, folder) if isinstance(each, TokenIds) else each for each in self.inputs)
         return Signature(self.name, inputs, self.tensors, self.outputs, self.max_batch, self.generation)
 
     def rows(self, values: Sequence[Any] | Mapping[str, Sequence[Any]]) -> list[Row]:
@@ -141,9 +141,9 @@ def check_format(value: Mapping[str, Any], where: str) -> None:
 
 def _input(value: Mapping[str, Any], where: str) -> Input:
     kind = value.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ConfigError(f"{where}.kind: {kind!r} is none of {', '.join(KINDS)}")
-    made = KINDS[kind]
+    if not isinstance(kind, str) or kind not in INPUT_KINDS:
+        raise ConfigError(f"{where}.kind: {kind!r} is none of {', '.join(INPUT_KINDS)}")
+    made = INPUT_KINDS[kind]
     known = {each.name: each for each in fields(made) if each.repr}
     needed = {name for name, each in known.items() if each.default is each.default_factory}
     check_keys(value, {"kind", *needed}, set(known) - needed, where)

@@ -19,7 +19,7 @@ def utf8(who: str, value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise wrong(who, f"it has to be a text, not {shown(value)}")
+        raise wrong(who, f"it has to be a text, not {abbreviated(value)}")
     try:
         return value.encode()
     except UnicodeEncodeError as error:
@@ -36,13 +36,13 @@ def numbers(who: str, value: Any, dtype: Any) -> np.ndarray:
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         if array.dtype.kind == "V" and array.dtype == kind:
             return array
-        raise wrong(who, f"it has to be numbers, not {shown(value)}")
+        raise wrong(who, f"it has to be numbers, not {abbreviated(value)}")
     with np.errstate(over="ignore", invalid="ignore"):
         found = array.astype(kind)
     if kind.kind in "biu" and not np.array_equal(found, array):
-        raise wrong(who, f"its numbers do not fit {dtype}: {shown(value)}")
+        raise wrong(who, f"its numbers do not fit {dtype}: {abbreviated(value)}")
     if kind.kind == "f" and (np.isinf(found) != np.isinf(array)).any():
-        raise wrong(who, f"it has a number beyond {dtype}: {shown(value)}")
+        raise wrong(who, f"it has a number beyond {dtype}: {abbreviated(value)}")
     return found
 
 
@@ -99,7 +99,7 @@ def is_size(value: Any) -> bool:
     return is_count(value) and value > 0
 
 
-def shown(value: Any) -> str:
+def abbreviated(value: Any) -> str:
     """A value for a message, at most 80 characters."""
     text = json.dumps(value) if isinstance(value, str) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
