@@ -5,8 +5,10 @@ Not here: whole architectures, and any mesh.
 Shapes: B batch, L length, D width, F output features, H heads, K head dim, N layers, V vocabulary.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +26,8 @@ from jaxtrain.sharding.constraints import manual_axes, shard, split, target_plat
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the outputs of matmuls with weights, or everything."""
 
+_PLAIN = ContextVar("plain graph", default=False)
+
 _POLICIES = {"none": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
@@ -40,9 +44,24 @@ class Precision(Checked):
         return jnp.dtype("float32" if target_platform() == "cpu" else self.compute)
 
 
+@contextlib.contextmanager
+def plain_graph() -> Generator[None]:
+    """While tracing inside, a `Stack` has no loop and matmuls have operands of f32, rounded to those of `compute`: for
+    ONNX, whose loops hide the weights inside of them, and whose runtimes have no bf16.
+    """
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
+
 def dot(x: jax.Array, kernel_DF: jax.Array, precision: Precision) -> jax.Array:
     """f[..., F]: `x[..., D] @ kernel_DF` with operands in `precision.compute`; f32 on a CPU, else of that dtype."""
     dtype = jnp.dtype(precision.compute)
+    if _PLAIN.get():
+        rounded, wide = ((each.astype(dtype).astype(jnp.float32)) for each in (x, kernel_DF))
+        return jnp.dot(rounded, wide)
     if target_platform() == "cpu":
         return _cpu_dot(dtype, x, kernel_DF.astype(x.dtype))
     return jnp.dot(x.astype(dtype), kernel_DF.astype(dtype))
@@ -220,6 +239,8 @@ class Stack(nnx.Module):
             def apply(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
                 return nnx.merge(structure, layer[0])(x, fold(keys_B, layer[1]), more)
 
+            if _PLAIN.get():
+                return _unrolled(apply, x, (params, numbers))
             policy = _POLICIES[self.remat]
             body = apply if self.remat == "none" else jax.checkpoint(apply, policy=policy, prevent_cse=False)
             x, aux_losses = jax.lax.scan(body, x, (params, numbers), unroll=min(self.unroll, len(numbers)))
@@ -230,6 +251,17 @@ class Stack(nnx.Module):
             return pipeline(scan, self.rounds, by_round, x, (keys_B, rows))
         flat = params if self.rounds == 1 else jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), params)
         return scan(x, (keys_B, rows), flat, jnp.arange(self.layers))
+
+
+def _unrolled(
+    apply: Callable[..., tuple[jax.Array, dict[str, jax.Array]]], x: jax.Array, layers: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What a scan of `apply` over `layers` gives, without its loop. Parameters that are numpy arrays stay constants."""
+    losses = []
+    for number in range(len(layers[1])):
+        x, aux_losses = apply(x, jax.tree.map(lambda leaf, number=number: leaf[number], layers))
+        losses.append(aux_losses)
+    return x, jax.tree.map(lambda *each: sum(each), *losses)
 
 
 @functools.cache

@@ -1,0 +1,103 @@
+"""ONNX of a predictor, made by a process of its own: a run's `export`, and its check before the first step."""
+
+import json
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import jax
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.deploy.inputs import Tensor
+from jaxtrain.deploy.onnx.environment import folder_of_packages, missing, run
+from jaxtrain.deploy.onnx.int8 import Int8Gate
+from jaxtrain.deploy.predictor import Predictor
+
+MODEL_FILE, INT8_FILE = "model.onnx", "model.int8.onnx"
+
+_NOT_IN_ONNX_RUNTIME = ("bfloat16",)
+
+_MODULE = "jaxtrain.deploy.onnx.convert"
+
+Examples = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
+"""Tensors, and the outputs for them, by name, rows on dim 0."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the process is asked for.
+
+    weights: arrays, or shapes where only the operations are checked.
+    folder: where the files go; None checks only.
+    examples: golden ones, and those of the evaluation split.
+    tolerance: how far the graph's outputs may be from those of the examples, and by the same share of them.
+    gate: of int8; None makes none.
+    """
+
+    function: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, jax.Array]]
+    weights: Mapping[str, Any]
+    name: str
+    tensors: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    folder: Path | None = None
+    examples: tuple[Examples, ...] = ()
+    tolerance: float = 1e-4
+    gate: Int8Gate | None = None
+
+
+def write_onnx(
+    predictor: Predictor, folder: Path, golden: Examples, evaluation: Examples, gate: Int8Gate | None = None
+) -> dict[str, Any]:
+    """Writes model.onnx into a folder, and model.int8.onnx where the gate passes.
+
+    golden, evaluation: examples, with the outputs that jax computes for them, which those of ONNX are compared with.
+
+    Returns what was seen, for metrics.json: under `onnx` the bytes and the largest difference, under `int8` what
+    `int8` saw. Raises ConfigError, with the reason in one sentence, for what cannot be converted, and where the
+    environment cannot be made.
+    """
+    whole = replace(_request(predictor), folder=folder.absolute(), examples=(golden, evaluation))
+    return _answer(replace(whole, gate=gate or Int8Gate()))
+
+
+def can_convert(predictor: Predictor) -> str | None:
+    """Why a predictor cannot be converted, whose weights may be shapes; None where it can be, and where the environment
+    is not here, which only `write_onnx` makes.
+    """
+    if missing(folder_of_packages()) is not None:
+        return None
+    shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in predictor.weights.items()}
+    try:
+        _answer(replace(_request(predictor), weights=shapes))
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _request(predictor: Predictor) -> Request:
+    signature = predictor.signature
+    for each in (*signature.tensors, *signature.outputs):
+        if each.dtype in _NOT_IN_ONNX_RUNTIME:
+            raise ConfigError(f"{each.name!r} is {each.dtype}, which ONNX Runtime neither takes nor gives")
+    return Request(predictor.function, predictor.weights, signature.name, signature.tensors, signature.outputs)
+
+
+def _answer(request: Request) -> dict[str, Any]:
+    """What the process answers. Raises ConfigError for an answer that says why not, RuntimeError where it fails."""
+    done = run([_MODULE], cloudpickle.dumps(request))
+    try:
+        answer = json.loads(done.stdout.decode().strip().rpartition("\n")[2])
+    except ValueError:
+        raise RuntimeError(_failure(done)) from None
+    if why := answer.get("why"):
+        raise ConfigError(why)
+    return answer
+
+
+def _failure(done: subprocess.CompletedProcess[bytes]) -> str:
+    lines: Sequence[str] = done.stderr.decode(errors="replace").strip().splitlines()
+    return "\n".join([f"the process that makes ONNX ended with exit code {done.returncode}:", *lines[-20:]])

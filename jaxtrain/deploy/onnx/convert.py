@@ -1,0 +1,142 @@
+"""Makes ONNX of a predictor's function: the process that `conversion` starts in the environment of `environment`.
+
+Its request comes on the standard input, and its answer, of JSON, goes to the standard output.
+"""
+
+import contextlib
+import json
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+from jax import export
+from jax2onnx import to_onnx
+
+from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.deploy.onnx.conversion import INT8_FILE, MODEL_FILE, Request
+from jaxtrain.deploy.onnx.int8 import Arrays, int8, run_rows
+from jaxtrain.deploy.onnx.rewrite import rewritten
+from jaxtrain.deploy.onnx.runtime import OnnxModel
+from jaxtrain.models.layers import plain_graph
+
+OPSET = 21
+"""Of ONNX 1.16: ONNX Runtime has it since 1.18, of May 2024."""
+
+MOST = 2**31 - 1
+"""Bytes of a file of protobuf."""
+
+
+def main() -> None:
+    """Answers the request."""
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        request: Request = pickle.loads(sys.stdin.buffer.read())
+        try:
+            answer = converted(request)
+        except (ConfigError, Damaged) as error:
+            answer = {"why": str(error)}
+    print(json.dumps(answer), file=answers)
+
+
+def converted(request: Request) -> dict[str, Any]:
+    """Writes the files of a request; what was seen of them. Raises ConfigError, with the reason, where it cannot."""
+    content = graph(request)
+    model = _loaded(content)
+    if request.folder is None:
+        return {}
+    largest = 0.0
+    for rows, wanted in request.examples:
+        largest = max(largest, _difference(run_rows(model, rows), wanted, request.tolerance))
+    Path(request.folder, MODEL_FILE).write_bytes(content)
+    facts: dict[str, Any] = {"bytes": len(content), "opset": OPSET, "largest_difference": largest}
+    if request.gate is None:
+        return {"onnx": facts}
+    golden, evaluation = request.examples
+    made = int8(content, request.outputs, evaluation[0], request.gate)
+    if made.content is not None:
+        Path(request.folder, INT8_FILE).write_bytes(made.content)
+        found = run_rows(OnnxModel(made.content, threads=1), golden[0])
+        made.facts["golden_difference"] = _difference(found, golden[1], None)
+    return {"onnx": facts, "int8": made.facts}
+
+
+def graph(request: Request) -> bytes:
+    """The graph in f32, with its weights unless these are shapes alone; the same bytes at every call."""
+    names = [each.name for each in request.tensors]
+    weights = {path: _wide(x) for path, x in request.weights.items()}
+    given = {path: x for path, x in weights.items() if isinstance(x, jax.ShapeDtypeStruct)}
+
+    def function(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        tensors, shapes = arrays[: len(names)], arrays[len(names) :]
+        with plain_graph():
+            found = request.function(
+                dict(zip(given, shapes, strict=True)) or weights, dict(zip(names, tensors, strict=True))
+            )
+        return tuple(found[each.name] for each in request.outputs)
+
+    (rows,) = export.symbolic_shape("batch")
+    inputs = [jax.ShapeDtypeStruct((rows, *each.shape), each.dtype) for each in request.tensors]
+    try:
+        made = to_onnx(
+            rewritten(function),
+            [*inputs, *given.values()],
+            model_name=request.name,
+            opset=OPSET,
+            input_names=[*names, *(f"weights/{path}" for path in given)],
+            output_names=[each.name for each in request.outputs],
+        )
+        content = made.SerializeToString(deterministic=True)
+        onnx.checker.check_model(made, full_check=True)
+    except Exception as error:  # of jax2onnx, onnx and jax, of any kind
+        raise ConfigError(_why(error)) from error
+    if len(content) > MOST:
+        raise ConfigError(f"it would have {len(content):,} bytes, and a file of ONNX holds {MOST:,} at most")
+    return content
+
+
+def _wide(x: Any) -> Any:
+    """Weights of bf16 as f32, in which they are computed with."""
+    dtype = jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype
+    return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x, dtype)
+
+
+def _loaded(content: bytes) -> OnnxModel:
+    try:
+        return OnnxModel(content, threads=1)
+    except Damaged as error:
+        raise ConfigError(error.why) from error
+
+
+def _difference(found: Arrays, wanted: Mapping[str, np.ndarray], tolerance: float | None) -> float:
+    """The largest difference of a finite number. Raises ConfigError where one is beyond the tolerance, and as much of
+    the number itself.
+    """
+    largest = 0.0
+    for name, exact in wanted.items():
+        one, other = (x.astype(np.float64) for x in (found[name], exact))
+        if tolerance is not None and not np.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True):
+            worst = np.nanmax(np.abs(one - other))
+            raise ConfigError(f"ONNX Runtime computes another {name!r} than jax, by up to {worst:.2g}")
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(one - other)
+        largest = max(largest, float(apart[np.isfinite(apart)].max(initial=0)))
+    return largest
+
+
+def _why(error: Exception) -> str:
+    text = str(error).strip()
+    if found := re.search(r"primitive '([\w-]+)'", text):
+        return f"jax2onnx has no form of the operation {found[1]!r}"
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return f"jax2onnx cannot convert it ({type(error).__name__}: {first[:200]})"
+
+
+if __name__ == "__main__":
+    main()

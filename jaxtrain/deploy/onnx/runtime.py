@@ -1,0 +1,56 @@
+"""Runs a graph of ONNX by ONNX Runtime on the CPU. Needs neither jax nor training code."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.packages import needs
+
+
+class OnnxModel:
+    """A graph with its weights, on any number of rows."""
+
+    def __init__(self, graph: Path | bytes, threads: int | None = None) -> None:
+        """From a file, or its bytes.
+
+        threads: of one operation; None leaves it to ONNX Runtime, which takes all cores.
+
+        Raises ConfigError where ONNX Runtime is not installed, and Damaged for what is no graph that it runs.
+        """
+        with needs("a bundle with backend='onnx'", "onnxruntime", "onnx"):
+            import onnxruntime
+        where = "model.onnx" if isinstance(graph, bytes) else str(graph)
+        if isinstance(graph, Path) and not graph.is_file():
+            raise ConfigError(f"there is no ONNX model {graph}")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                graph if isinstance(graph, bytes) else str(graph), _options(onnxruntime, threads), _PROVIDERS
+            )
+        except Exception as error:  # a class of its own for each kind of fault, all of them of C++
+            if type(error).__module__.partition(".")[0] != "onnxruntime":
+                raise
+            raise Damaged(where, None, f"ONNX Runtime {onnxruntime.__version__} cannot load it ({error})") from error
+        self.inputs = tuple(each.name for each in self._session.get_inputs())
+        self.outputs = tuple(each.name for each in self._session.get_outputs())
+
+    def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs by name, rows on dim 0."""
+        found: list[Any] = self._session.run(self.outputs, {name: tensors[name] for name in self.inputs})
+        return dict(zip(self.outputs, found, strict=True))
+
+
+_PROVIDERS = ["CPUExecutionProvider"]
+
+
+def _options(onnxruntime: Any, threads: int | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    # Idle threads sleep: those that spin take the cores of all else that is served here.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3  # warnings are about the graph, which the user did not write
+    return options
