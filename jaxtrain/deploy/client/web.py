@@ -13,7 +13,7 @@ from typing import Any
 from jaxtrain.base.errors import ConfigError, Damaged, cannot_write
 from jaxtrain.base.files import atomic_folder, digest, file_sha256, read_json, remove_unfinished
 from jaxtrain.deploy.client.runtime import web_runtime
-from jaxtrain.deploy.inputs import Tokens
+from jaxtrain.deploy.inputs import TokenIds
 from jaxtrain.deploy.signature import Signature
 
 _HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def write_web(bundle: Path, out: Path) -> Path:
     if odd := [each.name for each in (*signature.tensors, *signature.outputs) if each.dtype == "bfloat16"]:
         raise ConfigError(f"{bundle}: JavaScript has no bfloat16, the dtype of {', '.join(odd)}")
     graphs = [name for name in GRAPHS if name in known]
-    tokenizers = [each.tokenizer for each in signature.inputs if isinstance(each, Tokens)]
+    tokenizers = [each.tokenizer for each in signature.inputs if isinstance(each, TokenIds)]
     model = ["manifest.json", *_NEEDED, *graphs, *tokenizers, *(name for name in _MORE if name in known)]
     runtime = web_runtime()
     try:

@@ -58,13 +58,14 @@ export function firstDifference(examples, outputs, tolerance) {
   return "";
 }
 
-/** The largest difference of a finite output from the expected one. */
+/** The largest difference of a finite output from the expected one, as a share of that where it is more than 1. */
 export function largestDifference(examples, outputs) {
   let largest = 0;
   for (const [number, each] of examples.entries()) {
     for (const [name, wanted] of Object.entries(each.outputs)) {
       wanted.forEach((expected, place) => {
-        const difference = Math.abs(Number(outputs[name].data[number * wanted.length + place]) - expected);
+        const found = Number(outputs[name].data[number * wanted.length + place]);
+        const difference = Math.abs(found - expected) / Math.max(Math.abs(expected), 1);
         if (Number.isFinite(difference)) largest = Math.max(largest, difference);
       });
     }
