@@ -1,6 +1,7 @@
 from jaxtrain import models as models
 from jaxtrain import tasks as tasks
 from jaxtrain.base.errors import ConfigError as ConfigError
+from jaxtrain.deploy.bundle import Bundle as Bundle
 from jaxtrain.experiment.experiment import Experiment as Experiment
 from jaxtrain.experiment.experiment import Retention as Retention
 from jaxtrain.experiment.experiment import Runtime as Runtime

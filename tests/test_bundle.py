@@ -531,6 +531,14 @@ def test_what_cannot_be_exported_is_known_before_the_first_step():
         check_export(louder)
 
 
+@pytest.mark.slow
+def test_the_command_line_refuses_to_train_what_cannot_be_exported(tmp_path):
+    gan = str(Path(__file__).parents[1] / "experiments" / "recipes" / "gan.py")
+    with pytest.raises(ConfigError, match="GAN is not exported: its generator reads no input"):
+        cli.run(["train", gan, "--check-export", "--run", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
 @dataclass(frozen=True)
 class Counted(Model):
     """Whose output depends on the number of rows, which a graph of any number does not know."""

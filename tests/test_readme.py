@@ -42,6 +42,7 @@ VERBS = (
     "verify experiments/digits.py",
     "evaluate",
     "predict",
+    "export",
     "memory experiments/digits.py",
     "verify-resume experiments/digits.py",
     "replay",

@@ -108,6 +108,7 @@ def export(
     name: str | None = None,
     step: SavedStep | None = None,
     licence: str | None = None,
+    onnx: bool = True,
     code: Code = None,
 ) -> None:
     """Export a saved step of a run as a bundle: a folder with the model, its preprocessing and what proves both.
@@ -120,12 +121,14 @@ def export(
         name: Of the model; that of the experiment's file by default.
         step: The saved step, "best" or "latest"; the latest by default.
         licence: Of the model, in words.
+        onnx: Make graphs for ONNX Runtime, Triton and KServe too; the packages for it are installed once, apart.
         code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
     """
     from jaxtrain.deploy.export import export_run
+    from jaxtrain.deploy.onnx.int8 import Int8Gate
     from jaxtrain.runs.folder import Run
 
-    folder = export_run(Run(run, code), out, name, step, licence)
+    folder = export_run(Run(run, code), out, name, step, licence, Int8Gate() if onnx else None)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}  {size / 1e6:.1f} MB")
 

@@ -6,6 +6,7 @@ It is written beside its place and renamed when it is whole. Not here: what is i
 import contextlib
 import fcntl
 import importlib.metadata
+import logging
 import os
 import shutil
 from collections.abc import Generator, Mapping, Sequence
@@ -29,6 +30,8 @@ from jaxtrain.deploy.golden import (
     odd_rows,
 )
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, files_of
+from jaxtrain.deploy.onnx.conversion import Examples, can_convert, write_onnx
+from jaxtrain.deploy.onnx.int8 import Int8Gate
 from jaxtrain.deploy.predictor import Predictor, by_path, raw_source
 from jaxtrain.deploy.reference import ROWS, features, statistics
 from jaxtrain.deploy.signature import FORMAT, Row
@@ -57,11 +60,13 @@ def export_run(
     name: str | None = None,
     step: SavedStep | None = None,
     licence: str | None = None,
+    gate: Int8Gate | None = None,
 ) -> Path:
     """The version folder, `out/name/1` or the next number, of a bundle of a saved step.
 
     name: of the model; by default that of the experiment's file.
     licence: of the model, in words; it becomes the file LICENSE.
+    gate: of the graph of int8; without it no ONNX is made.
 
     Raises ConfigError, with the reason, for what cannot be exported, for data that are not those that the run
     recorded, and where the other versions of the model take other inputs.
@@ -97,6 +102,8 @@ def export_run(
             _check_config(model, signature)
             (folder / "model.stablehlo").write_bytes(graph)
             (folder / "weights.safetensors").write_bytes(weights)
+            if gate is not None:
+                metrics |= _onnx(predictor, folder, (examples, rows), runner, gate)
             for file, value in texts.items():
                 (folder / file).write_text(json_text(value) + "\n", encoding="utf-8")
             (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
@@ -121,7 +128,10 @@ def check_export(experiment: Experiment) -> None:
     """
     named = abstract_variables(experiment.task, experiment.data.example())
     shapes = Variables(plain(named.params), plain(named.state))
-    lowered(Predictor.of(experiment, by_path(shapes)))
+    predictor = Predictor.of(experiment, by_path(shapes))
+    lowered(predictor)
+    if (why := can_convert(predictor)) is not None:
+        logging.getLogger("jaxtrain.deploy").warning("its bundle will have no ONNX: %s", why)
 
 
 def _rows(predictor: Predictor, experiment: Experiment) -> list[Row]:
@@ -173,6 +183,30 @@ def _live(predictor: Predictor, restored: Restored, rows: Sequence[Row], usual: 
     return dict(padded)
 
 
+def _onnx(
+    predictor: Predictor,
+    folder: Path,
+    given: tuple[Sequence[GoldenExample], Sequence[Row]],
+    runner: StableHlo,
+    gate: Int8Gate,
+) -> dict[str, Any]:
+    """Writes the graphs of ONNX; what was seen of them, or why there are none, which is logged."""
+    inputs = [each.inputs for each in given[0]], given[1]
+    golden, evaluation = (_computed(predictor, rows, runner) for rows in inputs)
+    try:
+        return write_onnx(predictor, folder, golden, evaluation, gate)
+    except ConfigError as error:
+        logging.getLogger("jaxtrain.deploy").warning("the bundle has no ONNX: %s", error)
+        return {"onnx": {"why": str(error)}}
+
+
+def _computed(predictor: Predictor, rows: Sequence[Row], runner: StableHlo) -> Examples:
+    """The tensors of rows, and the outputs for them."""
+    parts = [predictor.signature.tensors_of(rows[start : start + 64]) for start in range(0, len(rows), 64)]
+    outputs = [runner.run(part) for part in parts]
+    return tuple({name: np.concatenate([each[name] for each in of]) for name in of[0]} for of in (parts, outputs))
+
+
 def _put(x: np.ndarray, places: np.ndarray, values: np.ndarray) -> np.ndarray:
     new = np.array(x)
     new[places] = values
@@ -180,10 +214,7 @@ def _put(x: np.ndarray, places: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _statistics(predictor: Predictor, rows: Sequence[Row], runner: StableHlo) -> dict[str, Any]:
-    parts = []
-    for start in range(0, len(rows), 64):
-        parts.append(runner.run(predictor.signature.tensors_of(rows[start : start + 64])))
-    outputs = {each.name: np.concatenate([part[each.name] for part in parts]) for each in predictor.signature.outputs}
+    _, outputs = _computed(predictor, rows, runner)
     return statistics(features(predictor.signature, rows, outputs))
 
 

@@ -21,6 +21,8 @@ MODEL_FILE, INT8_FILE = "model.onnx", "model.int8.onnx"
 
 _NOT_IN_ONNX_RUNTIME = ("bfloat16",)
 
+_TWICE = 2  # processors round products of int8 in their own ways
+
 _MODULE = "jaxtrain.deploy.onnx.convert"
 
 Examples = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
@@ -57,11 +59,16 @@ def write_onnx(
     golden, evaluation: examples, with the outputs that jax computes for them, which those of ONNX are compared with.
 
     Returns what was seen, for metrics.json: under `onnx` the bytes and the largest difference, under `int8` what
-    `int8` saw. Raises ConfigError, with the reason in one sentence, for what cannot be converted, and where the
-    environment cannot be made.
+    `int8` saw, and `int8_tolerance`, how far int8 may be from golden examples on another machine.
+
+    Raises ConfigError, with the reason in one sentence, for what cannot be converted, and where the environment cannot
+    be made.
     """
     whole = replace(_request(predictor), folder=folder.absolute(), examples=(golden, evaluation))
-    return _answer(replace(whole, gate=gate or Int8Gate()))
+    facts = _answer(replace(whole, gate=gate or Int8Gate()))
+    if (seen := facts["int8"].get("golden_difference")) is not None:
+        facts["int8_tolerance"] = _TWICE * seen + whole.tolerance
+    return facts
 
 
 def can_convert(predictor: Predictor) -> str | None:

@@ -8,7 +8,7 @@ import json
 import pickle
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
+import onnx_ir
 from jax import export
 from jax2onnx import to_onnx
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.deploy.onnx.conversion import INT8_FILE, MODEL_FILE, Request
 from jaxtrain.deploy.onnx.int8 import Arrays, int8, run_rows
-from jaxtrain.deploy.onnx.rewrite import rewritten
+from jaxtrain.deploy.onnx.rewrite import evaluated
 from jaxtrain.deploy.onnx.runtime import OnnxModel
 from jaxtrain.models.layers import plain_graph
 
@@ -84,14 +85,16 @@ def graph(request: Request) -> bytes:
     (rows,) = export.symbolic_shape("batch")
     inputs = [jax.ShapeDtypeStruct((rows, *each.shape), each.dtype) for each in request.tensors]
     try:
-        made = to_onnx(
-            rewritten(function),
-            [*inputs, *given.values()],
-            model_name=request.name,
-            opset=OPSET,
-            input_names=[*names, *(f"weights/{path}" for path in given)],
-            output_names=[each.name for each in request.outputs],
-        )
+        closed = jax.make_jaxpr(function)(*inputs, *given.values())  # before jax2onnx changes jax.numpy for its trace
+        with _dims_by_name():
+            made = to_onnx(
+                lambda *arrays: tuple(evaluated(closed, arrays)),
+                [*inputs, *given.values()],
+                model_name=request.name,
+                opset=OPSET,
+                input_names=[*names, *(f"weights/{path}" for path in given)],
+                output_names=[each.name for each in request.outputs],
+            )
         content = made.SerializeToString(deterministic=True)
         onnx.checker.check_model(made, full_check=True)
     except Exception as error:  # of jax2onnx, onnx and jax, of any kind
@@ -99,6 +102,21 @@ def graph(request: Request) -> bytes:
     if len(content) > MOST:
         raise ConfigError(f"it would have {len(content):,} bytes, and a file of ONNX holds {MOST:,} at most")
     return content
+
+
+@contextlib.contextmanager
+def _dims_by_name() -> Generator[None]:
+    """A dim that is not known goes to onnx_ir by its name: half of jax2onnx's operations hand jax's object over."""
+    convert = onnx_ir._core._maybe_convert_to_symbolic_dim
+
+    def by_name(dim: Any) -> Any:
+        return convert(str(dim) if export.is_symbolic_dim(dim) else dim)
+
+    onnx_ir._core._maybe_convert_to_symbolic_dim = by_name
+    try:
+        yield
+    finally:
+        onnx_ir._core._maybe_convert_to_symbolic_dim = convert
 
 
 def _wide(x: Any) -> Any:

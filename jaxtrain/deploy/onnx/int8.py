@@ -59,7 +59,7 @@ class Compared:
     def refused(self, gate: Int8Gate) -> str:
         """Why the gate refuses it; "" where it passes."""
         if self.agreement is not None and self.agreement < gate.agreement:
-            return f"the most likely class is that of f32 for {self.agreement:.4f} of rows, of {gate.agreement} at least"
+            return f"{self.agreement:.4f} of rows have the most likely class of f32, of {gate.agreement} at least"
         if self.difference is not None and self.difference > gate.difference:
             return f"a probability differs by {self.difference:.4f}, of {gate.difference} at most"
         if self.spread is not None and not self.spread <= gate.spread:
