@@ -25,6 +25,8 @@ _NEEDED = ("signature.json", "golden.json", "metrics.json")
 
 _MORE = ("MODEL_CARD.md", "LICENSE")
 
+WORKER = "offline.js"
+
 _LATER = "ort/ort.webgpu"
 """What begins with this is kept for use without a network only once it was used: most browsers never do."""
 
@@ -75,25 +77,25 @@ def _describe(folder: Path, signature: Signature, graphs: list[str]) -> None:
     """Writes the files that say what the page holds."""
     page = folder / "index.html"
     page.write_text(page.read_text(encoding="utf-8").replace("@title@", escape(signature.name)), encoding="utf-8")
-    app = {"name": signature.name, "start_url": ".", "display": "standalone", "icons": [{"src": "icon.svg"}]}
+    app = {"name": signature.name, "start_url": ".", "display": "standalone"}
     icon = {"src": "icon.svg", "sizes": "any", "type": "image/svg+xml"}
     (folder / "site.webmanifest").write_text(json.dumps({**app, "icons": [icon]}), encoding="utf-8")
     files = _files(folder)
     engines = {"wasm": "ort/ort.wasm", "webgpu": "ort/ort.webgpu.wasm"}
     site = {"format": 1, "name": signature.name, "graphs": graphs, "wasm": engines, "files": files}
     (folder / "site.json").write_text(json.dumps(site, indent=1), encoding="utf-8")
-    kept = {name: each for name, each in _files(folder).items() if name != "offline.js"}
+    kept = _files(folder)
     version = digest(json.dumps(kept, sort_keys=True), length=16)
-    worker = folder / "offline.js"
+    worker = folder / WORKER
     text = worker.read_text(encoding="utf-8").replace('"@site@"', json.dumps({"version": version, "files": kept}))
     worker.write_text(text, encoding="utf-8")
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file."""
+    """Size and sha256 of every file but the service worker, which names them."""
     found = {}
     for file in sorted(folder.rglob("*")):
-        if file.is_file():
+        if file.is_file() and file != folder / WORKER:
             path = file.relative_to(folder).as_posix()
             found[path] = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
             if path.startswith(_LATER):
