@@ -14,7 +14,9 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), "")
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
 
 FLAGS = (
     "--headless=new",
@@ -134,7 +136,9 @@ class Page:
                 if value := self.run(code):
                     return value
             time.sleep(0.05)
-        raise AssertionError(f"{code} is not true after {seconds} s: {self.problems()} {self.run('document.body.innerText')}")
+        raise AssertionError(
+            f"{code} is not true after {seconds} s: {self.problems()} {self.run('document.body.innerText')}"
+        )
 
     def problems(self) -> list[str]:
         """What the page logged as wrong."""

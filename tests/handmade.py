@@ -56,9 +56,7 @@ def main(folder: Path, kind: str) -> None:
     rows = {name: row for name, row in rows.items() if "large" not in name and "small" not in name}
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
     (found,) = session.run(None, signature.tensors_of([*rows.values()]))
-    examples = [
-        GoldenExample(name, row, {outputs[0].name: found[n]}) for n, (name, row) in enumerate(rows.items())
-    ]
+    examples = [GoldenExample(name, row, {outputs[0].name: found[n]}) for n, (name, row) in enumerate(rows.items())]
     texts = {"signature.json": signature.to_json(), "golden.json": golden_json(examples), "metrics.json": {"format": 1}}
     for name, value in texts.items():
         (folder / name).write_text(json.dumps(value))
@@ -90,7 +88,9 @@ def graph(signature: Signature) -> bytes:
         return helper.make_tensor_value_info(each.name, types[each.dtype], ["batch", *each.shape])
 
     constants = [numpy_helper.from_array(x, name) for name, x in [*names, ("weights", weights)]]
-    made = helper.make_graph(nodes, "handmade", [*map(info, signature.tensors)], [*map(info, signature.outputs)], constants)
+    made = helper.make_graph(
+        nodes, "handmade", [*map(info, signature.tensors)], [*map(info, signature.outputs)], constants
+    )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)

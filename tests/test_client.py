@@ -80,7 +80,21 @@ def dtype_cases() -> list[tuple[Input, Any]]:
 
 
 def long_texts() -> list[tuple[Input, Any]]:
-    texts = ["", "a", "é" * 5, "🙂🙃 👩‍👩‍👧‍👦 🇧🇷 ½", "Sa\u0303o Paulo", "שלום", "\0\0", "\ufeffBOM", b"\xff\xfe\xe9", b"", "x" * 5 + "🙂", "a\ud800b", "\udc00"]
+    texts = [
+        "",
+        "a",
+        "é" * 5,
+        "🙂🙃 👩‍👩‍👧‍👦 🇧🇷 ½",
+        "Sa\u0303o Paulo",
+        "שלום",
+        "\0\0",
+        "\ufeffBOM",
+        b"\xff\xfe\xe9",
+        b"",
+        "x" * 5 + "🙂",
+        "a\ud800b",
+        "\udc00",
+    ]
     kinds = [
         Text(name="text", tensor="text", bytes=n, keep=keep, least=least)
         for n in (1, 6, 64)
@@ -94,16 +108,39 @@ def odd_values() -> list[tuple[Input, Any]]:
     age, count = Number(name="age", tensor="age", missing=True), Number(name="count", tensor="count", integer=True)
     colour = Category(name="colour", tensor="colour", values=("red", "café", "red"), first=1, unknown=0)
     closed = Category(name="size", tensor="size", values=(3, 5, 70), first=-2)
-    names = Category(name="n", tensor="n", values=tuple("alpha beta gamma delta kappa lambda".split()))
+    names = Category(name="n", tensor="n", values=tuple(["alpha", "beta", "gamma", "delta", "kappa", "lambda"]))
     pixels = Image(name="image", tensor="image", shape=(2, 2, 1), dtype="float32", range=(0, 0.1))
     bits = Image(name="image", tensor="image", shape=(1, 1, 3), dtype="uint8", range=(0, 16), missing=True)
     wave = Audio(name="wave", tensor="wave", samples=3, rate=8000)
     ids = ALL.inputs[-1]
     values: list[Any] = [
         *(0, 1, -1, 0.1, 1 << 24, (1 << 24) + 1, 1e300, 1e-300, math.nan, math.inf, -math.inf, None, True, False),
-        *("", "red", "Red", "cafe\u0301", "blue", "alpha", "alhpa", "zzz", "3", "don't", "a\ud800", b"red", b"\xef\xbb\xbfred", b"\xff", b"caf\xc3\xa9", b"e\xe2\x82\xff"),
+        *(
+            "",
+            "red",
+            "Red",
+            "cafe\u0301",
+            "blue",
+            "alpha",
+            "alhpa",
+            "zzz",
+            "3",
+            "don't",
+            "a\ud800",
+            b"red",
+            b"\xef\xbb\xbfred",
+            b"\xff",
+            b"caf\xc3\xa9",
+            b"e\xe2\x82\xff",
+        ),
         *([], [1], [1, 2, 3], [[1], [2]], [1, [2]], [[1, 2], [3]], [1, "2"], [None], [1.5, 2, 3], [1, 2, 3, 4, 5, 6]),
-        *([[[0], [0.1]], [[0.05], [0.1]]], [[[0], [0.2]], [[1], [0]]], [[[1, 2, 16]]], [[[1, 2, 17]]], [[[None, 1, 2]]]),
+        *(
+            [[[0], [0.1]], [[0.05], [0.1]]],
+            [[[0], [0.2]], [[1], [0]]],
+            [[[1, 2, 16]]],
+            [[[1, 2, 17]]],
+            [[[None, 1, 2]]],
+        ),
         *([0.5, -0.5, 0.25], [1, 2, math.nan], [1 << 40], [-1, 5], [1 << 31], [-(1 << 31)], 1 << 62, [[[[1]]]]),
     ]
     kinds = (age, count, colour, closed, names, pixels, bits, wave, ids)
@@ -138,7 +175,9 @@ def test_raw_values_become_the_same_bytes_or_the_same_message():
         if not same and not (isinstance(wanted, str) and same_message(wanted, found.get("error", ""))):
             different.append((kind, value, wanted, found))
     assert len(CASES) > 700
-    assert different == [], "\n".join(f"{kind}\n  {value!r}\n  {wanted}\n  {found}" for kind, value, wanted, found in different)
+    assert different == [], "\n".join(
+        f"{kind}\n  {value!r}\n  {wanted}\n  {found}" for kind, value, wanted, found in different
+    )
 
 
 def same_message(python: str, found: str) -> bool:
@@ -250,9 +289,7 @@ def tokenizers_made() -> dict[str, Any]:
         library.processors,
         library.trainers,
     )
-    llama = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
+    llama = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
     def made(pre_tokenizer: Any, normalizer: Any = None, processor: Any = None, special: Any = (), **model: Any) -> Any:
         found = library.Tokenizer(models.BPE(**model))
@@ -263,7 +300,12 @@ def tokenizers_made() -> dict[str, Any]:
         suffix = {"end_of_word_suffix": model["end_of_word_suffix"]} if "end_of_word_suffix" in model else {}
         prefix = {"continuing_subword_prefix": "##"} if "continuing_subword_prefix" in model else {}
         trainer = train.BpeTrainer(
-            vocab_size=500, initial_alphabet=alphabet, special_tokens=list(special), show_progress=False, **suffix, **prefix
+            vocab_size=500,
+            initial_alphabet=alphabet,
+            special_tokens=list(special),
+            show_progress=False,
+            **suffix,
+            **prefix,
         )
         found.train_from_iterator(CORPUS, trainer)
         if processor is not None:
@@ -289,7 +331,9 @@ def tokenizers_made() -> dict[str, Any]:
         ),
         "metaspace": made(pre.Metaspace(), norm.NFKC(), template, special, unk_token="<unk>", fuse_unk=True),
         "metaspace, first": made(pre.Metaspace(prepend_scheme="first"), special=special, unk_token="<unk>"),
-        "metaspace, never": made(pre.Metaspace(prepend_scheme="never", split=False), special=special, unk_token="<unk>"),
+        "metaspace, never": made(
+            pre.Metaspace(prepend_scheme="never", split=False), special=special, unk_token="<unk>"
+        ),
         "llama2": made(
             None,
             norm.Sequence([norm.Prepend("▁"), norm.Replace(" ", "▁")]),
@@ -322,7 +366,9 @@ def tokenizers_made() -> dict[str, Any]:
         ),
     }
     added = library.AddedToken
-    found["gpt2"].add_tokens([added("word", single_word=True), added(" low", normalized=True), added("Paulo", lstrip=True)])
+    found["gpt2"].add_tokens(
+        [added("word", single_word=True), added(" low", normalized=True), added("Paulo", lstrip=True)]
+    )
     found["metaspace"].add_tokens([added("<mask>", lstrip=True, special=True), added("ﬁn", normalized=True)])
     found["llama3"].add_special_tokens([added("<mask>", rstrip=True), added("new", single_word=True), added("newe")])
     found["words"].enable_truncation(7)
@@ -340,4 +386,9 @@ def test_texts_become_the_same_token_ids_as_by_the_library():
     for (name, each), found in zip(made.items(), ask(questions), strict=True):
         assert "error" not in found, (name, found["error"])
         for text, ids in zip(TEXTS, found["answer"], strict=True):
-            assert ids == each.encode(text).ids, (name, text, [each.id_to_token(id) for id in ids], each.encode(text).tokens)
+            assert ids == each.encode(text).ids, (
+                name,
+                text,
+                [each.id_to_token(id) for id in ids],
+                each.encode(text).tokens,
+            )

@@ -53,7 +53,9 @@ def expected(bundle: Path, value: Any) -> np.ndarray:
 
 
 def scores(tab: Page) -> dict[str, float]:
-    code = "JSON.stringify([...document.querySelectorAll('.score')].map((e) => [e.dataset.name, Number(e.dataset.score)]))"
+    code = (
+        "JSON.stringify([...document.querySelectorAll('.score')].map((e) => [e.dataset.name, Number(e.dataset.score)]))"
+    )
     return dict(json.loads(tab.run(code)))
 
 
@@ -125,7 +127,12 @@ def test_a_table_a_drawing_and_a_prompt_are_answered(kind: str, bundles: Path, s
             before = scores(tab)
             tab.run("document.querySelector('.draw').scrollIntoView()")
             box = json.loads(tab.run("JSON.stringify(document.querySelector('.draw').getBoundingClientRect())"))
-            for event, part in (("mousePressed", 0.2), ("mouseMoved", 0.5), ("mouseMoved", 0.8), ("mouseReleased", 0.8)):
+            for event, part in (
+                ("mousePressed", 0.2),
+                ("mouseMoved", 0.5),
+                ("mouseMoved", 0.8),
+                ("mouseReleased", 0.8),
+            ):
                 x, y = box["x"] + part * box["width"], box["y"] + part * box["height"]
                 tab.send("Input.dispatchMouseEvent", type=event, x=x, y=y, button="left", buttons=1, clickCount=1)
             tab.wait(f"Number(document.querySelector('.score').dataset.score) !== {max(before.values())}")
@@ -255,7 +262,7 @@ def test_a_page_holds_its_files_their_hashes_and_no_address_of_another_host(tmp_
 
 
 def test_what_cannot_be_a_page_is_refused(tmp_path: Path, no_runtime: Path):
-    with pytest.raises(ConfigError, match="has no model.onnx"):
+    with pytest.raises(ConfigError, match=r"has no model\.onnx"):
         write_web(a_bundle(tmp_path / "none"), tmp_path / "site")
     bundle = a_bundle(tmp_path / "bundle", **{"model.onnx": b"graph"})
     (tmp_path / "full").mkdir()
@@ -263,7 +270,7 @@ def test_what_cannot_be_a_page_is_refused(tmp_path: Path, no_runtime: Path):
     with pytest.raises(ConfigError, match="holds files"):
         write_web(bundle, tmp_path / "full")
     (bundle / "model.onnx").write_bytes(b"other")
-    with pytest.raises(Damaged, match="model.onnx"):
+    with pytest.raises(Damaged, match=r"model\.onnx"):
         write_web(bundle, tmp_path / "site")
     assert not (tmp_path / "site").exists()
 

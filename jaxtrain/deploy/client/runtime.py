@@ -1,4 +1,4 @@
-"""ONNX Runtime for browsers: files of the npm package onnxruntime-web, one version, by its hash, in the user's cache."""
+"""ONNX Runtime for browsers: files of one version of the npm package onnxruntime-web, by its hash, in the cache."""
 
 import io
 import os
@@ -34,7 +34,7 @@ _FILES = {
 def web_runtime() -> Path:
     """The folder with ONNX Runtime's files for browsers; fetched once from the npm registry, 33 MB.
 
-    A registry of one's own is `npm_config_registry`, as for npm. Raises ConfigError, with the command that fetches it
+    A registry of one's own is NPM_CONFIG_REGISTRY, as for npm. Raises ConfigError, with the command that fetches it
     elsewhere, where there is no network, and where the file is not the one whose hash is known.
     """
     folder = cache("web") / f"onnxruntime-web-{VERSION}"
@@ -64,7 +64,7 @@ def _tarball(local: Path) -> bytes:
     """The package: from a file that somebody put here, or from the registry."""
     if local.is_file():
         return local.read_bytes()
-    registry = os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY") or _REGISTRY
+    registry = os.environ.get("NPM_CONFIG_REGISTRY") or _REGISTRY
     url = f"{registry.rstrip('/')}/onnxruntime-web/-/{_TARBALL}"
     try:
         with urllib.request.urlopen(url, timeout=_SECONDS) as answer:

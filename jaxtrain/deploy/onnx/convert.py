@@ -23,8 +23,8 @@ from jax2onnx import to_onnx
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.deploy.onnx.conversion import INT8_FILE, MODEL_FILE, Request
 from jaxtrain.deploy.onnx.int8 import Arrays, int8, run_rows
-from jaxtrain.deploy.onnx.rewrite import evaluated
 from jaxtrain.deploy.onnx.portable import make_portable
+from jaxtrain.deploy.onnx.rewrite import evaluated
 from jaxtrain.deploy.onnx.runtime import OnnxModel
 from jaxtrain.models.layers import plain_graph
 
