@@ -180,9 +180,8 @@ class Bundle {
     }
 
     std::vector<Json> golden() const {
-        std::vector<Json> found;
-        for (const Json& each : JsonReader::read(content(folder + "/golden.json"))["examples"].list) found.push_back(each);
-        return found;
+        const Json file = JsonReader::read(content(folder + "/golden.json"));
+        return file["examples"].list;
     }
 
   private:
