@@ -128,12 +128,12 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, code: str, seconds: float = 120) -> Any:
-        """The value of an expression once it is true."""
+    def wait(self, code: str, seconds: float = 120) -> bool:
+        """True once an expression is."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             with contextlib.suppress(AssertionError):  # while a page is being opened
-                if value := self.run(code):
+                if value := self.run(f"Boolean({code})"):
                     return value
             time.sleep(0.05)
         raise AssertionError(
