@@ -230,7 +230,7 @@ MISTAKES = {
     "a number of devices that is none": ("explain texts.py --devices all", "Error parsing --devices"),
     "a folder that is no run": ("evaluate nowhere", "nowhere is not a run: it has no experiment.json"),
     "a misspelled flag of evaluate": ("evaluate nowhere --stp 3", "Perhaps you meant: --step"),
-    "evaluate without a run": ("evaluate", "The run's folder. (required)"),
+    "evaluate without a run": ("evaluate", "The run's folder, or the bundle's. (required)"),
     "predict without inputs": ("predict nowhere", "give at least one text or file after the run"),
     "a run folder that is a file": ("train texts.py --run texts.py", "texts.py exists and is not a run"),
     "a run folder below a file": ("train texts.py --run texts.py/x", "texts.py/x cannot be written: Not a directory"),
@@ -493,7 +493,7 @@ def test_mappings_are_replaced_by_flags_whatever_the_experiment_has_there(folder
 def test_help_comes_from_docstrings_for_the_program_every_group_and_every_verb(call, folder):
     top = call("--help").out
     assert call().out == top
-    assert "{train,explain,memory,verify,verify-resume,evaluate,predict,replay,checkpoints,data,launch,compl" in top
+    assert "{train,explain,memory,verify,verify-resume,evaluate,predict,export,replay,checkpoints,data,launch" in top
     assert "Train an experiment, or resume its run." in top
     assert call("data").out == call("data", "--help").out
     assert "Build a dataset: a folder of files with a card." in call("data").out

@@ -27,6 +27,7 @@ SHOWN = {"text", "console"}
 
 FOREIGN = {
     "--with": "uv",
+    "--model-repository": "Triton",
     "--tyro-print-completion": "tyro, on every command line that it makes",
     "--update-goldens": "tests/conftest.py",
 }

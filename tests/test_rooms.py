@@ -224,15 +224,15 @@ CODE_LINES = {
     "program": 225,
     "cluster": 970,
     "runs": 2500,
-    "evaluate": 150,
+    "evaluate": 155,
     "train": 80,
     "analysis": 2900,
     "reports": 655,
-    "deploy": 950,
+    "deploy": 2900,
     "launch": 500,
-    "cli": 910,
+    "cli": 955,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 20,000 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 21,800 for all of them,
 with the rooms that are planned.
 """
 
@@ -325,7 +325,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 20_000
+    assert sum(CODE_LINES.values()) <= 21_800
 
 
 def public(name: str) -> bool:

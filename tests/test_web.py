@@ -15,7 +15,7 @@ from browser import CHROMIUM, Page, Site, page
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.deploy.client import runtime
 from jaxtrain.deploy.client.web import write_web
-from jaxtrain.deploy.onnx.environment import environment
+from jaxtrain.deploy.onnx.environment import onnx_environment
 from jaxtrain.deploy.signature import Signature
 
 HERE = Path(__file__).parent
@@ -28,7 +28,7 @@ BROWSERS_OWN = ("google.com", "googleapis.com", "gvt1.com", "gstatic.com")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundles made by hand, with ONNX Runtime's outputs as the expected ones."""
     folder = tmp_path_factory.mktemp("bundles")
-    paths = f"{environment()}:{HERE.parent}"
+    paths = f"{onnx_environment()}:{HERE.parent}"
     for kind in ("text", "table", "image", "language"):
         command = [sys.executable, str(HERE / "handmade.py"), str(folder / kind), kind]
         subprocess.run(command, env={"PYTHONPATH": paths, "PATH": "/usr/bin:/bin"}, check=True)

@@ -1,21 +1,21 @@
 """The verbs that use a trained model, a run or a bundle, and the one that makes a bundle of a run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from jaxtrain.base.errors import ConfigError, ExitCode
+from jaxtrain.deploy.bundle import Backend
 from jaxtrain.experiment.start import SavedStep
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-Model = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|BUNDLE")]
+RunOrBundle = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|BUNDLE")]
 Code = Annotated[str | None, tyro.conf.arg(metavar="FILE[:FUNCTION]")]
-Backend = Literal["jax", "onnx"]
 
 
 def evaluate(
-    model: Model,
+    model: RunOrBundle,
     step: SavedStep | None = None,
     split: str | None = None,
     code: Code = None,
@@ -53,7 +53,7 @@ def evaluate(
 
 
 def predict(
-    model: Model,
+    model: RunOrBundle,
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT|FILE …")] = (),
     step: SavedStep | None = None,
     code: Code = None,

@@ -18,7 +18,7 @@ from jaxtrain.base.packages import needs
 from jaxtrain.deploy.golden import TOLERANCE, GoldenExample, first_difference, golden_examples
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, version_folder
 from jaxtrain.deploy.signature import Signature, check_format
-from jaxtrain.deploy.triton import fits
+from jaxtrain.deploy.triton import fits_signature
 from jaxtrain.deploy.weights import read_weights
 
 Backend = Literal["jax", "onnx"]
@@ -168,7 +168,7 @@ class Bundle:
             if required:
                 raise Damaged(str(file), None, "it is missing")
             return
-        if not fits(file.read_text(encoding="utf-8", errors="replace"), self.signature):
+        if not fits_signature(file.read_text(encoding="utf-8", errors="replace"), self.signature):
             raise Damaged(str(file), None, "it is not what signature.json says")
 
 

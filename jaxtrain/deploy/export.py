@@ -32,11 +32,11 @@ from jaxtrain.deploy.golden import (
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, files_of
 from jaxtrain.deploy.onnx.conversion import Examples, can_convert, write_onnx
 from jaxtrain.deploy.onnx.int8 import Int8Gate
-from jaxtrain.deploy.predictor import Predictor, by_path, raw_source
+from jaxtrain.deploy.predictor import Predictor, raw_source, weights_by_path
 from jaxtrain.deploy.reference import ROWS, features, statistics
 from jaxtrain.deploy.signature import FORMAT, Row
 from jaxtrain.deploy.stablehlo import StableHlo, lowered
-from jaxtrain.deploy.triton import config_pbtxt, fits
+from jaxtrain.deploy.triton import config_pbtxt, fits_signature
 from jaxtrain.deploy.weights import weights_bytes
 from jaxtrain.evaluate import chosen_evals, evaluate
 from jaxtrain.experiment.experiment import Experiment
@@ -128,7 +128,7 @@ def check_export(experiment: Experiment) -> None:
     """
     named = abstract_variables(experiment.task, experiment.data.example())
     shapes = Variables(plain(named.params), plain(named.state))
-    predictor = Predictor.of(experiment, by_path(shapes))
+    predictor = Predictor.of(experiment, weights_by_path(shapes))
     lowered(predictor)
     if (why := can_convert(predictor)) is not None:
         logging.getLogger("jaxtrain.deploy").warning("its bundle will have no ONNX: %s", why)
@@ -204,7 +204,8 @@ def _computed(predictor: Predictor, rows: Sequence[Row], runner: StableHlo) -> E
     """The tensors of rows, and the outputs for them."""
     parts = [predictor.signature.tensors_of(rows[start : start + 64]) for start in range(0, len(rows), 64)]
     outputs = [runner.run(part) for part in parts]
-    return tuple({name: np.concatenate([each[name] for each in of]) for name in of[0]} for of in (parts, outputs))
+    tensors, found = ({name: np.concatenate([each[name] for each in of]) for name in of[0]} for of in (parts, outputs))
+    return tensors, found
 
 
 def _put(x: np.ndarray, places: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -238,7 +239,7 @@ def _check_config(model: Path, signature: Any) -> None:
     """Raises ConfigError where the other versions of a model take other inputs: Triton has one config for all."""
     file = model / CONFIG_FILE
     others = any(each.name.isdecimal() for each in model.iterdir())
-    if others and file.is_file() and not fits(file.read_text(encoding="utf-8"), signature):
+    if others and file.is_file() and not fits_signature(file.read_text(encoding="utf-8"), signature):
         raise ConfigError(
             f"{model} holds versions with other inputs or outputs ({file}): export this one with another --name"
         )

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.deploy.inputs import Category, Input, Text, TokenIds
-from jaxtrain.deploy.numeric import Audio, Number, Numbers
+from jaxtrain.deploy.numeric import Audio, Number, NumericInput
 from jaxtrain.deploy.signature import FORMAT, Row, Signature, check_format
 from jaxtrain.deploy.values import np_dtype
 
@@ -131,7 +131,7 @@ def _odd(kind: Input, usual: Any) -> dict[str, Any]:
         click = silence.copy()
         click[kind.samples // 2] = 1
         return {"silence": silence, "click": click, "very loud": silence + 1e4}
-    assert isinstance(kind, Numbers)
+    assert isinstance(kind, NumericInput)
     low, high = kind.range or ((-EXTREME, EXTREME) if kind.dtype.startswith(("float", "bfloat")) else (0, 1))
     dtype = np_dtype(kind.dtype)
     whole = {what: np.full(kind.shape, value, dtype) for what, value in (("least", low), ("most", high))}

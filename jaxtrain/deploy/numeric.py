@@ -13,7 +13,7 @@ _EXACT = 1 << 24  # beyond it float32 skips integers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numbers(Input):
+class NumericInput(Input):
     """The base of inputs that are arrays of numbers of one shape, from `range[0]` to `range[1]` where it is given."""
 
     shape: tuple[int, ...]
@@ -50,14 +50,14 @@ class Numbers(Input):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Array(Numbers):
+class Array(NumericInput):
     """An array of numbers."""
 
     kind = "array"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Image(Numbers):
+class Image(NumericInput):
     """Pixels [height, width, channels] on the scale `range`, or an encoded image, which is resized and put on it."""
 
     kind = "image"

@@ -102,10 +102,10 @@ class Predictor:
 def weights_of(state: TrainState) -> dict[str, np.ndarray]:
     """The variables that are evaluated, averaged where the optimizer averages, by path, as numpy arrays."""
     variables = jax.device_get(jax.jit(lambda state: state.evaluated)(state))
-    return by_path(variables)
+    return weights_by_path(variables)
 
 
-def by_path(variables: Variables) -> dict[str, Any]:
+def weights_by_path(variables: Variables) -> dict[str, Any]:
     """The leaves of variables by path, parameters under `params/` and state under `state/`."""
     trees = {"params": variables.params, "state": variables.state}
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trees)}

@@ -2,8 +2,10 @@
 
 import json
 import re
+from dataclasses import replace
 
 from jaxtrain.deploy.inputs import Tensor
+from jaxtrain.deploy.onnx.runtime import names_of_outputs
 from jaxtrain.deploy.signature import Signature
 
 _TYPES = {
@@ -23,13 +25,15 @@ _TYPES = {
 def config_pbtxt(signature: Signature, max_batch: int | None = None) -> str:
     """The config of the ONNX model in the version folders; `max_batch` is the signature's by default."""
     rows = signature.max_batch if max_batch is None else max_batch
+    named = zip(signature.outputs, names_of_outputs(signature.tensors, signature.outputs), strict=True)
+    outputs = [replace(each, name=name) for each, name in named]
     return (
         f"name: {json.dumps(signature.name)}\n"
         'backend: "onnxruntime"\n'
         'default_model_filename: "model.onnx"\n'
         f"max_batch_size: {rows}\n"
         f"input [{','.join(map(_tensor, signature.tensors))}\n]\n"
-        f"output [{','.join(map(_tensor, signature.outputs))}\n]\n"
+        f"output [{','.join(map(_tensor, outputs))}\n]\n"
         "dynamic_batching { }\n"
     )
 
@@ -40,7 +44,7 @@ def max_batch_of(config: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def fits(config: str, signature: Signature) -> bool:
+def fits_signature(config: str, signature: Signature) -> bool:
     """Whether a config is that of this signature; the rows of a batch may be those of another version."""
     return config == config_pbtxt(signature, max_batch_of(config))
 

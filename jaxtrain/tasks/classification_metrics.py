@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from jaxtrain.tasks.metrics import Array, Metric, as_weights, weighted
+from jaxtrain.tasks.metrics import AnyArray, Metric, as_weights, weighted
 
 ROUNDING = 1e-6
 """A probability may be this far outside 0…1."""
@@ -24,11 +24,11 @@ class Confusion(Metric):
     averages equal the accuracy, since every row has one class.
     """
 
-    counts: Array
+    counts: AnyArray
     """f32[C, C]: the weight of the rows of each class (dim 0) by the class predicted (dim 1)."""
 
     @classmethod
-    def of(cls, labels: Array, predictions: Array, classes: int, weights: Array | None = None) -> Self:
+    def of(cls, labels: AnyArray, predictions: AnyArray, classes: int, weights: AnyArray | None = None) -> Self:
         """Counts labels and predictions, class numbers of one shape i[...] from 0 to classes - 1, weighted by `weights`
         of that shape. A row with a number outside of these, such as -100, counts for nothing.
         """
@@ -67,13 +67,13 @@ class AUC(Metric):
     counts one half, so the value is within `error_bound` of the exact one. NaN where one of the labels is missing.
     """
 
-    negatives: Array
+    negatives: AnyArray
     """f32[N]: the weight of the negative rows in each bin of scores."""
-    positives: Array
+    positives: AnyArray
     """f32[N]: of the positive ones."""
 
     @classmethod
-    def of(cls, scores: Array, labels: Array, weights: Array | None = None, bins: int = 512) -> Self:
+    def of(cls, scores: AnyArray, labels: AnyArray, weights: AnyArray | None = None, bins: int = 512) -> Self:
         """Counts scores f[...] from 0 to 1 by their labels bool[...], weighted by `weights` of that shape.
 
         A score that is NaN or outside of 0…1, such as a logit, makes the value NaN, unless its weight is 0.
@@ -105,14 +105,14 @@ class Calibration(Metric):
     between mean confidence and accuracy of their bin (Guo et al. 2017, arXiv:1706.04599). Sums by bin, f32[N] each.
     """
 
-    weight: Array
-    confidence: Array
+    weight: AnyArray
+    confidence: AnyArray
     """The weighted sum of confidences."""
-    right: Array
+    right: AnyArray
     """The weight of the rows that were predicted right."""
 
     @classmethod
-    def of(cls, confidences: Array, right: Array, weights: Array | None = None, bins: int = 15) -> Self:
+    def of(cls, confidences: AnyArray, right: AnyArray, weights: AnyArray | None = None, bins: int = 15) -> Self:
         """From the probability of the predicted class f[...] and whether it was right bool[...], weighted by `weights`
         of that shape. A confidence that is NaN or outside of 0…1 makes the value NaN, unless its weight is 0.
         """
@@ -134,7 +134,7 @@ class Calibration(Metric):
         return found
 
 
-def _sums_by_bin(scores: Array, weights: Array, rows: Array, bins: int) -> Array:
+def _sums_by_bin(scores: AnyArray, weights: AnyArray, rows: AnyArray, bins: int) -> AnyArray:
     """The sums of several values a score, rows[n, ...], over the scores in each of `bins` bins of 0…1: f32[n, bins].
 
     All are NaN where a score of any weight is NaN or outside of 0…1.

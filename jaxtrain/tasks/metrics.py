@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError
 
-Array = Any
+AnyArray = Any
 """A `jax.Array` on a device, a `numpy.ndarray` once it was fetched."""
 
 
@@ -67,10 +67,10 @@ def _register() -> None:
         return
     from jax import tree_util
 
-    def with_names(metric: Metric) -> tuple[list[tuple[Any, Array]], None]:
+    def with_names(metric: Metric) -> tuple[list[tuple[Any, AnyArray]], None]:
         return [(tree_util.GetAttrKey(name), array) for name, array in _arrays(metric).items()], None
 
-    def flatten(metric: Metric) -> tuple[list[Array], None]:
+    def flatten(metric: Metric) -> tuple[list[AnyArray], None]:
         return list(_arrays(metric).values()), None
 
     def unflatten(kind: type[Metric], leaves: Iterable[Any]) -> Metric:
@@ -87,11 +87,11 @@ def _register() -> None:
             )
 
 
-def _arrays(metric: Metric) -> dict[str, Array]:
+def _arrays(metric: Metric) -> dict[str, AnyArray]:
     return {field.name: getattr(metric, field.name) for field in fields(metric)}
 
 
-def as_weights(values: Array, weights: Array | None) -> Array:
+def as_weights(values: AnyArray, weights: AnyArray | None) -> AnyArray:
     """The weights of `values` as f32 of their shape, 1 each for None. Raises ConfigError for another shape."""
     import jax.numpy as jnp
 
@@ -103,7 +103,7 @@ def as_weights(values: Array, weights: Array | None) -> Array:
     return jnp.asarray(weights, jnp.float32)
 
 
-def weighted(values: Array, weights: Array) -> Array:
+def weighted(values: AnyArray, weights: AnyArray) -> AnyArray:
     """`values * weights`, 0 where the weight is 0 even if the value is NaN or infinite; so is the gradient to `values`.
 
     What a masked value was computed from is the caller's: the gradient of log(x) at x = 0 is 0 × inf. Choose a safe x
@@ -118,11 +118,11 @@ def weighted(values: Array, weights: Array) -> Array:
 class Mean(Metric):
     """A weighted mean, kept as the weighted sum and the sum of weights, f32[] each."""
 
-    total: Array
-    weight: Array
+    total: AnyArray
+    weight: AnyArray
 
     @classmethod
-    def of(cls, values: Array, weights: Array | None = None) -> Self:
+    def of(cls, values: AnyArray, weights: AnyArray | None = None) -> Self:
         """The mean of `values` (any shape), weighted by `weights` of the same shape or all equally.
 
         A value of weight 0 counts for nothing, even if it is NaN or infinite.
@@ -139,10 +139,10 @@ class Mean(Metric):
 class Sum(Metric):
     """A weighted sum f32[], such as a count; that of no rows is 0."""
 
-    total: Array
+    total: AnyArray
 
     @classmethod
-    def of(cls, values: Array, weights: Array | None = None) -> Self:
+    def of(cls, values: AnyArray, weights: AnyArray | None = None) -> Self:
         """The sum of `values` (any shape), weighted by `weights` of the same shape or all by 1."""
         return cls(weighted(values, as_weights(values, weights)).sum())
 
@@ -154,11 +154,11 @@ class Sum(Metric):
 class Perplexity(Metric):
     """exp of a weighted mean of cross-entropies in nats, taken once all rows are merged."""
 
-    total: Array
-    weight: Array
+    total: AnyArray
+    weight: AnyArray
 
     @classmethod
-    def of(cls, losses: Array, weights: Array | None = None) -> Self:
+    def of(cls, losses: AnyArray, weights: AnyArray | None = None) -> Self:
         """The perplexity of `losses` in nats (any shape), weighted by `weights` of the same shape or all equally."""
         mean = Mean.of(losses, weights)
         return cls(mean.total, mean.weight)

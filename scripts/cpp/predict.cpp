@@ -168,7 +168,7 @@ class Bundle {
         request.infer();
         std::map<std::string, std::vector<double>> found;
         for (const Json& output : signature["outputs"].list) {
-            const ov::Tensor tensor = request.get_tensor(output["name"].text);
+            const ov::Tensor tensor = request.get_tensor(name_in_graph(output["name"].text));
             auto& values = found[output["name"].text];
             for (size_t i = 0; i < tensor.get_size(); i++) {
                 if (tensor.get_element_type() == ov::element::f32) values.push_back(tensor.data<const float>()[i]);
@@ -187,6 +187,14 @@ class Bundle {
   private:
     const std::string folder;
     ov::InferRequest request;
+
+    /// The name that an output has in the graph: another one where an input has the same.
+    std::string name_in_graph(const std::string& output) const {
+        for (const Json& each : signature["tensors"].list) {
+            if (each["name"].text == output) return "output/" + output;
+        }
+        return output;
+    }
 
     const Json& tensor_spec(const std::string& name) const {
         for (const Json& each : signature["tensors"].list) {

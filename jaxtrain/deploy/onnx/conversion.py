@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.deploy.inputs import Tensor
-from jaxtrain.deploy.onnx.environment import folder_of_packages, missing, run
+from jaxtrain.deploy.onnx.environment import folder_of_packages, missing, run_in_environment
 from jaxtrain.deploy.onnx.int8 import Int8Gate
 from jaxtrain.deploy.predictor import Predictor
 
@@ -95,7 +95,7 @@ def _request(predictor: Predictor) -> Request:
 
 def _answer(request: Request) -> dict[str, Any]:
     """What the process answers. Raises ConfigError for an answer that says why not, RuntimeError where it fails."""
-    done = run([_MODULE], cloudpickle.dumps(request))
+    done = run_in_environment([_MODULE], cloudpickle.dumps(request))
     try:
         answer = json.loads(done.stdout.decode().strip().rpartition("\n")[2])
     except ValueError:

@@ -22,10 +22,10 @@ from jax2onnx import to_onnx
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.deploy.onnx.conversion import INT8_FILE, MODEL_FILE, Request
-from jaxtrain.deploy.onnx.int8 import Arrays, int8, run_rows
+from jaxtrain.deploy.onnx.int8 import Outputs, int8, run_rows
 from jaxtrain.deploy.onnx.portable import make_portable
 from jaxtrain.deploy.onnx.rewrite import evaluated
-from jaxtrain.deploy.onnx.runtime import OnnxModel
+from jaxtrain.deploy.onnx.runtime import OnnxModel, names_of_outputs
 from jaxtrain.models.layers import plain_graph
 
 OPSET = 21
@@ -35,7 +35,7 @@ MOST = 2**31 - 1
 """Bytes of a file of protobuf."""
 
 
-def main() -> None:
+def answer_request() -> None:
     """Answers the request."""
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
@@ -94,7 +94,7 @@ def graph(request: Request) -> bytes:
                 model_name=request.name,
                 opset=OPSET,
                 input_names=[*names, *(f"weights/{path}" for path in given)],
-                output_names=[each.name for each in request.outputs],
+                output_names=names_of_outputs(request.tensors, request.outputs),
             )
         make_portable(made)
         content = made.SerializeToString(deterministic=True)
@@ -134,7 +134,7 @@ def _loaded(content: bytes) -> OnnxModel:
         raise ConfigError(error.why) from error
 
 
-def _difference(found: Arrays, wanted: Mapping[str, np.ndarray], tolerance: float | None) -> float:
+def _difference(found: Outputs, wanted: Mapping[str, np.ndarray], tolerance: float | None) -> float:
     """The largest difference of a finite number. Raises ConfigError where one is beyond the tolerance, and as much of
     the number itself.
     """
@@ -159,4 +159,4 @@ def _why(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    answer_request()

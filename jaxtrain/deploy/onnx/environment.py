@@ -21,7 +21,7 @@ from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, cannot_write
 from jaxtrain.base.files import atomic_folder, digest, remove_unfinished
 
-PACKAGES = (
+ONNX_PACKAGES = (
     "jax2onnx==0.17.1",
     "onnx==1.23.2",
     "onnx-ir==1.1.0",
@@ -32,10 +32,10 @@ PACKAGES = (
 )
 """What is installed. All else that they import is what training has: jax, flax, numpy, ml_dtypes."""
 
-SECONDS = 1200  # 140 MB
+_SECONDS = 1200  # 140 MB
 
 
-def environment() -> Path:
+def onnx_environment() -> Path:
     """The folder of the packages, which is made at the first call: whole or not at all, whoever else makes it.
 
     Raises ConfigError, with the command to type, where they cannot be installed.
@@ -59,15 +59,15 @@ def environment() -> Path:
 
 def folder_of_packages() -> Path:
     """Where the packages are, or will be, for this Python and machine."""
-    version = PACKAGES[0].partition("==")[2]
+    version = ONNX_PACKAGES[0].partition("==")[2]
     kind = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-    return cache(f"onnx-{version}-{digest(*PACKAGES, kind, length=8)}")
+    return cache(f"onnx-{version}-{digest(*ONNX_PACKAGES, kind, length=8)}")
 
 
 def missing(folder: Path) -> str | None:
     """What of the packages is not in the folder as it was installed; None where all is."""
     found = {each.name.lower(): each for each in importlib.metadata.distributions(path=[str(folder)])}
-    for requirement in PACKAGES:
+    for requirement in ONNX_PACKAGES:
         name, _, version = requirement.partition("==")
         package = found.get(name)
         if package is None or package.version != version:
@@ -79,9 +79,9 @@ def missing(folder: Path) -> str | None:
     return None
 
 
-def run(arguments: Sequence[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
+def run_in_environment(arguments: Sequence[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
     """Runs a module of ours in a process that sees the packages before its own, on the CPU, and reads `given`."""
-    path = os.pathsep.join([str(environment()), *filter(None, sys.path)])
+    path = os.pathsep.join([str(onnx_environment()), *filter(None, sys.path)])
     # An accelerator belongs to this process, and a graph is checked on a CPU.
     variables = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "PYTHONUTF8": str(sys.flags.utf8_mode)}
     command = [sys.executable, "-P", "-m", *arguments]
@@ -94,16 +94,16 @@ def _install(unfinished: Path, folder: Path) -> None:
         raise ConfigError(f"{_why('neither uv nor pip is here')}, once uv is installed: {_by_hand(folder)}")
     try:
         done = subprocess.run(
-            [*command, "--target", str(unfinished), *PACKAGES],
+            [*command, "--target", str(unfinished), *ONNX_PACKAGES],
             capture_output=True,
             text=True,
             cwd=folder.parent,  # not in a project, whose settings are about other packages
-            timeout=SECONDS,
+            timeout=_SECONDS,
             stdin=subprocess.DEVNULL,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ConfigError(f"{_why(f'that took more than {SECONDS} s')}: {_by_hand(folder)}") from None
+        raise ConfigError(f"{_why(f'that took more than {_SECONDS} s')}: {_by_hand(folder)}") from None
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         raise ConfigError(f"{_why('; '.join(lines[-2:]) or f'{command[0]} failed')}: {_by_hand(folder)}")
@@ -122,14 +122,14 @@ def _installer() -> list[str] | None:
 
 def _why(reason: str) -> str:
     return (
-        f"ONNX is made by {PACKAGES[0]}, which is installed once in a folder of its own, and that failed ({reason}). "
-        "Where there is a network, type"
+        f"ONNX is made by {ONNX_PACKAGES[0]}, which is installed once in a folder of its own, and that failed "
+        f"({reason}). Where there is a network, type"
     )
 
 
 def _by_hand(folder: Path) -> str:
     command = _installer() or ["uv", "pip", "install", "--no-deps", "--python", sys.executable]
-    return " ".join([*command, "--target", str(folder), *PACKAGES])
+    return " ".join([*command, "--target", str(folder), *ONNX_PACKAGES])
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from jaxtrain.base.packages import needs
 from jaxtrain.deploy.inputs import Tensor
 from jaxtrain.deploy.onnx.runtime import OnnxModel
 
-Arrays = Mapping[str, np.ndarray]
-"""Arrays by name, rows on dim 0."""
+Outputs = Mapping[str, np.ndarray]
+"""Outputs by name, rows on dim 0."""
 
 RECIPES: Mapping[str, Mapping[str, bool]] = {
     "QUInt8": {"signed": False, "per_channel": False},
@@ -79,7 +79,7 @@ class Made:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def int8(graph: bytes, outputs: Sequence[Tensor], rows: Arrays, gate: Int8Gate | None = None) -> Made:
+def int8(graph: bytes, outputs: Sequence[Tensor], rows: Outputs, gate: Int8Gate | None = None) -> Made:
     """The faster of the graphs of int8 that pass the gate, on rows of the evaluation split."""
     gate = gate or Int8Gate()
     exact = OnnxModel(graph, threads=1)
@@ -100,7 +100,7 @@ def int8(graph: bytes, outputs: Sequence[Tensor], rows: Arrays, gate: Int8Gate |
     return Made(contents[best], {"recipe": best, **seen[best], **facts})
 
 
-def compare(outputs: Sequence[Tensor], wanted: Arrays, found: Arrays) -> Compared:
+def compare(outputs: Sequence[Tensor], wanted: Outputs, found: Outputs) -> Compared:
     """How far outputs are from those of f32."""
     agreement, difference, spread = [], [], []
     for each in outputs:
@@ -117,7 +117,7 @@ def compare(outputs: Sequence[Tensor], wanted: Arrays, found: Arrays) -> Compare
     return Compared(min(agreement, default=None), max(difference, default=None), max(spread, default=None))
 
 
-def fastest(models: Mapping[str, OnnxModel], tensors: Arrays) -> dict[str, float]:
+def fastest(models: Mapping[str, OnnxModel], tensors: Outputs) -> dict[str, float]:
     """The milliseconds of the best of 40 rounds, in which the models take turns, so that a busy machine slows all."""
     best = dict.fromkeys(models, float("inf"))
     for _ in range(_ROUNDS):
@@ -128,19 +128,19 @@ def fastest(models: Mapping[str, OnnxModel], tensors: Arrays) -> dict[str, float
     return {name: round(each, 4) for name, each in best.items()}
 
 
-def run_rows(model: OnnxModel, rows: Arrays) -> dict[str, np.ndarray]:
+def run_rows(model: OnnxModel, rows: Outputs) -> dict[str, np.ndarray]:
     """The outputs for many rows, some at a time."""
     parts = [model.run(part) for part in _parts(rows)]
     return {name: np.concatenate([part[name] for part in parts]) for name in model.outputs}
 
 
-def _parts(rows: Arrays) -> Iterator[dict[str, np.ndarray]]:
+def _parts(rows: Outputs) -> Iterator[dict[str, np.ndarray]]:
     for start in range(0, len(next(iter(rows.values()))), _ROWS):
         yield {name: x[start : start + _ROWS] for name, x in rows.items()}
 
 
 def _tried(
-    graph: bytes, recipe: Mapping[str, bool], outputs: Sequence[Tensor], rows: Arrays, wanted: Arrays, gate: Int8Gate
+    graph: bytes, recipe: Mapping[str, bool], outputs: Sequence[Tensor], rows: Outputs, wanted: Outputs, gate: Int8Gate
 ) -> tuple[dict[str, Any], bytes, OnnxModel | None]:
     """What the gate saw of a recipe, and the graph; no model where it does not pass."""
     try:
@@ -159,8 +159,8 @@ def _tried(
 
 
 def quantized(graph: bytes, signed: bool, per_channel: bool) -> bytes:
-    """The graph with weights of int8, signed ones after shapes are inferred and constants folded; the same bytes at
-    every call. Raises ConfigError where ONNX Runtime's quantiser fails.
+    """The graph with weights of int8, after shapes are inferred and constants folded; the same bytes at every call.
+    Raises ConfigError where ONNX Runtime's quantiser fails.
     """
     with needs("int8", "onnxruntime", "onnx"):
         from onnxruntime import quantization
@@ -168,11 +168,9 @@ def quantized(graph: bytes, signed: bool, per_channel: bool) -> bytes:
     with tempfile.TemporaryDirectory(prefix="jaxtrain-int8-") as folder:
         source, prepared, made = (Path(folder, name) for name in ("f32.onnx", "prepared.onnx", "int8.onnx"))
         source.write_bytes(graph)
-        if signed:
-            _refused(lambda: shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True))
         kind = quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8
-        given = prepared if signed else source
-        _refused(lambda: quantization.quantize_dynamic(given, made, weight_type=kind, per_channel=per_channel))
+        _refused(lambda: shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True))
+        _refused(lambda: quantization.quantize_dynamic(prepared, made, weight_type=kind, per_channel=per_channel))
         return made.read_bytes()
 
 

@@ -15,7 +15,7 @@ from jax2onnx.plugins.plugin_system import PrimitiveLeafPlugin, register_primiti
 
 
 def matmul(x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
-    """f[..., F] by one MatMul, whose weights become int8; jax2onnx makes an Einsum of more than two dims."""
+    """f[..., F] by one MatMul, whose weights become int8; those of jax2onnx's Einsum and Gemm with β = 0 do not."""
     return _MATMUL.bind(x, kernel_DF)
 
 
@@ -34,12 +34,12 @@ def pad(x: jax.Array, value: jax.Array, low: Sequence[int], high: Sequence[int])
     return _PAD.bind(x, value, low=tuple(low), high=tuple(high))
 
 
-Ints = Sequence[int]
+_Ints = Sequence[int]
 
 
-def cut(x: jax.Array, starts: Ints, ends: Ints, steps: Ints, axes: Ints) -> jax.Array:
+def sliced(x: jax.Array, starts: _Ints, ends: _Ints, steps: _Ints, axes: _Ints) -> jax.Array:
     """`x[starts:ends:steps]` along these dims, whose sizes are known; jax2onnx names the ends of all dims, by nodes."""
-    return _CUT.bind(x, starts=tuple(starts), ends=tuple(ends), steps=tuple(steps), axes=tuple(axes))
+    return _SLICED.bind(x, starts=tuple(starts), ends=tuple(ends), steps=tuple(steps), axes=tuple(axes))
 
 
 def set_in_rows(x_BW: jax.Array, at_BL: jax.Array, updates_BL: jax.Array) -> jax.Array:
@@ -82,14 +82,14 @@ def _pad_node(ctx: Any, equation: Any, x: ir.Value, value: ir.Value, **name: Any
     return ctx.builder.Pad(x, _constant(ctx, pads), value, mode="constant", **name)
 
 
-def _cut_shape(x: Any, *, starts: Any, ends: Any, steps: Any, axes: Any) -> ShapedArray:
+def _sliced_shape(x: Any, *, starts: Any, ends: Any, steps: Any, axes: Any) -> ShapedArray:
     shape = [*x.shape]
     for start, end, step, axis in zip(starts, ends, steps, axes, strict=True):
         shape[axis] = len(range(start, end, step))
     return ShapedArray(tuple(shape), x.dtype)
 
 
-def _cut_node(ctx: Any, equation: Any, x: ir.Value, **name: Any) -> ir.Value:
+def _sliced_node(ctx: Any, equation: Any, x: ir.Value, **name: Any) -> ir.Value:
     wanted = (equation.params[each] for each in ("starts", "ends", "axes", "steps"))
     return ctx.builder.Slice(x, *(_constant(ctx, np.array(each, np.int64)) for each in wanted), **name)
 
@@ -129,6 +129,6 @@ def _primitive(name: str, shape: Callable[..., ShapedArray], node: Callable[...,
 _MATMUL = _primitive("matmul", _matmul_shape, _matmul_node)
 _RESHAPE = _primitive("reshape", _reshape_shape, _reshape_node)
 _PAD = _primitive("pad", _pad_shape, _pad_node)
-_CUT = _primitive("cut", _cut_shape, _cut_node)
+_SLICED = _primitive("sliced", _sliced_shape, _sliced_node)
 _MODULUS = _primitive("modulus", _modulus_shape, _modulus_node)
 _SET_IN_ROWS = _primitive("set_in_rows", _set_in_rows_shape, _set_in_rows_node)

@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxtrain.deploy.onnx.operations import cut, matmul, modulus, pad, reshape, set_in_rows
+from jaxtrain.deploy.onnx.operations import matmul, modulus, pad, reshape, set_in_rows, sliced
 
 _SMALL = 4096  # numbers of a constant
 
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2")
 
-Params = Mapping[str, Any]
+_Params = Mapping[str, Any]
 """The parameters of an operation."""
 
 
@@ -39,7 +40,7 @@ def evaluated(closed: ClosedJaxpr, arrays: Sequence[Any]) -> list[Any]:
             with jax.ensure_compile_time_eval():
                 found = _bound(equation, given)
         else:
-            replaced = RULES[name](*given, equation.params) if name in RULES else None
+            replaced = REPLACED[name](*given, equation.params) if name in REPLACED else None
             found = _bound(equation, given) if replaced is None else [replaced]
         values |= dict(zip(equation.outvars, found, strict=True))
     return [*map(value, closed.jaxpr.outvars)]
@@ -61,7 +62,7 @@ def _bound(equation: Any, given: Sequence[Any]) -> Sequence[Any]:
 
 def _is_constant(equation: Any, given: Sequence[Any]) -> bool:
     """Whether an operation is of weights alone, and makes nothing of them that would be longer in the file."""
-    if any(isinstance(x, jax.core.Tracer) for x in given) or equation.effects:
+    if any(isinstance(x, Tracer) for x in given) or equation.effects:
         return False
     if any(_unknown(each.aval.shape) for each in equation.outvars):
         return False
@@ -73,7 +74,7 @@ def _unknown(shape: Sequence[Any]) -> list[int]:
     return [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
 
 
-def _pad(x: jax.Array, value: jax.Array, params: Params) -> jax.Array:
+def _pad(x: jax.Array, value: jax.Array, params: _Params) -> jax.Array:
     """Entries around, and between others, which jax2onnx does not have."""
     for axis, (_, _, interior) in enumerate(params["padding_config"]):
         x = _spread(x, value, axis, interior) if interior and x.shape[axis] > 1 else x
@@ -95,31 +96,31 @@ def _spread(x: jax.Array, value: jax.Array, axis: int, interior: int) -> jax.Arr
 
 
 def _part(x: jax.Array, axis: int, start: int, end: int) -> jax.Array:
-    return cut(x, (start,), (end,), (1,), (axis,))
+    return sliced(x, (start,), (end,), (1,), (axis,))
 
 
 def _reshaped(x: jax.Array, shape: Sequence[Any]) -> jax.Array:
     return reshape(x, shape) if len(_unknown(shape)) <= 1 else lax.reshape(x, shape)
 
 
-def _slice(x: jax.Array, params: Params) -> jax.Array | None:
+def _slice(x: jax.Array, params: _Params) -> jax.Array | None:
     """By one node, where the dims that are not known are taken whole."""
     starts, ends = params["start_indices"], params["limit_indices"]
     steps = params["strides"] or (1,) * x.ndim
     axes = [each for each in range(x.ndim) if (starts[each], steps[each]) != (0, 1) or ends[each] != x.shape[each]]
     if _unknown([x.shape[axis] for axis in axes]):
         return None
-    return cut(x, *([each[axis] for axis in axes] for each in (starts, ends, steps)), axes) if axes else x
+    return sliced(x, *([each[axis] for axis in axes] for each in (starts, ends, steps)), axes) if axes else x
 
 
-def _scatter(x: jax.Array, at: jax.Array, updates: jax.Array, params: Params) -> jax.Array | None:
+def _scatter(x: jax.Array, at: jax.Array, updates: jax.Array, params: _Params) -> jax.Array | None:
     """`x.at[:, 2:5].set(…)` and `jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))`; None for all others."""
     numbers, dropped = params["dimension_numbers"], "DROP" in str(params["mode"])
     inserted, places = (
         [*map(int, each)] for each in (numbers.inserted_window_dims, numbers.scatter_dims_to_operand_dims)
     )
     batched = [*map(int, numbers.operand_batching_dims)]
-    if not isinstance(at, jax.core.Tracer) and not inserted and not batched and at.ndim == 1:
+    if not isinstance(at, Tracer) and not inserted and not batched and at.ndim == 1:
         return _window_set(x, dict(zip(places, np.asarray(at).tolist(), strict=True)), updates)
     if batched == [0] and inserted == places == [1] and x.ndim == updates.ndim == 2 and dropped:
         return _rows_set(x, lax.squeeze(at, (2,)), updates)
@@ -128,7 +129,9 @@ def _scatter(x: jax.Array, at: jax.Array, updates: jax.Array, params: Params) ->
 
 def _window_set(x: jax.Array, starts: Mapping[int, int], updates: jax.Array) -> jax.Array | None:
     """`x` with a window of it replaced, which begins at `starts` by dim; None where it is outside, or of two dims."""
-    cut_short = [axis for axis in range(x.ndim) if x.shape[axis] != updates.shape[axis]] or [*starts][:1]
+    cut_short = [axis for axis in range(x.ndim) if x.shape[axis] != updates.shape[axis]]
+    if not cut_short and not any(starts.values()):
+        return updates
     if len(cut_short) != 1 or any(start for axis, start in starts.items() if axis not in cut_short):
         return None
     [axis] = cut_short
@@ -152,10 +155,10 @@ def _rows_set(x_BW: jax.Array, at_BL: jax.Array, updates_BL: jax.Array) -> jax.A
     return _part(set_in_rows(wide, at_BL, updates_BL), 1, 0, W)
 
 
-def _dot_general(x: jax.Array, kernel: jax.Array, params: Params) -> jax.Array | None:
+def _dot_general(x: jax.Array, kernel: jax.Array, params: _Params) -> jax.Array | None:
     """`x[..., D] @ kernel_DF`, in f32; None for all others."""
     (ours, theirs), batched = params["dimension_numbers"][0], params["dimension_numbers"][1]
-    plain = (*ours, *theirs) == (x.ndim - 1, 0) and not any(batched) and kernel.ndim == 2 and x.ndim > 2
+    plain = (*ours, *theirs) == (x.ndim - 1, 0) and not any(batched) and kernel.ndim == 2 and x.ndim > 1
     return matmul(x, kernel) if plain and x.dtype == kernel.dtype == np.float32 else None
 
 
@@ -172,7 +175,7 @@ def _broadcast_in_dim(x: jax.Array, *more: Any) -> jax.Array | None:
     return reshape(x, shape) if added and same and len(_unknown(shape)) == 1 else None
 
 
-def _rem(x: jax.Array, y: jax.Array, params: Params) -> jax.Array | None:
+def _rem(x: jax.Array, y: jax.Array, params: _Params) -> jax.Array | None:
     """By one node, of unsigned integers, of which the remainder is the modulus."""
     return modulus(x, y) if jnp.issubdtype(x.dtype, jnp.unsignedinteger) else None
 
@@ -187,7 +190,7 @@ def _sort(x: jax.Array, *more: Any) -> jax.Array | None:
     return lax.bitwise_xor(lax.convert_element_type(made, jnp.uint32), highest)
 
 
-RULES: Mapping[str, Callable[..., jax.Array | None]] = {
+REPLACED: Mapping[str, Callable[..., jax.Array | None]] = {
     "pad": _pad,
     "slice": _slice,
     "scatter": _scatter,

@@ -1,6 +1,6 @@
 """Runs a graph of ONNX by ONNX Runtime on the CPU. Needs neither jax nor training code."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.packages import needs
+from jaxtrain.deploy.inputs import Tensor
 
 
 class OnnxModel:
@@ -34,13 +35,22 @@ class OnnxModel:
                 raise
             raise Damaged(where, None, f"ONNX Runtime {onnxruntime.__version__} cannot load it ({error})") from error
         self.inputs = tuple(each.name for each in self._session.get_inputs())
-        self.outputs = tuple(each.name for each in self._session.get_outputs())
+        self._outputs = tuple(each.name for each in self._session.get_outputs())
+        self.outputs = tuple(name.removeprefix(_OUTPUT) for name in self._outputs)
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name, rows on dim 0."""
-        found: list[Any] = self._session.run(self.outputs, {name: tensors[name] for name in self.inputs})
+        found: Any = self._session.run(self._outputs, {name: tensors[name] for name in self.inputs})
         return dict(zip(self.outputs, found, strict=True))
 
+
+def names_of_outputs(tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[str]:
+    """The names that outputs have in a graph: another one where an input has the same, since ONNX takes each once."""
+    inputs = {each.name for each in tensors}
+    return [f"{_OUTPUT}{each.name}" if each.name in inputs else each.name for each in outputs]
+
+
+_OUTPUT = "output/"  # a name of a signature has no slash
 
 _PROVIDERS = ["CPUExecutionProvider"]
 

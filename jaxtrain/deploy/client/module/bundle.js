@@ -116,8 +116,9 @@ export class Bundle {
       const data = zeros(dtype, rows * row);
       let at = 0;
       for (const part of parts) {
-        data.set(part[name].data, at);
-        at += part[name].data.length;
+        const { data: more } = part[this.nameInGraph(name)];
+        data.set(more, at);
+        at += more.length;
       }
       found[name] = { dtype, shape: [rows, ...shape], data };
     }
@@ -135,13 +136,17 @@ export class Bundle {
     this.difference = largestDifference(this.golden, outputs);
   }
 
+  /** The name that an output has in the graph: another one where an input has the same. */
+  nameInGraph(output) {
+    return this.signature.tensors.some(({ name }) => name === output) ? `output/${output}` : output;
+  }
+
   checkNames() {
-    for (const [names, specs] of [
-      [this.session.inputNames, this.signature.tensors],
-      [this.session.outputNames, this.signature.outputs],
+    for (const [names, wanted] of [
+      [this.session.inputNames, this.signature.tensors.map(({ name }) => name)],
+      [this.session.outputNames, this.signature.outputs.map(({ name }) => this.nameInGraph(name))],
     ]) {
-      const missing = specs.find(({ name }) => !names.includes(name));
-      if (missing !== undefined || names.length !== specs.length) {
+      if (names.length !== wanted.length || !wanted.every((name) => names.includes(name))) {
         throw new Damaged(this.file, `it takes or gives ${names.join(", ")}, and signature.json says something else`);
       }
     }
