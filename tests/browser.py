@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import http.server
+import io
 import json
 import os
 import shutil
@@ -89,8 +90,8 @@ class Site:
 class Page:
     """A tab."""
 
-    def __init__(self, commands: int, answers: int) -> None:
-        self.commands, self.answers = commands, os.fdopen(answers, "rb", buffering=0)
+    def __init__(self, commands: int, answers: io.RawIOBase) -> None:
+        self.commands, self.answers = commands, answers
         self.number, self.left, self.session, self.events = 0, b"", "", list[dict[str, Any]]()
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -178,8 +179,10 @@ def page(site: Site, profile: Path, *flags: str) -> Generator[Page]:
     os.close(read_commands)
     os.close(write_answers)
     try:
-        yield Page(commands, answers)
+        with os.fdopen(answers, "rb", buffering=0) as said:
+            yield Page(commands, said)
     finally:
         process.kill()
         process.wait()
         os.close(commands)
+        site.close()
