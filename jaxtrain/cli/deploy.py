@@ -103,7 +103,7 @@ def predict(
 
 
 def export(
-    run: Model,
+    run: RunOrBundle,
     out: Path | None = None,
     name: str | None = None,
     step: SavedStep | None = None,
