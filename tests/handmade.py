@@ -55,7 +55,7 @@ def main(folder: Path, kind: str) -> None:
     rows = {"usual": usual, **odd_rows(signature, usual)}
     rows = {name: row for name, row in rows.items() if "large" not in name and "small" not in name}
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
-    (found,) = session.run(None, signature.tensors_of([*rows.values()]))
+    found: Any = session.run(None, signature.tensors_of([*rows.values()]))[0]
     examples = [GoldenExample(name, row, {outputs[0].name: found[n]}) for n, (name, row) in enumerate(rows.items())]
     texts = {"signature.json": signature.to_json(), "golden.json": golden_json(examples), "metrics.json": {"format": 1}}
     for name, value in texts.items():

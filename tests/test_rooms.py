@@ -228,11 +228,11 @@ CODE_LINES = {
     "train": 80,
     "analysis": 2900,
     "reports": 655,
-    "deploy": 2900,
+    "deploy": 2790,
     "launch": 500,
-    "cli": 955,
+    "cli": 950,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 21,800 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 21,870 for all of them,
 with the rooms that are planned.
 """
 
@@ -325,7 +325,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 21_800
+    assert sum(CODE_LINES.values()) <= 21_870
 
 
 def public(name: str) -> bool:
