@@ -28,7 +28,6 @@ SHOWN = {"text", "console"}
 FOREIGN = {
     "--with": "uv",
     "--golden": "scripts/cpp/predict.cpp",
-    "--time": "scripts/cpp/predict.cpp",
     "--ignore-scripts": "npm",
     "--model-repository": "Triton",
     "--tyro-print-completion": "tyro, on every command line that it makes",
