@@ -27,6 +27,8 @@ SHOWN = {"text", "console"}
 
 FOREIGN = {
     "--with": "uv",
+    "--golden": "scripts/cpp/predict.cpp",
+    "--ignore-scripts": "npm",
     "--model-repository": "Triton",
     "--tyro-print-completion": "tyro, on every command line that it makes",
     "--update-goldens": "tests/conftest.py",

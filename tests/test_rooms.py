@@ -166,6 +166,8 @@ ROOMS = {
         "golden",
         "reference",
         "batch_curve",
+        "client/runtime",
+        "client/web",
         "bundle",
         "batch_job",
         "command_line",
@@ -174,6 +176,7 @@ ROOMS = {
         "onnx/conversion",
         "onnx/operations",
         "onnx/rewrite",
+        "onnx/portable",
         "onnx/convert",
         "stablehlo",
         "evaluation",
@@ -234,11 +237,11 @@ CODE_LINES = {
     "train": 80,
     "analysis": 2880,
     "reports": 650,
-    "deploy": 2620,
+    "deploy": 3000,
     "launch": 500,
-    "cli": 1010,
+    "cli": 1040,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 23,700 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 24,100 for all of them,
 with the rooms that are planned.
 """
 
@@ -345,7 +348,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 23_700
+    assert sum(CODE_LINES.values()) <= 24_100
 
 
 def public(name: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from jaxtrain.base.errors import ConfigError, ExitCode
-from jaxtrain.cli.verbs import Code, RunFolder
+from jaxtrain.cli.verbs import Code
 from jaxtrain.deploy.bundle import Backend
 from jaxtrain.experiment.start import SavedStep
 
@@ -102,27 +102,37 @@ def predict(
 
 
 def export(
-    run: RunFolder,
-    out: Path,
+    run: RunOrBundle,
+    out: Path | None = None,
     name: str | None = None,
     step: SavedStep | None = None,
     licence: str | None = None,
     onnx: bool = True,
     code: Code = None,
+    web: Path | None = None,
 ) -> None:
     """Export a saved step of a run as a bundle: a folder with the model, its preprocessing and what proves both.
 
     It is the next version of a model in a Triton model repository, DIR/NAME/1, 2, …
 
     Args:
-        run: The run's folder.
+        run: The run's folder; with --web that of a bundle too.
         out: The repository.
         name: Of the model; that of the experiment's file by default.
         step: The saved step, "best" or "latest"; the latest by default.
         licence: Of the model, in words.
         onnx: Make graphs for ONNX Runtime, Triton and KServe too; the packages for it are installed once, apart.
         code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
+        web: A new folder, which gets a page that runs the model in the browser.
     """
+    from jaxtrain.deploy.client.web import write_web
+    from jaxtrain.deploy.manifest import is_bundle, version_folder
+
+    if web is not None and out is None and is_bundle(run):
+        print(write_web(version_folder(run), web))
+        return
+    if out is None:
+        raise ConfigError("export: give --out DIR for the bundle, or a bundle and --web DIR for its page")
     from jaxtrain.deploy.export import export_run
     from jaxtrain.deploy.onnx.int8 import Int8Gate
     from jaxtrain.runs.folder import Run
@@ -130,6 +140,8 @@ def export(
     folder = export_run(Run(run, code), out, name, step, licence, Int8Gate() if onnx else None)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}  {size / 1e6:.1f} MB")
+    if web is not None:
+        print(write_web(folder, web))
 
 
 def _check_step(step: SavedStep | None) -> None:

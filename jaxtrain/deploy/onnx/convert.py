@@ -23,6 +23,7 @@ from jax2onnx import to_onnx
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.deploy.onnx.conversion import INT8_FILE, MODEL_FILE, Request
 from jaxtrain.deploy.onnx.int8 import Outputs, int8, run_rows
+from jaxtrain.deploy.onnx.portable import make_portable
 from jaxtrain.deploy.onnx.rewrite import evaluated
 from jaxtrain.deploy.onnx.runtime import OnnxModel, names_of_outputs
 from jaxtrain.models.layers import plain_graph
@@ -95,6 +96,7 @@ def graph(request: Request) -> bytes:
                 input_names=[*names, *(f"weights/{path}" for path in given)],
                 output_names=names_of_outputs(request.tensors, request.outputs),
             )
+        make_portable(made)
         content = made.SerializeToString(deterministic=True)
         onnx.checker.check_model(made, full_check=True)
     except Exception as error:  # of jax2onnx, onnx and jax, of any kind
