@@ -34,7 +34,7 @@ export class Signature {
     }
     const known = (specs) => specs.map(({ name, dtype, shape }) => JSON.stringify([name, dtype, shape])).sort();
     if (known(this.inputs.map((each) => each.spec())).join() !== known(this.tensors).join()) {
-      throw new ConfigError(`${where}.tensors: they are not those that the inputs become`);
+      throw new ConfigError(`${where}.tensors: they differ from the tensors that the inputs become`);
     }
     checkName(value.name, where);
     this.name = value.name;
