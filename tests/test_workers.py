@@ -104,7 +104,7 @@ import os, sys
 from test_workers import Numbered
 from jaxtrain.data.reading import read
 
-reading = read(Numbered(at=6, does=sys.argv[1], once=sys.argv[2]), threads=1, workers=2, prefetch=2)
+reading = read(Numbered(at=8, does=sys.argv[1], once=sys.argv[2]), threads=1, workers=2, prefetch=2)
 print(*{int(next(reading)["process"]) for _ in range(4)}, flush=True)
 """
 ENDS = {
@@ -135,7 +135,7 @@ def test_workers_end_with_the_trainer_however_it_ends_and_whatever_they_do(by: s
     assert trainer.stdin is not None
     workers = [int(word) for word in trainer.stdout.readline().split()]
     assert len(workers) == 2
-    until(reached.exists, "item 6 is not read")
+    until(reached.exists, "item 8 is not read")
     # Nothing that they use has a name of its own in the file system.
     for process in (trainer.pid, *workers):
         used = [os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir()]
