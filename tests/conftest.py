@@ -1,5 +1,6 @@
 """Every test sees eight simulated devices and a compilation cache that lasts from run to run."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -23,3 +24,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--update-goldens` writes tests/goldens anew."""
     parser.addoption("--update-goldens", action="store_true", help="write down the numbers of tests/goldens anew")
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """What a test may leave to complain when it is collected is collected in that test, and not in a later one."""
+    if any("PytestUnraisableExceptionWarning" in str(mark.args) for mark in item.iter_markers("filterwarnings")):
+        gc.collect()

@@ -63,9 +63,16 @@ def examples(predictor: Predictor, experiment: Experiment) -> Examples:
     return tensors, jax.device_get(jax.jit(predictor.function)(predictor.weights, tensors))
 
 
+LONG = ("bncc", "batch_norm", "char_lm", "digits", "fine_tune", "multi_task", "teacher")
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
-    [each for each in SHIPPED if each[0].name not in WHY_NOT],
+    [
+        pytest.param(*each, marks=[pytest.mark.full] if each[0].stem in LONG else [])
+        for each in SHIPPED
+        if each[0].name not in WHY_NOT
+    ],
     ids=lambda each: getattr(each, "name", each),
 )
 def test_a_shipped_experiment_computes_the_same(file, name, tmp_path, monkeypatch, capsys):

@@ -90,9 +90,14 @@ def page_id(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+LONG = ("bundle", "command-line", "many-machines", "onnx")
+"""Pages that take half a minute or more; other tests run most of what they hold."""
+
+
 def running(page: Path) -> Any:
     slow = page.name == "concepts.md" or any(language == "bash" for language, _ in blocks(page))
-    return pytest.param(page, id=page_id(page), marks=[pytest.mark.slow] if slow else [])
+    marks = [pytest.mark.full] if page.stem in LONG else [pytest.mark.slow] if slow else []
+    return pytest.param(page, id=page_id(page), marks=marks)
 
 
 def test_the_readme_begins_with_the_two_commands_and_is_short() -> None:

@@ -132,7 +132,7 @@ def test_the_losses_of_a_gan_train_their_own_network_alone() -> None:
     assert judged["discriminator"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_teacher_is_distilled_and_its_trunk_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits, _ = load(f"{RECIPES.parent / 'digits.py'}:transformer")
     monkeypatch.chdir(tmp_path)

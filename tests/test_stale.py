@@ -115,6 +115,7 @@ def test_whichever_call_fails_while_a_checkpoint_is_read_it_is_one_message_and_n
     assert [each for each in wrong if each] == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the reads that tensorstore leaves
 @pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO], ids=["ESTALE", "EIO"])
 @pytest.mark.parametrize("call", ["listdir /checkpoints", "stat /checkpoints/3", "stat /checkpoints/1/metrics/metrics"])
 def test_a_folder_that_does_not_answer_is_no_folder_without_checkpoints(

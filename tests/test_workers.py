@@ -1,6 +1,7 @@
 """Reading in threads and processes: none outlives the trainer, a killed one is replaced, a hung one holds nobody up."""
 
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -274,6 +275,7 @@ def test_a_reader_that_hangs_keeps_neither_closing_nor_the_interpreter_from_endi
 
 @pytest.mark.slow
 def test_closing_ends_the_processes_and_gives_back_every_descriptor() -> None:
+    gc.collect()  # what earlier tests have left
     before = sorted(os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists())
     with contextlib.closing(read(Numbered(), threads=1, workers=3, prefetch=2)) as reading:
         processes = {int(next(reading)["process"]) for _ in range(9)}
