@@ -86,9 +86,20 @@ def test_a_damaged_file_is_refused(file, change, code, why, predict: str, bundle
     ("file", "change", "code", "why"),
     [
         ("model.onnx", lambda content: content[:200], 1, "ONNX Runtime: "),
-        ("golden.json", lambda content: content.replace(b"[0.", b"[1."), 1, "of golden example 0 (usual), probabilities is"),
+        (
+            "golden.json",
+            lambda content: content.replace(b"[0.", b"[1."),
+            1,
+            "of golden example 0 (usual), probabilities is",
+        ),
         ("golden.json", lambda content: b'{"format": 1, "examples": []}', 1, "golden.json: it holds no examples"),
-        ("golden.json", lambda content: content.replace(b'"format": 1', b'"format": 2'), 2, "it is of format 2, and this"),
+        ("golden.json", lambda content: content.replace(b'": {"text"', b'": {"next"'), 1, "there is no input 'next'"),
+        (
+            "golden.json",
+            lambda content: content.replace(b'"format": 1', b'"format": 2'),
+            2,
+            "it is of format 2, and this",
+        ),
         ("signature.json", lambda content: content.replace(b"probabilities", b"others"), 1, "it has no others"),
     ],
 )
@@ -100,6 +111,17 @@ def test_a_file_that_somebody_else_wrote_is_refused(file, change, code, why, pre
     assert (done.returncode, done.stdout) == (code, "")
     assert why in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_output_may_have_the_name_of_an_input(predict: str, bundles: Path, tmp_path: Path):
+    bundle = shutil.copytree(bundles / "table", tmp_path / "bundle")
+    for file, new in (("model.onnx", b"output/colour"), ("signature.json", b"colour"), ("golden.json", b"colour")):
+        content = (bundle / file).read_bytes()
+        assert b"probabilities" in content
+        (bundle / file).write_bytes(content.replace(b"probabilities", new))  # of the same length in the graph
+        seal(bundle, file)
+    done = run(predict, bundle, "--rows", given='{"age": 30, "colour": "red", "x": [0, 1, 2]}')
+    assert (done.returncode, [*json.loads(done.stdout)]) == (0, ["colour"]), done.stderr
 
 
 def test_a_folder_that_is_no_bundle_is_a_mistake(predict: str, tmp_path: Path):
@@ -121,6 +143,7 @@ def test_bad_rows_are_refused_one_by_one(predict: str, bundles: Path):
         '{"age": 1, "colour": "red", "x": [0.5, "1", 2]}': "input 'x': it has to be numbers",
         '{"agee": 1, "colour": "red", "x": [0.5, 1, 2]}': "there is no input 'agee'",
         '{"colour": "red", "x": [0.5, 1, 2]}': "input 'age' is missing",
+        '{"age": 1, "colour": "red", "x": [0, 1, {"float": "x"}]}': "input 'x': it has to be numbers",
         "[1]": "it is no object",
         "": "no JSON at byte 0",
         "[" * 200: "too deep",

@@ -33,7 +33,11 @@ class Bundle {
             require(graph.inputs, each["name"].text);
         }
         for (const Json& each : signature["outputs"].list) require(graph.outputs, name_in_graph(each["name"].text));
-        replay();
+        try {
+            replay();
+        } catch (const Mistake& mistake) {
+            damaged("golden.json", mistake.what());
+        }
     }
 
     const std::string folder, file;

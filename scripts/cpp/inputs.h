@@ -53,7 +53,11 @@ inline std::string bytes_of(const Json& value) {
 inline double number_of(const Json& value, bool in_list) {
     if (value.kind == Json::Number || value.kind == Json::Bool) return value.number;
     if (value.kind == Json::Null && in_list) return std::nan("");
-    if (is_tagged(value, "float")) return std::stod(value["float"].text);
+    if (is_tagged(value, "float")) {
+        const std::string& text = value["float"].text;
+        if (text == "nan") return std::nan("");
+        if (text == "inf" || text == "-inf") return text == "inf" ? HUGE_VAL : -HUGE_VAL;
+    }
     throw Mistake("it has to be numbers");
 }
 
