@@ -3,6 +3,7 @@ a test that is skipped looks like one that passed.
 """
 
 import hashlib
+import os
 import shutil
 import tarfile
 import urllib.request
@@ -33,13 +34,14 @@ def program(name: str, *others: str) -> str:
 
 def node_modules() -> Path:
     """A folder `node_modules` with ONNX Runtime for Node, fetched once."""
+    registry = os.environ.get("NPM_CONFIG_REGISTRY", "https://registry.npmjs.org").rstrip("/")
     folder = cache("test-node") / "node_modules"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder) as made:
             for name, (version, sha256) in NODE_PACKAGES.items():
                 tarball = made / "package.tgz"
-                urllib.request.urlretrieve(f"https://registry.npmjs.org/{name}/-/{name}-{version}.tgz", tarball)
+                urllib.request.urlretrieve(f"{registry}/{name}/-/{name}-{version}.tgz", tarball)
                 with tarball.open("rb") as file:
                     assert hashlib.file_digest(file, "sha256").hexdigest() == sha256, name
                 with tarfile.open(tarball) as tar:

@@ -207,7 +207,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     run, _ = train(EXPERIMENTS[request.param](), folder / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxtrain.deploy.batch_curve._SECONDS", 0.0)
-        patch.setattr("jaxtrain.deploy.batch_curve.SIZES", (1, 4))
+        patch.setattr("jaxtrain.deploy.batch_curve.SIZES", (4,))
         bundle = export_run(run, folder / "out", request.param, gate=Int8Gate())
     return CASES[request.param], Exported(Run(folder / "run"), bundle, write_web(bundle, folder / "page"))
 
