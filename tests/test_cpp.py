@@ -49,6 +49,12 @@ def seal(bundle: Path, file: str) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
+def test_it_compiles_without_warnings():
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    done = subprocess.run([program("g++"), *flags, ROOT / "scripts/cpp/predict.cpp"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_texts_are_answered_and_golden_examples_are_counted(predict: str, bundles: Path):
     done = run(predict, bundles / "text", "--golden")
     assert done.stdout.startswith("14 golden examples, largest difference ")

@@ -1,8 +1,8 @@
 // The part of ONNX Runtime's C interface that is used here. Its Python package has the library and no headers.
 //
 // OrtGetApiBase is the one name that the library exports; the rest is a table of functions, to which releases only
-// append. Each function is written here by its place in that table, counted from 0. A wrong place crashes at the first
-// call, and all of them are called whenever a graph is run.
+// append. Each function is written here by its place in that table, counted from 0. A wrong place fails at the first
+// call: all functions are called whenever a graph is run, and those of errors by tests/test_cpp.py.
 #pragma once
 
 #include <cstdint>
