@@ -6,7 +6,6 @@ import http.server
 import io
 import json
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -15,9 +14,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
+from programs import program
 
 FLAGS = (
     "--headless=new",
@@ -169,12 +166,13 @@ class Page:
 @contextlib.contextmanager
 def page(site: Site, profile: Path, *flags: str) -> Generator[Page]:
     """A tab of a new browser, all of whose requests go through the site's server."""
+    chromium = program("chromium", "chromium-browser", "google-chrome")
     read_commands, commands = os.pipe()
     answers, write_answers = os.pipe()
-    program = ["bash", "-c", f'exec "$@" 3<&{read_commands} 4>&{write_answers}', "bash", CHROMIUM, *FLAGS, *flags]
-    program += [f"--user-data-dir={profile}", f"--proxy-server=http://{site.proxy}", "about:blank"]
+    command = ["bash", "-c", f'exec "$@" 3<&{read_commands} 4>&{write_answers}', "bash", chromium, *FLAGS, *flags]
+    command += [f"--user-data-dir={profile}", f"--proxy-server=http://{site.proxy}", "about:blank"]
     process = subprocess.Popen(
-        program, pass_fds=(read_commands, write_answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, pass_fds=(read_commands, write_answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     os.close(read_commands)
     os.close(write_answers)

@@ -1,15 +1,16 @@
 """The JavaScript module of a bundle: its tensors, token ids and messages are those of Python, in Node."""
 
 import base64
+import importlib
 import json
 import math
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from programs import program
 from test_signature import ALL, TEXT, edited, signature
 
 from jaxtrain.base.errors import ConfigError
@@ -19,13 +20,14 @@ from jaxtrain.deploy.signature import Signature
 
 HERE = Path(__file__).parent
 
-pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+pytestmark = pytest.mark.slow  # it needs Node
 
 
 def ask(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The answers of the JavaScript module."""
     text = json.dumps(questions)
-    found = subprocess.run(["node", str(HERE / "client.mjs")], input=text, capture_output=True, text=True, check=True)
+    command = [program("node"), str(HERE / "client.mjs")]
+    found = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
     return json.loads(found.stdout)
 
 
@@ -281,7 +283,7 @@ CORPUS = [*TEXTS, "low lower lowest new newer newest wide widest", "o cinema é 
 
 def tokenizers_made() -> dict[str, Any]:
     """Tokenizers of many kinds, trained on the spot."""
-    library = pytest.importorskip("tokenizers")
+    library: Any = importlib.import_module("tokenizers")
     models, pre, norm, post, train = (
         library.models,
         library.pre_tokenizers,

@@ -27,7 +27,7 @@ SHOWN = {"text", "console"}
 
 FOREIGN = {
     "--with": "uv",
-    "--golden": "scripts/cpp/predict.cpp",
+    **dict.fromkeys(("--golden", "--rows", "--file"), "scripts/cpp/predict.cpp"),
     "--ignore-scripts": "npm",
     "--model-repository": "Triton",
     "--tyro-print-completion": "tyro, on every command line that it makes",

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, Page, Site, page
+from browser import Page, Site, page
+from programs import program
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.deploy.client import runtime
@@ -79,11 +80,7 @@ def asked_by_page(tab: Page) -> set[str]:
     return {url.split("/")[2] for url in sent if not url.startswith(("data:", "blob:"))}
 
 
-needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
-
-
 @pytest.mark.slow
-@needs_chromium
 def test_the_page_answers_as_python_asks_no_other_host_and_works_without_a_network(
     bundles: Path, sites: Path, tmp_path: Path
 ):
@@ -111,7 +108,6 @@ def test_the_page_answers_as_python_asks_no_other_host_and_works_without_a_netwo
 
 
 @pytest.mark.slow
-@needs_chromium
 @pytest.mark.parametrize("kind", ["table", "image", "language"])
 def test_a_table_a_drawing_and_a_prompt_are_answered(kind: str, bundles: Path, sites: Path, tmp_path: Path):
     site = Site(sites / kind)
@@ -167,7 +163,7 @@ def in_node(tmp_path: Path, bundle: Path, values: Any) -> subprocess.CompletedPr
     shutil.copyfile(files / "ort.wasm", tmp_path / "ort.wasm")
     module = HERE.parent / "jaxtrain/deploy/client/module"
     (tmp_path / "run.mjs").write_text(NODE % {"module": module})
-    command = ["node", "run.mjs", str(bundle), json.dumps(values)]
+    command = [program("node"), "run.mjs", str(bundle), json.dumps(values)]
     return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
 

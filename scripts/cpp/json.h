@@ -1,7 +1,10 @@
-// A reader of JSON as jaxtrain writes it: enough for signature.json and golden.json.
+// Reads JSON, and writes numbers as golden.json has them.
 #pragma once
 
 #include <cctype>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -9,7 +12,8 @@
 
 struct Json {
     enum Kind { Null, Bool, Number, String, List, Object } kind = Null;
-    double number = 0;  // of a Bool 0 or 1
+    double number = 0;   // of a Bool 0 or 1
+    bool whole = false;  // whether a Number is written without a fraction and an exponent
     std::string text;
     std::vector<Json> list;
     std::map<std::string, Json> object;
@@ -102,14 +106,14 @@ class JsonReader {
         } else if (word("false")) {
             found.kind = Json::Bool;
         } else if (!word("null")) {
+            const size_t from = at;
+            while (at < source.size() && std::string("+-.eE0123456789").find(source[at]) != std::string::npos) at++;
+            const std::string token = source.substr(from, at - from);
+            char* end = nullptr;
             found.kind = Json::Number;
-            size_t used = 0;
-            try {
-                found.number = std::stod(source.substr(at, 64), &used);
-            } catch (const std::exception&) {
-                fail("no value");
-            }
-            at += used;
+            found.number = std::strtod(token.c_str(), &end);
+            found.whole = token.find_first_of(".eE") == std::string::npos;
+            if (token.empty() || *end != '\0') fail("no value");
         }
         return found;
     }
@@ -127,7 +131,11 @@ class JsonReader {
             at += 2;
             if (letter == 'u') {
                 unsigned code = hex();
-                if (code >= 0xD800 && code < 0xDC00 && word("\\u")) code = 0x10000 + ((code - 0xD800) << 10) + hex() - 0xDC00;
+                if (code >= 0xD800 && code < 0xE000) {
+                    const unsigned second = code < 0xDC00 && word("\\u") ? hex() : 0;
+                    if (second < 0xDC00 || second >= 0xE000) fail("half of a surrogate pair");
+                    code = 0x10000 + ((code - 0xD800) << 10) + (second - 0xDC00);
+                }
                 append(found, code);
             } else {
                 const std::string from = "\"\\/bfnrt", to = "\"\\/\b\f\n\r\t";
@@ -142,14 +150,12 @@ class JsonReader {
     }
 
     unsigned hex() {
-        size_t used = 0;
         unsigned code = 0;
-        try {
-            code = std::stoul(source.substr(at, 4), &used, 16);
-        } catch (const std::exception&) {
+        for (int digit = 0; digit < 4; digit++, at++) {
+            if (at >= source.size() || !std::isxdigit(static_cast<unsigned char>(source[at])))
+                fail("no \\u and four digits");
+            code = code * 16 + std::stoul(source.substr(at, 1), nullptr, 16);
         }
-        if (used != 4) fail("no \\u and four digits");
-        at += 4;
         return code;
     }
 
@@ -170,3 +176,32 @@ class JsonReader {
         byte(0x80 | (code & 63));
     }
 };
+
+/// A number, with as many digits as float32 needs.
+inline std::string json_of(double number) {
+    if (std::isnan(number)) return R"({"float": "nan"})";
+    if (std::isinf(number)) return number > 0 ? R"({"float": "inf"})" : R"({"float": "-inf"})";
+    char text[32];
+    std::snprintf(text, sizeof text, "%.9g", number);
+    return text;
+}
+
+/// A text, in quotes.
+inline std::string json_of(const std::string& text) {
+    std::string found = "\"";
+    for (unsigned char byte : text) {
+        char escaped[8];
+        std::snprintf(escaped, sizeof escaped, "\\u%04x", byte);
+        const bool plain = byte >= 0x20 && byte != '"' && byte != '\\';
+        found += plain ? std::string(1, static_cast<char>(byte)) : escaped;
+    }
+    return found + "\"";
+}
+
+/// Numbers, row by row, as nested lists of this shape.
+inline std::string json_of(const double*& numbers, const std::vector<size_t>& shape, size_t dim = 0) {
+    if (dim == shape.size()) return json_of(*numbers++);
+    std::string found = "[";
+    for (size_t place = 0; place < shape[dim]; place++) found += (place ? ", " : "") + json_of(numbers, shape, dim + 1);
+    return found + "]";
+}
