@@ -4,15 +4,19 @@ Shapes: B batch, L tokens of a padded prompt, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import export
+from jax.sharding import AbstractMesh
 
 from jaxtrain.models.base import Model
 from jaxtrain.models.params import insert
 from jaxtrain.models.variables import Variables
+from jaxtrain.sharding.constraints import scope
+from jaxtrain.sharding.layout import Layout
 
 Tensors = Mapping[str, Any]
 Function = Callable[[Tensors, Tensors], dict[str, jax.Array]]
@@ -25,7 +29,8 @@ def prefill_function(model: Model, length: int) -> Function:
     """
 
     def prefill(weights: Tensors, tensors: Tensors) -> dict[str, jax.Array]:
-        logits_BV, cache = model.prefill(_variables(weights), tensors["tokens"], tensors["lengths"], length)
+        with _one_device():
+            logits_BV, cache = model.prefill(variables_of(weights), tensors["tokens"], tensors["lengths"], length)
         return {"logits": logits_BV, **cache}
 
     return prefill
@@ -38,7 +43,8 @@ def decode_function(model: Model) -> Function:
 
     def decode(weights: Tensors, tensors: Tensors) -> dict[str, jax.Array]:
         cache = {name: x for name, x in tensors.items() if name != "token"}
-        logits_BV, cache = model.decode(_variables(weights), tensors["token"], cache)
+        with _one_device():
+            logits_BV, cache = model.decode(variables_of(weights), tensors["token"], cache)
         return {"logits": logits_BV, **cache}
 
     return decode
@@ -77,7 +83,13 @@ def generation_signature(prefill: export.Exported, decode: export.Exported) -> d
     return found
 
 
-def _variables(weights: Tensors) -> Variables:
+def _one_device() -> AbstractContextManager[None]:
+    """Around what is traced for one device of any platform: what a CPU computes is right everywhere."""
+    return scope(Layout(), AbstractMesh((), ()), platform="cpu")
+
+
+def variables_of(weights: Tensors) -> Variables:
+    """The variables whose leaves these are."""
     tree: dict[str, Any] = {"params": {}, "state": {}}
     for path, x in weights.items():
         insert(tree, path.split("/"), x)
