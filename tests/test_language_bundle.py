@@ -26,7 +26,6 @@ from jaxtrain.deploy.manifest import version_folder
 from jaxtrain.deploy.onnx.int8 import Int8Gate
 from jaxtrain.generation import Sampling
 from jaxtrain.models import Experts
-from jaxtrain.runs.folder import Run
 from jaxtrain.train import train
 
 GREEDY, DRAWN = Sampling(temperature=0), Sampling(temperature=0.8, top_k=40, top_p=0.9, min_p=0.01)
@@ -94,7 +93,23 @@ def test_texts_are_those_of_the_run(words: Made):
 
 
 def test_the_command_prints_what_it_does_for_the_run(call, words: Made):
-    flags = ["good", "bad", "", "--tokens", 7, "--top-p", 0.9, "--min-p", 0.01, "--top-k", 50, "--seed", 5, "--stop", "o"]
+    flags = [
+        "good",
+        "bad",
+        "",
+        "--tokens",
+        7,
+        "--top-p",
+        0.9,
+        "--min-p",
+        0.01,
+        "--top-k",
+        50,
+        "--seed",
+        5,
+        "--stop",
+        "o",
+    ]
     found = call("generate", words.out, *flags)
     assert found.code == 0
     assert found.out == call("generate", words.run, *flags).out
@@ -189,9 +204,18 @@ def test_a_damaged_graph_is_refused(name: str, copy: Path):
 
 
 GOLDEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "another token": (lambda one: one["tokens"].__setitem__(-1, one["tokens"][-1] ^ 1), r"of golden text 0, token \d is"),
-    "another first logit": (lambda one: one["first"].__setitem__(7, one["first"][7] + 0.01), "logit of 7 before token 0"),
-    "another last logit": (lambda one: one["last"].__setitem__(9, one["last"][9] - 0.01), r"logit of 9 before token \d"),
+    "another token": (
+        lambda one: one["tokens"].__setitem__(-1, one["tokens"][-1] ^ 1),
+        r"of golden text 0, token \d is",
+    ),
+    "another first logit": (
+        lambda one: one["first"].__setitem__(7, one["first"][7] + 0.01),
+        "logit of 7 before token 0",
+    ),
+    "another last logit": (
+        lambda one: one["last"].__setitem__(9, one["last"][9] - 0.01),
+        r"logit of 9 before token \d",
+    ),
     "no tokens": (lambda one: one["tokens"].clear(), "it is no prompt with its tokens and logits"),
     "fewer logits": (lambda one: one["first"].pop(), "it is no prompt with its tokens and logits"),
     "a token of no vocabulary": (lambda one: one["prompt"].__setitem__(0, 320), "it is no prompt with its tokens"),

@@ -241,7 +241,7 @@ CODE_LINES = {
     "train": 80,
     "analysis": 2880,
     "reports": 650,
-    "deploy": 3000,
+    "deploy": 3200,
     "launch": 500,
     "cli": 1040,
 }

@@ -32,15 +32,20 @@ class Steps:
     decode: Step
 
 
+def prompt_tensors(generation: Generation, prompts: Sequence[Sequence[int] | np.ndarray]) -> dict[str, np.ndarray]:
+    """What prefill takes: `tokens` i32[B, L], and their `lengths`."""
+    tokens_BL = np.zeros((len(prompts), generation.prompt), np.int32)
+    for row_L, prompt in zip(tokens_BL, prompts, strict=True):
+        row_L[: len(prompt)] = prompt
+    return {"tokens": tokens_BL, "lengths": np.array([*map(len, prompts)], np.int32)}
+
+
 class CachedRows:
     """Rows of tokens and their cache."""
 
     def __init__(self, steps: Steps, generation: Generation, prompts: Sequence[Sequence[int] | np.ndarray]) -> None:
-        tokens_BL = np.zeros((len(prompts), generation.prompt), np.int32)
-        for row_L, prompt in zip(tokens_BL, prompts, strict=True):
-            row_L[: len(prompt)] = prompt
         self._steps = steps
-        self._keep(steps.prefill({"tokens": tokens_BL, "lengths": np.array([*map(len, prompts)], np.int32)}))
+        self._keep(steps.prefill(prompt_tensors(generation, prompts)))
 
     def add(self, token_B: np.ndarray) -> None:
         """One further token to each row."""

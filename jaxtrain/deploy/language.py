@@ -6,7 +6,6 @@ Shapes: B golden texts, L tokens that the cache has room for, V vocabulary.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,17 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.tokens.files import SEPARATOR
 from jaxtrain.deploy.generation import GRAPHS, Generation, tokens_of
 from jaxtrain.deploy.golden import TOLERANCE
-from jaxtrain.deploy.greedy import GOLDEN_TOKENS, LOGITS, CachedRows, GoldenText, Steps, likeliest, text_difference
+from jaxtrain.deploy.greedy import (
+    GOLDEN_TOKENS,
+    LOGITS,
+    GoldenText,
+    Steps,
+    likeliest,
+    prompt_tensors,
+    text_difference,
+)
 from jaxtrain.deploy.inputs import Tensor, TokenIds
-from jaxtrain.deploy.onnx.conversion import Examples, Request, write_requests
+from jaxtrain.deploy.onnx.conversion import Request, write_requests
 from jaxtrain.deploy.predictor import Predictor
 from jaxtrain.deploy.signature import Row
 from jaxtrain.deploy.stablehlo import StableHlo
@@ -92,9 +99,7 @@ def _golden(
     than another.
     """
     prompts, model = _prompts(predictor, generation, rows), predictor.task.model
-    tokens_BL, lengths_B = np.zeros((len(prompts), generation.context), np.int32), np.array([*map(len, prompts)])
-    for row_L, prompt in zip(tokens_BL, prompts, strict=True):
-        row_L[: len(prompt)] = prompt
+    tokens_BL, lengths_B = prompt_tensors(generation, prompts).values()
     whole = jax.jit(lambda weights, tokens_BL: model.apply(variables_of(weights), tokens_BL)[0])
     logits: list[np.ndarray] = []
     for n in range(min(GOLDEN_TOKENS, generation.context - int(lengths_B.max()))):
@@ -135,37 +140,23 @@ def write_language_onnx(predictor: Predictor, graphs: LanguageGraphs, folder: Pa
     """Writes prefill.onnx and decode.onnx, which read the weights of weights.safetensors there; what was seen of them,
     or why there are none, which is logged.
     """
-    generation, model = graphs.generation, predictor.task.model
+    generation, model, steps = graphs.generation, predictor.task.model, graphs.steps
+    prompts = prompt_tensors(generation, [each.prompt for each in graphs.texts])
+    first = jax.device_get(dict(steps.prefill(prompts)))
+    token = {"token": np.array([each.tokens[0] for each in graphs.texts], np.int32)}
+    further = token | {name: x for name, x in first.items() if name != "logits"}
+    second = jax.device_get(dict(steps.decode(further)))
     functions = prefill_function(model, generation.context), decode_function(model)
+    parts = zip(GRAPHS, functions, generation.graphs, ((prompts, first), (further, second)), strict=True)
+    shared: dict[str, Any] = {"weights": predictor.weights, "name": predictor.signature.name}
+    shared |= {"folder": folder.absolute(), "stored": True}
     requests = [
-        Request(
-            function, predictor.weights, predictor.signature.name, graph.tensors, graph.outputs,
-            folder.absolute(), (examples,), file=f"{name}.onnx", stored=True,
-        )
-        for name, function, graph, examples in zip(
-            GRAPHS, functions, generation.graphs, _examples(graphs), strict=True
-        )
-    ]  # fmt: skip
+        Request(function, tensors=of.tensors, outputs=of.outputs, examples=(seen,), file=f"{file}.onnx", **shared)
+        for file, function, of, seen in parts
+    ]
     try:
         answers = write_requests(requests)
-        return {name: each["onnx"] for name, each in zip(GRAPHS, answers, strict=True)}
     except ConfigError as error:
         _log.warning("the bundle has no ONNX of prefill and decode: %s", error)
         return {"why": str(error)}
-
-
-def _examples(graphs: LanguageGraphs) -> list[Examples]:
-    """The tensors of the golden texts, and what the graphs compute of them."""
-    seen: list[Examples] = []
-
-    def seeing(step: Any, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-        given = jax.device_get(dict(tensors))  # before the cache is donated
-        made = step(tensors)
-        seen.append((given, jax.device_get(made)))
-        return made
-
-    steps = Steps(partial(seeing, graphs.steps.prefill), partial(seeing, graphs.steps.decode))
-    CachedRows(steps, graphs.generation, [each.prompt for each in graphs.texts]).add(
-        np.array([each.tokens[0] for each in graphs.texts])
-    )
-    return seen
+    return {file: each["onnx"] for file, each in zip(GRAPHS, answers, strict=True)}

@@ -66,23 +66,6 @@ def export_generation(
     return prefill, decode
 
 
-def generation_signature(prefill: export.Exported, decode: export.Exported) -> dict[str, list[dict[str, Any]]]:
-    """The inputs and outputs of both by name, dtype and shape, as JSON; the rows are "batch"."""
-
-    def described(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [
-            {"name": name, "dtype": str(x.dtype), "shape": [n if isinstance(n, int) else str(n) for n in x.shape]}
-            for name, x in arrays.items()
-        ]
-
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, one in (("prefill", prefill), ("decode", decode)):
-        (_, tensors), _ = jax.tree.unflatten(one.in_tree, one.in_avals)
-        outputs = jax.tree.unflatten(one.out_tree, one.out_avals)
-        found |= {f"{name}_inputs": described(tensors), f"{name}_outputs": described(outputs)}
-    return found
-
-
 def _one_device() -> AbstractContextManager[None]:
     """Around what is traced for one device of any platform: what a CPU computes is right everywhere."""
     return scope(Layout(), AbstractMesh((), ()), platform="cpu")
