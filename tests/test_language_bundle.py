@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from test_bundle import flip, forged, rewritten
 from test_cli import call
+from test_client import ask
 from test_generate_text import TEXTS, experiment, text
 
 from jaxtrain import ConfigError, Experiment
@@ -24,6 +25,7 @@ from jaxtrain.deploy.generation import Generation
 from jaxtrain.deploy.inputs import Text
 from jaxtrain.deploy.manifest import version_folder
 from jaxtrain.deploy.onnx.int8 import Int8Gate
+from jaxtrain.deploy.signature import Signature
 from jaxtrain.generation import Sampling
 from jaxtrain.models import Experts
 from jaxtrain.train import train
@@ -133,6 +135,19 @@ def test_what_a_bundle_cannot_do_is_refused_by_name(call, words: Made, arguments
     assert REFUSED[arguments] in found.err
 
 
+def test_what_python_cannot_do_is_one_message(words: Made):
+    bundle = Bundle(words.out)
+    more: Any
+    for more, why in (
+        ({"prompts": "good"}, "give a list of prompts"),
+        ({"prompts": []}, "give a list of prompts"),
+        ({"prompts": ["good"], "tokens": 0}, "0 tokens: give at least 1"),
+        ({"prompts": ["good"], "sampling": Sampling(stop=(256,))}, "Sampling.stop: tokens are whole numbers from 0 to"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            bundle.generate(**more)
+
+
 def test_a_run_has_no_backend(call, words: Made):
     found = call("generate", words.run, "good", "--backend", "onnx")
     assert found.code == 2
@@ -166,6 +181,7 @@ def test_the_signature_says_how_texts_are_continued(words: Made):
 FORGED: dict[str, tuple[str, Any, str]] = {
     "no number": ("prompt", "24", "generation.prompt"),
     "a prompt above the context": ("prompt", 25, "generation.prompt"),
+    "no number of tokens": ("vocab", "256", "generation.prompt"),
     "more tokens than logits": ("vocab", 321, "generation.vocab"),
     "a stop that is no token": ("stop", 256, "generation.stop"),
     "a beginning without a separator": ("stop", None, "generation.begins"),
@@ -185,6 +201,18 @@ def test_a_signature_that_no_exporter_writes_is_refused(what: str, words: Made):
     assert Generation.from_json(found, inputs, "generation").to_json() == found
     with pytest.raises(ConfigError, match=why):
         Generation.from_json({**found, name: value}, inputs, "generation")
+
+
+def test_javascript_refuses_the_same_with_the_same_message(words: Made):
+    whole = json.loads((words.folder / "signature.json").read_text())
+    made = [{**whole, "generation": {**whole["generation"], name: value}} for name, value, _ in FORGED.values()]
+    made += [{**whole, "generation": {}}, {**whole, "generation": [1]}]
+    found = ask([{"question": "signature", "signature": each, "where": "here"} for each in [*made, whole]])
+    for each, answer in zip(made, found, strict=False):
+        with pytest.raises(ConfigError) as error:
+            Signature.from_json(each, "here")
+        assert answer == {"error": str(error.value), "kind": "ConfigError"}
+    assert "error" not in found[-1]
 
 
 @pytest.mark.parametrize("name", ["prefill.stablehlo", "decode.stablehlo"])
@@ -258,7 +286,7 @@ def test_a_model_without_a_cache_exports_and_says_why_it_continues_nothing(tmp_p
     assert not (found.folder / "prefill.stablehlo").exists()
     bundle = Bundle(found.out)
     assert bundle.signature.generation is None
-    with pytest.raises(ConfigError, match="has no graphs that continue texts: its model keeps no cache"):
+    with pytest.raises(ConfigError, match="has no graphs that continue texts: it is of no language model with a cache"):
         bundle.generate(["good"])
 
 

@@ -104,7 +104,11 @@ class Bundle:
     def steps(self) -> Steps:
         """The graphs that continue texts. Raises ConfigError where there are none."""
         if self._steps is None:
-            why = "its model keeps no cache" if self.signature.generation is None else "none of ONNX could be made"
+            why = (
+                "it is of no language model with a cache"
+                if self.signature.generation is None
+                else "none of ONNX could be made"
+            )
             raise ConfigError(f"{self.folder} has no graphs that continue texts: {why}")
         return self._steps
 

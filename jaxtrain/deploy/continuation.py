@@ -37,8 +37,8 @@ def continued(
     """
     steps, generation, sampling = bundle.steps, bundle.signature.generation, sampling or AS_IT_IS
     assert generation is not None
-    if not prompts:
-        raise ConfigError("generate: give at least one prompt")
+    if isinstance(prompts, str) or not prompts:
+        raise ConfigError("generate: give a list of prompts, even of one")
     if tokens is not None and tokens < 1:
         raise ConfigError(f"generate: {tokens} tokens: give at least 1")
     room = f"the bundle has room for {generation.context} tokens"

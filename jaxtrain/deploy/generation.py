@@ -75,15 +75,15 @@ class Generation:
             raise ConfigError(f"{where}.prefill_outputs: they are no list of logits and of the arrays of a cache")
         logits, *cache = (Tensor.from_json(each, f"{where}.prefill_outputs.{n}") for n, each in enumerate(made))
         found = cls(**{name: value[name] for name in _FACTS}, logits=logits, cache=tuple(cache))
-        sizes, stop = (found.prompt, found.context, found.vocab), found.stop
+        sizes, stop = all(map(is_size, (found.prompt, found.context, found.vocab))), found.stop
         good = {
-            "prompt": all(map(is_size, sizes)) and found.prompt <= found.context,
-            "stop": stop is None or (is_count(stop) and stop < found.vocab),
+            "prompt": sizes and found.prompt <= found.context,
+            "stop": stop is None or (sizes and is_count(stop) and stop < found.vocab),
             "begins": isinstance(found.begins, bool) and not (found.begins and stop is None),
             "tokens": [found.tokens] == [tokens_of(each) for each in inputs],
             "prefill_outputs": logits == Tensor("logits", "float32", logits.shape) and len(logits.shape) == 1,
         }
-        good["vocab"] = good["prefill_outputs"] and found.vocab <= logits.shape[0]
+        good["vocab"] = sizes and good["prefill_outputs"] and found.vocab <= logits.shape[0]
         wrong = [name for name in good if not good[name]]
         wrong = wrong or [name for name, each in found.to_json().items() if each != value[name]]
         if wrong:

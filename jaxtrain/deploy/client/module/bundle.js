@@ -114,7 +114,7 @@ export class Bundle {
    */
   async *generate(prompt, options = {}) {
     if (!this.generates) {
-      const why = this.signature.generation === null ? "its model keeps no cache" : "none of ONNX could be made";
+      const why = this.signature.generation === null ? "it is of no language model with a cache" : "none of ONNX could be made";
       throw new ConfigError(`the bundle has no graphs that continue texts: ${why}`);
     }
     this.generator ??= Generator.load(this).catch((error) => {

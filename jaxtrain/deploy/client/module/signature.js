@@ -117,14 +117,15 @@ function generationOf(value, inputs, where) {
   const [logits, ...cache] = made.map((each, n) => tensorOf(each, `${where}.prefill_outputs.${n}`));
   const array = (name, dtype, ...shape) => ({ name, dtype, shape, classes: [] });
   const known = inputs.map(({ kind, tokenizer }) => ({ text: "bytes", tokens: tokenizer })[kind]);
+  const sizes = [prompt, context, vocab].every(isSize);
   const good = {
-    prompt: [prompt, context, vocab].every(isSize) && prompt <= context,
-    stop: stop === null || (isCount(stop) && stop < vocab),
+    prompt: sizes && prompt <= context,
+    stop: stop === null || (sizes && isCount(stop) && stop < vocab),
     begins: typeof begins === "boolean" && !(begins && stop === null),
     tokens: known.length === 1 && tokens === known[0],
-    prefill_outputs: logits.name === "logits" && logits.dtype === "float32" && logits.shape.length === 1,
+    prefill_outputs: logits.name === "logits" && logits.dtype === "float32" && logits.shape.length === 1 && logits.classes.length === 0,
   };
-  good.vocab = good.prefill_outputs && vocab <= logits.shape[0];
+  good.vocab = sizes && good.prefill_outputs && vocab <= logits.shape[0];
   const arrays = {
     prefill_inputs: [array("tokens", "int32", prompt), array("lengths", "int32")],
     prefill_outputs: [logits, ...cache],
