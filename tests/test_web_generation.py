@@ -1,9 +1,9 @@
 """A language model continues texts in Node and in a headless Chromium as it does in Python, token for token."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,17 @@ from test_bundle import rewritten
 from test_cli import call
 from test_generate_text import experiment, text
 from test_language_bundle import DRAWN, GREEDY, PROMPTS, Made, made
+from test_predictor import few
 from test_sampling import kept_by_numpy
 
+from jaxtrain import load
 from jaxtrain.base.errors import Damaged
 from jaxtrain.deploy.bundle import Bundle
 from jaxtrain.deploy.client import runtime
 from jaxtrain.deploy.client.web import write_web
 from jaxtrain.deploy.export import export_run
 from jaxtrain.deploy.onnx.int8 import Int8Gate
-from jaxtrain.runs.folder import Run
+from jaxtrain.train import train
 
 HERE = Path(__file__).parent
 __all__ = ["call"]  # the fixture
@@ -159,21 +161,15 @@ def test_damaged_graphs_are_refused_by_both(words: Made, tmp_path: Path):
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
-def test_the_page_of_char_lm_continues_as_its_run(call, tmp_path: Path):
-    run, out = tmp_path / "run", tmp_path / "out"
-    flags = ["--steps", "3", "--optimizer.schedule.warmup", "0"]
-    command = [
-        sys.executable,
-        "-m",
-        "jaxtrain",
-        "train",
-        str(HERE.parent / "experiments/char_lm.py"),
-        "--run",
-        str(run),
-    ]
-    subprocess.run([*command, *flags], check=True, capture_output=True)
-    folder = export_run(Run(run), out, gate=Int8Gate())
-    wanted = call("generate", run, "This film is", "--temperature", 0).out.rstrip("\n")
+def test_the_page_of_char_lm_continues_as_its_run(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jaxtrain.deploy.batch_curve._SECONDS", 0.0)
+    monkeypatch.setattr("jaxtrain.deploy.batch_curve.SIZES", (1, 16))
+    whole = load(str(HERE.parent / "experiments/char_lm.py"))[0]
+    optimizer = dataclasses.replace(whole.optimizer, schedule=dataclasses.replace(whole.optimizer.schedule, warmup=0))
+    evals = {"test": few(whole).evals["test"]}
+    run, _ = train(dataclasses.replace(whole, optimizer=optimizer, steps=3, evals=evals), tmp_path / "run")
+    folder = export_run(run, tmp_path / "out", "char_lm", gate=Int8Gate())
+    wanted = call("generate", tmp_path / "run", "This film is", "--temperature", 0).out.rstrip("\n")
     site = Site(write_web(folder, tmp_path / "site"))
     with page(site, tmp_path / "profile") as tab:
         tab.open()
