@@ -114,10 +114,10 @@ def test_node_draws_from_the_tokens_that_numpy_keeps(words: Made, tmp_path: Path
     scores = Bundle(words.folder).predict(["good"])["log_probabilities"][0, :256].astype(np.float64)
     kept = kept_by_numpy(scores, **limits)
     chances = np.where(kept, np.exp(scores / 0.8), 0)
-    found = in_node(tmp_path, words.folder, *[("good", {**named, "tokens": 1, "seed": n}) for n in range(400)])
-    counts = np.bincount([each["ids"][0] for each in found if each["ids"]], minlength=256) / 400
+    found = in_node(tmp_path, words.folder, *[("good", {**named, "tokens": 1, "seed": n}) for n in range(200)])
+    counts = np.bincount([each["ids"][0] for each in found if each["ids"]], minlength=256) / 200
     assert set(counts.nonzero()[0]) <= set(kept.nonzero()[0])
-    assert np.abs(counts - chances / chances.sum()).max() < 0.1  # 400 draws: 0.025 is one standard deviation at most
+    assert np.abs(counts - chances / chances.sum()).max() < 0.14  # 200 draws: 0.035 is one standard deviation at most
 
 
 WRONG: list[tuple[tuple[Any, dict[str, Any]], str]] = [
