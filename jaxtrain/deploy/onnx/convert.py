@@ -121,6 +121,7 @@ def _without_stored(content: bytes, weights: Path) -> bytes:
     for each in model.graph.initializer:
         array = onnx.numpy_helper.to_array(each)
         raw, at = array.tobytes(), -1
+        # At a multiple of the size of its entries, as whatever reads it in place needs.
         while len(raw) >= _LEAST_STORED and (at := stored.find(raw, at + 1)) % array.itemsize and at >= 0:
             pass
         if at >= 0:
