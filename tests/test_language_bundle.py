@@ -17,17 +17,22 @@ from test_client import ask
 from test_generate_text import TEXTS, experiment, text
 
 from jaxtrain import ConfigError, Experiment
-from jaxtrain.base.errors import Damaged
+from jaxtrain.base.errors import Damaged, Diverged
 from jaxtrain.data import train_bpe
 from jaxtrain.deploy.bundle import Bundle
 from jaxtrain.deploy.export import export_run
 from jaxtrain.deploy.generation import Generation
+from jaxtrain.deploy.greedy import Steps, prompt_tensors
 from jaxtrain.deploy.inputs import Text
+from jaxtrain.deploy.language import language_graphs
 from jaxtrain.deploy.manifest import version_folder
 from jaxtrain.deploy.onnx.int8 import Int8Gate
+from jaxtrain.deploy.predictor import Predictor
 from jaxtrain.deploy.signature import Signature
 from jaxtrain.generation import Sampling
 from jaxtrain.models import Experts
+from jaxtrain.runs.folder import Run
+from jaxtrain.sharding.layout import Layout
 from jaxtrain.train import train
 
 GREEDY, DRAWN = Sampling(temperature=0), Sampling(temperature=0.8, top_k=40, top_p=0.9, min_p=0.01)
@@ -274,6 +279,34 @@ def test_golden_texts_are_what_the_whole_graph_computes(words: Made):
         for logits, found in ((each["first"], log_probabilities[0]), (each["last"], log_probabilities[-1])):
             exact = np.array(logits) - np.log(np.exp(np.array(logits)).sum())
             np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_the_cache_is_replaced_in_place_on_the_device(words: Made):
+    bundle = Bundle(words.out)
+    generation = bundle.signature.generation
+    assert generation is not None
+    first = bundle.steps.prefill(prompt_tensors(generation, [[5, 9], [7]]))
+    cache = {name: x for name, x in first.items() if name != "logits"}
+    bundle.steps.decode({"token": np.array([3, 4], np.int32), **cache})
+    assert {*cache} == {"length", "recent", "key_0", "value_0"}
+    assert all(x.is_deleted() for x in cache.values())
+
+
+def test_logits_that_are_not_finite_end_with_the_prompt_that_has_them(words: Made, monkeypatch: pytest.MonkeyPatch):
+    bundle = Bundle(words.out)
+    logits = np.zeros((2, 320), np.float32)
+    logits[1] = np.nan
+    monkeypatch.setattr(bundle, "_steps", Steps(lambda _: {"logits": logits}, lambda _: {"logits": logits}))
+    with pytest.raises(Diverged, match="prompt 1 are not finite"):
+        bundle.generate(["good", "bad"], 3)
+
+
+@pytest.mark.slow
+def test_where_two_tokens_are_always_equally_likely_there_is_no_golden_text(words: Made):
+    predictor = Predictor.restored(Run(words.run).restore(None, Layout()))
+    weights = {path: np.zeros_like(x) for path, x in predictor.weights.items()}
+    found = language_graphs(dataclasses.replace(predictor, weights=weights), [{"text": "good"}], weights)
+    assert found == "of every golden prompt, two next tokens are equally likely"
 
 
 @pytest.mark.slow

@@ -170,6 +170,11 @@ def test_the_page_of_char_lm_continues_as_its_run(call, tmp_path: Path, monkeypa
     run, _ = train(dataclasses.replace(whole, optimizer=optimizer, steps=3, evals=evals), tmp_path / "run")
     folder = export_run(run, tmp_path / "out", "char_lm", gate=Int8Gate())
     wanted = call("generate", tmp_path / "run", "This film is", "--temperature", 0).out.rstrip("\n")
+    made_of = json.loads((write_web(folder, tmp_path / "other") / "site.json").read_text())["files"]
+    assert {name for name, each in made_of.items() if each.get("later")} == {
+        *(f"model/{name}" for name in ("prefill.onnx", "decode.onnx", "weights.safetensors")),
+        *("ort/ort.webgpu.js", "ort/ort.webgpu.wasm"),
+    }
     site = Site(write_web(folder, tmp_path / "site"))
     with page(site, tmp_path / "profile") as tab:
         tab.open()
