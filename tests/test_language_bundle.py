@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from test_bundle import flip, forged, rewritten
 from test_cli import call
 from test_client import ask
@@ -31,8 +32,6 @@ from jaxtrain.deploy.predictor import Predictor
 from jaxtrain.deploy.signature import Signature
 from jaxtrain.generation import Sampling
 from jaxtrain.models import Experts
-from jaxtrain.runs.folder import Run
-from jaxtrain.sharding.layout import Layout
 from jaxtrain.train import train
 
 GREEDY, DRAWN = Sampling(temperature=0), Sampling(temperature=0.8, top_k=40, top_p=0.9, min_p=0.01)
@@ -142,13 +141,13 @@ def test_what_a_bundle_cannot_do_is_refused_by_name(call, words: Made, arguments
 
 def test_what_python_cannot_do_is_one_message(words: Made):
     bundle = Bundle(words.out)
-    more: Any
-    for more, why in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"prompts": "good"}, "give a list of prompts"),
         ({"prompts": []}, "give a list of prompts"),
         ({"prompts": ["good"], "tokens": 0}, "0 tokens: give at least 1"),
         ({"prompts": ["good"], "sampling": Sampling(stop=(256,))}, "Sampling.stop: tokens are whole numbers from 0 to"),
-    ):
+    ]
+    for more, why in cases:
         with pytest.raises(ConfigError, match=why):
             bundle.generate(**more)
 
@@ -301,19 +300,18 @@ def test_logits_that_are_not_finite_end_with_the_prompt_that_has_them(words: Mad
         bundle.generate(["good", "bad"], 3)
 
 
-@pytest.mark.slow
 def test_where_two_tokens_are_always_equally_likely_there_is_no_golden_text(words: Made):
-    predictor = Predictor.restored(Run(words.run).restore(None, Layout()))
-    weights = {path: np.zeros_like(x) for path, x in predictor.weights.items()}
-    found = language_graphs(dataclasses.replace(predictor, weights=weights), [{"text": "good"}], weights)
+    weights = {path: np.zeros_like(x) for path, x in load_file(words.folder / "weights.safetensors").items()}
+    found = language_graphs(Predictor.of(experiment(), weights), [{"text": "good"}], weights)
     assert found == "of every golden prompt, two next tokens are equally likely"
 
 
 @pytest.mark.slow
 def test_a_model_without_a_cache_exports_and_says_why_it_continues_nothing(tmp_path: Path, caplog):
     one = experiment()
-    blocks = dataclasses.replace(one.task.model.blocks, experts=Experts(count=2, capacity=1.0))
-    task = dataclasses.replace(one.task, model=dataclasses.replace(one.task.model, blocks=blocks))
+    model: Any = one.task.model
+    blocks = dataclasses.replace(model.blocks, experts=Experts(count=2, capacity=1.0))
+    task = dataclasses.replace(one.task, model=dataclasses.replace(model, blocks=blocks))
     found = made(tmp_path, dataclasses.replace(one, task=task))
     assert "the bundle cannot continue texts: experts.capacity: 1.0 drops tokens" in caplog.text
     assert not (found.folder / "prefill.stablehlo").exists()

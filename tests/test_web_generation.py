@@ -165,7 +165,8 @@ def test_the_page_of_char_lm_continues_as_its_run(call, tmp_path: Path, monkeypa
     monkeypatch.setattr("jaxtrain.deploy.batch_curve._SECONDS", 0.0)
     monkeypatch.setattr("jaxtrain.deploy.batch_curve.SIZES", (1, 16))
     whole = load(str(HERE.parent / "experiments/char_lm.py"))[0]
-    optimizer = dataclasses.replace(whole.optimizer, schedule=dataclasses.replace(whole.optimizer.schedule, warmup=0))
+    optimizer: Any = whole.optimizer
+    optimizer = dataclasses.replace(optimizer, schedule=dataclasses.replace(optimizer.schedule, warmup=0))
     evals = {"test": few(whole).evals["test"]}
     run, _ = train(dataclasses.replace(whole, optimizer=optimizer, steps=3, evals=evals), tmp_path / "run")
     folder = export_run(run, tmp_path / "out", "char_lm", gate=Int8Gate())
