@@ -23,7 +23,7 @@ from jaxtrain.data import train_bpe
 from jaxtrain.deploy.bundle import Bundle
 from jaxtrain.deploy.export import export_run
 from jaxtrain.deploy.generation import Generation
-from jaxtrain.deploy.greedy import Steps, prompt_tensors
+from jaxtrain.deploy.greedy import StepPair, prompt_tensors
 from jaxtrain.deploy.inputs import Text
 from jaxtrain.deploy.language import language_graphs
 from jaxtrain.deploy.manifest import version_folder
@@ -295,7 +295,7 @@ def test_logits_that_are_not_finite_end_with_the_prompt_that_has_them(words: Mad
     bundle = Bundle(words.out)
     logits = np.zeros((2, 320), np.float32)
     logits[1] = np.nan
-    monkeypatch.setattr(bundle, "_steps", Steps(lambda _: {"logits": logits}, lambda _: {"logits": logits}))
+    monkeypatch.setattr(bundle, "_steps", StepPair(lambda _: {"logits": logits}, lambda _: {"logits": logits}))
     with pytest.raises(Diverged, match="prompt 1 are not finite"):
         bundle.generate(["good", "bad"], 3)
 

@@ -16,9 +16,9 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import parsed_json
 from jaxtrain.base.packages import needs
 from jaxtrain.base.tensors import tensors_of
-from jaxtrain.deploy.generation import GRAPHS
+from jaxtrain.deploy.generation import STEP_FILES
 from jaxtrain.deploy.golden import TOLERANCE, GoldenExample, first_difference, golden_examples
-from jaxtrain.deploy.greedy import Steps, golden_texts, text_difference
+from jaxtrain.deploy.greedy import StepPair, golden_texts, text_difference
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, version_folder
 from jaxtrain.deploy.signature import NewerFormat, Signature, check_format
 from jaxtrain.deploy.triton import fits_signature
@@ -101,7 +101,7 @@ class Bundle:
         return self.run(self.signature.tensors_of(self.signature.rows(values)))
 
     @property
-    def steps(self) -> Steps:
+    def steps(self) -> StepPair:
         """The graphs that continue texts. Raises ConfigError where there are none."""
         if self._steps is None:
             why = (
@@ -128,7 +128,7 @@ class Bundle:
 
         It needs jax, to draw the same tokens, with either backend. Raises ConfigError for what does not fit.
         """
-        texts = ["" for _ in prompts]
+        texts = [""] * len(prompts)
         continuation = importlib.import_module("jaxtrain.deploy.continuation")  # and jax with it
         for number, piece in continuation.continued(self, prompts, tokens, sampling, seed, stop):
             texts[number] += piece
@@ -188,7 +188,7 @@ class Bundle:
                 texts = golden_texts(self.json("golden.json"), self.signature.generation, where)
             if difference := text_difference(texts, self._steps, self.signature.generation)[0]:
                 raise Damaged(
-                    str(self.folder / f"{GRAPHS[1]}.{_SUFFIX[self.backend]}"), None, f"{difference}: {_OTHER}"
+                    str(self.folder / f"{STEP_FILES[1]}.{_SUFFIX[self.backend]}"), None, f"{difference}: {_OTHER}"
                 )
 
     def _int8_tolerance(self) -> float:
@@ -214,12 +214,12 @@ class Bundle:
             runtime = importlib.import_module("jaxtrain.deploy.onnx.runtime")
         return runtime.OnnxModel(self.folder / self.file)
 
-    def _load_steps(self) -> Steps | None:
+    def _load_steps(self) -> StepPair | None:
         """The graphs of a language model; None where the bundle has none for this backend."""
         generation, suffix = self.signature.generation, _SUFFIX[self.backend]
         if generation is None:
             return None
-        graphs = {f"{name}.{suffix}": graph for name, graph in zip(GRAPHS, generation.graphs, strict=True)}
+        graphs = {f"{name}.{suffix}": graph for name, graph in zip(STEP_FILES, generation.graphs, strict=True)}
         missing = [name for name in graphs if name not in self.manifest.files]
         if self.backend == "onnx" and len(missing) == len(graphs):
             return None
@@ -227,10 +227,10 @@ class Bundle:
             raise Damaged(str(self.folder / missing[0]), None, "it is missing")
         if self.backend == "onnx":
             runtime = importlib.import_module("jaxtrain.deploy.onnx.runtime")
-            return Steps(*(runtime.OnnxModel(self.folder / name, takes=graph).run for name, graph in graphs.items()))
+            return StepPair(*(runtime.OnnxModel(self.folder / name, takes=graph).run for name, graph in graphs.items()))
         made, weights = importlib.import_module("jaxtrain.deploy.stablehlo").StableHlo, self._runner.weights
         at = {name: str(self.folder / name) for name in graphs}
-        return Steps(*(made(self._contents[name], weights, graph, at[name]).step for name, graph in graphs.items()))
+        return StepPair(*(made(self._contents[name], weights, graph, at[name]).step for name, graph in graphs.items()))
 
     def _check_config(self, required: bool) -> None:
         """Raises Damaged where config.pbtxt is not made of the signature.

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.tokens.tokenizers import Bytes, HuggingFace
 from jaxtrain.deploy.bundle import Bundle
-from jaxtrain.deploy.generation import BYTES, Generation
-from jaxtrain.deploy.greedy import CachedRows, Steps
+from jaxtrain.deploy.generation import BYTE_TOKENS, Generation
+from jaxtrain.deploy.greedy import CachedRows, StepPair
 from jaxtrain.generation.decoder import ENDED, check_finite
-from jaxtrain.generation.run import Texts, encoded, fitting, pieces_of
+from jaxtrain.generation.run import Texts, encoded_prompts, fitting, pieces_of
 from jaxtrain.generation.sampling import AS_IT_IS, Sampling, check_tokens, next_tokens
 
 _draw = jax.jit(next_tokens, static_argnames="vocab")
@@ -45,9 +45,9 @@ def continued(
     if context is not None and context > generation.context:
         raise ConfigError(f"--context {context}: {room}: generate from its run")
     check_tokens(sampling.stop, generation.vocab, "Sampling.stop")
-    tokenizer = Bytes() if generation.tokens == BYTES else HuggingFace(str(bundle.folder / generation.tokens))
+    tokenizer = Bytes() if generation.tokens == BYTE_TOKENS else HuggingFace(str(bundle.folder / generation.tokens))
     texts = Texts(tokenizer, generation.begins, ends=generation.stop is not None)
-    ids = encoded(prompts, texts)
+    ids = encoded_prompts(prompts, texts)
     tokens = fitting(ids, tokens, context or generation.context, room, "with its run, ")
     if generation.stop is not None:
         sampling = replace(sampling, stop=(*sampling.stop, generation.stop))
@@ -55,7 +55,7 @@ def continued(
 
 
 def _drawn(
-    steps: Steps, generation: Generation, prompts: Sequence[np.ndarray], tokens: int, sampling: Sampling, seed: int
+    steps: StepPair, generation: Generation, prompts: Sequence[np.ndarray], tokens: int, sampling: Sampling, seed: int
 ) -> Iterator[list[np.ndarray]]:
     """Of each row its next token, or none once it ended."""
     rows = CachedRows(steps, generation, prompts)

@@ -11,10 +11,10 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.deploy.inputs import Input, Tensor, Text, TokenIds
 from jaxtrain.deploy.values import check_keys, is_count, is_size
 
-GRAPHS = ("prefill", "decode")
+STEP_FILES = ("prefill", "decode")
 """The names of the graphs' files, before `.stablehlo` and `.onnx`."""
 
-BYTES = "bytes"
+BYTE_TOKENS = "bytes"
 
 _ARRAYS = ("prefill_inputs", "prefill_outputs", "decode_inputs", "decode_outputs")
 
@@ -22,7 +22,7 @@ _FACTS = ("prompt", "context", "vocab", "stop", "begins", "tokens")
 
 
 @dataclass(frozen=True)
-class Graph:
+class StepGraph:
     """What a graph takes and gives."""
 
     tensors: tuple[Tensor, ...]
@@ -50,11 +50,11 @@ class Generation:
     cache: tuple[Tensor, ...]
 
     @property
-    def graphs(self) -> tuple[Graph, Graph]:
+    def graphs(self) -> tuple[StepGraph, StepGraph]:
         """Prefill and decode."""
         prompts = Tensor("tokens", "int32", (self.prompt,)), Tensor("lengths", "int32", ())
         made = (self.logits, *self.cache)
-        return Graph(prompts, made), Graph((Tensor("token", "int32", ()), *self.cache), made)
+        return StepGraph(prompts, made), StepGraph((Tensor("token", "int32", ()), *self.cache), made)
 
     def to_json(self) -> dict[str, Any]:
         """As in signature.json."""
@@ -95,4 +95,4 @@ def tokens_of(kind: Input) -> str | None:
     """How an input becomes tokens, as `Generation.tokens`; None where it does not."""
     if isinstance(kind, TokenIds):
         return kind.tokenizer
-    return BYTES if isinstance(kind, Text) else None
+    return BYTE_TOKENS if isinstance(kind, Text) else None

@@ -20,16 +20,16 @@ GOLDEN_TOKENS = 8
 LOGITS = 1024
 """Of the vocabulary, how many have their logits in a golden text."""
 
-Step = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+StepFunction = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """From tensors to outputs, by name, rows on dim 0."""
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepPair:
     """The two graphs of a bundle, as one runtime computes them. Arrays of the cache stay where the runtime has them."""
 
-    prefill: Step
-    decode: Step
+    prefill: StepFunction
+    decode: StepFunction
 
 
 def prompt_tensors(generation: Generation, prompts: Sequence[Sequence[int] | np.ndarray]) -> dict[str, np.ndarray]:
@@ -43,7 +43,7 @@ def prompt_tensors(generation: Generation, prompts: Sequence[Sequence[int] | np.
 class CachedRows:
     """Rows of tokens and their cache."""
 
-    def __init__(self, steps: Steps, generation: Generation, prompts: Sequence[Sequence[int] | np.ndarray]) -> None:
+    def __init__(self, steps: StepPair, generation: Generation, prompts: Sequence[Sequence[int] | np.ndarray]) -> None:
         self._steps = steps
         self._keep(steps.prefill(prompt_tensors(generation, prompts)))
 
@@ -105,7 +105,7 @@ def likeliest(logits_BV: Any, vocab: int) -> np.ndarray:
     return np.asarray(logits_BV)[:, :vocab].argmax(1)
 
 
-def text_difference(texts: Sequence[GoldenText], steps: Steps, generation: Generation) -> tuple[str, float]:
+def text_difference(texts: Sequence[GoldenText], steps: StepPair, generation: Generation) -> tuple[str, float]:
     """The first difference of what the graphs compute from golden texts, "" without one; and the largest of a logit, as
     a share of it where it is more than 1.
     """

@@ -14,13 +14,13 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.tokens.files import SEPARATOR
-from jaxtrain.deploy.generation import GRAPHS, Generation, tokens_of
+from jaxtrain.deploy.generation import STEP_FILES, Generation, tokens_of
 from jaxtrain.deploy.golden import TOLERANCE
 from jaxtrain.deploy.greedy import (
     GOLDEN_TOKENS,
     LOGITS,
     GoldenText,
-    Steps,
+    StepPair,
     likeliest,
     prompt_tensors,
     text_difference,
@@ -53,7 +53,7 @@ class LanguageGraphs:
     generation: Generation
     contents: Mapping[str, bytes]
     """Serialised StableHLO by file."""
-    steps: Steps
+    steps: StepPair
     texts: Sequence[GoldenText]
     largest: float
     """The largest difference of a logit from that of the model without a cache."""
@@ -80,9 +80,9 @@ def language_graphs(predictor: Predictor, rows: Sequence[Row], weights: Mapping[
         Generation.from_json(generation.to_json(), predictor.signature.inputs, "generation")
     except (ConfigError, TypeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         return next(iter(str(error).strip().splitlines()), type(error).__name__)
-    contents = {f"{name}.stablehlo": bytes(one.serialize()) for name, one in zip(GRAPHS, exported, strict=True)}
+    contents = {f"{name}.stablehlo": bytes(one.serialize()) for name, one in zip(STEP_FILES, exported, strict=True)}
     graphs = zip(contents.items(), generation.graphs, strict=True)
-    steps = Steps(*(StableHlo(content, weights, graph, name).step for (name, content), graph in graphs))
+    steps = StepPair(*(StableHlo(content, weights, graph, name).step for (name, content), graph in graphs))
     golden = _golden(predictor, generation, rows, weights)
     if not golden:
         return "of every golden prompt, two next tokens are equally likely"
@@ -147,7 +147,7 @@ def write_language_onnx(predictor: Predictor, graphs: LanguageGraphs, folder: Pa
     further = token | {name: x for name, x in first.items() if name != "logits"}
     second = jax.device_get(dict(steps.decode(further)))
     functions = prefill_function(model, generation.context), decode_function(model)
-    parts = zip(GRAPHS, functions, generation.graphs, ((prompts, first), (further, second)), strict=True)
+    parts = zip(STEP_FILES, functions, generation.graphs, ((prompts, first), (further, second)), strict=True)
     shared: dict[str, Any] = {"weights": predictor.weights, "name": predictor.signature.name}
     shared |= {"folder": folder.absolute(), "stored": True}
     requests = [
@@ -159,4 +159,4 @@ def write_language_onnx(predictor: Predictor, graphs: LanguageGraphs, folder: Pa
     except ConfigError as error:
         _log.warning("the bundle has no ONNX of prefill and decode: %s", error)
         return {"why": str(error)}
-    return {file: each["onnx"] for file, each in zip(GRAPHS, answers, strict=True)}
+    return {file: each["onnx"] for file, each in zip(STEP_FILES, answers, strict=True)}

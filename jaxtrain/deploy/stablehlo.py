@@ -9,7 +9,7 @@ import numpy as np
 from jax import export
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.deploy.generation import Graph
+from jaxtrain.deploy.generation import StepGraph
 from jaxtrain.deploy.predictor import Predictor
 from jaxtrain.deploy.signature import Signature
 from jaxtrain.tasks.checks import TRACED, traced_error
@@ -38,7 +38,7 @@ def lowered(predictor: Predictor) -> export.Exported:
 class StableHlo:
     """A graph and its weights on the default device of jax. It runs on any number of rows."""
 
-    def __init__(self, graph: bytes, weights: Mapping[str, Any], signature: Signature | Graph, file: str) -> None:
+    def __init__(self, graph: bytes, weights: Mapping[str, Any], signature: Signature | StepGraph, file: str) -> None:
         """Raises Damaged where the graph is none, or takes other arrays than the signature and weights are."""
         try:
             exported = export.deserialize(bytearray(graph))

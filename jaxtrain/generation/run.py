@@ -86,7 +86,7 @@ def generate_run(
     if not isinstance(data, RememberedPipeline):
         data = remember_inputs(data, run.experiment.evals, task.inputs)
     texts = texts_of(data)
-    ids = encoded(prompts, texts)
+    ids = encoded_prompts(prompts, texts)
     trained = data.example()[task.inputs].shape[1] - 1
     tokens = fitting(ids, tokens, context or trained, f"the run trained on rows of {trained} tokens")
     if texts.ends:
@@ -98,7 +98,7 @@ def generate_run(
     return pieces_of(made, ids, texts, stop)
 
 
-def encoded(prompts: Sequence[str], texts: Texts) -> list[np.ndarray]:
+def encoded_prompts(prompts: Sequence[str], texts: Texts) -> list[np.ndarray]:
     """The tokens i32[n] of each prompt. Raises ConfigError for an empty one that no token begins."""
     made = [ids.astype(np.int32) for ids in texts.tokenizer.encode(prompts)]
     if not texts.begins and not all(map(len, made)):

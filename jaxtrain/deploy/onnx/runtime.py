@@ -8,14 +8,14 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.packages import needs
-from jaxtrain.deploy.generation import Graph
+from jaxtrain.deploy.generation import StepGraph
 from jaxtrain.deploy.inputs import Tensor
 
 
 class OnnxModel:
     """A graph with its weights, on any number of rows."""
 
-    def __init__(self, graph: Path | bytes, threads: int | None = None, takes: Graph | None = None) -> None:
+    def __init__(self, graph: Path | bytes, threads: int | None = None, takes: StepGraph | None = None) -> None:
         """From a file, or its bytes.
 
         threads: of one operation; None leaves it to ONNX Runtime, which takes all cores.
