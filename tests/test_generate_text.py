@@ -153,5 +153,5 @@ def test_a_run_on_subword_tokens_encodes_and_decodes_by_its_tokenizer(tmp_path: 
     data = Pipeline(Arrays({"text": TEXTS}), (Tokenize(HuggingFace(tokenizer.path), 16),), batch_size=4)
     train(replace(experiment(), data=data), tmp_path / "padded")
     assert text(tmp_path / "padded", "good film", tokens=4)[0].startswith("good film")
-    with pytest.raises(ConfigError, match="a prompt is empty, and this run has no token that begins a document"):
+    with pytest.raises(ConfigError, match="a prompt is empty, and no token of this model begins a document"):
         text(tmp_path / "padded", "")

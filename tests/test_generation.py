@@ -21,7 +21,7 @@ from jaxtrain import MEGATRON, RULES, ConfigError, Layout
 from jaxtrain.base.errors import Diverged
 from jaxtrain.generation import Decoder, Sampling, generate
 from jaxtrain.generation.decoder import decoding_layout
-from jaxtrain.generation.functions import export_generation, generation_signature
+from jaxtrain.generation.functions import export_generation
 from jaxtrain.models import Blocks, Experts, LoRA, Model, NGrams, Precision, Recurrent, Transformer
 from jaxtrain.models.variables import Variables
 from jaxtrain.sharding.constraints import scope
@@ -256,28 +256,6 @@ def test_exported_prefill_and_decode_give_the_same_tokens_for_any_number_of_rows
             found.append(token)
             made = dict(decode(weights, {"token": token, **made}))
         assert np.stack(found, 1).tolist() == expected[:rows]
-
-
-@pytest.mark.slow
-def test_the_signature_of_exported_functions_names_every_array():
-    model = Transformer(vocab=V, blocks=blocks(layers=1, kv_heads=2), ngrams=(3,), buckets=16)
-    given = plain(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
-    weights = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(given)}
-    found = generation_signature(*export_generation(model, weights, prompt=8, length=16, platforms=["cpu"]))
-    cache = [
-        {"name": "key_0", "dtype": "float32", "shape": ["batch", 2, 16, 8]},
-        {"name": "length", "dtype": "int32", "shape": ["batch"]},
-        {"name": "recent", "dtype": "int32", "shape": ["batch", 2]},
-        {"name": "value_0", "dtype": "float32", "shape": ["batch", 2, 16, 8]},
-    ]
-    logits = {"name": "logits", "dtype": "float32", "shape": ["batch", V]}
-    token = {"name": "token", "dtype": "int32", "shape": ["batch"]}
-    tokens = {"name": "tokens", "dtype": "int32", "shape": ["batch", 8]}
-    lengths = {"name": "lengths", "dtype": "int32", "shape": ["batch"]}
-    by_name = {part: sorted(arrays, key=lambda one: one["name"]) for part, arrays in found.items()}
-    assert by_name["prefill_inputs"] == [lengths, tokens]
-    assert by_name["decode_inputs"] == [*cache[:3], token, cache[3]]
-    assert by_name["prefill_outputs"] == by_name["decode_outputs"] == [*cache[:2], logits, *cache[2:]]
 
 
 @pytest.mark.slow

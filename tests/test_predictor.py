@@ -30,8 +30,9 @@ from jaxtrain.data import (
 )
 from jaxtrain.data.remembered import remember_inputs
 from jaxtrain.datasets import Dataset, build
-from jaxtrain.deploy.predictor import Predictor, raw_source, variables_of, weights_of
+from jaxtrain.deploy.predictor import Predictor, raw_source, weights_of
 from jaxtrain.experiment.fit import fit
+from jaxtrain.generation.functions import variables_of
 from jaxtrain.models import Blocks, Model, NGrams, Recurrent, Transformer
 from jaxtrain.optimizers import AdamW, ConstantRate
 from jaxtrain.program import Program

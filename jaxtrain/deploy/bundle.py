@@ -16,7 +16,9 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import parsed_json
 from jaxtrain.base.packages import needs
 from jaxtrain.base.tensors import tensors_of
+from jaxtrain.deploy.generation import STEP_FILES
 from jaxtrain.deploy.golden import TOLERANCE, GoldenExample, first_difference, golden_examples
+from jaxtrain.deploy.greedy import StepPair, golden_texts, text_difference
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, version_folder
 from jaxtrain.deploy.signature import NewerFormat, Signature, check_format
 from jaxtrain.deploy.triton import fits_signature
@@ -27,6 +29,10 @@ NEEDED = ("signature.json", "golden.json", "metrics.json", "model.stablehlo", "w
 """Files that every bundle has."""
 
 _REPLAYED = 16  # golden examples at a time
+
+_SUFFIX = {"jax": "stablehlo", "onnx": "onnx"}
+
+_OTHER = "this runtime or device computes something else than the model that was exported"
 
 
 class Runner(Protocol):
@@ -61,7 +67,8 @@ class Bundle:
         self.metrics: Mapping[str, Any] = self.json("metrics.json")
         """The evaluation of each split, under `splits`, and what else was measured."""
         self._check_config(required=given != self.folder)
-        self._runner = self._load(backend, file)
+        self._runner: Any = self._load(backend, file)
+        self._steps = self._load_steps()
         self.replay()
 
     @property
@@ -92,6 +99,40 @@ class Bundle:
         Raises ConfigError, naming row and input, for what the signature does not take.
         """
         return self.run(self.signature.tensors_of(self.signature.rows(values)))
+
+    @property
+    def steps(self) -> StepPair:
+        """The graphs that continue texts. Raises ConfigError where there are none."""
+        if self._steps is None:
+            why = (
+                "it is of no language model with a cache"
+                if self.signature.generation is None
+                else "none of ONNX could be made"
+            )
+            raise ConfigError(f"{self.folder} has no graphs that continue texts: {why}")
+        return self._steps
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        tokens: int | None = None,
+        sampling: Any = None,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """The text that follows each prompt, as `jaxtrain generate` gives it for the run.
+
+        tokens: the most for each prompt; None is 200, or what the cache has room for. sampling: a
+        `jaxtrain.generation.Sampling`; None draws from the model's own distribution. seed: of prompt 0, of each other
+        one the next. stop: texts that end a row, and are no part of it.
+
+        It needs jax, to draw the same tokens, with either backend. Raises ConfigError for what does not fit.
+        """
+        texts = [""] * len(prompts)
+        continuation = importlib.import_module("jaxtrain.deploy.continuation")  # and jax with it
+        for number, piece in continuation.continued(self, prompts, tokens, sampling, seed, stop):
+            texts[number] += piece
+        return texts
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs for tensors, at most `max_batch` rows at a time."""
@@ -139,8 +180,16 @@ class Bundle:
             raise Damaged(
                 str(self.folder / self.file),
                 None,
-                f"{difference}: this runtime or device computes something else than the model that was exported",
+                f"{difference}: {_OTHER}",
             )
+        if self._steps is not None and self.signature.generation is not None:
+            where = str(self.folder / "golden.json")
+            with _damage(self.folder / "golden.json"):
+                texts = golden_texts(self.json("golden.json"), self.signature.generation, where)
+            if difference := text_difference(texts, self._steps, self.signature.generation)[0]:
+                raise Damaged(
+                    str(self.folder / f"{STEP_FILES[1]}.{_SUFFIX[self.backend]}"), None, f"{difference}: {_OTHER}"
+                )
 
     def _int8_tolerance(self) -> float:
         """How far outputs in int8 may be from the golden ones, as measured by the export."""
@@ -164,6 +213,24 @@ class Bundle:
         with needs("a bundle with backend='onnx'", "onnxruntime", "onnx"):
             runtime = importlib.import_module("jaxtrain.deploy.onnx.runtime")
         return runtime.OnnxModel(self.folder / self.file)
+
+    def _load_steps(self) -> StepPair | None:
+        """The graphs of a language model; None where the bundle has none for this backend."""
+        generation, suffix = self.signature.generation, _SUFFIX[self.backend]
+        if generation is None:
+            return None
+        graphs = {f"{name}.{suffix}": graph for name, graph in zip(STEP_FILES, generation.graphs, strict=True)}
+        missing = [name for name in graphs if name not in self.manifest.files]
+        if self.backend == "onnx" and len(missing) == len(graphs):
+            return None
+        if missing:
+            raise Damaged(str(self.folder / missing[0]), None, "it is missing")
+        if self.backend == "onnx":
+            runtime = importlib.import_module("jaxtrain.deploy.onnx.runtime")
+            return StepPair(*(runtime.OnnxModel(self.folder / name, takes=graph).run for name, graph in graphs.items()))
+        made, weights = importlib.import_module("jaxtrain.deploy.stablehlo").StableHlo, self._runner.weights
+        at = {name: str(self.folder / name) for name in graphs}
+        return StepPair(*(made(self._contents[name], weights, graph, at[name]).step for name, graph in graphs.items()))
 
     def _check_config(self, required: bool) -> None:
         """Raises Damaged where config.pbtxt is not made of the signature.

@@ -23,10 +23,11 @@ from jaxtrain.data.transforms.base import Transform
 from jaxtrain.deploy.bundle import Bundle
 from jaxtrain.deploy.golden import TOLERANCE
 from jaxtrain.deploy.inputs import Text
-from jaxtrain.deploy.predictor import Predictor, variables_of
+from jaxtrain.deploy.predictor import Predictor
 from jaxtrain.evaluate import chosen_evals, evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.fit import in_units_of_data
+from jaxtrain.generation.functions import variables_of
 from jaxtrain.runs.folder import Run
 from jaxtrain.step import TrainState, eval_step, predict_step
 from jaxtrain.tasks.metrics import Metric

@@ -30,6 +30,7 @@ from jaxtrain.deploy.golden import (
     largest_difference,
     odd_rows,
 )
+from jaxtrain.deploy.language import LanguageGraphs, language_graphs, write_language_onnx
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, files_of
 from jaxtrain.deploy.onnx.conversion import Examples, can_convert, write_onnx
 from jaxtrain.deploy.onnx.int8 import Int8Gate
@@ -45,6 +46,7 @@ from jaxtrain.models.variables import Variables
 from jaxtrain.runs.folder import Restored, Run
 from jaxtrain.sharding.layout import Layout, plain
 from jaxtrain.tasks.checks import abstract_variables
+from jaxtrain.tasks.language import LanguageModel
 
 GOLDEN_ROWS = 24
 """Examples of the evaluation split among the golden ones; odd ones come on top."""
@@ -81,14 +83,25 @@ def export_run(
     rows = _rows(predictor, restored.experiment)
     examples = _golden(predictor, restored, rows, runner)
     curve = batch_curve(runner.run, predictor.signature.tensors_of([each.inputs for each in examples[:8]]))
-    signature = replace(predictor.signature, max_batch=curve["best"])
+    language = _language(predictor, rows, runner)
+    generation = None if language is None else language.generation
+    signature = replace(predictor.signature, max_batch=curve["best"], generation=generation)
     largest = largest_difference(examples, runner.run(signature.tensors_of([each.inputs for each in examples])))
     scores = {split: evaluate(restored.program, restored.state, data) for split, data in evals.items()}
     facts = lineage(run, int(restored.state.step))
-    metrics = {"format": FORMAT, "step": facts["step"], "splits": scores, "golden": {"largest_difference": largest}}
+    metrics: dict[str, Any] = {
+        "format": FORMAT,
+        "step": facts["step"],
+        "splits": scores,
+        "golden": {"largest_difference": largest},
+    }
+    golden = golden_json(examples)
+    if language is not None:
+        golden["texts"] = [each.to_json() for each in language.texts]
+        metrics["generation"] = {"largest_difference": language.largest}
     texts = {
         "signature.json": _json(signature.to_json()),
-        "golden.json": _json(golden_json(examples)),
+        "golden.json": _json(golden),
         "reference.json": _json(_statistics(predictor, rows, runner)),
         "batch.json": _json({**curve, "backend": "jax", "hardware": environment()["hardware"]}),
         "experiment.json": _json(run.saved),
@@ -101,8 +114,12 @@ def export_run(
             _check_config(model, signature)
             (folder / "model.stablehlo").write_bytes(graph)
             write_tensors(folder / "weights.safetensors", predictor.weights, predictor.weights.__getitem__)
+            for file, content in ({} if language is None else language.contents).items():
+                (folder / file).write_bytes(content)
             if gate is not None:
                 metrics |= _onnx(predictor, folder, (examples, rows), runner, gate)
+                if language is not None:
+                    metrics["generation"]["onnx"] = write_language_onnx(predictor, language, folder)
             for file, text in {**texts, "metrics.json": _json(metrics)}.items():
                 (folder / file).write_text(text, encoding="utf-8")
             for file, path in predictor.raw.tokenizers.items():
@@ -168,6 +185,17 @@ def _golden(predictor: Predictor, restored: Restored, rows: Sequence[Row], runne
             "may differ from its `__call__`, or it draws random numbers"
         )
     return examples
+
+
+def _language(predictor: Predictor, rows: Sequence[Row], runner: StableHlo) -> LanguageGraphs | None:
+    """What a language model's bundle has more; None for other models, and for one without a cache, which is logged."""
+    if not isinstance(predictor.task, LanguageModel):
+        return None
+    found = language_graphs(predictor, rows, runner.weights)
+    if isinstance(found, str):
+        logging.getLogger("jaxtrain.deploy").warning("the bundle cannot continue texts: %s", found)
+        return None
+    return found
 
 
 def _live(predictor: Predictor, restored: Restored, rows: Sequence[Row], usual: int) -> dict[str, np.ndarray]:

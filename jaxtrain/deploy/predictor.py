@@ -22,8 +22,8 @@ from jaxtrain.deploy.raw import RawInputs, raw_inputs
 from jaxtrain.deploy.signature import Signature
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.fit import in_units_of_data
+from jaxtrain.generation.functions import variables_of
 from jaxtrain.models.checks import kind_of
-from jaxtrain.models.params import insert
 from jaxtrain.models.variables import Variables
 from jaxtrain.runs.folder import Restored
 from jaxtrain.sharding.constraints import scope
@@ -109,14 +109,6 @@ def weights_by_path(variables: Variables) -> dict[str, Any]:
     """The leaves of variables by path, parameters under `params/` and state under `state/`."""
     trees = {"params": variables.params, "state": variables.state}
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trees)}
-
-
-def variables_of(weights: Weights) -> Variables:
-    """The variables whose leaves these are."""
-    trees: dict[str, Any] = {"params": {}, "state": {}}
-    for path, leaf in weights.items():
-        insert(trees, path.split("/"), leaf)
-    return Variables(trees["params"], trees["state"])
 
 
 def raw_source(experiment: Experiment, split: str | None = None) -> Source:

@@ -4,7 +4,7 @@ Needs numpy alone: loaders, servers and tests read it without jax. Not here: wha
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.files import read_json
+from jaxtrain.deploy.generation import Generation
 from jaxtrain.deploy.inputs import Input, Tensor, TokenIds, with_encode
 from jaxtrain.deploy.numeric import INPUT_KINDS
 from jaxtrain.deploy.values import check_keys, checked_name, is_size
@@ -31,13 +32,13 @@ class Signature:
     tensors: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_batch: int = 1
-    generation: Mapping[str, Any] | None = None
-    """Of a language model: the names of the arrays of its cache."""
+    generation: Generation | None = None
+    """Of a language model: how it continues texts."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of signature.json."""
         parts = {name: [each.to_json() for each in getattr(self, name)] for name in ("inputs", "tensors", "outputs")}
-        more = {} if self.generation is None else {"generation": dict(self.generation)}
+        more = {} if self.generation is None else {"generation": self.generation.to_json()}
         return {"format": FORMAT, "name": self.name, **parts, "max_batch": self.max_batch, **more}
 
     @classmethod
@@ -57,8 +58,6 @@ class Signature:
         )
         if not is_size(value["max_batch"]):
             raise ConfigError(f"{where}.max_batch: {value['max_batch']!r} is no number of rows")
-        if (generation := value.get("generation")) is not None and not isinstance(generation, dict):
-            raise ConfigError(f"{where}.generation: it is no JSON object")
         for part, names in {
             "inputs": [each.name for each in inputs],
             "tensors": [each.name for each in tensors],
@@ -69,6 +68,9 @@ class Signature:
         made = [each.spec() for each in inputs]
         if sorted(made, key=repr) != sorted(tensors, key=repr):
             raise ConfigError(f"{where}.tensors: they differ from the tensors that the inputs become")
+        generation = None
+        if value.get("generation") is not None:
+            generation = Generation.from_json(value["generation"], inputs, f"{where}.generation")
         return cls(checked_name(value["name"], where), inputs, tensors, outputs, value["max_batch"], generation)
 
     @classmethod
@@ -80,7 +82,7 @@ class Signature:
     def with_tokenizers(self, folder: Path) -> "Signature":
         """With the tokenizers of a bundle's folder, so that texts are read. Raises ConfigError for one that is none."""
         inputs = tuple(with_encode(each, folder) if isinstance(each, TokenIds) else each for each in self.inputs)
-        return Signature(self.name, inputs, self.tensors, self.outputs, self.max_batch, self.generation)
+        return replace(self, inputs=inputs)
 
     def rows(self, values: Sequence[Any] | Mapping[str, Sequence[Any]]) -> list[Row]:
         """Raw inputs as rows: a sequence of objects by name; of bare values where there is one input; or a mapping of

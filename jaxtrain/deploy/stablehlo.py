@@ -9,6 +9,7 @@ import numpy as np
 from jax import export
 
 from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.deploy.generation import StepGraph
 from jaxtrain.deploy.predictor import Predictor
 from jaxtrain.deploy.signature import Signature
 from jaxtrain.tasks.checks import TRACED, traced_error
@@ -37,7 +38,7 @@ def lowered(predictor: Predictor) -> export.Exported:
 class StableHlo:
     """A graph and its weights on the default device of jax. It runs on any number of rows."""
 
-    def __init__(self, graph: bytes, weights: Mapping[str, np.ndarray], signature: Signature, file: str) -> None:
+    def __init__(self, graph: bytes, weights: Mapping[str, Any], signature: Signature | StepGraph, file: str) -> None:
         """Raises Damaged where the graph is none, or takes other arrays than the signature and weights are."""
         try:
             exported = export.deserialize(bytearray(graph))
@@ -58,16 +59,26 @@ class StableHlo:
         platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
         if platform not in exported.platforms:
             raise ConfigError(f"{file} runs on {', '.join(exported.platforms)}, and here is {platform}")
-        self._weights = jax.device_put(dict(weights))
-        self._call = jax.jit(exported.call)
+        self.weights: Mapping[str, jax.Array] = jax.device_put(dict(weights))
+        """On the device, for other graphs too."""
+
+        def call(weights: Any, tensors: Mapping[str, Any], donated: Mapping[str, Any]) -> Any:
+            return exported.call(weights, {**tensors, **donated})
+
+        self._call = jax.jit(call, donate_argnames="donated")
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name. It is compiled for numbers of rows that are powers of two, and filled up to the next."""
         rows = len(next(iter(tensors.values())))
         filled = 1 << math.ceil(math.log2(rows))
         padded = {name: np.concatenate([x, np.repeat(x[-1:], filled - rows, axis=0)]) for name, x in tensors.items()}
-        outputs: Any = jax.device_get(self._call(self._weights, padded))
+        outputs: Any = jax.device_get(self._call(self.weights, padded, {}))
         return {name: np.asarray(x)[:rows] for name, x in outputs.items()}
+
+    def step(self, tensors: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The outputs on the device, for just these rows. Tensors that are there already, a cache, are donated."""
+        donated = {name: x for name, x in tensors.items() if isinstance(x, jax.Array)}
+        return self._call(self.weights, {name: x for name, x in tensors.items() if name not in donated}, donated)
 
 
 def _of(tensors: Any) -> dict[str, tuple[tuple[Any, ...], str]]:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxtrain.base.errors import ConfigError, Diverged
-from jaxtrain.generation.sampling import AS_IT_IS, NOT_FINITE, Sampling, check_tokens, sample
+from jaxtrain.generation.sampling import AS_IT_IS, NOT_FINITE, Sampling, check_tokens, next_tokens
 from jaxtrain.models.base import Model
 from jaxtrain.models.variables import Variables
 from jaxtrain.program import Program
@@ -147,9 +147,7 @@ class Decoder:
     def _rows(self, tokens_BN: jax.Array, rows: int, sampling: Sampling) -> list[np.ndarray]:
         """The tokens of each row without stop tokens."""
         found = np.asarray(jax.device_get(tokens_BN))[:rows]
-        if (found == NOT_FINITE).any():
-            row = int((found == NOT_FINITE).any(1).argmax())
-            raise Diverged(f"generate: the logits of prompt {row} are not finite: look at the checkpoint's parameters")
+        check_finite(found)
         return [row[(row != ENDED) & ~np.isin(row, sampling.stop)] for row in found]
 
     def _first(self, variables: Variables, ids_BL: jax.Array, lengths_B: jax.Array, carry: Carry, length: int) -> Carry:
@@ -175,12 +173,17 @@ class Decoder:
     def _chosen(self, logits_BV: jax.Array, carry: Carry) -> Carry:
         """With the next token of each row, and the rows that end there."""
         logits_BV, count, done_B = shard(logits_BV, "batch", None), carry["count"], carry["done"]
-        if self._vocab is not None:
-            logits_BV = jnp.where(jnp.arange(logits_BV.shape[1]) < self._vocab, logits_BV, -jnp.inf)
-        keys_B = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), count))(carry["seeds"])
-        token_B = shard(jnp.where(done_B, ENDED, sample(logits_BV, keys_B, carry["limits"])), None)
+        token_B = next_tokens(logits_BV, carry["seeds"], count, carry["limits"], self._vocab)
+        token_B = shard(jnp.where(done_B, ENDED, token_B), None)
         done_B = shard(done_B | (token_B < 0) | (token_B[:, None] == carry["stop"]).any(1), None)
         return {**carry, "token": token_B, "done": done_B, "count": count + 1}
+
+
+def check_finite(tokens_BN: np.ndarray) -> None:
+    """Raises Diverged for tokens that could not be drawn."""
+    if (tokens_BN == NOT_FINITE).any():
+        row = int((tokens_BN == NOT_FINITE).any(1).argmax())
+        raise Diverged(f"generate: the logits of prompt {row} are not finite: look at the checkpoint's parameters")
 
 
 def _padded(length: int, multiple: int) -> int:

@@ -4,15 +4,19 @@ Shapes: B batch, L tokens of a padded prompt, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import export
+from jax.sharding import AbstractMesh
 
 from jaxtrain.models.base import Model
 from jaxtrain.models.params import insert
 from jaxtrain.models.variables import Variables
+from jaxtrain.sharding.constraints import scope
+from jaxtrain.sharding.layout import Layout
 
 Tensors = Mapping[str, Any]
 Function = Callable[[Tensors, Tensors], dict[str, jax.Array]]
@@ -25,7 +29,8 @@ def prefill_function(model: Model, length: int) -> Function:
     """
 
     def prefill(weights: Tensors, tensors: Tensors) -> dict[str, jax.Array]:
-        logits_BV, cache = model.prefill(_variables(weights), tensors["tokens"], tensors["lengths"], length)
+        with _one_device():
+            logits_BV, cache = model.prefill(variables_of(weights), tensors["tokens"], tensors["lengths"], length)
         return {"logits": logits_BV, **cache}
 
     return prefill
@@ -38,7 +43,8 @@ def decode_function(model: Model) -> Function:
 
     def decode(weights: Tensors, tensors: Tensors) -> dict[str, jax.Array]:
         cache = {name: x for name, x in tensors.items() if name != "token"}
-        logits_BV, cache = model.decode(_variables(weights), tensors["token"], cache)
+        with _one_device():
+            logits_BV, cache = model.decode(variables_of(weights), tensors["token"], cache)
         return {"logits": logits_BV, **cache}
 
     return decode
@@ -60,24 +66,13 @@ def export_generation(
     return prefill, decode
 
 
-def generation_signature(prefill: export.Exported, decode: export.Exported) -> dict[str, list[dict[str, Any]]]:
-    """The inputs and outputs of both by name, dtype and shape, as JSON; the rows are "batch"."""
-
-    def described(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [
-            {"name": name, "dtype": str(x.dtype), "shape": [n if isinstance(n, int) else str(n) for n in x.shape]}
-            for name, x in arrays.items()
-        ]
-
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, one in (("prefill", prefill), ("decode", decode)):
-        (_, tensors), _ = jax.tree.unflatten(one.in_tree, one.in_avals)
-        outputs = jax.tree.unflatten(one.out_tree, one.out_avals)
-        found |= {f"{name}_inputs": described(tensors), f"{name}_outputs": described(outputs)}
-    return found
+def _one_device() -> AbstractContextManager[None]:
+    """Around what is traced for one device of any platform: what a CPU computes is right everywhere."""
+    return scope(Layout(), AbstractMesh((), ()), platform="cpu")
 
 
-def _variables(weights: Tensors) -> Variables:
+def variables_of(weights: Tensors) -> Variables:
+    """The variables whose leaves these are."""
     tree: dict[str, Any] = {"params": {}, "state": {}}
     for path, x in weights.items():
         insert(tree, path.split("/"), x)

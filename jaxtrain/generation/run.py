@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import numpy as np
@@ -87,32 +86,34 @@ def generate_run(
     if not isinstance(data, RememberedPipeline):
         data = remember_inputs(data, run.experiment.evals, task.inputs)
     texts = texts_of(data)
-    encoded = [_encoded(prompt, texts) for prompt in prompts]
+    ids = encoded_prompts(prompts, texts)
     trained = data.example()[task.inputs].shape[1] - 1
-    tokens = _fitting(encoded, tokens, context or trained, trained)
+    tokens = fitting(ids, tokens, context or trained, f"the run trained on rows of {trained} tokens")
     if texts.ends:
         sampling = replace(sampling, stop=(*sampling.stop, SEPARATOR))
     layout = layout_here(run) if mesh is None else Layout(mesh, run.experiment.layout.rules)
     restored = run.restore(step, layout, jax.devices()[:1] if layout.one_device else None)
     decoder = Decoder(restored.program, vocab=texts.tokenizer.vocab)
-    made = decoder.stream(restored.state.evaluated, encoded, tokens, sampling, seed, _STREAMED)
-    return _texts(made, [TextStream(texts.tokenizer, prompt, stop) for prompt in encoded])
+    made = decoder.stream(restored.state.evaluated, ids, tokens, sampling, seed, _STREAMED)
+    return pieces_of(made, ids, texts, stop)
 
 
-def _encoded(prompt: str, texts: Texts) -> np.ndarray:
-    tokens = texts.tokenizer.encode([prompt])[0].astype(np.int32)
-    if len(tokens):
-        return tokens
-    if not texts.begins:
-        raise ConfigError("generate: a prompt is empty, and this run has no token that begins a document: give a text")
-    return np.array([SEPARATOR], np.int32)
+def encoded_prompts(prompts: Sequence[str], texts: Texts) -> list[np.ndarray]:
+    """The tokens i32[n] of each prompt. Raises ConfigError for an empty one that no token begins."""
+    made = [ids.astype(np.int32) for ids in texts.tokenizer.encode(prompts)]
+    if not texts.begins and not all(map(len, made)):
+        raise ConfigError("generate: a prompt is empty, and no token of this model begins a document: give a text")
+    return [ids if len(ids) else np.array([SEPARATOR], np.int32) for ids in made]
 
 
-def _fitting(prompts: Sequence[np.ndarray], tokens: int | None, context: int, trained: int) -> int:
-    """The number of tokens to generate. Raises ConfigError where prompt and tokens are more than the context."""
+def fitting(prompts: Sequence[np.ndarray], tokens: int | None, context: int, rows: str, whose: str = "") -> int:
+    """The number of tokens to generate. Raises ConfigError where prompt and tokens are more than the context.
+
+    rows: where the context comes from, in words. whose: with what `--context` goes beyond it, in words.
+    """
     longest = max(map(len, prompts), default=0)
-    room, rows = context - longest, f"the run trained on rows of {trained} tokens"
-    beyond = f"--context {longest + (tokens or TOKENS)} goes beyond what it trained on"
+    room = context - longest
+    beyond = f"{whose}--context {longest + (tokens or TOKENS)} goes beyond what it trained on"
     if room < 1:
         raise ConfigError(f"generate: a prompt has {longest} tokens, and {rows}: shorten it, or {beyond}")
     if tokens is not None and tokens > room:
@@ -123,7 +124,14 @@ def _fitting(prompts: Sequence[np.ndarray], tokens: int | None, context: int, tr
     return min(TOKENS, room) if tokens is None else tokens
 
 
-def _texts(made: Iterator[list[np.ndarray]], streams: Sequence[Any]) -> Iterator[tuple[int, str]]:
+def pieces_of(
+    made: Iterator[list[np.ndarray]], prompts: Sequence[np.ndarray], texts: Texts, stop: Sequence[str]
+) -> Iterator[tuple[int, str]]:
+    """Pieces of text as they become certain, each with the number of its prompt, of the tokens that follow prompts.
+
+    stop: texts that end a row.
+    """
+    streams = [TextStream(texts.tokenizer, prompt, stop) for prompt in prompts]
     for rows in made:
         for number, (stream, row) in enumerate(zip(streams, rows, strict=True)):
             if piece := stream.add(row):

@@ -94,3 +94,16 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array, limits: Limits) -> jax.Array
     if limits:
         token_B = jax.vmap(jax.random.categorical)(keys_B, limited(logits_BV, limits))
     return jnp.where(jnp.isfinite(top_B), token_B, NOT_FINITE).astype(jnp.int32)
+
+
+def next_tokens(
+    logits_BV: jax.Array, seeds_B: jax.Array, count: jax.Array, limits: Limits, vocab: int | None = None
+) -> jax.Array:
+    """A token a row, i32[B], drawn with the key number `count` of the row's seed u32; `NOT_FINITE` as by `sample`.
+
+    vocab: tokens from this one on are never drawn; None is any.
+    """
+    if vocab is not None:
+        logits_BV = jnp.where(jnp.arange(logits_BV.shape[1]) < vocab, logits_BV, -jnp.inf)
+    keys_B = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), count))(seeds_B)
+    return sample(logits_BV, keys_B, limits)

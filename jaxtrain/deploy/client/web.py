@@ -25,10 +25,13 @@ _NEEDED = ("signature.json", "golden.json", "metrics.json")
 
 _MORE = ("MODEL_CARD.md", "LICENSE")
 
+_GENERATION = ("prefill.onnx", "decode.onnx", "weights.safetensors")
+"""What continues texts, where the first is there."""
+
 WORKER = "offline.js"
 
-_LATER = "ort/ort.webgpu"
-"""What begins with this is kept for use without a network only once it was used: most browsers never do."""
+_LATER = ("ort/ort.webgpu", *(f"model/{name}" for name in _GENERATION))
+"""What begins with these is kept for use without a network only once it was used: most visitors never do."""
 
 
 def write_web(bundle: Path, out: Path) -> Path:
@@ -46,6 +49,7 @@ def write_web(bundle: Path, out: Path) -> Path:
     graphs = [name for name in GRAPHS if name in known]
     tokenizers = [each.tokenizer for each in signature.inputs if isinstance(each, TokenIds)]
     model = ["manifest.json", *_NEEDED, *graphs, *tokenizers, *(name for name in _MORE if name in known)]
+    model += _GENERATION if _GENERATION[0] in known else ()
     runtime = web_runtime()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

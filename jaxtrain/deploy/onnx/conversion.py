@@ -38,6 +38,8 @@ class Request:
     examples: golden ones, and those of the evaluation split.
     tolerance: how far the graph's outputs may be from those of the examples, and by the same share of them.
     gate: of int8; None makes none.
+    file: the name of the graph's file.
+    stored: weights that are in weights.safetensors of the folder are read from there, and are not in the file.
     """
 
     function: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, jax.Array]]
@@ -49,6 +51,8 @@ class Request:
     examples: tuple[Examples, ...] = ()
     tolerance: float = 1e-4
     gate: Int8Gate | None = None
+    file: str = MODEL_FILE
+    stored: bool = False
 
 
 def write_onnx(
@@ -65,7 +69,7 @@ def write_onnx(
     be made.
     """
     whole = replace(_request(predictor), folder=folder.absolute(), examples=(golden, evaluation))
-    facts = _answer(replace(whole, gate=gate or Int8Gate()))
+    [facts] = _answers([replace(whole, gate=gate or Int8Gate())])
     if (seen := facts["int8"].get("golden_difference")) is not None:
         facts["int8_tolerance"] = _TWICE * seen + whole.tolerance
     return facts
@@ -79,29 +83,46 @@ def can_convert(predictor: Predictor) -> str | None:
         return None
     shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in predictor.weights.items()}
     try:
-        _answer(replace(_request(predictor), weights=shapes))
+        _answers([replace(_request(predictor), weights=shapes)])
     except ConfigError as error:
         return str(error)
     return None
 
 
+def write_requests(requests: Sequence[Request]) -> list[dict[str, Any]]:
+    """Writes the files of all requests, or none; what was seen of each. Raises ConfigError as `write_onnx` does."""
+    try:
+        for each in requests:
+            _check_dtypes((*each.tensors, *each.outputs))
+        return _answers(requests)
+    except ConfigError:
+        for each in requests:
+            if each.folder is not None:
+                (each.folder / each.file).unlink(missing_ok=True)
+        raise
+
+
 def _request(predictor: Predictor) -> Request:
     signature = predictor.signature
-    for each in (*signature.tensors, *signature.outputs):
-        if each.dtype in _NOT_IN_ONNX_RUNTIME:
-            raise ConfigError(f"{each.name!r} is {each.dtype}, which ONNX Runtime neither takes nor gives")
+    _check_dtypes((*signature.tensors, *signature.outputs))
     return Request(predictor.function, predictor.weights, signature.name, signature.tensors, signature.outputs)
 
 
-def _answer(request: Request) -> dict[str, Any]:
+def _check_dtypes(tensors: Sequence[Tensor]) -> None:
+    for each in tensors:
+        if each.dtype in _NOT_IN_ONNX_RUNTIME:
+            raise ConfigError(f"{each.name!r} is {each.dtype}, which ONNX Runtime neither takes nor gives")
+
+
+def _answers(requests: Sequence[Request]) -> list[dict[str, Any]]:
     """What the process answers. Raises ConfigError for an answer that says why not, RuntimeError where it fails."""
-    done = run_in_environment([_MODULE], cloudpickle.dumps(request))
+    done = run_in_environment([_MODULE], cloudpickle.dumps([*requests]))
     try:
         answer = json.loads(done.stdout.decode().strip().rpartition("\n")[2])
     except ValueError:
         raise RuntimeError(_failure(done)) from None
-    if why := answer.get("why"):
-        raise ConfigError(why)
+    if isinstance(answer, dict):
+        raise ConfigError(answer["why"])
     return answer
 
 

@@ -21,7 +21,7 @@ from jax import export
 from jax2onnx import to_onnx
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.deploy.onnx.conversion import INT8_FILE, MODEL_FILE, Request
+from jaxtrain.deploy.onnx.conversion import INT8_FILE, Request
 from jaxtrain.deploy.onnx.int8 import Outputs, int8, run_rows
 from jaxtrain.deploy.onnx.portable import make_portable
 from jaxtrain.deploy.onnx.rewrite import evaluated
@@ -31,17 +31,21 @@ from jaxtrain.models.layers import plain_graph
 OPSET = 21
 """Of ONNX 1.16: ONNX Runtime has it since 1.18, of May 2024."""
 
+WEIGHTS_FILE = "weights.safetensors"
+
+_LEAST_STORED = 1024  # bytes of a constant that is read from there
+
 MOST = 2**31 - 1
 """Bytes of a file of protobuf."""
 
 
 def answer_request() -> None:
-    """Answers the request."""
+    """Answers the requests."""
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        request: Request = pickle.loads(sys.stdin.buffer.read())
+        requests: list[Request] = pickle.loads(sys.stdin.buffer.read())
         try:
-            answer = converted(request)
+            answer: Any = [converted(each) for each in requests]
         except (ConfigError, Damaged) as error:
             answer = {"why": str(error)}
     print(json.dumps(answer), file=answers)
@@ -56,7 +60,12 @@ def converted(request: Request) -> dict[str, Any]:
     largest = 0.0
     for rows, wanted in request.examples:
         largest = max(largest, _difference(run_rows(model, rows), wanted, request.tolerance))
-    Path(request.folder, MODEL_FILE).write_bytes(content)
+    file = Path(request.folder, request.file)
+    if request.stored:
+        content = _without_stored(content, request.folder / WEIGHTS_FILE)
+    file.write_bytes(content)
+    if request.stored:
+        OnnxModel(file, threads=1)
     facts: dict[str, Any] = {"bytes": len(content), "opset": OPSET, "largest_difference": largest}
     if request.gate is None:
         return {"onnx": facts}
@@ -104,6 +113,23 @@ def graph(request: Request) -> bytes:
     if len(content) > MOST:
         raise ConfigError(f"it would have {len(content):,} bytes, and a file of ONNX holds {MOST:,} at most")
     return content
+
+
+def _without_stored(content: bytes, weights: Path) -> bytes:
+    """The graph, which reads from a file what of its constants lies there as it is."""
+    model, stored = onnx.load_from_string(content), weights.read_bytes()
+    for each in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(each)
+        raw, at = array.tobytes(), -1
+        # At a multiple of the size of its entries, as whatever reads it in place needs.
+        while len(raw) >= _LEAST_STORED and (at := stored.find(raw, at + 1)) % array.itemsize and at >= 0:
+            pass
+        if at >= 0:
+            each.ClearField("float_data")
+            each.raw_data = raw
+            onnx.external_data_helper.set_external_data(each, weights.name, at, len(raw))
+            each.ClearField("raw_data")
+    return model.SerializeToString(deterministic=True)
 
 
 @contextlib.contextmanager

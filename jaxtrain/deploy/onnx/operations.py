@@ -47,6 +47,11 @@ def set_in_rows(x_BW: jax.Array, at_BL: jax.Array, updates_BL: jax.Array) -> jax
     return _SET_IN_ROWS.bind(x_BW, at_BL, updates_BL)
 
 
+def set_entry(x: jax.Array, at: jax.Array, updates: jax.Array, axis: int) -> jax.Array:
+    """`x` with one entry of a dim replaced in each row, that at `at` i32[B, 1, …], by `updates`, which broadcast."""
+    return _SET_ENTRY.bind(x, at, updates, axis=axis)
+
+
 def _matmul_shape(x: Any, kernel: Any) -> ShapedArray:
     return ShapedArray((*x.shape[:-1], kernel.shape[1]), x.dtype)
 
@@ -102,6 +107,17 @@ def _set_in_rows_node(ctx: Any, _: Any, x_BW: ir.Value, at_BL: ir.Value, updates
     return ctx.builder.ScatterElements(x_BW, at_BL, updates_BL, axis=1, **name)
 
 
+def _set_entry_shape(x: Any, at: Any, updates: Any, *, axis: int) -> ShapedArray:
+    return ShapedArray(x.shape, x.dtype)
+
+
+def _set_entry_node(ctx: Any, equation: Any, x: ir.Value, at: ir.Value, updates: ir.Value, **name: Any) -> ir.Value:
+    aval, axis = equation.outvars[0].aval, equation.params["axis"]
+    sizes = [aval.shape[axis] if each == axis else 1 for each in range(len(aval.shape))]
+    order = np.arange(aval.shape[axis], dtype=np.int32).reshape(sizes)
+    return ctx.builder.Where(ctx.builder.Equal(_constant(ctx, order), at), updates, x, **name)
+
+
 def _constant(ctx: Any, array: np.ndarray) -> ir.Value:
     return ctx.builder.add_initializer_from_array(name=ctx.fresh_name("constant"), array=array)
 
@@ -132,3 +148,4 @@ _PAD = _primitive("pad", _pad_shape, _pad_node)
 _SLICED = _primitive("sliced", _sliced_shape, _sliced_node)
 _MODULUS = _primitive("modulus", _modulus_shape, _modulus_node)
 _SET_IN_ROWS = _primitive("set_in_rows", _set_in_rows_shape, _set_in_rows_node)
+_SET_ENTRY = _primitive("set_entry", _set_entry_shape, _set_entry_node)

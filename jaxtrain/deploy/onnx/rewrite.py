@@ -14,7 +14,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxtrain.deploy.onnx.operations import matmul, modulus, pad, reshape, set_in_rows, sliced
+from jaxtrain.deploy.onnx.operations import matmul, modulus, pad, reshape, set_entry, set_in_rows, sliced
 
 _SMALL = 4096  # numbers of a constant
 
@@ -114,16 +114,20 @@ def _slice(x: jax.Array, params: _Params) -> jax.Array | None:
 
 
 def _scatter(x: jax.Array, at: jax.Array, updates: jax.Array, params: _Params) -> jax.Array | None:
-    """`x.at[:, 2:5].set(…)` and `jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))`; None for all others."""
-    numbers, dropped = params["dimension_numbers"], "DROP" in str(params["mode"])
+    """`x.at[:, 2:5].set(…)`, `jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))` and a vmap of
+    `lax.dynamic_update_slice` that sets one entry of a dim; None for all others.
+    """
+    numbers, mode = params["dimension_numbers"], str(params["mode"])
     inserted, places = (
         [*map(int, each)] for each in (numbers.inserted_window_dims, numbers.scatter_dims_to_operand_dims)
     )
     batched = [*map(int, numbers.operand_batching_dims)]
     if not isinstance(at, Tracer) and not inserted and not batched and at.ndim == 1:
         return _window_set(x, dict(zip(places, np.asarray(at).tolist(), strict=True)), updates)
-    if batched == [0] and inserted == places == [1] and x.ndim == updates.ndim == 2 and dropped:
+    if batched == [0] and inserted == places == [1] and x.ndim == updates.ndim == 2 and "DROP" in mode:
         return _rows_set(x, lax.squeeze(at, (2,)), updates)
+    if batched == [0] and not inserted and places == [*range(1, x.ndim)] and "CLIP" in mode:
+        return _entry_set(x, at, updates)
     return None
 
 
@@ -142,6 +146,18 @@ def _window_set(x: jax.Array, starts: Mapping[int, int], updates: jax.Array) -> 
     before = [_part(x, axis, 0, start)] if start else []
     after = [_part(x, axis, end, x.shape[axis])] if end < x.shape[axis] else []
     return lax.concatenate([*before, updates, *after], axis)
+
+
+def _entry_set(x: jax.Array, at_BN: jax.Array, updates: jax.Array) -> jax.Array | None:
+    """`x` with one entry of a dim replaced in each row; None where other than one is. Along the other dims, which are
+    replaced whole, the places are clipped to 0.
+    """
+    [axis, *more] = [axis for axis in range(x.ndim) if x.shape[axis] != updates.shape[axis]] or [0]
+    if more or axis == 0 or updates.shape[axis] != 1:
+        return None
+    at_B1 = _part(at_BN, 1, axis - 1, axis)
+    at_B1 = lax.clamp(lax.full_like(at_B1, 0), at_B1, lax.full_like(at_B1, x.shape[axis] - 1))
+    return set_entry(x, reshape(at_B1, (x.shape[0], *[1] * (x.ndim - 1))), updates, axis)
 
 
 def _rows_set(x_BW: jax.Array, at_BL: jax.Array, updates_BL: jax.Array) -> jax.Array:

@@ -8,18 +8,21 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.packages import needs
+from jaxtrain.deploy.generation import StepGraph
 from jaxtrain.deploy.inputs import Tensor
 
 
 class OnnxModel:
     """A graph with its weights, on any number of rows."""
 
-    def __init__(self, graph: Path | bytes, threads: int | None = None) -> None:
+    def __init__(self, graph: Path | bytes, threads: int | None = None, takes: StepGraph | None = None) -> None:
         """From a file, or its bytes.
 
         threads: of one operation; None leaves it to ONNX Runtime, which takes all cores.
+        takes: what the signature says that it takes and gives; None is anything.
 
-        Raises ConfigError where ONNX Runtime is not installed, and Damaged for what is no graph that it runs.
+        Raises ConfigError where ONNX Runtime is not installed, and Damaged for what is no graph that it runs, or is
+        another.
         """
         with needs("a bundle with backend='onnx'", "onnxruntime", "onnx"):
             import onnxruntime
@@ -37,6 +40,10 @@ class OnnxModel:
         self.inputs = tuple(each.name for each in self._session.get_inputs())
         self._outputs = tuple(each.name for each in self._session.get_outputs())
         self.outputs = tuple(name.removeprefix(_OUTPUT) for name in self._outputs)
+        if takes is not None:
+            wanted = ({each.name for each in takes.tensors}, {each.name for each in takes.outputs})
+            if ({*self.inputs}, {*self.outputs}) != wanted:
+                raise Damaged(where, None, "it takes or gives other arrays than signature.json says")
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name, rows on dim 0."""

@@ -1,6 +1,7 @@
 // A trained model in a folder that jaxtrain exported: verified, and computed by ONNX Runtime.
 
 import { ConfigError, Damaged, quoted } from "./errors.js";
+import { Generator, tokensOf } from "./generate.js";
 import { firstDifference, goldenExamples, largestDifference } from "./golden.js";
 import { checkFormat, Signature } from "./signature.js";
 import { tokenizerOf } from "./tokenizer.js";
@@ -25,7 +26,7 @@ export class Bundle {
     if (ort?.InferenceSession === undefined) {
       throw new ConfigError("give ONNX Runtime as the option `ort`: npm install onnxruntime-node, or onnxruntime-web");
     }
-    const bundle = new Bundle(reader(source), ort, file);
+    const bundle = new Bundle(reader(source), ort, file, session);
     await bundle.readFiles();
     const graph = await bundle.verified(file);
     try {
@@ -39,10 +40,11 @@ export class Bundle {
     return bundle;
   }
 
-  constructor(read, ort, file) {
+  constructor(read, ort, file, options) {
     this.read = read;
     this.ort = ort;
     this.file = file;
+    this.options = options;
   }
 
   async readFiles() {
@@ -95,6 +97,36 @@ export class Bundle {
     return Array.from({ length: rows }, (_, row) =>
       Object.fromEntries(this.signature.outputs.map((each) => [each.name, named(each, outputs[each.name], row)])),
     );
+  }
+
+  /** Whether `generate` works: for a language model with a cache, whose graphs could be made in ONNX. */
+  get generates() {
+    return this.signature.generation !== null && Object.hasOwn(this.manifest.files, "decode.onnx");
+  }
+
+  /**
+   * The text that follows a prompt, as it comes: {token, text} for each token, where text is what became certain by it,
+   * and {token: null, text} for a rest. The first call loads the graphs and computes the golden texts.
+   *
+   * options: tokens, temperature (0 takes the likeliest token each time), topK, topP, minP, seed, stop (texts).
+   *
+   * Throws ConfigError for a bundle that does not continue texts and for what does not fit, and Damaged as `load` does.
+   */
+  async *generate(prompt, options = {}) {
+    if (!this.generates) {
+      const why = this.signature.generation === null ? "it is of no language model with a cache" : "none of ONNX could be made";
+      throw new ConfigError(`the bundle has no graphs that continue texts: ${why}`);
+    }
+    this.generator ??= Generator.load(this).catch((error) => {
+      this.generator = undefined;
+      throw error;
+    });
+    yield* (await this.generator).pieces(prompt, options);
+  }
+
+  /** The token ids of a prompt of `generate`. */
+  tokensOf(prompt) {
+    return tokensOf(prompt, this.signature.inputs[0], this.signature.generation);
   }
 
   /** The outputs for tensors, at most `max_batch` rows at a time. */

@@ -2,7 +2,9 @@
 
 import { ConfigError, repr } from "./errors.js";
 import { checkFormat } from "./signature.js";
-import { isObject } from "./values.js";
+import { isCount, isObject } from "./values.js";
+
+const LOGITS = 1024; // of the vocabulary, how many a golden text has
 
 /** The examples of golden.json: [{name, inputs, outputs: {name: number[]}}]. Throws ConfigError for what is none. */
 export function goldenExamples(value, signature, where) {
@@ -23,6 +25,24 @@ export function goldenExamples(value, signature, where) {
       outputs[name] = found.map(Number);
     }
     return { name: String(each.name), inputs: decoded(each.inputs), outputs };
+  });
+}
+
+/** The golden texts of golden.json: [{prompt, tokens, first, last}]. Throws ConfigError for what is none. */
+export function goldenTexts(value, generation, where) {
+  if (!Array.isArray(value.texts) || value.texts.length === 0) throw new ConfigError(`${where}: it holds no golden texts`);
+  const [most] = generation.prefill_outputs[0].shape;
+  const isToken = (each) => isCount(each) && each < most;
+  return value.texts.map((each, number) => {
+    const { prompt, tokens } = isObject(each) ? each : {};
+    const logits = [each?.first, each?.last].map(decoded);
+    const good =
+      [prompt, tokens].every((ids) => Array.isArray(ids) && ids.length > 0 && ids.every(isToken)) &&
+      prompt.length <= generation.prompt &&
+      prompt.length + tokens.length <= generation.context &&
+      logits.every((x) => Array.isArray(x) && x.length === Math.min(most, LOGITS) && x.every((n) => typeof n === "number"));
+    if (!good) throw new ConfigError(`${where}.texts.${number}: it is no prompt with its tokens and logits`);
+    return { prompt, tokens, first: logits[0], last: logits[1] };
   });
 }
 

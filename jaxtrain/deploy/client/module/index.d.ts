@@ -50,6 +50,49 @@ export type Input =
   | (InputBase & { kind: "number"; missing: boolean; integer: boolean })
   | (InputBase & { kind: "category"; values: (string | number)[]; first: number; unknown: number | null });
 
+/** How a bundle of a language model continues texts. */
+export interface Generation {
+  /** The tokens that the graph of prompts takes. */
+  prompt: number;
+  /** The most tokens of a prompt and what follows it. */
+  context: number;
+  /** Tokens from this one on are never generated. */
+  vocab: number;
+  /** The token that ends a text. */
+  stop: number | null;
+  /** Whether an empty prompt begins with it. */
+  begins: boolean;
+  /** How texts become tokens: "bytes", or the name of a tokenizer file. */
+  tokens: string;
+  prefill_inputs: TensorSpec[];
+  prefill_outputs: TensorSpec[];
+  decode_inputs: TensorSpec[];
+  decode_outputs: TensorSpec[];
+}
+
+export interface GenerateOptions {
+  /** The most tokens: 200 by default, or what there is room for. */
+  tokens?: number;
+  /** Logits are divided by it; 0 takes the likeliest token each time. 1 by default. */
+  temperature?: number;
+  /** Draw from the k likeliest tokens. */
+  topK?: number;
+  /** Draw from the fewest likeliest tokens whose probabilities reach p. */
+  topP?: number;
+  /** Draw from tokens at least p times as likely as the likeliest. */
+  minP?: number;
+  /** The same seed draws the same tokens, in JavaScript; those that Python draws are others. */
+  seed?: number;
+  /** Texts that end what is generated, and are no part of it. */
+  stop?: string[];
+}
+
+/** A token, and the text that became certain by it; the rest of a text has no token. */
+export interface Piece {
+  token: number | null;
+  text: string;
+}
+
 /** What signature.json holds. */
 export class Signature {
   /** Throws ConfigError, naming the place, for what no exporter writes. */
@@ -59,7 +102,7 @@ export class Signature {
   readonly tensors: TensorSpec[];
   readonly outputs: TensorSpec[];
   readonly maxBatch: number;
-  readonly generation: Record<string, unknown> | null;
+  readonly generation: Generation | null;
   /** Raw inputs as rows: rows by name, bare values of the one input, or columns. Throws ConfigError. */
   rows(values: readonly RawValue[] | readonly Row[] | Record<string, readonly RawValue[]>): Row[];
   /** The tensors of rows, by name. Throws ConfigError, naming row and input, for what cannot be one. */
@@ -113,6 +156,15 @@ export class Bundle {
   predict(values: readonly RawValue[] | readonly Row[] | Record<string, readonly RawValue[]>): Promise<Record<string, TensorData>>;
   /** For each raw input, its outputs by name. */
   answers(values: readonly RawValue[] | readonly Row[] | Record<string, readonly RawValue[]>): Promise<Record<string, Answer>[]>;
+  /** Whether `generate` works: for a language model with a cache, whose graphs could be made in ONNX. */
+  readonly generates: boolean;
+  /**
+   * The text that follows a prompt, as it comes: a text, its bytes, or token ids. The first call loads the graphs and
+   * computes the golden texts. Throws ConfigError for what does not fit, and Damaged as `load` does.
+   */
+  generate(prompt: string | Uint8Array | readonly number[], options?: GenerateOptions): AsyncGenerator<Piece, void>;
+  /** The token ids of a prompt of `generate`. */
+  tokensOf(prompt: string | Uint8Array | readonly number[]): number[];
   /** The outputs for tensors, at most `maxBatch` rows at a time. */
   run(tensors: Record<string, TensorData>): Promise<Record<string, TensorData>>;
 }

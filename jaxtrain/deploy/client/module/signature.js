@@ -2,7 +2,7 @@
 
 import { ConfigError, nearest, quoted, repr } from "./errors.js";
 import { checkName, inputOf, tensorOf } from "./inputs.js";
-import { checkKeys, isObject, isSize, put, zeros } from "./values.js";
+import { checkKeys, isCount, isObject, isSize, put, zeros } from "./values.js";
 
 export const FORMAT = 1;
 
@@ -23,9 +23,6 @@ export class Signature {
     if (!isSize(value.max_batch)) {
       throw new ConfigError(`${where}.max_batch: ${repr(value.max_batch)} is no number of rows`);
     }
-    if (value.generation !== undefined && value.generation !== null && !isObject(value.generation)) {
-      throw new ConfigError(`${where}.generation: it is no JSON object`);
-    }
     for (const part of ["inputs", "tensors", "outputs"]) {
       const names = this[part].map((each) => each.name);
       if (new Set(names).size < names.length) {
@@ -39,7 +36,7 @@ export class Signature {
     checkName(value.name, where);
     this.name = value.name;
     this.maxBatch = value.max_batch;
-    this.generation = value.generation ?? null;
+    this.generation = generationOf(value.generation ?? null, this.inputs, `${where}.generation`);
   }
 
   /**
@@ -105,6 +102,41 @@ export class Signature {
       }
     }
   }
+}
+
+/** How a bundle continues texts; null for null. Throws ConfigError, naming the place, for what no exporter writes. */
+function generationOf(value, inputs, where) {
+  if (value === null) return null;
+  if (!isObject(value)) throw new ConfigError(`${where}: it is no JSON object`);
+  const parts = ["prefill_inputs", "prefill_outputs", "decode_inputs", "decode_outputs"];
+  checkKeys(value, ["prompt", "context", "vocab", "stop", "begins", "tokens", ...parts], [], where);
+  const { prompt, context, vocab, stop, begins, tokens, prefill_outputs: made } = value;
+  if (!(Array.isArray(made) && made.length > 1 && made.every(isObject))) {
+    throw new ConfigError(`${where}.prefill_outputs: they are no list of logits and of the arrays of a cache`);
+  }
+  const [logits, ...cache] = made.map((each, n) => tensorOf(each, `${where}.prefill_outputs.${n}`));
+  const array = (name, dtype, ...shape) => ({ name, dtype, shape, classes: [] });
+  const known = inputs.map(({ kind, tokenizer }) => ({ text: "bytes", tokens: tokenizer })[kind]);
+  const sizes = [prompt, context, vocab].every(isSize);
+  const good = {
+    prompt: sizes && prompt <= context,
+    stop: stop === null || (sizes && isCount(stop) && stop < vocab),
+    begins: typeof begins === "boolean" && !(begins && stop === null),
+    tokens: known.length === 1 && tokens === known[0],
+    prefill_outputs: logits.name === "logits" && logits.dtype === "float32" && logits.shape.length === 1 && logits.classes.length === 0,
+  };
+  good.vocab = sizes && good.prefill_outputs && vocab <= logits.shape[0];
+  const arrays = {
+    prefill_inputs: [array("tokens", "int32", prompt), array("lengths", "int32")],
+    prefill_outputs: [logits, ...cache],
+    decode_inputs: [array("token", "int32"), ...cache],
+    decode_outputs: [logits, ...cache],
+  };
+  const text = (specs) => JSON.stringify(specs.map(({ name, dtype, shape }) => [name, dtype, ["batch", ...shape]]));
+  const given = (specs) => JSON.stringify(Array.isArray(specs) ? specs.map((x) => [x?.name, x?.dtype, x?.shape]) : null);
+  const wrong = Object.keys(good).find((name) => !good[name]) ?? parts.find((name) => text(arrays[name]) !== given(value[name]));
+  if (wrong !== undefined) throw new ConfigError(`${where}.${wrong}: it does not fit the rest of the signature`);
+  return { prompt, context, vocab, stop, begins, tokens, ...arrays };
 }
 
 /** Throws ConfigError for a file of a newer format, and for one without. */
