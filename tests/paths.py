@@ -40,22 +40,13 @@ class Exported:
     page: Path
 
 
-def at_once(file: str, rows: Rows) -> int:
-    """How many rows are given in one call. In int8 activations have one scale for all rows of a call, so that the
-    answer to one depends on the others: by 0.5 beside a number of 1e30.
-    """
-    return 1 if "int8" in file else len(rows)
-
-
 def in_python(bundle: Bundle, file: str, taken: Rows, refused: Rows) -> Answers:
     why = []
     for row in refused:
         with pytest.raises(ConfigError) as error:
             bundle.predict([row])
         why.append(str(error.value))
-    size = at_once(file, taken)
-    parts = [bundle.predict(taken[start : start + size]) for start in range(0, len(taken), size)]
-    return Answers({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, why)
+    return Answers(bundle.predict(taken), why)
 
 
 def by_stablehlo(made: Exported, folder: Path, file: str, taken: Rows, refused: Rows) -> Answers:
@@ -67,7 +58,7 @@ def by_onnx_runtime(made: Exported, folder: Path, file: str, taken: Rows, refuse
 
 
 ANSWERS = """
-async (bundle, decoded, { taken, refused, size }) => {
+async (bundle, decoded, { taken, refused }) => {
   const why = [];
   for (const row of refused) {
     try {
@@ -78,10 +69,8 @@ async (bundle, decoded, { taken, refused, size }) => {
     }
   }
   const outputs = {};
-  for (let start = 0; start < taken.length; start += size) {
-    const part = await bundle.predict(taken.slice(start, start + size).map(decoded));
-    for (const [name, { data }] of Object.entries(part)) (outputs[name] ??= []).push(...Array.from(data, String));
-  }
+  const found = await bundle.predict(taken.map(decoded));
+  for (const [name, { data }] of Object.entries(found)) outputs[name] = Array.from(data, String);
   return JSON.stringify({ outputs, why });
 }
 """
@@ -112,7 +101,7 @@ IN_CHROMIUM = """
 
 
 def for_javascript(file: str, taken: Rows, refused: Rows) -> str:
-    return json.dumps(encoded({"taken": taken, "refused": refused, "size": at_once(file, taken)}))
+    return json.dumps(encoded({"taken": taken, "refused": refused}))
 
 
 def from_javascript(made: Exported, text: str) -> Answers:
