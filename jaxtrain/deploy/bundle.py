@@ -16,12 +16,16 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import parsed_json
 from jaxtrain.base.packages import needs
 from jaxtrain.base.tensors import tensors_of
+from jaxtrain.deploy.batch_curve import best_rows
 from jaxtrain.deploy.golden import TOLERANCE, GoldenExample, first_difference, golden_examples
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, version_folder
 from jaxtrain.deploy.signature import NewerFormat, Signature, check_format
 from jaxtrain.deploy.triton import fits_signature
 
 Backend = Literal["jax", "onnx"]
+
+_READ: Mapping[str, tuple[str, ...]] = {"jax": (".stablehlo", ".safetensors"), "onnx": (".onnx",)}
+"""Endings of the files that a backend computes with."""
 
 NEEDED = ("signature.json", "golden.json", "metrics.json", "model.stablehlo", "weights.safetensors")
 """Files that every bundle has."""
@@ -48,20 +52,25 @@ class Bundle:
         Raises ConfigError for what is no bundle, a newer format and a missing runtime (with what to install), and
         Damaged for a file that is not what was written and for a golden example whose outputs are others.
         """
+        if backend not in _READ:
+            raise ConfigError(f"there is no backend {backend!r}: {' or '.join(_READ)}")
         given, self.backend = Path(path), backend
         self.folder = version_folder(given)
         self.manifest = BundleManifest.read(self.folder)
-        self._contents = self.manifest.verified(self.folder)
+        self._contents = self.manifest.verified(self.folder, (".json", *_READ[backend]))
         for name in NEEDED:
-            if name not in self._contents:
+            if name not in self.manifest.files:
                 raise Damaged(str(self.folder / name), None, "it is missing")
         with _damage(self.folder / "signature.json"):
             found = Signature.from_json(self.json("signature.json"), str(self.folder / "signature.json"))
         self.signature = found.with_tokenizers(self.folder)
         self.metrics: Mapping[str, Any] = self.json("metrics.json")
         """The evaluation of each split, under `splits`, and what else was measured."""
+        self.rows_at_a_time = self._best_rows()
+        """How many rows are computed at a time."""
         self._check_config(required=given != self.folder)
         self._runner = self._load(backend, file)
+        self._contents = {name: each for name, each in self._contents.items() if name.endswith(".json")}
         self.replay()
 
     @property
@@ -94,13 +103,16 @@ class Bundle:
         return self.run(self.signature.tensors_of(self.signature.rows(values)))
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs for tensors, at most `max_batch` rows at a time."""
-        return self._in_parts(tensors, self.signature.max_batch)
+        """The outputs for tensors, at most `rows_at_a_time` at a time."""
+        return self._in_parts(tensors, self.rows_at_a_time)
 
     def _in_parts(self, tensors: Mapping[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
+        rows = len(next(iter(tensors.values())))
+        if rows <= most:
+            return dict(self._runner.run(tensors))
         parts = [
             self._runner.run({name: x[start : start + most] for name, x in tensors.items()})
-            for start in range(0, len(next(iter(tensors.values()))), most)
+            for start in range(0, rows, most)
         ]
         return {each.name: np.concatenate([part[each.name] for part in parts]) for each in self.signature.outputs}
 
@@ -142,6 +154,12 @@ class Bundle:
                 f"{difference}: this runtime or device computes something else than the model that was exported",
             )
 
+    def _best_rows(self) -> int:
+        """What export measured for this backend; older bundles have one number for all."""
+        measured = self.json("batch.json") if "batch.json" in self._contents else {}
+        with _damage(self.folder / "batch.json"):
+            return best_rows(measured, self.backend) or self.signature.max_batch
+
     def _int8_tolerance(self) -> float:
         """How far outputs in int8 may be from the golden ones, as measured by the export."""
         found = self.metrics.get("int8_tolerance")
@@ -156,14 +174,13 @@ class Bundle:
             weights = tensors_of(self._contents["weights.safetensors"], self.folder / "weights.safetensors")
             graph = self._contents["model.stablehlo"]
             return stablehlo.StableHlo(graph, weights, self.signature, str(self.folder / self.file))
-        if backend != "onnx":
-            raise ConfigError(f"there is no backend {backend!r}: jax or onnx")
         self.file = file or "model.onnx"
         if self.file not in self.manifest.files:
             raise ConfigError(f"{self.folder} has no {self.file}: export it again where ONNX can be made")
         with needs("a bundle with backend='onnx'", "onnxruntime", "onnx"):
             runtime = importlib.import_module("jaxtrain.deploy.onnx.runtime")
-        return runtime.OnnxModel(self.folder / self.file)
+        path = self.folder / self.file
+        return runtime.OnnxModel(self._contents.get(self.file, path), name=str(path))  # the bytes that were verified
 
     def _check_config(self, required: bool) -> None:
         """Raises Damaged where config.pbtxt is not made of the signature.

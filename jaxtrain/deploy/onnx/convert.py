@@ -21,6 +21,7 @@ from jax import export
 from jax2onnx import to_onnx
 
 from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.deploy.batch_curve import CURVE_ROWS, batch_curve
 from jaxtrain.deploy.onnx.conversion import INT8_FILE, MODEL_FILE, Request
 from jaxtrain.deploy.onnx.int8 import Outputs, int8, run_rows
 from jaxtrain.deploy.onnx.portable import make_portable
@@ -58,15 +59,17 @@ def converted(request: Request) -> dict[str, Any]:
         largest = max(largest, _difference(run_rows(model, rows), wanted, request.tolerance))
     Path(request.folder, MODEL_FILE).write_bytes(content)
     facts: dict[str, Any] = {"bytes": len(content), "opset": OPSET, "largest_difference": largest}
+    few = {name: x[:CURVE_ROWS] for name, x in request.examples[0][0].items()}
+    curve = batch_curve(OnnxModel(content).run, few)
     if request.gate is None:
-        return {"onnx": facts}
+        return {"onnx": facts, "batch_curve": curve}
     golden, evaluation = request.examples
     made = int8(content, request.outputs, evaluation[0], request.gate)
     if made.content is not None:
         Path(request.folder, INT8_FILE).write_bytes(made.content)
         found = run_rows(OnnxModel(made.content, threads=1), golden[0])
         made.facts["golden_difference"] = _difference(found, golden[1], None)
-    return {"onnx": facts, "int8": made.facts}
+    return {"onnx": facts, "batch_curve": curve, "int8": made.facts}
 
 
 def graph(request: Request) -> bytes:
