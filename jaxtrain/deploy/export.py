@@ -86,7 +86,12 @@ def export_run(
     largest = largest_difference(examples, runner.run(predictor.signature.tensors_of(every)))
     scores = {split: evaluate(restored.program, restored.state, data) for split, data in evals.items()}
     facts = lineage(run, int(restored.state.step))
-    metrics = {"format": FORMAT, "step": facts["step"], "splits": scores, "golden": {"largest_difference": largest}}
+    metrics: dict[str, Any] = {
+        "format": FORMAT,
+        "step": facts["step"],
+        "splits": scores,
+        "golden": {"largest_difference": largest},
+    }
     texts = {
         "golden.json": _json(golden_json(examples)),
         "reference.json": _json(_statistics(predictor, rows, runner)),
