@@ -48,6 +48,8 @@ class Running:
     """A way that has given its first answer."""
 
     load: float
+    cpu: float
+    """Seconds of CPU until then."""
     memory: float
     take: Callable[[int, float], tuple[float, float]]
     parts: dict[str, float] = field(default_factory=dict)
@@ -76,6 +78,14 @@ def memory_of(process: int) -> float:
         for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) / 1e3
+    return 0.0
+
+
+def cpu_of(process: int) -> float:
+    """The CPU seconds of a process; 0 where it has ended."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, words[11:13])) / os.sysconf("SC_CLK_TCK")
     return 0.0
 
 
@@ -112,7 +122,7 @@ def piped(command: Sequence[object], stack: contextlib.ExitStack) -> Running:
         least, median = answer()
         return least, median
 
-    return Running(load, memory_of(process.pid), take, parts)
+    return Running(load, cpu_of(process.pid), memory_of(process.pid), take, parts)
 
 
 def python(way: str, model: Model, stack: contextlib.ExitStack) -> Running:
@@ -154,7 +164,8 @@ def chromium(model: Model, stack: contextlib.ExitStack) -> Running:
     (site / "bench.html").write_text("<!doctype html><title>bench</title>")
     before = set(children(os.getpid()))
     tab = stack.enter_context(browser.page(browser.Site(site), folder / "profile"))
-    start = time.perf_counter()
+    processes = set(children(os.getpid())) - before
+    start, cpu = time.perf_counter(), sum(map(cpu_of, processes))
     tab.open("http://localhost:8000/bench.html")
     tab.wait("document.title === 'bench'")
     tab.run("""(async () => {
@@ -166,13 +177,14 @@ def chromium(model: Model, stack: contextlib.ExitStack) -> Running:
         globalThis.bundle = await bench.loaded(Bundle, ort, "model");
     })()""")
     load = time.perf_counter() - start
-    memory = max(memory_of(each) for each in set(children(os.getpid())) - before)
+    processes = set(children(os.getpid())) - before
+    cpu, memory = sum(map(cpu_of, processes)) - cpu, max(map(memory_of, processes))
 
     def take(rows: int, seconds: float) -> tuple[float, float]:
         least, median = tab.run(f"bench.timed(bundle, {rows}, {seconds})")
         return least, median
 
-    return Running(load, memory, take)
+    return Running(load, cpu, memory, take)
 
 
 def cpp(model: Model, stack: contextlib.ExitStack) -> Running:
@@ -180,10 +192,10 @@ def cpp(model: Model, stack: contextlib.ExitStack) -> Running:
     built = subprocess.run([ROOT / "scripts" / "cpp" / "build"], capture_output=True, text=True)
     if built.returncode:
         raise Missing(f"scripts/cpp/build fails: {(built.stderr.strip() or 'no reason given').splitlines()[-1]}")
-    program, memory, start = built.stdout.strip().splitlines()[-1], 0.0, time.perf_counter()
+    program, cpu, memory, start = built.stdout.strip().splitlines()[-1], 0.0, 0.0, time.perf_counter()
     process = subprocess.Popen([program, model.bundle, "--golden"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while process.poll() is None:
-        memory = max(memory, memory_of(process.pid))
+        cpu, memory = max(cpu, cpu_of(process.pid)), max(memory, memory_of(process.pid))
         time.sleep(0.002)
     load, said = time.perf_counter() - start, process.stdout.read().decode() if process.stdout else ""
     if process.returncode:
@@ -195,7 +207,7 @@ def cpp(model: Model, stack: contextlib.ExitStack) -> Running:
         least, median = (float(words[words.index(name) + 1]) / 1e3 for name in ("best", "median"))
         return least, median
 
-    return Running(load, memory, take)
+    return Running(load, cpu, memory, take)
 
 
 WAYS = (
