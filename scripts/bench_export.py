@@ -16,6 +16,7 @@ installed has a row that says so.
 import argparse
 import contextlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_export_ways import BUNDLE, DEFAULTS, HAND, ROOT, WAYS, Missing, Model, Running, Way
+from bench_export_ways import BUNDLE, DEFAULTS, HAND, ROOT, WAYS, Missing, Model, Running, Times, Way
 
 from jaxtrain.deploy.golden import golden_examples
 from jaxtrain.deploy.manifest import version_folder
@@ -76,13 +77,13 @@ def started(
 
 @dataclass
 class Measured:
-    """What was seen of a way: by rows, the least seconds and the medians of each round."""
+    """What was seen of a way: by rows, the times of each round."""
 
     way: Way
     loads: list[tuple[float, float]]
     running: Running
     size: int
-    seen: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    seen: dict[int, list[Times]] = field(default_factory=dict)
     best: int = 1
 
     def round(self, seconds: float) -> None:
@@ -93,17 +94,21 @@ class Measured:
         """Sets the number of rows with the most rows a second."""
         rates = {}
         for rows in SIZES if self.way.batches else (1,):
-            least, _ = self.running.take(rows, 0.05)
+            least, _, _ = self.running.take(rows, 0.05)
             rates[rows] = rows / least
             if least > SLOW:
                 break
         self.best = max(rates, key=lambda rows: rates[rows])
 
     def least(self, rows: int) -> float:
-        return min(each for each, _ in self.seen[rows])
+        return min(each for each, _, _ in self.seen[rows])
 
     def median(self, rows: int) -> float:
-        return statistics.median(each for _, each in self.seen[rows])
+        return statistics.median(each for _, each, _ in self.seen[rows])
+
+    def cpu(self, rows: int) -> float:
+        """The least of the rounds; NaN where it is not known."""
+        return min((each for _, _, each in self.seen[rows] if each is not None), default=math.nan)
 
     def row(self) -> tuple[str, ...]:
         def latency(rows: int) -> str:
@@ -113,10 +118,11 @@ class Measured:
         load = ", ".join(f"{wall:.2f} ({cpu:.2f})" for wall, cpu in shown)
         rate = f"{self.best / self.least(self.best):,.0f} ({self.best})" if self.way.batches else ""
         memory = f"{self.running.memory:.0f}"
-        return self.way.name, latency(1), latency(0), rate, f"{self.size / 1e6:.2f}", load, memory
+        cpu = "" if math.isnan(self.cpu(1)) else f"{1e3 * self.cpu(1):.3f}"
+        return self.way.name, latency(1), cpu, latency(0), rate, f"{self.size / 1e6:.2f}", load, memory
 
 
-HEADER = ("", "one row, ms", "raw input, ms", "rows/s (of)", "MB on disk", "load, s (CPU)", "MB of memory")
+HEADER = ("", "one row, ms", "CPU ms", "raw input, ms", "rows/s (of)", "MB on disk", "load, s (CPU)", "MB of memory")
 
 
 def measure(model: Model, rounds: int, seconds: float, starts: int) -> None:
@@ -153,7 +159,10 @@ def aims(measured: dict[str, Measured]) -> None:
         ratios = [one[0] / two[0] for one, two in zip(bundle.seen[1], hand.seen[1], strict=True)]
         least, raw = bundle.least(1) / hand.least(1), bundle.least(0) / hand.least(1)
         middle = statistics.median(ratios)
-        print(f"`Bundle` over {other}: {least:.2f} (median of rounds {middle:.2f}), from raw input {raw:.2f}; aim 1.1")
+        cpu = f"in CPU time {bundle.cpu(1) / hand.cpu(1):.2f}, from raw input {bundle.cpu(0) / hand.cpu(1):.2f}"
+        print(
+            f"`Bundle` over {other}: {least:.2f} (median of rounds {middle:.2f}), from raw input {raw:.2f}; {cpu}; aim 1.1"
+        )
     parts = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in bundle.running.parts.items())
     wall, cpu = min(bundle.loads)
     print(f"load of ONNX by `Bundle`: {wall:.2f} s, {cpu:.2f} of CPU, aim 0.5 s; the last start: {parts}", flush=True)

@@ -26,6 +26,10 @@ NODE = "1.30.0"
 HAND, DEFAULTS, BUNDLE = "ONNX Runtime by hand", "ONNX Runtime by hand, its defaults", "ONNX Runtime, `Bundle`"
 
 
+Times = tuple[float, float, float | None]
+"""The least and the median seconds of a call, and its CPU seconds where they are known."""
+
+
 class Missing(Exception):
     """Why a way cannot be measured here."""
 
@@ -51,7 +55,7 @@ class Running:
     cpu: float
     """Seconds of CPU until then."""
     memory: float
-    take: Callable[[int, float], tuple[float, float]]
+    take: Callable[[int, float], Times]
     parts: dict[str, float] = field(default_factory=dict)
 
 
@@ -117,10 +121,10 @@ def piped(command: Sequence[object], stack: contextlib.ExitStack) -> Running:
     parts = answer()
     load = time.perf_counter() - start
 
-    def take(rows: int, seconds: float) -> tuple[float, float]:
+    def take(rows: int, seconds: float) -> Times:
         print(rows, seconds, file=asked, flush=True)
-        least, median = answer()
-        return least, median
+        least, median, spent = answer()
+        return least, median, spent
 
     return Running(load, cpu_of(process.pid), memory_of(process.pid), take, parts)
 
@@ -180,15 +184,15 @@ def chromium(model: Model, stack: contextlib.ExitStack) -> Running:
     processes = set(children(os.getpid())) - before
     cpu, memory = sum(map(cpu_of, processes)) - cpu, max(map(memory_of, processes))
 
-    def take(rows: int, seconds: float) -> tuple[float, float]:
-        least, median = tab.run(f"bench.timed(bundle, {rows}, {seconds})")
-        return least, median
+    def take(rows: int, seconds: float) -> Times:
+        least, median, _ = tab.run(f"bench.timed(bundle, {rows}, {seconds})")
+        return least, median, None
 
     return Running(load, cpu, memory, take)
 
 
 def cpp(model: Model, stack: contextlib.ExitStack) -> Running:
-    """The program of scripts/cpp. It reads, hashes nothing, and times the first golden example."""
+    """The program of scripts/cpp, which times one golden example. Its load is that of all of them."""
     built = subprocess.run([ROOT / "scripts" / "cpp" / "build"], capture_output=True, text=True)
     if built.returncode:
         raise Missing(f"scripts/cpp/build fails: {(built.stderr.strip() or 'no reason given').splitlines()[-1]}")
@@ -201,11 +205,11 @@ def cpp(model: Model, stack: contextlib.ExitStack) -> Running:
     if process.returncode:
         raise Missing(f"its golden examples fail: {(said.strip() or '?').splitlines()[-1]}")
 
-    def take(rows: int, seconds: float) -> tuple[float, float]:
+    def take(rows: int, seconds: float) -> Times:
         done = subprocess.run([program, model.bundle, "--time"], capture_output=True, text=True, check=True)
         words = done.stdout.replace(",", " ").split()
         least, median = (float(words[words.index(name) + 1]) / 1e3 for name in ("best", "median"))
-        return least, median
+        return least, median, None
 
     return Running(load, cpu, memory, take)
 
