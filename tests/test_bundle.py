@@ -26,6 +26,7 @@ from jaxtrain.deploy.bundle import Bundle
 from jaxtrain.deploy.evaluation import evaluate_bundle
 from jaxtrain.deploy.export import check_export, export_run
 from jaxtrain.deploy.manifest import BundleManifest, is_bundle, version_folder
+from jaxtrain.deploy.onnx.int8 import Int8Gate
 from jaxtrain.evaluate import evaluate_run, predict_run
 from jaxtrain.experiment.fit import fit
 from jaxtrain.models import Model, NGrams
@@ -424,6 +425,21 @@ def test_files_that_are_not_held_in_memory_are_verified_too(copy):
     flip(copy / "weights.safetensors", 100)
     with pytest.raises(Damaged, match=r"weights.safetensors: its bytes have changed"):
         manifest.verified(copy, (".json",))
+
+
+@pytest.mark.slow
+def test_servers_are_given_the_rows_that_are_best_for_onnx(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxtrain.deploy.batch_curve._SECONDS", 0.0)
+    monkeypatch.setattr("jaxtrain.deploy.batch_curve.SIZES", (1,))
+    onnx = {"curve": [{"rows": 7, "seconds": 0.5, "rows_per_second": 14}], "best": 7}
+    monkeypatch.setattr("jaxtrain.deploy.export._onnx", lambda *given: {"onnx": {}, "batch_curve": onnx})
+    folder = export_run(Run(texts.run), tmp_path, "films", gate=Int8Gate())
+    measured = json.loads((folder / "batch.json").read_text())
+    assert (measured["backend"], measured["best"], measured["backends"]["onnx"]) == ("onnx", 7, onnx)
+    assert measured["backends"]["jax"]["best"] == 1
+    assert json.loads((folder / "signature.json").read_text())["max_batch"] == 7
+    assert "max_batch_size: 7\n" in (folder.parent / "config.pbtxt").read_text()
+    assert "batch_curve" not in json.loads((folder / "metrics.json").read_text())
 
 
 def test_a_bundle_computes_as_many_rows_at_a_time_as_are_best_for_its_backend(copy, monkeypatch):
