@@ -30,7 +30,7 @@ _READ: Mapping[str, tuple[str, ...]] = {"jax": (".stablehlo", ".safetensors"), "
 NEEDED = ("signature.json", "golden.json", "metrics.json", "model.stablehlo", "weights.safetensors")
 """Files that every bundle has."""
 
-_REPLAYED = 16  # golden examples at a time
+_REPLAYED = 16  # golden examples at a time, by jax
 
 
 class Runner(Protocol):
@@ -141,11 +141,11 @@ class Bundle:
     def replay(self) -> None:
         """Computes the golden examples. Raises Damaged, with the first difference, where an output is another."""
         examples, int8 = self.golden, self.file == "model.int8.onnx"
-        # Filled up with the first ones, so that one number of rows is compiled.
-        filled = [
-            examples[number % len(examples)].inputs for number in range(-(-len(examples) // _REPLAYED) * _REPLAYED)
-        ]
-        outputs = self._in_parts(self.signature.tensors_of(filled), _REPLAYED)
+        inputs, most = [each.inputs for each in examples], self.rows_at_a_time
+        if self.backend == "jax":  # filled up with the first ones, so that one number of rows is compiled
+            most = _REPLAYED
+            inputs += [inputs[number % len(inputs)] for number in range(-len(inputs) % most)]
+        outputs = self._in_parts(self.signature.tensors_of(inputs), most)
         tolerance = self._int8_tolerance() if int8 else TOLERANCE
         if difference := first_difference(examples, outputs, tolerance):
             raise Damaged(
