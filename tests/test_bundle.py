@@ -25,7 +25,8 @@ from jaxtrain.deploy.batch_job import CHUNK, predict_file
 from jaxtrain.deploy.bundle import Bundle
 from jaxtrain.deploy.evaluation import evaluate_bundle
 from jaxtrain.deploy.export import check_export, export_run
-from jaxtrain.deploy.manifest import is_bundle, version_folder
+from jaxtrain.deploy.manifest import BundleManifest, is_bundle, version_folder
+from jaxtrain.deploy.onnx.int8 import Int8Gate
 from jaxtrain.evaluate import evaluate_run, predict_run
 from jaxtrain.experiment.fit import fit
 from jaxtrain.models import Model, NGrams
@@ -402,8 +403,8 @@ def test_the_onnx_runtime_is_asked_for_the_golden_examples(copy, monkeypatch):
     asked = []
 
     class OnnxModel:
-        def __init__(self, path: Path) -> None:
-            asked.append(path.read_bytes())
+        def __init__(self, graph: bytes, name: str) -> None:
+            asked.append((graph, name))
 
         def run(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {"probabilities": np.full((len(tensors["text"]), 2), 0.5, np.float32)}
@@ -412,7 +413,59 @@ def test_the_onnx_runtime_is_asked_for_the_golden_examples(copy, monkeypatch):
     monkeypatch.setitem(sys.modules, "jaxtrain.deploy.onnx.runtime", types.SimpleNamespace(OnnxModel=OnnxModel))
     with pytest.raises(Damaged, match=r"model.onnx: of golden example 0 .* is 0.5, expected"):
         Bundle(copy, backend="onnx")
-    assert asked == [b"onnx"]
+    # The bytes whose hash was verified, and not what is in the file by then.
+    assert asked == [(b"onnx", str(copy / "model.onnx"))]
+
+
+def test_files_that_are_not_held_in_memory_are_verified_too(copy):
+    manifest = BundleManifest.read(copy)
+    assert {*manifest.verified(copy, (".json",))} == {name for name in manifest.files if name.endswith(".json")}
+    assert {*manifest.verified(copy)} == {*manifest.files}
+    assert all(name.endswith(".json") for name in Bundle(copy)._contents)  # weights are held once, by the runner
+    flip(copy / "weights.safetensors", 100)
+    with pytest.raises(Damaged, match=r"weights.safetensors: its bytes have changed"):
+        manifest.verified(copy, (".json",))
+
+
+@pytest.mark.slow
+def test_servers_are_given_the_rows_that_are_best_for_onnx(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxtrain.deploy.batch_curve._SECONDS", 0.0)
+    monkeypatch.setattr("jaxtrain.deploy.batch_curve.SIZES", (1,))
+    onnx = {"curve": [{"rows": 7, "seconds": 0.5, "rows_per_second": 14}], "best": 7}
+    monkeypatch.setattr("jaxtrain.deploy.export._onnx", lambda *given: {"onnx": {}, "batch_curve": onnx})
+    folder = export_run(Run(texts.run), tmp_path, "films", gate=Int8Gate())
+    measured = json.loads((folder / "batch.json").read_text())
+    assert (measured["backend"], measured["best"], measured["backends"]["onnx"]) == ("onnx", 7, onnx)
+    assert measured["backends"]["jax"]["best"] == 1
+    assert json.loads((folder / "signature.json").read_text())["max_batch"] == 7
+    assert "max_batch_size: 7\n" in (folder.parent / "config.pbtxt").read_text()
+    assert "batch_curve" not in json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_bundle_computes_as_many_rows_at_a_time_as_are_best_for_its_backend(copy, monkeypatch):
+    measured = {"format": 1, "curve": [], "best": 16, "backend": "onnx"}
+    backends = {"jax": {"curve": [], "best": 4}, "onnx": {"curve": [], "best": 16}}
+    rewritten(copy, "batch.json", json.dumps({**measured, "backends": backends}).encode())
+    bundle = Bundle(copy)
+    assert bundle.rows_at_a_time == 4
+    rewritten(copy, "batch.json", json.dumps(measured).encode())  # as before there was a curve for each
+    assert Bundle(copy).rows_at_a_time == bundle.signature.max_batch
+    for wrong in ([], {"backends": 3}, {"backends": {"jax": {}}}, {"backends": {"jax": {"best": True}}}):
+        content = {"format": 1, **wrong} if isinstance(wrong, dict) else wrong
+        rewritten(copy, "batch.json", json.dumps(content).encode())
+        with pytest.raises(Damaged, match=r"batch.json: it is not what jaxtrain writes .*best number of rows for jax"):
+            Bundle(copy)
+    sizes = []
+    monkeypatch.setattr(bundle, "_runner", types.SimpleNamespace(run=lambda tensors: count(sizes, tensors)))
+    found = bundle.predict(["a"] * 10)["probabilities"]
+    assert sizes == [4, 4, 2]
+    np.testing.assert_array_equal(found[:, 0], [1, 1, 1, 1, 2, 2, 2, 2, 3, 3])
+
+
+def count(sizes: list[int], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Notes the rows of a call, and gives its number for each."""
+    sizes.append(len(tensors["text"]))
+    return {"probabilities": np.full((sizes[-1], 2), len(sizes), np.float32)}
 
 
 def test_importing_it_imports_no_jax():
@@ -420,6 +473,22 @@ def test_importing_it_imports_no_jax():
     code = f"import {modules}, sys; print({{'jax', 'flax', 'optax', 'jaxlib', 'grain'}} & sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_running_it_by_onnx_runtime_imports_no_more_than_it_needs():
+    modules = "jaxtrain.deploy.bundle, jaxtrain.deploy.onnx.runtime"
+    code = (
+        f"import {modules}, sys; print(*{{'jax', 'importlib.metadata', 'concurrent', 'asyncio'}} & sys.modules.keys())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
+
+
+def test_running_it_by_jax_imports_no_code_of_training():
+    code = "import jaxtrain.deploy.bundle, jaxtrain.deploy.stablehlo, sys; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"flax", "optax", "grain", "orbax"} & {*found}
+    assert {each.split(".")[1] for each in found if each.startswith("jaxtrain.")} == {"base", "deploy"}
 
 
 # Batch jobs.

@@ -259,6 +259,18 @@ def test_a_bundle_runs_without_jax(exported):
     assert modules == ""
 
 
+def test_each_backend_is_measured_and_servers_get_the_rows_of_onnx(exported):
+    folder, _ = exported
+    measured = json.loads((folder / "batch.json").read_text())
+    curves = measured["backends"]
+    assert {*curves} == {"jax", "onnx"}
+    assert curves["jax"]["curve"] != curves["onnx"]["curve"] == measured["curve"]
+    assert Bundle(folder).rows_at_a_time == curves["jax"]["best"]
+    assert Bundle(folder, backend="onnx").rows_at_a_time == curves["onnx"]["best"] == measured["best"]
+    assert f"max_batch_size: {measured['best']}\n" in (folder.parent / "config.pbtxt").read_text()
+    assert "batch_curve" not in json.loads((folder / "metrics.json").read_text())
+
+
 def test_int8_is_in_the_bundle_where_the_gate_passes(exported):
     folder, _ = exported
     seen = Bundle(folder).metrics["int8"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from jaxtrain.deploy.batch_curve import batch_curve
+from jaxtrain.deploy.batch_curve import batch_curve, batch_json, best_rows, served
 from jaxtrain.deploy.golden import GoldenExample, decoded, encoded, first_difference, largest_difference, odd_rows
 from jaxtrain.deploy.inputs import Category, Tensor, Text
 from jaxtrain.deploy.numeric import Array, Image, Number
@@ -81,6 +81,21 @@ def test_the_batch_curve_takes_the_fewest_rows_that_are_nearly_as_fast():
     assert made["curve"][1]["rows_per_second"] == pytest.approx(20)
     seconds[4] = 30.0
     assert [each["rows"] for each in batch_curve(run, {"x": np.zeros((2, 3))}, lambda: clock[0])["curve"]] == [1, 4]
+
+
+def test_servers_take_the_rows_that_are_best_for_onnx_where_there_is_one():
+    jax, onnx = {"curve": [{"rows": 1}], "best": 1}, {"curve": [{"rows": 4}], "best": 4}
+    assert (served({"jax": jax, "onnx": onnx}), served({"jax": jax})) == ("onnx", "jax")
+    made = batch_json({"jax": jax, "onnx": onnx}, {"cpus": 2})
+    assert made == {
+        "format": 1,
+        "backend": "onnx",
+        "curve": [{"rows": 4}],
+        "best": 4,
+        "backends": {"jax": jax, "onnx": onnx},
+        "hardware": {"cpus": 2},
+    }
+    assert (best_rows(made, "jax"), best_rows(made, "onnx"), best_rows({"best": 3}, "jax")) == (1, 4, None)
 
 
 def test_json_carries_bytes_and_numbers_that_it_has_not():

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, Site, page
+from browser import Site, page
+from programs import program
 from test_bundle import rewritten
 from test_cli import call
 from test_generate_text import experiment, text
@@ -71,7 +72,7 @@ def in_node(tmp_path: Path, bundle: Path, *calls: tuple[Any, dict[str, Any]]) ->
     module = HERE.parent / "jaxtrain/deploy/client/module"
     (tmp_path / "run.mjs").write_text(NODE % {"module": module})
     done = subprocess.run(
-        ["node", "run.mjs", str(bundle), json.dumps(calls)], cwd=tmp_path, capture_output=True, text=True
+        [program("node"), "run.mjs", str(bundle), json.dumps(calls)], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -160,7 +161,6 @@ def test_damaged_graphs_are_refused_by_both(words: Made, tmp_path: Path):
         Bundle(copy, backend="onnx")
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 def test_the_page_of_char_lm_continues_as_its_run(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("jaxtrain.deploy.batch_curve._SECONDS", 0.0)
     monkeypatch.setattr("jaxtrain.deploy.batch_curve.SIZES", (1, 16))

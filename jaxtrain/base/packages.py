@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Generator
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from jaxtrain.base.errors import ConfigError
@@ -29,6 +28,8 @@ def package_file(requirement: str, path: str) -> Path:
 
     Raises ConfigError, saying how to install `requirement` ("name" or "name==version"), where the package is missing.
     """
+    from importlib.metadata import PackageNotFoundError, distribution  # 30 ms, which loading a bundle does not need
+
     try:
         # Not by the module's name, which an experiment file may have too.
         return Path(str(distribution(requirement.partition("==")[0]).locate_file(path)))

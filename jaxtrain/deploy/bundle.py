@@ -16,6 +16,7 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import parsed_json
 from jaxtrain.base.packages import needs
 from jaxtrain.base.tensors import tensors_of
+from jaxtrain.deploy.batch_curve import best_rows
 from jaxtrain.deploy.generation import STEP_FILES
 from jaxtrain.deploy.golden import TOLERANCE, GoldenExample, first_difference, golden_examples
 from jaxtrain.deploy.greedy import StepPair, golden_texts, text_difference
@@ -25,10 +26,15 @@ from jaxtrain.deploy.triton import fits_signature
 
 Backend = Literal["jax", "onnx"]
 
+_READ: Mapping[str, tuple[str, ...]] = {"jax": (".stablehlo", ".safetensors"), "onnx": (".onnx",)}
+"""Endings of the files that a backend computes with."""
+
 NEEDED = ("signature.json", "golden.json", "metrics.json", "model.stablehlo", "weights.safetensors")
 """Files that every bundle has."""
 
-_REPLAYED = 16  # golden examples at a time
+_REPLAYED = 16  # golden examples at a time, by jax
+
+_INT8 = "model.int8.onnx"
 
 _SUFFIX = {"jax": "stablehlo", "onnx": "onnx"}
 
@@ -54,21 +60,28 @@ class Bundle:
         Raises ConfigError for what is no bundle, a newer format and a missing runtime (with what to install), and
         Damaged for a file that is not what was written and for a golden example whose outputs are others.
         """
+        if backend not in _READ:
+            raise ConfigError(f"there is no backend {backend!r}: {' or '.join(_READ)}")
         given, self.backend = Path(path), backend
         self.folder = version_folder(given)
         self.manifest = BundleManifest.read(self.folder)
-        self._contents = self.manifest.verified(self.folder)
+        self._contents = self.manifest.verified(self.folder, (".json", *_READ[backend]))
         for name in NEEDED:
-            if name not in self._contents:
+            if name not in self.manifest.files:
                 raise Damaged(str(self.folder / name), None, "it is missing")
         with _damage(self.folder / "signature.json"):
             found = Signature.from_json(self.json("signature.json"), str(self.folder / "signature.json"))
         self.signature = found.with_tokenizers(self.folder)
         self.metrics: Mapping[str, Any] = self.json("metrics.json")
         """The evaluation of each split, under `splits`, and what else was measured."""
+        self.rows_at_a_time = 1 if file == _INT8 else self._best_rows()
+        """How many rows are computed at a time: in int8 one, since the activations of a call have one scale, by which
+        rows would change each other.
+        """
         self._check_config(required=given != self.folder)
         self._runner: Any = self._load(backend, file)
         self._steps = self._load_steps()
+        self._contents = {name: each for name, each in self._contents.items() if name.endswith(".json")}
         self.replay()
 
     @property
@@ -135,13 +148,16 @@ class Bundle:
         return texts
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs for tensors, at most `max_batch` rows at a time."""
-        return self._in_parts(tensors, self.signature.max_batch)
+        """The outputs for tensors, at most `rows_at_a_time` at a time."""
+        return self._in_parts(tensors, self.rows_at_a_time)
 
     def _in_parts(self, tensors: Mapping[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
+        rows = len(next(iter(tensors.values())))
+        if rows <= most:
+            return dict(self._runner.run(tensors))
         parts = [
             self._runner.run({name: x[start : start + most] for name, x in tensors.items()})
-            for start in range(0, len(next(iter(tensors.values()))), most)
+            for start in range(0, rows, most)
         ]
         return {each.name: np.concatenate([part[each.name] for part in parts]) for each in self.signature.outputs}
 
@@ -169,13 +185,13 @@ class Bundle:
 
     def replay(self) -> None:
         """Computes the golden examples. Raises Damaged, with the first difference, where an output is another."""
-        examples, int8 = self.golden, self.file == "model.int8.onnx"
-        # Filled up with the first ones, so that one number of rows is compiled.
-        filled = [
-            examples[number % len(examples)].inputs for number in range(-(-len(examples) // _REPLAYED) * _REPLAYED)
-        ]
-        outputs = self._in_parts(self.signature.tensors_of(filled), _REPLAYED)
-        tolerance = self._int8_tolerance() if int8 else TOLERANCE
+        examples = self.golden
+        inputs, most = [each.inputs for each in examples], self.rows_at_a_time
+        if self.backend == "jax":  # filled up with the first ones, so that one number of rows is compiled
+            most = _REPLAYED
+            inputs += [inputs[number % len(inputs)] for number in range(-len(inputs) % most)]
+        outputs = self._in_parts(self.signature.tensors_of(inputs), most)
+        tolerance = self._int8_tolerance() if self.file == _INT8 else TOLERANCE
         if difference := first_difference(examples, outputs, tolerance):
             raise Damaged(
                 str(self.folder / self.file),
@@ -191,6 +207,12 @@ class Bundle:
                     str(self.folder / f"{STEP_FILES[1]}.{_SUFFIX[self.backend]}"), None, f"{difference}: {_OTHER}"
                 )
 
+    def _best_rows(self) -> int:
+        """What export measured for this backend; older bundles have one number for all."""
+        measured = self.json("batch.json") if "batch.json" in self._contents else {}
+        with _damage(self.folder / "batch.json"):
+            return best_rows(measured, self.backend) or self.signature.max_batch
+
     def _int8_tolerance(self) -> float:
         """How far outputs in int8 may be from the golden ones, as measured by the export."""
         found = self.metrics.get("int8_tolerance")
@@ -205,14 +227,13 @@ class Bundle:
             weights = tensors_of(self._contents["weights.safetensors"], self.folder / "weights.safetensors")
             graph = self._contents["model.stablehlo"]
             return stablehlo.StableHlo(graph, weights, self.signature, str(self.folder / self.file))
-        if backend != "onnx":
-            raise ConfigError(f"there is no backend {backend!r}: jax or onnx")
         self.file = file or "model.onnx"
         if self.file not in self.manifest.files:
             raise ConfigError(f"{self.folder} has no {self.file}: export it again where ONNX can be made")
         with needs("a bundle with backend='onnx'", "onnxruntime", "onnx"):
             runtime = importlib.import_module("jaxtrain.deploy.onnx.runtime")
-        return runtime.OnnxModel(self.folder / self.file)
+        path = self.folder / self.file
+        return runtime.OnnxModel(self._contents.get(self.file, path), name=str(path))  # the bytes that were verified
 
     def _load_steps(self) -> StepPair | None:
         """The graphs of a language model; None where the bundle has none for this backend."""

@@ -21,7 +21,7 @@ from jaxtrain.base.errors import ConfigError, cannot_write
 from jaxtrain.base.files import atomic_folder, check_file_name, json_text, remove_unfinished, replace_text
 from jaxtrain.base.provenance import environment
 from jaxtrain.base.tensors import write_tensors
-from jaxtrain.deploy.batch_curve import batch_curve
+from jaxtrain.deploy.batch_curve import CURVE_ROWS, batch_curve, batch_json, served
 from jaxtrain.deploy.card import NO_LICENCE, described, lineage, model_card
 from jaxtrain.deploy.golden import (
     GoldenExample,
@@ -31,13 +31,14 @@ from jaxtrain.deploy.golden import (
     odd_rows,
 )
 from jaxtrain.deploy.language import LanguageGraphs, language_graphs, write_language_onnx
+from jaxtrain.deploy.lowering import lowered
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, files_of
 from jaxtrain.deploy.onnx.conversion import Examples, can_convert, write_onnx
 from jaxtrain.deploy.onnx.int8 import Int8Gate
 from jaxtrain.deploy.predictor import Predictor, raw_source, weights_by_path
 from jaxtrain.deploy.reference import ROWS, features, statistics
 from jaxtrain.deploy.signature import FORMAT, Row
-from jaxtrain.deploy.stablehlo import StableHlo, lowered
+from jaxtrain.deploy.stablehlo import StableHlo
 from jaxtrain.deploy.triton import config_pbtxt, fits_signature
 from jaxtrain.evaluate import chosen_evals, evaluate
 from jaxtrain.experiment.experiment import Experiment
@@ -82,11 +83,10 @@ def export_run(
     runner = StableHlo(graph, predictor.weights, predictor.signature, "model.stablehlo")
     rows = _rows(predictor, restored.experiment)
     examples = _golden(predictor, restored, rows, runner)
-    curve = batch_curve(runner.run, predictor.signature.tensors_of([each.inputs for each in examples[:8]]))
+    every = [each.inputs for each in examples]
+    curves = {"jax": batch_curve(runner.run, predictor.signature.tensors_of(every[:CURVE_ROWS]))}
     language = _language(predictor, rows, runner)
-    generation = None if language is None else language.generation
-    signature = replace(predictor.signature, max_batch=curve["best"], generation=generation)
-    largest = largest_difference(examples, runner.run(signature.tensors_of([each.inputs for each in examples])))
+    largest = largest_difference(examples, runner.run(predictor.signature.tensors_of(every)))
     scores = {split: evaluate(restored.program, restored.state, data) for split, data in evals.items()}
     facts = lineage(run, int(restored.state.step))
     metrics: dict[str, Any] = {
@@ -100,18 +100,15 @@ def export_run(
         golden["texts"] = [each.to_json() for each in language.texts]
         metrics["generation"] = {"largest_difference": language.largest}
     texts = {
-        "signature.json": _json(signature.to_json()),
         "golden.json": _json(golden),
         "reference.json": _json(_statistics(predictor, rows, runner)),
-        "batch.json": _json({**curve, "backend": "jax", "hardware": environment()["hardware"]}),
         "experiment.json": _json(run.saved),
-        "MODEL_CARD.md": model_card(signature, facts, scores, licence or NO_LICENCE, described(run), largest),
     }
     if licence is not None:
         texts["LICENSE"] = licence.rstrip("\n") + "\n"
     try:
         with _next_version(model) as folder:
-            _check_config(model, signature)
+            _check_config(model, predictor.signature)
             (folder / "model.stablehlo").write_bytes(graph)
             write_tensors(folder / "weights.safetensors", predictor.weights, predictor.weights.__getitem__)
             for file, content in ({} if language is None else language.contents).items():
@@ -120,7 +117,21 @@ def export_run(
                 metrics |= _onnx(predictor, folder, (examples, rows), runner, gate)
                 if language is not None:
                     metrics["generation"]["onnx"] = write_language_onnx(predictor, language, folder)
-            for file, text in {**texts, "metrics.json": _json(metrics)}.items():
+            if (measured := metrics.pop("batch_curve", None)) is not None:
+                curves["onnx"] = measured
+            signature = replace(
+                predictor.signature,
+                max_batch=curves[served(curves)]["best"],
+                generation=None if language is None else language.generation,
+            )
+            card = model_card(signature, facts, scores, licence or NO_LICENCE, described(run), largest)
+            texts |= {
+                "signature.json": _json(signature.to_json()),
+                "metrics.json": _json(metrics),
+                "MODEL_CARD.md": card,
+            }
+            texts["batch.json"] = _json(batch_json(curves, environment()["hardware"]))
+            for file, text in texts.items():
                 (folder / file).write_text(text, encoding="utf-8")
             for file, path in predictor.raw.tokenizers.items():
                 shutil.copyfile(path, folder / file)

@@ -78,9 +78,10 @@ class BundleManifest:
         facts = {name: found[name] for name in ("name", "version", "created_by", "lineage", "licence")}
         return cls(**facts, files=files)
 
-    def verified(self, folder: Path) -> dict[str, bytes]:
-        """The content of every file, those of more than 2 GiB left out. Raises Damaged for a file that is missing, is a
-        link, is not in the manifest, or is not what was written.
+    def verified(self, folder: Path, endings: tuple[str, ...] = ("",)) -> dict[str, bytes]:
+        """The content of the files with one of these endings, those of more than 2 GiB left out; the others are hashed
+        too, but not held in memory. Raises Damaged for a file that is missing, is a link, is not in the manifest, or is
+        not what was written.
         """
         for found in _entries(folder):
             if found not in self.files and found != MANIFEST_FILE:
@@ -92,7 +93,7 @@ class BundleManifest:
                 _check_regular(folder, name)
                 if (now := file.stat().st_size) != size:
                     raise Damaged(str(file), None, f"it has {now:,} bytes, of {size:,} that were written")
-                if size <= _IN_MEMORY:
+                if size <= _IN_MEMORY and name.endswith(endings):
                     contents[name] = read_regular(file)
                     hashed = digest(contents[name], length=64)
                 else:

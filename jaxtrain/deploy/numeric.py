@@ -33,8 +33,9 @@ class NumericInput(Input):
             known = array if not self.missing else array[~np.isnan(array)]
             if not np.isfinite(known).all():
                 raise self.wrong(f"it holds {known[~np.isfinite(known)].flat[0]}, but has to be finite numbers")
-            array = np.where(np.isnan(array), np.asarray(np.nan, array.dtype), array)  # one NaN, whatever its bits
-        if self.range and array.size:
+            if self.missing:
+                array = np.where(np.isnan(array), np.asarray(np.nan, array.dtype), array)  # one NaN, whatever its bits
+        if self.range and array.size and not self.range[0] <= array.min() <= array.max() <= self.range[1]:
             inside = (array >= self.range[0]) & (array <= self.range[1]) | (array != array)
             if not inside.all():
                 low, high = self.range

@@ -118,7 +118,7 @@ class Signature:
                     columns[each.name].append(each.row(row.get(each.name)))
             except ConfigError as error:
                 raise ConfigError(f"row {number}: {error}" if len(rows) > 1 else str(error)) from error
-        return {each.tensor: np.stack(columns[each.name]) for each in self.inputs}
+        return {each.tensor: np.concatenate([x[None] for x in columns[each.name]]) for each in self.inputs}
 
     def _check_names(self, row: Row) -> None:
         names = [each.name for each in self.inputs]

@@ -1,4 +1,4 @@
-"""The graph of a bundle as serialised StableHLO: made, read and run by jax."""
+"""The graph of a bundle as serialised StableHLO: read and run by jax alone. Not here: making it."""
 
 import math
 from collections.abc import Mapping
@@ -10,29 +10,7 @@ from jax import export
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.deploy.generation import StepGraph
-from jaxtrain.deploy.predictor import Predictor
 from jaxtrain.deploy.signature import Signature
-from jaxtrain.tasks.checks import TRACED, traced_error
-
-PLATFORMS = ("cpu", "cuda", "tpu")
-
-
-def lowered(predictor: Predictor) -> export.Exported:
-    """The predictor's function for any number of rows and for all platforms; only the shapes of its weights matter.
-
-    Raises ConfigError, with the reason, where it cannot be.
-    """
-    (rows,) = export.symbolic_shape("batch")
-    tensors = {each.name: jax.ShapeDtypeStruct((rows, *each.shape), each.dtype) for each in predictor.tensors}
-    weights = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in predictor.weights.items()}
-    who = f"{type(predictor.task).__name__}.predict cannot be exported"
-    try:
-        return export.export(jax.jit(predictor.function), platforms=PLATFORMS)(weights, tensors)
-    except TRACED as error:
-        raise traced_error(error, who) from error
-    except (TypeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConfigError(f"{who} for any number of rows and for {', '.join(PLATFORMS)}: {why[0]}") from error
 
 
 class StableHlo:

@@ -35,6 +35,8 @@ def numbers(who: str, value: Any, dtype: Any) -> np.ndarray:
         raise wrong(who, "its lists differ in length, or are too deep") from error
     if array.dtype != kind and (array.dtype.kind not in "biuf" or array.dtype.itemsize > 8):
         raise wrong(who, f"it has to be numbers, not {abbreviated(value)}")
+    if array.dtype == kind:
+        return array
     with np.errstate(over="ignore", invalid="ignore"):
         found = array.astype(kind)
     if kind.kind in "biu" and not np.array_equal(found, array):

@@ -63,7 +63,8 @@ def write_onnx(
     golden, evaluation: examples, with the outputs that jax computes for them, which those of ONNX are compared with.
 
     Returns what was seen, for metrics.json: under `onnx` the bytes and the largest difference, under `int8` what
-    `int8` saw, and `int8_tolerance`, how far int8 may be from golden examples on another machine.
+    `int8` saw, and `int8_tolerance`, how far int8 may be from golden examples on another machine; and for batch.json,
+    under `batch_curve`, that of model.onnx.
 
     Raises ConfigError, with the reason in one sentence, for what cannot be converted, and where the environment cannot
     be made.

@@ -21,6 +21,7 @@ from jax import export
 from jax2onnx import to_onnx
 
 from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.deploy.batch_curve import CURVE_ROWS, batch_curve
 from jaxtrain.deploy.onnx.conversion import INT8_FILE, Request
 from jaxtrain.deploy.onnx.int8 import Outputs, int8, run_rows
 from jaxtrain.deploy.onnx.portable import make_portable
@@ -70,12 +71,13 @@ def converted(request: Request) -> dict[str, Any]:
     if request.gate is None:
         return {"onnx": facts}
     golden, evaluation = request.examples
+    curve = batch_curve(OnnxModel(content).run, {name: x[:CURVE_ROWS] for name, x in golden[0].items()})
     made = int8(content, request.outputs, evaluation[0], request.gate)
     if made.content is not None:
         Path(request.folder, INT8_FILE).write_bytes(made.content)
         found = run_rows(OnnxModel(made.content, threads=1), golden[0], at_once=1)
         made.facts["golden_difference"] = _difference(found, golden[1], None)
-    return {"onnx": facts, "int8": made.facts}
+    return {"onnx": facts, "batch_curve": curve, "int8": made.facts}
 
 
 def graph(request: Request) -> bytes:

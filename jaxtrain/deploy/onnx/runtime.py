@@ -15,8 +15,14 @@ from jaxtrain.deploy.inputs import Tensor
 class OnnxModel:
     """A graph with its weights, on any number of rows."""
 
-    def __init__(self, graph: Path | bytes, threads: int | None = None, takes: StepGraph | None = None) -> None:
-        """From a file, or its bytes.
+    def __init__(
+        self,
+        graph: Path | bytes,
+        threads: int | None = None,
+        takes: StepGraph | None = None,
+        name: str = "model.onnx",
+    ) -> None:
+        """From a file, or its bytes, which messages call `name`.
 
         threads: of one operation; None leaves it to ONNX Runtime, which takes all cores.
         takes: what the signature says that it takes and gives; None is anything.
@@ -26,7 +32,7 @@ class OnnxModel:
         """
         with needs("a bundle with backend='onnx'", "onnxruntime", "onnx"):
             import onnxruntime
-        where = "model.onnx" if isinstance(graph, bytes) else str(graph)
+        where = name if isinstance(graph, bytes) else str(graph)
         if isinstance(graph, Path) and not graph.is_file():
             raise ConfigError(f"there is no ONNX model {graph}")
         try:
