@@ -481,40 +481,6 @@ def test_a_batch_job_that_was_killed_anywhere_ends_with_the_same_bytes(texts, tm
         assert calls == chunks[3 - left :]  # the same rows together
 
 
-def test_a_part_of_another_job_is_not_gone_on_with(texts, tmp_path):
-    bundle, source, output = Bundle(texts.out), rows_file(tmp_path, 10), tmp_path / "scores.jsonl"
-    (tmp_path / ".scores.jsonl.part").write_text('{"probabilities": [1, 0]}\n' * 10)
-    (tmp_path / ".scores.jsonl.part.json").write_text('{"bundle": "another"}')
-    predict_file(bundle, source, output)
-    assert '{"probabilities": [1, 0]}' not in output.read_text()
-    with pytest.raises(ConfigError, match="--output is --input"):
-        predict_file(bundle, source, source)
-
-
-def test_a_job_whose_input_was_edited_anywhere_since_it_was_killed_begins_anew(texts, tmp_path, monkeypatch):
-    bundle, source, output = Bundle(texts.out), rows_file(tmp_path, 3 * CHUNK), tmp_path / "scores.jsonl"
-    before = source.read_text()
-    source.write_text(before.replace("film 100 ", f"film {'a' * (3 << 20)} "))  # more than a MiB from both ends
-
-    def killed(source: Any, target: Any) -> None:
-        if Path(source).name != ".scores.jsonl.part":
-            return REPLACE(source, target)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("jaxtrain.deploy.batch_job.os.replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        predict_file(bundle, source, output)
-    monkeypatch.setattr("jaxtrain.deploy.batch_job.os.replace", REPLACE)
-    text = source.read_bytes()
-    middle = len(text) // 2
-    source.write_bytes(text[:middle] + b"b" + text[middle + 1 :])
-    calls = []
-    run = bundle.run
-    monkeypatch.setattr(bundle, "run", lambda tensors: calls.append(1) or run(tensors))
-    predict_file(bundle, source, output)
-    assert len(calls) == 3
-
-
 # The command line.
 
 
