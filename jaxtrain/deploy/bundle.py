@@ -16,8 +16,9 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import parsed_json
 from jaxtrain.base.packages import needs
 from jaxtrain.base.tensors import tensors_of
+from jaxtrain.base.text import cut, prediction_line
 from jaxtrain.deploy.golden import TOLERANCE, GoldenExample, first_difference, golden_examples
-from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, version_folder
+from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, config_of, version_folder
 from jaxtrain.deploy.signature import NewerFormat, Signature, check_format
 from jaxtrain.deploy.triton import fits_signature
 
@@ -60,6 +61,8 @@ class Bundle:
         self.signature = found.with_tokenizers(self.folder)
         self.metrics: Mapping[str, Any] = self.json("metrics.json")
         """The evaluation of each split, under `splits`, and what else was measured."""
+        if not isinstance(self.metrics, dict) or self.signature.name != self.manifest.name:
+            raise Damaged(str(self.folder), None, "metrics.json is no object, or signature.json is of another model")
         self._check_config(required=given != self.folder)
         self._runner = self._load(backend, file)
         self.replay()
@@ -112,19 +115,7 @@ class Bundle:
 
     def describe(self, outputs: Mapping[str, np.ndarray]) -> str:
         """One row of outputs as a line: classes with their probabilities, the largest first, or the numbers."""
-        shown = []
-        for each in self.signature.outputs:
-            value = outputs[each.name]
-            if each.classes:
-                pairs = sorted(zip(value, each.classes, strict=True), reverse=True)
-                shown += [f"{name} {probability:.2f}" for probability, name in pairs]
-            elif each.name == "log_probabilities" and value.ndim == 1:
-                likely = value.argsort()[::-1][:5]
-                words = [repr(bytes([token])) if token < 256 else str(token) for token in likely.tolist()]
-                shown += ["next:", *(f"{word} {np.exp(value[at]):.2f}" for word, at in zip(words, likely, strict=True))]
-            else:
-                shown.append(f"{each.name} {value}")
-        return "  ".join(shown).replace("next:  ", "next: ")
+        return prediction_line(outputs, {each.name: each.classes for each in self.signature.outputs})
 
     def replay(self) -> None:
         """Computes the golden examples. Raises Damaged, with the first difference, where an output is another."""
@@ -133,7 +124,9 @@ class Bundle:
         filled = [
             examples[number % len(examples)].inputs for number in range(-(-len(examples) // _REPLAYED) * _REPLAYED)
         ]
-        outputs = self._in_parts(self.signature.tensors_of(filled), _REPLAYED)
+        with _damage(self.folder / "golden.json"):
+            tensors = self.signature.tensors_of(filled)
+        outputs = self._in_parts(tensors, _REPLAYED)
         tolerance = self._int8_tolerance() if int8 else TOLERANCE
         if difference := first_difference(examples, outputs, tolerance):
             raise Damaged(
@@ -171,11 +164,11 @@ class Bundle:
         required: that it is there, since the folder of the model or of the repository was named.
         """
         file = self.folder.parent / CONFIG_FILE
-        if not file.exists():
+        if (config := config_of(self.folder)) is None:
             if required:
                 raise Damaged(str(file), None, "it is missing")
             return
-        if not fits_signature(file.read_text(encoding="utf-8", errors="replace"), self.signature):
+        if not fits_signature(config, self.signature):
             raise Damaged(str(file), None, "it is not what signature.json says")
 
 
@@ -187,4 +180,4 @@ def _damage(file: Path) -> Generator[None]:
     except NewerFormat:
         raise
     except ConfigError as error:
-        raise Damaged(str(file), None, f"it is not what jaxtrain writes ({error})") from error
+        raise Damaged(str(file), None, f"it is not what jaxtrain writes ({cut(str(error), 500)})") from error
