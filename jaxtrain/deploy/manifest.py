@@ -168,7 +168,8 @@ def _sealed(facts: Mapping[str, Any]) -> str:
 
 def _entry(file: str, name: str, entry: Any) -> tuple[int, str]:
     path = PurePosixPath(name)
-    if str(path) != name or not path.parts or not all(map(is_file_name, path.parts)) or name == MANIFEST_FILE:
+    plain = path.parts and str(path) == name and all(is_file_name(part) and len(part) < 256 for part in path.parts)
+    if not plain or name == MANIFEST_FILE:
         raise Damaged(file, None, f"{quoted(name)} is no path of a file inside of the bundle")
     if not (isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)):
         raise Damaged(file, None, f"what it says of {quoted(name)} is no size and sha256")
