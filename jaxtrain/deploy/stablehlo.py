@@ -9,6 +9,7 @@ import numpy as np
 from jax import export
 
 from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.text import cut
 from jaxtrain.deploy.predictor import Predictor
 from jaxtrain.deploy.signature import Signature
 from jaxtrain.tasks.checks import TRACED, traced_error
@@ -44,7 +45,7 @@ class StableHlo:
             (given, tensors), named = jax.tree.unflatten(exported.in_tree, exported.in_avals)
             outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
         except Exception as error:  # of flatbuffers and of jax, of any kind
-            raise Damaged(file, None, f"it is no StableHLO that this jax reads ({error})") from error
+            raise Damaged(file, None, f"it is no StableHLO that this jax reads ({cut(str(error), 200)})") from error
         wanted = (
             ({path: (x.shape, x.dtype.name) for path, x in weights.items()}, given, "the weights"),
             (_of(signature.tensors), tensors, "the tensors of the signature"),
@@ -58,7 +59,7 @@ class StableHlo:
         platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
         if platform not in exported.platforms:
             raise ConfigError(f"{file} runs on {', '.join(exported.platforms)}, and here is {platform}")
-        self._weights = jax.device_put(dict(weights))
+        self._weights, self._file = jax.device_put(dict(weights)), file
         self._call = jax.jit(exported.call)
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -66,7 +67,14 @@ class StableHlo:
         rows = len(next(iter(tensors.values())))
         filled = 1 << math.ceil(math.log2(rows))
         padded = {name: np.concatenate([x, np.repeat(x[-1:], filled - rows, axis=0)]) for name, x in tensors.items()}
-        outputs: Any = jax.device_get(self._call(self._weights, padded))
+        try:
+            outputs: Any = jax.device_get(self._call(self._weights, padded))
+        except jax.errors.JaxRuntimeError as error:
+            if "deserialize" not in str(error):
+                raise
+            raise Damaged(
+                self._file, None, f"it is no StableHLO that this jax reads ({cut(str(error), 200)})"
+            ) from error
         return {name: np.asarray(x)[:rows] for name, x in outputs.items()}
 
 
