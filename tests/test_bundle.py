@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -402,6 +402,9 @@ def test_the_onnx_runtime_is_asked_for_the_golden_examples(copy, monkeypatch):
     asked = []
 
     class OnnxModel:
+        inputs: ClassVar[dict[str, tuple[int, ...]]] = {"text": (24,)}
+        outputs = ("probabilities",)
+
         def __init__(self, path: Path) -> None:
             asked.append(path.read_bytes())
 

@@ -1,5 +1,6 @@
 """Bundle folders of somebody who means harm or was careless: every one is loaded, or refused in one short message."""
 
+import functools
 import json
 import os
 import random
@@ -9,12 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_bundle import TEXTS, Made, forged, made, rewritten
+from test_onnx import GRAPH
 
 from jaxtrain import ConfigError
 from jaxtrain.base.errors import Damaged
 from jaxtrain.deploy.bundle import NEEDED, Bundle
+from jaxtrain.deploy.inputs import Category, Tensor, Text, TokenIds
+from jaxtrain.deploy.numeric import Array, Audio, Image, Number
 from jaxtrain.deploy.signature import Signature
 from jaxtrain.deploy.triton import config_pbtxt
 
@@ -243,6 +248,98 @@ def graphs() -> Iterator[Case]:
             rewritten(folder, "model.stablehlo", bytes(content))
 
         yield f"graph: {4 * seed} bits", flipped
+
+
+def test_a_graph_of_onnx_of_other_arrays_is_refused_before_a_row_is_made(films, tmp_path):
+    folder = Path(shutil.copytree(films.out, tmp_path / "out")) / "films" / "1"
+    rewritten(folder, "model.onnx", GRAPH)  # of x and y
+    with pytest.raises(Damaged, match=r"model.onnx: it takes or gives other arrays than signature.json says"):
+        Bundle(folder, backend="onnx")
+    rewritten(folder, "model.onnx", GRAPH[:-10])
+    with pytest.raises(Damaged, match=r"model.onnx: ONNX Runtime .* cannot load it"):
+        Bundle(folder, backend="onnx")
+
+
+class Raises:
+    """Whose text is a bug."""
+
+    def __repr__(self) -> str:
+        raise KeyError("repr")
+
+
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+VALUES: dict[str, Any] = {
+    "nothing": None,
+    "an object": {},
+    "a class": dict,
+    "an object with a bug": Raises(),
+    "a list that holds itself": CYCLE,
+    "a deep list": functools.reduce(lambda inner, _: [inner], range(5000), 1),
+    "lists that differ": [[1], [1, 2]],
+    "a number beyond i64": 2**70,
+    "a number of 5000 digits": 10**5000,
+    "a list of such": [10**5000],
+    "complex": 1j,
+    "infinity": float("inf"),
+    "half a pair": "\ud800",
+    "a long text": "a" * (1 << 26),
+    "a long list": [0.5] * 10**6,
+    "objects": np.array([{}, None], object),
+    "records": np.zeros(3, [("a", int)]),
+    "dates": np.array(["2026-01-01"], "datetime64[D]"),
+    "texts": np.array(["a"]),
+    "extended": np.zeros(2, np.longdouble),
+    "a generator": (x for x in "ab"),
+    "bytes": b"\xff",
+    "half a PNG": PNG,
+    "an array of no rows": np.zeros(0),
+    "an array of many dims": np.zeros((1,) * 30),
+}
+
+KINDS = (
+    Text(name="in", tensor="in", bytes=4, least=1),
+    Number(name="in", tensor="in"),
+    Number(name="in", tensor="in", integer=True),
+    Category(name="in", tensor="in", values=("red", "blue")),
+    Category(name="in", tensor="in", values=tuple(range(3))),
+    Array(name="in", tensor="in", shape=(3,), dtype="float32"),
+    Array(name="in", tensor="in", shape=(3,), dtype="bool"),
+    Image(name="in", tensor="in", shape=(2, 2, 1), dtype="uint8", range=(0, 255)),
+    Audio(name="in", tensor="in", samples=3, rate=8),
+    TokenIds(name="in", tensor="in", tokenizer="t.json", length=3, least=1),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_a_raw_input_of_any_type_is_taken_or_refused_in_one_short_line(kind):
+    signature = Signature("model", (kind,), (kind.spec(),), (Tensor("out", "float32", ()),))
+    taken, said = set(), dict[str, str]()
+    for what, value in VALUES.items():
+        try:
+            [row] = signature.tensors_of([{"in": value}])["in"]
+            taken.add(what)
+            assert (row.dtype.name, row.shape) == (kind.spec().dtype, kind.spec().shape)
+        except ConfigError as error:
+            said[what] = str(error)
+    for what, message in said.items():
+        assert message.startswith("input 'in': "), what
+        assert len(message) < 300, what
+        assert "\n" not in message, what
+    texts = {"a long text", "bytes", "half a PNG"}
+    assert taken == (texts if kind.kind == "text" else set())
+    rows: tuple[Any, ...] = (None, 3, "text", [1], Raises())
+    for row in rows:
+        with pytest.raises(ConfigError, match="give an object with in, not "):
+            signature.tensors_of([row])
+    names: tuple[Any, ...] = ("i" * 10**6, "\ud800", 3, None)
+    for name in names:
+        with pytest.raises(ConfigError, match="there is no input ") as caught:
+            signature.tensors_of([{name: 1}])
+        assert len(str(caught.value)) < 300
 
 
 SWEEPS = (texts, places, manifests, signatures, goldens, weights, graphs)

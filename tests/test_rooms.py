@@ -72,6 +72,7 @@ ROOMS = {
         "metrics",
         "classification_metrics",
         "host_metrics",
+        "lines",
         "base",
         "checks",
         "supervised",

@@ -8,7 +8,7 @@ import functools
 import importlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 
@@ -16,11 +16,13 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import parsed_json
 from jaxtrain.base.packages import needs
 from jaxtrain.base.tensors import tensors_of
-from jaxtrain.base.text import cut, prediction_line
+from jaxtrain.base.text import cut
 from jaxtrain.deploy.golden import TOLERANCE, GoldenExample, first_difference, golden_examples
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, config_of, version_folder
 from jaxtrain.deploy.signature import NewerFormat, Signature, check_format
 from jaxtrain.deploy.triton import fits_signature
+from jaxtrain.deploy.values import quoted
+from jaxtrain.tasks.lines import prediction_line
 
 Backend = Literal["jax", "onnx"]
 
@@ -127,6 +129,8 @@ class Bundle:
         with _damage(self.folder / "golden.json"):
             tensors = self.signature.tensors_of(filled)
         outputs = self._in_parts(tensors, _REPLAYED)
+        if any(outputs[each.name].shape[1:] != each.shape for each in self.signature.outputs):
+            self._is_of_another_signature()
         tolerance = self._int8_tolerance() if int8 else TOLERANCE
         if difference := first_difference(examples, outputs, tolerance):
             raise Damaged(
@@ -138,8 +142,8 @@ class Bundle:
     def _int8_tolerance(self) -> float:
         """How far outputs in int8 may be from the golden ones, as measured by the export."""
         found = self.metrics.get("int8_tolerance")
-        if not isinstance(found, int | float):
-            raise Damaged(str(self.folder / "metrics.json"), None, f"its 'int8_tolerance' is {found!r}")
+        if not isinstance(found, int | float) or not 0 <= found <= 1e9:
+            raise Damaged(str(self.folder / "metrics.json"), None, f"its 'int8_tolerance' is {quoted(found)}")
         return found
 
     def _load(self, backend: Backend, file: str | None) -> Runner:
@@ -156,7 +160,15 @@ class Bundle:
             raise ConfigError(f"{self.folder} has no {self.file}: export it again where ONNX can be made")
         with needs("a bundle with backend='onnx'", "onnxruntime", "onnx"):
             runtime = importlib.import_module("jaxtrain.deploy.onnx.runtime")
-        return runtime.OnnxModel(self.folder / self.file)
+        model = runtime.OnnxModel(self.folder / self.file)
+        # Before any row is made: a signature may state rows of any size.
+        shapes, outputs = {each.name: each.shape for each in self.signature.tensors}, self.signature.outputs
+        if {*model.outputs} != {each.name for each in outputs} or not model.inputs.items() <= shapes.items():
+            self._is_of_another_signature()
+        return model
+
+    def _is_of_another_signature(self) -> NoReturn:
+        raise Damaged(str(self.folder / self.file), None, "it takes or gives other arrays than signature.json says")
 
     def _check_config(self, required: bool) -> None:
         """Raises Damaged where config.pbtxt is not made of the signature.

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.ranges import Checked
-from jaxtrain.base.text import prediction_line
 from jaxtrain.models.base import Model
 from jaxtrain.models.variables import Context, Extras, Variables
+from jaxtrain.tasks.lines import prediction_line
 from jaxtrain.tasks.metrics import Mean, Metric
 
 Batch = Mapping[str, Any]

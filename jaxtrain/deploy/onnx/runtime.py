@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.packages import needs
+from jaxtrain.base.text import cut
 from jaxtrain.deploy.inputs import Tensor
 
 
@@ -31,10 +32,14 @@ class OnnxModel:
                 graph if isinstance(graph, bytes) else str(graph), _options(onnxruntime, threads), _PROVIDERS
             )
         except Exception as error:  # a class of its own for each kind of fault, all of them of C++
-            if type(error).__module__.partition(".")[0] != "onnxruntime":
+            if type(error).__module__.partition(".")[0] != "onnxruntime" and not isinstance(error, UnicodeDecodeError):
                 raise
-            raise Damaged(where, None, f"ONNX Runtime {onnxruntime.__version__} cannot load it ({error})") from error
-        self.inputs = tuple(each.name for each in self._session.get_inputs())
+            why = f"ONNX Runtime {onnxruntime.__version__} cannot load it ({cut(str(error), 300)})"
+            raise Damaged(where, None, why) from error
+        self.inputs: Mapping[str, tuple[Any, ...]] = {
+            each.name: tuple(each.shape[1:]) for each in self._session.get_inputs()
+        }
+        """By name the shape of a row."""
         self._outputs = tuple(each.name for each in self._session.get_outputs())
         self.outputs = tuple(name.removeprefix(_OUTPUT) for name in self._outputs)
 
