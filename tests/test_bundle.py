@@ -30,6 +30,7 @@ from jaxtrain.evaluate import evaluate_run, predict_run
 from jaxtrain.experiment.fit import fit
 from jaxtrain.models import Model, NGrams
 from jaxtrain.optimizers import AdamW, ConstantRate
+from jaxtrain.program import Program
 from jaxtrain.runs.folder import Run
 from jaxtrain.tasks import Classification, Regression
 from jaxtrain.train import train
@@ -482,6 +483,19 @@ def test_a_batch_job_that_was_killed_anywhere_ends_with_the_same_bytes(texts, tm
         predict_file(bundle, source, output)
         assert output.read_bytes() == whole
         assert calls == chunks[3 - left :]  # the same rows together
+
+
+def test_a_graph_that_differs_on_an_accelerator_says_where_to_export(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxtrain.deploy.export.jax.default_backend", lambda: "gpu")
+    predict = Program.predict
+
+    def rounded(self: Program, state: Any, batch: Any) -> dict[str, Any]:  # as bfloat16 on an accelerator would be
+        return {name: x * 1.004 for name, x in predict(self, state, batch).items()}
+
+    monkeypatch.setattr(Program, "predict", rounded)
+    with pytest.raises(ConfigError, match=r"something else than the live model: .* export on a CPU instead: JAX_PLA"):
+        export_run(Run(texts.run), tmp_path, "films")
+    assert list(tmp_path.iterdir()) == []
 
 
 # The command line.

@@ -110,9 +110,7 @@ def read_json(path: Path) -> Any:
     not JSON in UTF-8, null, a repeated key, NaN, a number beyond float64, more than 64 MiB or 100 levels.
     """
     if (size := require_file(path).stat().st_size) > LARGEST_JSON:
-        raise ConfigError(
-            f"{path} has {size:,} bytes, more than the {LARGEST_JSON:,} that a file of this kind may have"
-        )
+        raise ConfigError(f"{path} has {size:,} bytes, more than the {LARGEST_JSON:,} that such a file may have")
     return parsed_json(path.read_bytes(), str(path))
 
 

@@ -166,6 +166,7 @@ def _golden(predictor: Predictor, restored: Restored, rows: Sequence[Row], runne
         raise ConfigError(
             f"the exported graph computes something else than the live model: {difference}; a transform's `traced` "
             "may differ from its `__call__`, or it draws random numbers"
+            + ("" if jax.default_backend() == "cpu" else "; in bfloat16 export on a CPU instead: JAX_PLATFORMS=cpu")
         )
     return examples
 
