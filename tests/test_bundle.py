@@ -498,6 +498,27 @@ def test_a_graph_that_differs_on_an_accelerator_says_where_to_export(texts, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@dataclass(frozen=True)
+class Length(Transform):
+    """A label that an empty text has not."""
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {**example, "label": np.int32(100 // len(example["text"]) % 2)}
+
+
+@pytest.mark.slow
+def test_odd_inputs_that_a_transform_of_ones_own_cannot_label_are_no_golden_examples(tmp_path):
+    short = replace(TEXTS, data=replace(TEXTS.data, transforms=(Length(), Utf8(24))), evals={})
+    train(short, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxtrain.deploy.batch_curve._SECONDS", 0.0)
+        export_run(Run(tmp_path / "run"), tmp_path / "out", "films")
+    names = [each.name for each in Bundle(tmp_path / "out").golden]
+    assert "text: empty" not in names
+    assert {"text: emoji", "text: very long"} <= {*names}
+    assert len(names) >= 32
+
+
 # The command line.
 
 

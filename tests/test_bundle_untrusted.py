@@ -8,7 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -257,6 +257,22 @@ def test_a_graph_of_onnx_of_other_arrays_is_refused_before_a_row_is_made(films, 
         Bundle(folder, backend="onnx")
     rewritten(folder, "model.onnx", GRAPH[:-10])
     with pytest.raises(Damaged, match=r"model.onnx: ONNX Runtime .* cannot load it"):
+        Bundle(folder, backend="onnx")
+
+
+def test_a_graph_of_onnx_of_larger_rows_is_refused_before_one_is_made(films, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(films.out, tmp_path / "out")) / "films" / "1"
+    rewritten(folder, "model.onnx", GRAPH)
+
+    class OnnxModel:
+        inputs: ClassVar[dict[str, tuple[int, ...]]] = {"text": (2**31 - 1,)}
+        outputs = ("probabilities",)
+
+        def __init__(self, path: Path) -> None:
+            pass
+
+    monkeypatch.setattr("jaxtrain.deploy.onnx.runtime.OnnxModel", OnnxModel)
+    with pytest.raises(Damaged, match=r"model.onnx: it takes or gives other arrays than signature.json says"):
         Bundle(folder, backend="onnx")
 
 

@@ -151,7 +151,7 @@ def _rows(predictor: Predictor, experiment: Experiment) -> list[Row]:
 def _golden(predictor: Predictor, restored: Restored, rows: Sequence[Row], runner: StableHlo) -> list[GoldenExample]:
     """Golden examples with the outputs of the live model. Raises ConfigError where the graph gives others."""
     signature = predictor.signature
-    odd = odd_rows(signature, rows[0])
+    odd = {what: row for what, row in odd_rows(signature, rows[0]).items() if _is_prepared(predictor, row)}
     count = max(GOLDEN_ROWS, LEAST_GOLDEN - len(odd))
     chosen = [rows[place % len(rows)] for place in np.linspace(0, max(len(rows), count) - 1, count).round().astype(int)]
     named = {**{f"row {number}": row for number, row in enumerate(chosen)}, **odd}
@@ -171,10 +171,24 @@ def _golden(predictor: Predictor, restored: Restored, rows: Sequence[Row], runne
     return examples
 
 
+def _is_prepared(predictor: Predictor, row: Row) -> bool:
+    """Whether the run's transforms take an odd input: one of your own that makes labels of it may raise anything."""
+    if predictor.raw.example_of is None:
+        return True
+    try:
+        predictor.kept.prepare([predictor.raw.example_of(row)])
+    except Exception:
+        return False
+    return True
+
+
 def _live(predictor: Predictor, restored: Restored, rows: Sequence[Row], usual: int) -> dict[str, np.ndarray]:
     """The predictions of the run's own program, for inputs that the run's transforms prepare on the host."""
     if predictor.raw.example_of is not None:
-        batch = predictor.kept.prepare([predictor.raw.example_of(row) for row in rows])
+        prepared = [predictor.kept.prepare([predictor.raw.example_of(row)]) for row in rows]
+        # A transform that makes labels may make them of some rows alone, where raw inputs have none.
+        names = set.intersection(*({*each} for each in prepared))
+        batch = {name: np.concatenate([each[name] for each in prepared]) for name in sorted(names)}
         return jax.device_get(restored.program.predict(restored.state, batch))
     # A language model reads rows of any length, each of which is compiled: shorter texts are as the graph has them.
     tensors = predictor.signature.tensors_of(rows)
