@@ -13,9 +13,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from jaxtrain.base.files import file_sha256
 from jaxtrain.deploy.golden import GoldenExample, golden_json, odd_rows
 from jaxtrain.deploy.inputs import Category, Input, Tensor, Text
+from jaxtrain.deploy.manifest import BundleManifest, files_of
 from jaxtrain.deploy.numeric import Array, Image, Number
 from jaxtrain.deploy.signature import Signature
 
@@ -60,8 +60,7 @@ def main(folder: Path, kind: str) -> None:
     texts = {"signature.json": signature.to_json(), "golden.json": golden_json(examples), "metrics.json": {"format": 1}}
     for name, value in texts.items():
         (folder / name).write_text(json.dumps(value))
-    files = {each.name: {"sha256": file_sha256(each), "bytes": each.stat().st_size} for each in folder.iterdir()}
-    (folder / "manifest.json").write_text(json.dumps({"format": 1, "name": kind, "files": files}))
+    BundleManifest(kind, "1", {}, {"step": 0}, "none stated", files_of(folder)).write(folder)
 
 
 def graph(signature: Signature) -> bytes:

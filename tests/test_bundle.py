@@ -31,6 +31,7 @@ from jaxtrain.evaluate import evaluate_run, predict_run
 from jaxtrain.experiment.fit import fit
 from jaxtrain.models import Model, NGrams
 from jaxtrain.optimizers import AdamW, ConstantRate
+from jaxtrain.program import Program
 from jaxtrain.runs.folder import Run
 from jaxtrain.tasks import Classification, Regression
 from jaxtrain.train import train
@@ -403,8 +404,8 @@ def test_the_onnx_runtime_is_asked_for_the_golden_examples(copy, monkeypatch):
     asked = []
 
     class OnnxModel:
-        def __init__(self, graph: bytes, name: str) -> None:
-            asked.append((graph, name))
+        def __init__(self, graph: bytes, takes: Any, name: str) -> None:
+            asked.append((graph, takes.name, name))
 
         def run(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {"probabilities": np.full((len(tensors["text"]), 2), 0.5, np.float32)}
@@ -414,7 +415,7 @@ def test_the_onnx_runtime_is_asked_for_the_golden_examples(copy, monkeypatch):
     with pytest.raises(Damaged, match=r"model.onnx: of golden example 0 .* is 0.5, expected"):
         Bundle(copy, backend="onnx")
     # The bytes whose hash was verified, and not what is in the file by then.
-    assert asked == [(b"onnx", str(copy / "model.onnx"))]
+    assert asked == [(b"onnx", copy.parent.name, str(copy / "model.onnx"))]
 
 
 def test_files_that_are_not_held_in_memory_are_verified_too(copy):
@@ -550,38 +551,38 @@ def test_a_batch_job_that_was_killed_anywhere_ends_with_the_same_bytes(texts, tm
         assert calls == chunks[3 - left :]  # the same rows together
 
 
-def test_a_part_of_another_job_is_not_gone_on_with(texts, tmp_path):
-    bundle, source, output = Bundle(texts.out), rows_file(tmp_path, 10), tmp_path / "scores.jsonl"
-    (tmp_path / ".scores.jsonl.part").write_text('{"probabilities": [1, 0]}\n' * 10)
-    (tmp_path / ".scores.jsonl.part.json").write_text('{"bundle": "another"}')
-    predict_file(bundle, source, output)
-    assert '{"probabilities": [1, 0]}' not in output.read_text()
-    with pytest.raises(ConfigError, match="--output is --input"):
-        predict_file(bundle, source, source)
+def test_a_graph_that_differs_on_an_accelerator_says_where_to_export(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxtrain.deploy.export.jax.default_backend", lambda: "gpu")
+    predict = Program.predict
+
+    def rounded(self: Program, state: Any, batch: Any) -> dict[str, Any]:  # as bfloat16 on an accelerator would be
+        return {name: x * 1.004 for name, x in predict(self, state, batch).items()}
+
+    monkeypatch.setattr(Program, "predict", rounded)
+    with pytest.raises(ConfigError, match=r"something else than the live model: .* export on a CPU instead: JAX_PLA"):
+        export_run(Run(texts.run), tmp_path, "films")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_job_whose_input_was_edited_anywhere_since_it_was_killed_begins_anew(texts, tmp_path, monkeypatch):
-    bundle, source, output = Bundle(texts.out), rows_file(tmp_path, 3 * CHUNK), tmp_path / "scores.jsonl"
-    before = source.read_text()
-    source.write_text(before.replace("film 100 ", f"film {'a' * (3 << 20)} "))  # more than a MiB from both ends
+@dataclass(frozen=True)
+class Length(Transform):
+    """A label that an empty text has not."""
 
-    def killed(source: Any, target: Any) -> None:
-        if Path(source).name != ".scores.jsonl.part":
-            return REPLACE(source, target)
-        raise KeyboardInterrupt
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {**example, "label": np.int32(100 // len(example["text"]) % 2)}
 
-    monkeypatch.setattr("jaxtrain.deploy.batch_job.os.replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        predict_file(bundle, source, output)
-    monkeypatch.setattr("jaxtrain.deploy.batch_job.os.replace", REPLACE)
-    text = source.read_bytes()
-    middle = len(text) // 2
-    source.write_bytes(text[:middle] + b"b" + text[middle + 1 :])
-    calls = []
-    run = bundle.run
-    monkeypatch.setattr(bundle, "run", lambda tensors: calls.append(1) or run(tensors))
-    predict_file(bundle, source, output)
-    assert len(calls) == 3
+
+@pytest.mark.slow
+def test_odd_inputs_that_a_transform_of_ones_own_cannot_label_are_no_golden_examples(tmp_path):
+    short = replace(TEXTS, data=replace(TEXTS.data, transforms=(Length(), Utf8(24))), evals={})
+    train(short, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxtrain.deploy.batch_curve._SECONDS", 0.0)
+        export_run(Run(tmp_path / "run"), tmp_path / "out", "films")
+    names = [each.name for each in Bundle(tmp_path / "out").golden]
+    assert "text: empty" not in names
+    assert {"text: emoji", "text: very long"} <= {*names}
+    assert len(names) >= 32
 
 
 # The command line.

@@ -32,7 +32,11 @@ SIGNATURE = Signature(
         Tensor("age", "float32", ()),
         Tensor("colour", "int32", ()),
     ),
-    (Tensor("probabilities", "float32", (2,), ("bad", "good")), Tensor("value", "float32", ())),
+    (
+        Tensor("probabilities", "float32", (2,), ("bad", "good")),
+        Tensor("value", "float32", ()),
+        Tensor("image", "float32", (8, 8, 1)),  # as an autoencoder gives
+    ),
     16,
 )
 
@@ -133,7 +137,13 @@ def test_triton_reads_the_config(tmp_path):
         "colour": ("TYPE_INT32", [1]),
     }
     assert {each["name"] for each in found["input"] if "reshape" in each} == {"age", "colour"}
-    assert [(each["name"], each["dims"]) for each in found["output"]] == [("probabilities", ["2"]), ("value", ["1"])]
+    assert [(each["name"], each["dims"]) for each in found["output"]] == [
+        ("probabilities", ["2"]),
+        ("value", ["1"]),
+        ("output/image", ["8", "8", "1"]),
+    ]
+    names = [each["name"] for each in [*found["input"], *found["output"]]]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from flax import nnx
 
 from jaxtrain import ConfigError
 from jaxtrain.base.errors import Damaged
+from jaxtrain.deploy.generation import StepGraph
 from jaxtrain.deploy.inputs import Tensor, Text
 from jaxtrain.deploy.kserve import inference_service
 from jaxtrain.deploy.onnx import conversion
@@ -167,6 +168,18 @@ def test_what_is_no_graph_is_damaged(tmp_path, content):
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(Damaged, match=r"model\.onnx: ONNX Runtime .* cannot load it"):
         OnnxModel(tmp_path / "model.onnx")
+
+
+def test_a_graph_of_other_arrays_than_the_signature_says_is_damaged():
+    x, y = Tensor("x", "float32", (2,)), Tensor("y", "float32", (1,))
+    OnnxModel(GRAPH, takes=StepGraph((x, Tensor("unused", "int32", (3,))), (y,)))
+    for inputs, outputs in (
+        ((Tensor("x", "float32", (2**31 - 1,)),), (y,)),  # of which no row may be made
+        ((Tensor("z", "float32", (2,)),), (y,)),
+        ((x,), (y, Tensor("more", "float32", ()))),
+    ):
+        with pytest.raises(Damaged, match=r"model\.onnx: it takes or gives other arrays than signature.json says"):
+            OnnxModel(GRAPH, takes=StepGraph(inputs, outputs))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

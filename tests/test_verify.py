@@ -234,6 +234,9 @@ def test_every_model_is_shrunk_to_sizes_with_the_same_divisors():
     assert ViT(patch=4, blocks=WIDE).shrunk(8) == ViT(patch=4, blocks=replace(WIDE, width=64, mlp=128))
     experts = Blocks(width=128, layers=2, heads=8, mlp=256, experts=Experts(count=8, width=512))
     assert experts.shrunk(8).experts == Experts(count=8, width=64)
+    apart = Blocks(width=256, layers=2, heads=4, head_dim=128, mlp=256).shrunk(8)  # 4 heads of 128 in a width of 256
+    assert (apart.width, apart.head_dim, apart.head_width) == (64, 16, 16)
+    assert Blocks(width=256, heads=4, head_dim=36).shrunk(8).head_width == 12
 
 
 def test_a_vision_transformer_describes_its_patches():

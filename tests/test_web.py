@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from browser import Page, Site, page
 from programs import program
+from test_bundle import forged
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.deploy.client import runtime
@@ -209,7 +210,7 @@ def test_a_golden_example_with_another_output_is_refused_in_node(bundles: Path, 
 
     size = (bundle / "golden.json").stat().st_size
     manifest["files"]["golden.json"] = {"sha256": file_sha256(bundle / "golden.json"), "bytes": size}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    forged(bundle, lambda facts: facts.update(files=manifest["files"]))
     assert "of golden example 1 (" in in_node(tmp_path, bundle, ["a"]).stderr
 
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import stat
 import threading
+from collections import Counter
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,7 +19,8 @@ from jaxtrain.base.errors import ConfigError, nearest
 
 _MIB = 1 << 20
 
-_LARGEST = 64 * _MIB  # JSON file that is read: environment.json holds a git diff, which may be long
+LARGEST_JSON = 64 * _MIB
+"""Bytes of a JSON file that is read: environment.json holds a git diff, which may be long."""
 
 _DEEPEST = 100  # nesting of JSON
 
@@ -107,8 +109,8 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises `ConfigError` where it is missing or cannot come from `write_json`: text that is
     not JSON in UTF-8, null, a repeated key, NaN, a number beyond float64, more than 64 MiB or 100 levels.
     """
-    if (size := require_file(path).stat().st_size) > _LARGEST:
-        raise ConfigError(f"{path} has {size:,} bytes, more than the {_LARGEST:,} that a file of this kind may have")
+    if (size := require_file(path).stat().st_size) > LARGEST_JSON:
+        raise ConfigError(f"{path} has {size:,} bytes, more than the {LARGEST_JSON:,} that such a file may have")
     return parsed_json(path.read_bytes(), str(path))
 
 
@@ -129,8 +131,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An `object_pairs_hook` for `json.loads` that raises ValueError for a key that occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice[:60]!r} occurs twice")
     return found
 
 
@@ -142,7 +144,7 @@ def _finite(text: str) -> float:
 
 def _deeper(value: Any, most: int) -> bool:
     """Whether a JSON value has more than `most` levels."""
-    level = [value]
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(most):
         level = [
             part

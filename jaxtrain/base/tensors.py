@@ -19,7 +19,8 @@ import ml_dtypes
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import atomic_write
+from jaxtrain.base.files import atomic_write, unique_keys
+from jaxtrain.base.text import cut
 
 DTYPES: Mapping[str, np.dtype] = {
     **{f"F{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
@@ -100,7 +101,7 @@ def tensors_of(content: bytes, file: Path) -> dict[str, np.ndarray]:
     found = {}
     with _damaged(file):
         for tensor in [*_checked(file, *_header(io.BytesIO(content), len(content)), len(content))]:
-            count, dtype = math.prod(tensor.shape), DTYPES[tensor.dtype]
+            count, dtype = math.prod(tensor.shape), tensor.kind
             found[tensor.name] = np.frombuffer(content, dtype, count, tensor.offset).reshape(tensor.shape)
     return found
 
@@ -111,7 +112,7 @@ def _damaged(file: Path) -> Generator[None]:
         yield
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error
-        raise Damaged(str(file), None, f"it is not a .safetensors ({why})") from error
+        raise Damaged(str(file), None, f"it is not a .safetensors ({cut(str(why), 300)})") from error
 
 
 def _header(opened: BinaryIO, size: int) -> tuple[Mapping[str, Any], int]:
@@ -119,7 +120,7 @@ def _header(opened: BinaryIO, size: int) -> tuple[Mapping[str, Any], int]:
     length = int.from_bytes(opened.read(8), "little")
     if length > min(MOST_HEADER, size - 8):
         raise ValueError(f"its header would have {length:,} bytes, of {size:,} in the file")
-    return json.loads(opened.read(length)), 8 + length
+    return json.loads(opened.read(length), object_pairs_hook=unique_keys), 8 + length
 
 
 def _checked(file: Path, header: Mapping[str, Any], start: int, size: int) -> Iterator[StoredTensor]:

@@ -14,15 +14,18 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import parsed_json
+from jaxtrain.base.lines import prediction_line
 from jaxtrain.base.packages import needs
 from jaxtrain.base.tensors import tensors_of
+from jaxtrain.base.text import cut
 from jaxtrain.deploy.batch_curve import best_rows
 from jaxtrain.deploy.generation import STEP_FILES
 from jaxtrain.deploy.golden import TOLERANCE, GoldenExample, first_difference, golden_examples
 from jaxtrain.deploy.greedy import StepPair, golden_texts, text_difference
-from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, version_folder
-from jaxtrain.deploy.signature import NewerFormat, Signature, check_format
+from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, config_of, version_folder
+from jaxtrain.deploy.signature import OTHER_SIGNATURE, NewerFormat, Signature, check_format
 from jaxtrain.deploy.triton import fits_signature
+from jaxtrain.deploy.values import quoted
 
 Backend = Literal["jax", "onnx"]
 
@@ -74,6 +77,8 @@ class Bundle:
         self.signature = found.with_tokenizers(self.folder)
         self.metrics: Mapping[str, Any] = self.json("metrics.json")
         """The evaluation of each split, under `splits`, and what else was measured."""
+        if not isinstance(self.metrics, dict) or self.signature.name != self.manifest.name:
+            raise Damaged(str(self.folder), None, "metrics.json is no object, or signature.json is of another model")
         self.rows_at_a_time = 1 if file == _INT8 else self._best_rows()
         """How many rows are computed at a time: in int8 one, since the activations of a call have one scale, by which
         rows would change each other.
@@ -169,19 +174,7 @@ class Bundle:
 
     def describe(self, outputs: Mapping[str, np.ndarray]) -> str:
         """One row of outputs as a line: classes with their probabilities, the largest first, or the numbers."""
-        shown = []
-        for each in self.signature.outputs:
-            value = outputs[each.name]
-            if each.classes:
-                pairs = sorted(zip(value, each.classes, strict=True), reverse=True)
-                shown += [f"{name} {probability:.2f}" for probability, name in pairs]
-            elif each.name == "log_probabilities" and value.ndim == 1:
-                likely = value.argsort()[::-1][:5]
-                words = [repr(bytes([token])) if token < 256 else str(token) for token in likely.tolist()]
-                shown += ["next:", *(f"{word} {np.exp(value[at]):.2f}" for word, at in zip(words, likely, strict=True))]
-            else:
-                shown.append(f"{each.name} {value}")
-        return "  ".join(shown).replace("next:  ", "next: ")
+        return prediction_line(outputs, {each.name: each.classes for each in self.signature.outputs})
 
     def replay(self) -> None:
         """Computes the golden examples. Raises Damaged, with the first difference, where an output is another."""
@@ -190,7 +183,11 @@ class Bundle:
         if self.backend == "jax":  # filled up with the first ones, so that one number of rows is compiled
             most = _REPLAYED
             inputs += [inputs[number % len(inputs)] for number in range(-len(inputs) % most)]
-        outputs = self._in_parts(self.signature.tensors_of(inputs), most)
+        with _damage(self.folder / "golden.json"):
+            tensors = self.signature.tensors_of(inputs)
+        outputs = self._in_parts(tensors, most)
+        if any(outputs[each.name].shape[1:] != each.shape for each in self.signature.outputs):
+            raise Damaged(str(self.folder / self.file), None, OTHER_SIGNATURE)
         tolerance = self._int8_tolerance() if self.file == _INT8 else TOLERANCE
         if difference := first_difference(examples, outputs, tolerance):
             raise Damaged(
@@ -216,8 +213,8 @@ class Bundle:
     def _int8_tolerance(self) -> float:
         """How far outputs in int8 may be from the golden ones, as measured by the export."""
         found = self.metrics.get("int8_tolerance")
-        if not isinstance(found, int | float):
-            raise Damaged(str(self.folder / "metrics.json"), None, f"its 'int8_tolerance' is {found!r}")
+        if not isinstance(found, int | float) or not 0 <= found <= 1e9:
+            raise Damaged(str(self.folder / "metrics.json"), None, f"its 'int8_tolerance' is {quoted(found)}")
         return found
 
     def _load(self, backend: Backend, file: str | None) -> Runner:
@@ -232,8 +229,8 @@ class Bundle:
             raise ConfigError(f"{self.folder} has no {self.file}: export it again where ONNX can be made")
         with needs("a bundle with backend='onnx'", "onnxruntime", "onnx"):
             runtime = importlib.import_module("jaxtrain.deploy.onnx.runtime")
-        path = self.folder / self.file
-        return runtime.OnnxModel(self._contents.get(self.file, path), name=str(path))  # the bytes that were verified
+        content = self._contents.get(self.file, self.folder / self.file)  # the bytes that were verified
+        return runtime.OnnxModel(content, takes=self.signature, name=str(self.folder / self.file))
 
     def _load_steps(self) -> StepPair | None:
         """The graphs of a language model; None where the bundle has none for this backend."""
@@ -259,11 +256,11 @@ class Bundle:
         required: that it is there, since the folder of the model or of the repository was named.
         """
         file = self.folder.parent / CONFIG_FILE
-        if not file.exists():
+        if (config := config_of(self.folder)) is None:
             if required:
                 raise Damaged(str(file), None, "it is missing")
             return
-        if not fits_signature(file.read_text(encoding="utf-8", errors="replace"), self.signature):
+        if not fits_signature(config, self.signature):
             raise Damaged(str(file), None, "it is not what signature.json says")
 
 
@@ -275,4 +272,4 @@ def _damage(file: Path) -> Generator[None]:
     except NewerFormat:
         raise
     except ConfigError as error:
-        raise Damaged(str(file), None, f"it is not what jaxtrain writes ({error})") from error
+        raise Damaged(str(file), None, f"it is not what jaxtrain writes ({cut(str(error), 500)})") from error

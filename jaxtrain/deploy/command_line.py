@@ -1,6 +1,5 @@
 """Words of a command line as raw inputs of a bundle. Needs no jax."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtrain.deploy.golden import decoded
 from jaxtrain.deploy.inputs import Input, Text, TokenIds
 from jaxtrain.deploy.numeric import Image
 from jaxtrain.deploy.signature import Row, Signature
+from jaxtrain.deploy.values import json_value
 
 
 def raw_inputs_of(signature: Signature, words: Sequence[str]) -> list[Row]:
@@ -28,7 +28,7 @@ def _row(signature: Signature, word: str) -> Row:
     in_file = word.endswith(".json") and os.path.isfile(word)
     if in_file or word.lstrip().startswith("{"):
         try:
-            found = decoded(json.loads(Path(word).read_text(encoding="utf-8") if in_file else word))
+            found = decoded(json_value(Path(word).read_text(encoding="utf-8") if in_file else word))
         except (ValueError, RecursionError) as error:
             if in_file or len(names) > 1:
                 raise ConfigError(f"{word} is no JSON ({error})") from error
@@ -45,11 +45,11 @@ def _value(kind: Input, word: str) -> Any:
         return raw_text(word, as_bytes=isinstance(kind, Text) and os.path.isfile(word))
     if not os.path.isfile(word):
         try:
-            return decoded(json.loads(word))
+            return decoded(json_value(word))
         except (ValueError, RecursionError):
             what = "files of images or .npy" if isinstance(kind, Image) else "numbers, or files .npy"
             raise ConfigError(f"this model reads {what}, and there is no file {word}") from None
     try:
-        return np.load(word, allow_pickle=False) if word.endswith(".npy") else Path(word).read_bytes()
+        return np.load(word, mmap_mode="r", allow_pickle=False) if word.endswith(".npy") else Path(word).read_bytes()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{word} cannot be read as {kind.name!r}: {error}") from error

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxtrain.base.errors import ConfigError, cannot_write
 from jaxtrain.base.files import atomic_folder, check_file_name, json_text, remove_unfinished, replace_text
@@ -23,20 +22,15 @@ from jaxtrain.base.provenance import environment
 from jaxtrain.base.tensors import write_tensors
 from jaxtrain.deploy.batch_curve import CURVE_ROWS, batch_curve, batch_json, served
 from jaxtrain.deploy.card import NO_LICENCE, described, lineage, model_card
-from jaxtrain.deploy.golden import (
-    GoldenExample,
-    first_difference,
-    golden_json,
-    largest_difference,
-    odd_rows,
-)
+from jaxtrain.deploy.examples import computed, evaluation_rows, live_examples
+from jaxtrain.deploy.golden import golden_json, largest_difference
 from jaxtrain.deploy.language import LanguageGraphs, language_graphs, write_language_onnx
 from jaxtrain.deploy.lowering import lowered
 from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, files_of
 from jaxtrain.deploy.onnx.conversion import Examples, can_convert, write_onnx
 from jaxtrain.deploy.onnx.int8 import Int8Gate
-from jaxtrain.deploy.predictor import Predictor, raw_source, weights_by_path
-from jaxtrain.deploy.reference import ROWS, features, statistics
+from jaxtrain.deploy.predictor import Predictor, weights_by_path
+from jaxtrain.deploy.reference import features, statistics
 from jaxtrain.deploy.signature import FORMAT, Row
 from jaxtrain.deploy.stablehlo import StableHlo
 from jaxtrain.deploy.triton import config_pbtxt, fits_signature
@@ -44,15 +38,10 @@ from jaxtrain.evaluate import chosen_evals, evaluate
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.models.variables import Variables
-from jaxtrain.runs.folder import Restored, Run
+from jaxtrain.runs.folder import Run
 from jaxtrain.sharding.layout import Layout, plain
 from jaxtrain.tasks.checks import abstract_variables
 from jaxtrain.tasks.language import LanguageModel
-
-GOLDEN_ROWS = 24
-"""Examples of the evaluation split among the golden ones; odd ones come on top."""
-
-LEAST_GOLDEN = 32
 
 _CREATED_BY = ("jaxtrain", "jax", "jaxlib", "flax", "numpy", "flatbuffers")
 
@@ -81,12 +70,12 @@ def export_run(
     predictor = Predictor.restored(restored, name)
     graph = bytes(lowered(predictor).serialize())
     runner = StableHlo(graph, predictor.weights, predictor.signature, "model.stablehlo")
-    rows = _rows(predictor, restored.experiment)
-    examples = _golden(predictor, restored, rows, runner)
-    every = [each.inputs for each in examples]
-    curves = {"jax": batch_curve(runner.run, predictor.signature.tensors_of(every[:CURVE_ROWS]))}
+    rows = evaluation_rows(predictor, restored.experiment)
+    examples = live_examples(predictor, restored, rows, runner)
+    golden, evaluation = (computed(predictor, each, runner) for each in ([one.inputs for one in examples], rows))
+    curves = {"jax": batch_curve(runner.run, {name: x[:CURVE_ROWS] for name, x in golden[0].items()})}
     language = _language(predictor, rows, runner)
-    largest = largest_difference(examples, runner.run(predictor.signature.tensors_of(every)))
+    largest = largest_difference(examples, golden[1])
     scores = {split: evaluate(restored.program, restored.state, data) for split, data in evals.items()}
     facts = lineage(run, int(restored.state.step))
     metrics: dict[str, Any] = {
@@ -95,13 +84,13 @@ def export_run(
         "splits": scores,
         "golden": {"largest_difference": largest},
     }
-    golden = golden_json(examples)
+    golden_file = golden_json(examples)
     if language is not None:
-        golden["texts"] = [each.to_json() for each in language.texts]
+        golden_file["texts"] = [each.to_json() for each in language.texts]
         metrics["generation"] = {"largest_difference": language.largest}
     texts = {
-        "golden.json": _json(golden),
-        "reference.json": _json(_statistics(predictor, rows, runner)),
+        "golden.json": _json(golden_file),
+        "reference.json": _json(statistics(features(predictor.signature, rows, evaluation[1]))),
         "experiment.json": _json(run.saved),
     }
     if licence is not None:
@@ -114,7 +103,7 @@ def export_run(
             for file, content in ({} if language is None else language.contents).items():
                 (folder / file).write_bytes(content)
             if gate is not None:
-                metrics |= _onnx(predictor, folder, (examples, rows), runner, gate)
+                metrics |= _onnx(predictor, folder, golden, evaluation, gate)
                 if language is not None:
                     metrics["generation"]["onnx"] = write_language_onnx(predictor, language, folder)
             if (measured := metrics.pop("batch_curve", None)) is not None:
@@ -166,38 +155,6 @@ def check_export(experiment: Experiment) -> None:
         logging.getLogger("jaxtrain.deploy").warning("its bundle will have no ONNX: %s", why)
 
 
-def _rows(predictor: Predictor, experiment: Experiment) -> list[Row]:
-    """Raw inputs from all over the evaluation split: `test`, or the last one; of the training data without any."""
-    split = "test" if "test" in experiment.evals else next(iter([*experiment.evals][::-1]), None)
-    source = raw_source(experiment, split)
-    count = min(len(source), ROWS)
-    indices = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int))
-    examples = [source.decode(stored) for stored in source.fetch(indices.tolist())]
-    return [predictor.raw.row_of(example) for example in examples]
-
-
-def _golden(predictor: Predictor, restored: Restored, rows: Sequence[Row], runner: StableHlo) -> list[GoldenExample]:
-    """Golden examples with the outputs of the live model. Raises ConfigError where the graph gives others."""
-    signature = predictor.signature
-    odd = odd_rows(signature, rows[0])
-    count = max(GOLDEN_ROWS, LEAST_GOLDEN - len(odd))
-    chosen = [rows[place % len(rows)] for place in np.linspace(0, max(len(rows), count) - 1, count).round().astype(int)]
-    named = {**{f"row {number}": row for number, row in enumerate(chosen)}, **odd}
-    every = [*named.values()]
-    outputs = _live(predictor, restored, every, len(chosen))
-    found = runner.run(signature.tensors_of(every))
-    examples = [
-        GoldenExample(what, row, {each: x[number] for each, x in outputs.items()})
-        for number, (what, row) in enumerate(named.items())
-    ]
-    if difference := first_difference(examples, found):
-        raise ConfigError(
-            f"the exported graph computes something else than the live model: {difference}; a transform's `traced` "
-            "may differ from its `__call__`, or it draws random numbers"
-        )
-    return examples
-
-
 def _language(predictor: Predictor, rows: Sequence[Row], runner: StableHlo) -> LanguageGraphs | None:
     """What a language model's bundle has more; None for other models, and for one without a cache, which is logged."""
     if not isinstance(predictor.task, LanguageModel):
@@ -209,57 +166,13 @@ def _language(predictor: Predictor, rows: Sequence[Row], runner: StableHlo) -> L
     return found
 
 
-def _live(predictor: Predictor, restored: Restored, rows: Sequence[Row], usual: int) -> dict[str, np.ndarray]:
-    """The predictions of the run's own program, for inputs that the run's transforms prepare on the host."""
-    if predictor.raw.example_of is not None:
-        batch = predictor.kept.prepare([predictor.raw.example_of(row) for row in rows])
-        return jax.device_get(restored.program.predict(restored.state, batch))
-    # A language model reads rows of any length, each of which is compiled: shorter texts are as the graph has them.
-    tensors = predictor.signature.tensors_of(rows)
-    padded: Mapping[str, Any] = jax.device_get(jax.jit(predictor.function)(predictor.weights, tensors))
-    tokens = next(iter(tensors.values()))[:usual].astype(np.int32)
-    whole = (tokens[:, -1] > 0).nonzero()[0]
-    if len(whole):
-        batch = {"tokens": tokens[whole], "mask": np.ones(len(whole), bool)}
-        live = jax.device_get(restored.program.predict(restored.state, batch))
-        padded = {name: _put(x, whole, live[name]) for name, x in padded.items()}
-    return dict(padded)
-
-
-def _onnx(
-    predictor: Predictor,
-    folder: Path,
-    given: tuple[Sequence[GoldenExample], Sequence[Row]],
-    runner: StableHlo,
-    gate: Int8Gate,
-) -> dict[str, Any]:
+def _onnx(predictor: Predictor, folder: Path, golden: Examples, evaluation: Examples, gate: Int8Gate) -> dict[str, Any]:
     """Writes the graphs of ONNX; what was seen of them, or why there are none, which is logged."""
-    inputs = [each.inputs for each in given[0]], given[1]
-    golden, evaluation = (_computed(predictor, rows, runner) for rows in inputs)
     try:
         return write_onnx(predictor, folder, golden, evaluation, gate)
     except ConfigError as error:
         logging.getLogger("jaxtrain.deploy").warning("the bundle has no ONNX: %s", error)
         return {"onnx": {"why": str(error)}}
-
-
-def _computed(predictor: Predictor, rows: Sequence[Row], runner: StableHlo) -> Examples:
-    """The tensors of rows, and the outputs for them."""
-    parts = [predictor.signature.tensors_of(rows[start : start + 64]) for start in range(0, len(rows), 64)]
-    outputs = [runner.run(part) for part in parts]
-    tensors, found = ({name: np.concatenate([each[name] for each in of]) for name in of[0]} for of in (parts, outputs))
-    return tensors, found
-
-
-def _put(x: np.ndarray, places: np.ndarray, values: np.ndarray) -> np.ndarray:
-    new = np.array(x)
-    new[places] = values
-    return new
-
-
-def _statistics(predictor: Predictor, rows: Sequence[Row], runner: StableHlo) -> dict[str, Any]:
-    _, outputs = _computed(predictor, rows, runner)
-    return statistics(features(predictor.signature, rows, outputs))
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def golden_examples(value: Any, signature: Signature, where: str) -> list[Golden
                 out.name: np.asarray(decoded(each["outputs"][out.name]), np_dtype(out.dtype))
                 for out in signature.outputs
             }
-            found.append(GoldenExample(str(each["name"]), decoded(each["inputs"]), outputs))
+            found.append(GoldenExample(str(each["name"]), decoded(dict(each["inputs"])), outputs))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{where}: example {number} is none: {error!r}") from error
         for out in signature.outputs:

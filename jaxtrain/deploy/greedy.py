@@ -100,7 +100,7 @@ def golden_texts(value: Any, generation: Generation, where: str) -> list[GoldenT
     return [GoldenText.from_json(each, generation, f"{where}.texts.{number}") for number, each in enumerate(found)]
 
 
-def likeliest(logits_BV: Any, vocab: int) -> np.ndarray:
+def likeliest_token(logits_BV: Any, vocab: int) -> np.ndarray:
     """The likeliest token of each row, i64[B]; of several the one with the lowest id."""
     return np.asarray(logits_BV)[:, :vocab].argmax(1)
 
@@ -116,7 +116,7 @@ def text_difference(texts: Sequence[GoldenText], steps: StepPair, generation: Ge
         found.append(np.asarray(rows.logits_BV))
     for number, each in enumerate(texts):
         for n, wanted in enumerate(each.tokens):
-            if (token := likeliest(found[n], generation.vocab)[number]) != wanted:
+            if (token := likeliest_token(found[n], generation.vocab)[number]) != wanted:
                 return f"of golden text {number}, token {n} is {token}, expected {wanted}", largest
         for n, wanted_V in ((0, each.first), (len(each.tokens) - 1, each.last)):
             logits_V = found[n][number, : len(wanted_V)].astype(np.float64)

@@ -21,9 +21,12 @@ from jaxtrain.deploy.values import (
     is_count,
     is_size,
     numbers,
+    quoted,
     utf8,
     wrong,
 )
+
+_COMPARED = 200  # values, and letters of each, of which the nearest is found
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ class Tensor:
         if value["dtype"] not in TENSOR_DTYPES:
             raise ConfigError(f"{where}.dtype: {value['dtype']!r} is none of {', '.join(TENSOR_DTYPES)}")
         if not (isinstance(classes, list) and all(isinstance(each, str) for each in classes)):
-            raise ConfigError(f"{where}.classes: {classes!r} are not texts")
+            raise ConfigError(f"{where}.classes: {quoted(classes)} are not texts")
+        if classes and shape != ["batch", len(classes)]:
+            raise ConfigError(f"{where}.classes: {len(classes)} names for an output of shape {quoted(shape)}")
         return cls(name, value["dtype"], tuple(shape[1:]), tuple(classes))
 
 
@@ -177,8 +182,9 @@ class Category(Input):
             return np.asarray(place, np.int32)
         kinds = {type(each) for each in self.values}
         if self.unknown is None or (kinds and type(value) not in kinds):
-            near = nearest(str(value), [*map(str, self.values)], listed=len(self.values) <= 20)
-            raise self.wrong(f"it is {value!r}, none of its values{near}")
+            known = [*map(str, self.values)] if len(self.values) <= _COMPARED else []
+            near = nearest(str(value)[:_COMPARED], known, listed=len(known) <= 20)
+            raise self.wrong(f"it is {quoted(value)}, none of its values{near}")
         return np.asarray(self.unknown, np.int32)
 
     def _plain(self, value: Any) -> str | int:

@@ -21,7 +21,7 @@ from jaxtrain.deploy.greedy import (
     LOGITS,
     GoldenText,
     StepPair,
-    likeliest,
+    likeliest_token,
     prompt_tensors,
     text_difference,
 )
@@ -105,7 +105,7 @@ def _golden(
     for n in range(min(GOLDEN_TOKENS, generation.context - int(lengths_B.max()))):
         logits_BLV = np.asarray(jax.device_get(whole(weights, tokens_BL)), np.float32)
         logits.append(logits_BLV[np.arange(len(prompts)), lengths_B + n - 1])
-        tokens_BL[np.arange(len(prompts)), lengths_B + n] = likeliest(logits[-1], generation.vocab)
+        tokens_BL[np.arange(len(prompts)), lengths_B + n] = likeliest_token(logits[-1], generation.vocab)
     found = []
     for row, prompt in enumerate(prompts):
         made = tokens_BL[row, len(prompt) :].tolist()

@@ -13,8 +13,17 @@ from typing import Any
 
 from jaxtrain.base.checksums import read_regular, unreadable
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.files import digest, file_sha256, is_file_name, json_text, parsed_json, replace_text
+from jaxtrain.base.files import (
+    LARGEST_JSON,
+    digest,
+    file_sha256,
+    is_file_name,
+    json_text,
+    parsed_json,
+    replace_text,
+)
 from jaxtrain.deploy.signature import FORMAT, check_format
+from jaxtrain.deploy.values import quoted
 
 MANIFEST_FILE, CONFIG_FILE = "manifest.json", "config.pbtxt"
 
@@ -57,10 +66,7 @@ class BundleManifest:
     def read(cls, folder: Path) -> "BundleManifest":
         """Raises Damaged where it is not what was written, and ConfigError for a newer format."""
         file = folder / MANIFEST_FILE
-        try:
-            content = read_regular(file)
-        except OSError as error:
-            raise unreadable(file, error) from error
+        content = _content(folder, MANIFEST_FILE)
         try:
             found = parsed_json(content, str(file))
         except ConfigError as error:
@@ -70,9 +76,11 @@ class BundleManifest:
         check_format(found, str(file))
         for name, kind in _KEYS.items():
             if not isinstance(found.get(name), kind):
-                raise Damaged(str(file), None, f"its {name!r} is {found.get(name)!r}")
+                raise Damaged(str(file), None, f"its {name!r} is {quoted(found.get(name))}")
         if content != _sealed({name: value for name, value in found.items() if name != "sha256"}).encode():
             raise Damaged(str(file), None, "it is not what was written: its checksum differs")
+        if not isinstance(found["lineage"].get("step"), int):
+            raise Damaged(str(file), None, "its 'lineage' has no step")
         files = {name: _entry(str(file), name, entry) for name, entry in found["files"].items()}
         _check_distinct(str(file), files)
         facts = {name: found[name] for name in ("name", "version", "created_by", "lineage", "licence")}
@@ -103,6 +111,13 @@ class BundleManifest:
             if hashed != sha256:
                 raise Damaged(str(file), None, "its bytes have changed since it was written: its sha256 differs")
         return contents
+
+
+def config_of(folder: Path) -> str | None:
+    """The config.pbtxt beside a version folder; None where there is none. Raises Damaged for what is no text file."""
+    if not os.path.lexists(folder.parent / CONFIG_FILE):
+        return None
+    return _content(folder.parent, CONFIG_FILE).decode(errors="replace")
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, str]]:
@@ -154,10 +169,11 @@ def _sealed(facts: Mapping[str, Any]) -> str:
 
 def _entry(file: str, name: str, entry: Any) -> tuple[int, str]:
     path = PurePosixPath(name)
-    if str(path) != name or not path.parts or not all(map(is_file_name, path.parts)) or name == MANIFEST_FILE:
-        raise Damaged(file, None, f"{name!r} is no path of a file inside of the bundle")
+    plain = path.parts and str(path) == name and all(is_file_name(part) and len(part) < 256 for part in path.parts)
+    if not plain or name == MANIFEST_FILE:
+        raise Damaged(file, None, f"{quoted(name)} is no path of a file inside of the bundle")
     if not (isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)):
-        raise Damaged(file, None, f"what it says of {name!r} is no size and sha256")
+        raise Damaged(file, None, f"what it says of {quoted(name)} is no size and sha256")
     return entry["bytes"], entry["sha256"]
 
 
@@ -179,6 +195,17 @@ def _check_regular(folder: Path, name: str) -> None:
             raise Damaged(str(path), None, "it is a link, which could lead anywhere: copy the file itself")
     if not stat.S_ISREG(mode):
         raise Damaged(str(path), None, "it is no file")
+
+
+def _content(folder: Path, name: str) -> bytes:
+    """The bytes of a file of JSON or text. Raises Damaged for a link, what is no file, and one that is too large."""
+    try:
+        _check_regular(folder, name)
+        if (size := (folder / name).stat().st_size) > LARGEST_JSON:
+            raise Damaged(str(folder / name), None, f"it has {size:,} bytes, of at most {LARGEST_JSON:,}")
+        return read_regular(folder / name)
+    except OSError as error:
+        raise unreadable(folder / name, error) from error
 
 
 def _entries(folder: Path) -> list[str]:

@@ -82,9 +82,8 @@ class Predictor:
         for output, found in shaped(_ROWS).items():
             if found.shape[:1] != (_ROWS,):
                 raise ConfigError(f"{type(task).__name__}.predict: {output!r} is {kind_of(found)}, not rows first")
-            classes = getattr(task, "classes", ())
-            names = tuple(classes) if output == "probabilities" and found.shape[1:] == (len(classes),) else ()
-            outputs.append(Tensor(output, found.dtype.name, tuple(found.shape[1:]), names))
+            shape = tuple(found.shape[1:])
+            outputs.append(Tensor(output, found.dtype.name, shape, task.classes_of(output, shape)))
         signature = Signature(name, raw.inputs, specs, tuple(outputs))
         return cls(task, weights, signature, raw, kept, in_units)
 

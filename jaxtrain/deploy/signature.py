@@ -15,9 +15,12 @@ from jaxtrain.base.files import read_json
 from jaxtrain.deploy.generation import Generation
 from jaxtrain.deploy.inputs import Input, Tensor, TokenIds, with_encode
 from jaxtrain.deploy.numeric import INPUT_KINDS
-from jaxtrain.deploy.values import check_keys, checked_name, is_size
+from jaxtrain.deploy.values import check_keys, checked_name, is_size, quoted
 
 FORMAT = 1
+
+OTHER_SIGNATURE = "it takes or gives other arrays than signature.json says"
+"""What is wrong with a graph."""
 
 Row = Mapping[str, Any]
 """One raw input, by the names of the signature's inputs."""
@@ -113,6 +116,8 @@ class Signature:
         columns: dict[str, list[np.ndarray]] = {each.name: [] for each in self.inputs}
         for number, row in enumerate(rows):
             try:
+                if not isinstance(row, Mapping):
+                    raise ConfigError(f"give an object with {', '.join(columns)}, not {quoted(row)}")
                 self._check_names(row)
                 for each in self.inputs:
                     columns[each.name].append(each.row(row.get(each.name)))
@@ -124,7 +129,7 @@ class Signature:
         names = [each.name for each in self.inputs]
         for name in row:
             if name not in names:
-                raise ConfigError(f"there is no input {name!r}{nearest(str(name), names)}")
+                raise ConfigError(f"there is no input {quoted(name)}{nearest(quoted(name)[1:-1], names)}")
         for each in self.inputs:
             if each.name not in row and not getattr(each, "missing", False):
                 raise ConfigError(f"input {each.name!r} is missing: the model reads {', '.join(names)}")
@@ -138,7 +143,7 @@ def check_format(value: Mapping[str, Any], where: str) -> None:
     """Raises NewerFormat for a file of a newer format, and ConfigError for one without."""
     found = value.get("format")
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise ConfigError(f"{where}: its format is {found!r}, which is none")
+        raise ConfigError(f"{where}: its format is {quoted(found)}, which is none")
     if found > FORMAT:
         raise NewerFormat(
             f"{where}: it is of format {found}, and this version of jaxtrain reads {FORMAT}: update jaxtrain"

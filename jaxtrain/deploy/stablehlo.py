@@ -9,6 +9,7 @@ import numpy as np
 from jax import export
 
 from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.text import cut
 from jaxtrain.deploy.generation import StepGraph
 from jaxtrain.deploy.signature import Signature
 
@@ -23,7 +24,7 @@ class StableHlo:
             (given, tensors), named = jax.tree.unflatten(exported.in_tree, exported.in_avals)
             outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
         except Exception as error:  # of flatbuffers and of jax, of any kind
-            raise Damaged(file, None, f"it is no StableHLO that this jax reads ({error})") from error
+            raise Damaged(file, None, f"it is no StableHLO that this jax reads ({cut(str(error), 200)})") from error
         wanted = (
             ({path: (x.shape, x.dtype.name) for path, x in weights.items()}, given, "the weights"),
             (_of(signature.tensors), tensors, "the tensors of the signature"),
@@ -37,6 +38,7 @@ class StableHlo:
         platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
         if platform not in exported.platforms:
             raise ConfigError(f"{file} runs on {', '.join(exported.platforms)}, and here is {platform}")
+        self._file = file
         self.weights: Mapping[str, jax.Array] = jax.device_put(dict(weights))
         """On the device, for other graphs too."""
 
@@ -50,13 +52,22 @@ class StableHlo:
         rows = len(next(iter(tensors.values())))
         filled = 1 << math.ceil(math.log2(rows))
         padded = {name: np.concatenate([x, np.repeat(x[-1:], filled - rows, axis=0)]) for name, x in tensors.items()}
-        outputs: Any = jax.device_get(self._call(self.weights, padded, {}))
+        outputs: Any = jax.device_get(self._called(padded, {}))
         return {name: np.asarray(x)[:rows] for name, x in outputs.items()}
 
     def step(self, tensors: Mapping[str, Any]) -> dict[str, jax.Array]:
         """The outputs on the device, for just these rows. Tensors that are there already, a cache, are donated."""
         donated = {name: x for name, x in tensors.items() if isinstance(x, jax.Array)}
-        return self._call(self.weights, {name: x for name, x in tensors.items() if name not in donated}, donated)
+        return self._called({name: x for name, x in tensors.items() if name not in donated}, donated)
+
+    def _called(self, tensors: Mapping[str, Any], donated: Mapping[str, jax.Array]) -> Any:
+        try:
+            return self._call(self.weights, tensors, donated)
+        except jax.errors.JaxRuntimeError as error:
+            if "deserialize" not in str(error):
+                raise
+            why = f"it is no StableHLO that this jax reads ({cut(str(error), 200)})"
+            raise Damaged(self._file, None, why) from error
 
 
 def _of(tensors: Any) -> dict[str, tuple[tuple[Any, ...], str]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.base.files import check_file_name
+from jaxtrain.base.files import check_file_name, unique_keys
 
 TENSOR_DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "bfloat16", "float32")
+
+_LINE = 80  # letters of a value in a message
 
 
 def utf8(who: str, value: Any) -> bytes:
@@ -70,6 +73,24 @@ def wrong(who: str, what: str) -> ConfigError:
     return ConfigError(f"input {who!r}: {what}")
 
 
+def json_value(content: str) -> Any:
+    """A raw input of JSON. Raises ValueError for what is none, for a key that occurs twice, NaN, and 1e999."""
+    try:
+        return json.loads(content, object_pairs_hook=unique_keys, parse_float=_finite, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("its lists or objects are too deep") from error
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:_LINE]} is beyond float64")
+    return number
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON: a number that is missing is null")
+
+
 def _without_null(value: Any) -> Any:
     """Nested lists with NaN for null."""
     if isinstance(value, list | tuple):
@@ -105,6 +126,34 @@ def is_size(value: Any) -> bool:
 
 
 def abbreviated(value: Any) -> str:
-    """A value for a message, at most 80 characters."""
-    text = json.dumps(value) if isinstance(value, str) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    """A value for a message, on one line of at most 80 characters; of a large one only the beginning is read."""
+    return _cut(json.dumps(value[:_LINE]) if isinstance(value, str) else _SHORT.repr(value))
+
+
+def quoted(value: Any) -> str:
+    """As `abbreviated`, with a text as Python writes it."""
+    return _cut(repr(value[:_LINE]) if isinstance(value, str) else _SHORT.repr(value))
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split()) if "\n" in text else text
+    return line if len(line) <= _LINE else f"{line[: _LINE - 3]}…"
+
+
+class _Short(reprlib.Repr):
+    """Of lists the first values, and of texts and bytes the first letters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxdict = self.maxstring = self.maxlong = _LINE
+        self.maxother, self.maxlevel = 2 * _LINE, 8
+
+    def repr_int(self, x: int, level: int) -> str:
+        digits = x.bit_length() * 3 // 10
+        return repr(x) if digits < 2 * _LINE else f"an integer of about {digits:,} digits"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x[:_LINE])
+
+
+_SHORT = _Short()

@@ -108,7 +108,7 @@ class Blocks(Checked):
         return replace(
             self,
             width=width,
-            head_dim=None,
+            head_dim=self.head_dim and smaller(self.head_dim, 8, 2 * devices),  # even, as before
             layers=smaller(self.layers, 2 * self.rounds, devices * self.rounds),
             mlp=smaller(self.hidden, 2 * width, devices),
             experts=replace(self.experts, width=inner),

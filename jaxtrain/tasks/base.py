@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxtrain.base.allowed import Allowed
 from jaxtrain.base.errors import ConfigError, nearest
+from jaxtrain.base.lines import prediction_line
 from jaxtrain.base.ranges import Checked
 from jaxtrain.models.base import Model
 from jaxtrain.models.variables import Context, Extras, Variables
@@ -109,7 +110,12 @@ class Task(Checked, ABC):
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """One row of a prediction (numpy values) as a line of text."""
-        return "  ".join(f"{name} {value}" for name, value in prediction.items())
+        return prediction_line(prediction, {name: self.classes_of(name, x.shape) for name, x in prediction.items()})
+
+    def classes_of(self, output: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """What each number of a row of an output is about: the task's classes, of probabilities of these."""
+        classes = getattr(self, "classes", ())
+        return tuple(classes) if output == "probabilities" and shape == (len(classes),) else ()
 
     def read(self, batch: Batch) -> Any:
         """The model's input, an array or a dict of arrays. Raises ConfigError if the batch has no such field."""

@@ -94,11 +94,6 @@ class Classification(Supervised):
         """`probabilities` f32[B, C]."""
         return {"probabilities": jax.nn.softmax(outputs, axis=-1)}
 
-    def describe(self, prediction: Mapping[str, Any]) -> str:
-        """The classes with their probabilities, largest first."""
-        pairs = sorted(zip(prediction["probabilities"], self.classes, strict=True), reverse=True)
-        return "  ".join(f"{name} {probability:.2f}" for probability, name in pairs)
-
     def _labels(self, batch: Batch) -> jax.Array:
         """Raises ConfigError for labels of another shape or dtype than `soft` asks for."""
         label, kind = batch_field(batch, self.label, "Classification.label"), "f" if self.soft else "iu"

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,10 +92,3 @@ class LanguageModel(Task):
             last_B = segments_BL.shape[1] - 1 - (segments_BL[:, ::-1] > 0).argmax(1)
             logits_BV = jnp.take_along_axis(logits_BLV, last_B[:, None, None], axis=1)[:, 0]
         return {"log_probabilities": jax.nn.log_softmax(logits_BV, axis=-1)}
-
-    def describe(self, prediction: Mapping[str, Any]) -> str:
-        """The five likeliest next tokens with their probabilities; ids below 256 are shown as bytes."""
-        order = prediction["log_probabilities"].argsort()[::-1][:5]
-        shown = (f"{bytes([token])!r}" if token < 256 else str(token) for token in order)
-        chances = (f"{jnp.exp(prediction['log_probabilities'][token]):.2f}" for token in order)
-        return "next: " + "  ".join(f"{token} {chance}" for token, chance in zip(shown, chances, strict=True))

@@ -8,8 +8,10 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.packages import needs
+from jaxtrain.base.text import cut
 from jaxtrain.deploy.generation import StepGraph
 from jaxtrain.deploy.inputs import Tensor
+from jaxtrain.deploy.signature import OTHER_SIGNATURE, Signature
 
 
 class OnnxModel:
@@ -19,7 +21,7 @@ class OnnxModel:
         self,
         graph: Path | bytes,
         threads: int | None = None,
-        takes: StepGraph | None = None,
+        takes: Signature | StepGraph | None = None,
         name: str = "model.onnx",
     ) -> None:
         """From a file, or its bytes, which messages call `name`.
@@ -40,16 +42,21 @@ class OnnxModel:
                 graph if isinstance(graph, bytes) else str(graph), _options(onnxruntime, threads), _PROVIDERS
             )
         except Exception as error:  # a class of its own for each kind of fault, all of them of C++
-            if type(error).__module__.partition(".")[0] != "onnxruntime":
+            if type(error).__module__.partition(".")[0] != "onnxruntime" and not isinstance(error, UnicodeDecodeError):
                 raise
-            raise Damaged(where, None, f"ONNX Runtime {onnxruntime.__version__} cannot load it ({error})") from error
-        self.inputs = tuple(each.name for each in self._session.get_inputs())
+            why = f"ONNX Runtime {onnxruntime.__version__} cannot load it ({cut(str(error), 300)})"
+            raise Damaged(where, None, why) from error
+        self.inputs: Mapping[str, tuple[Any, ...]] = {
+            each.name: tuple(each.shape[1:]) for each in self._session.get_inputs()
+        }
+        """By name the shape of a row."""
         self._outputs = tuple(each.name for each in self._session.get_outputs())
         self.outputs = tuple(name.removeprefix(_OUTPUT) for name in self._outputs)
-        if takes is not None:
-            wanted = ({each.name for each in takes.tensors}, {each.name for each in takes.outputs})
-            if ({*self.inputs}, {*self.outputs}) != wanted:
-                raise Damaged(where, None, "it takes or gives other arrays than signature.json says")
+        if takes is not None:  # before any row is made: a signature may state rows of any size
+            shapes = {each.name: each.shape for each in takes.tensors}
+            outputs = {each.name for each in takes.outputs}
+            if {*self.outputs} != outputs or not self.inputs.items() <= shapes.items():
+                raise Damaged(where, None, OTHER_SIGNATURE)
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name, rows on dim 0."""

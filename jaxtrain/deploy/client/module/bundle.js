@@ -3,6 +3,7 @@
 import { ConfigError, Damaged, quoted } from "./errors.js";
 import { Generator, tokensOf } from "./generate.js";
 import { firstDifference, goldenExamples, largestDifference } from "./golden.js";
+import { sealedText } from "./seal.js";
 import { checkFormat, Signature } from "./signature.js";
 import { tokenizerOf } from "./tokenizer.js";
 import { isFileName, isObject, zeros } from "./values.js";
@@ -47,11 +48,13 @@ export class Bundle {
   }
 
   async readFiles() {
-    this.manifest = parsed(await this.read("manifest.json"), "manifest.json");
+    const manifest = await this.read("manifest.json");
+    this.manifest = parsed(manifest, "manifest.json");
     if (!isObject(this.manifest) || !isObject(this.manifest.files)) {
       throw new Damaged("manifest.json", "it is not what was written: it names no files");
     }
     checkFormat(this.manifest, "manifest.json");
+    await checkSeal(manifest, this.manifest.sha256);
     this.signature = new Signature(await this.json("signature.json"), "signature.json");
     for (const each of this.signature.inputs) {
       if (each.kind === "tokens") each.encode = tokenizerOf(await this.json(each.tokenizer), each.tokenizer);
@@ -221,6 +224,19 @@ function reader(source) {
     if (!answer.ok) throw new ConfigError(`${base}${name} cannot be read: ${answer.status} ${answer.statusText}`);
     return new Uint8Array(await answer.arrayBuffer());
   };
+}
+
+/** Throws Damaged for a manifest that is not what was written. */
+async function checkSeal(manifest, seal) {
+  let found;
+  try {
+    found = await sha256(new TextEncoder().encode(sealedText(new TextDecoder().decode(manifest))));
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error; // nested deeper than the stack
+  }
+  if (found !== seal || found === undefined) {
+    throw new Damaged("manifest.json", "it is not what was written: its checksum differs");
+  }
 }
 
 function parsed(bytes, name) {
