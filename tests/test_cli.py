@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from jaxtrain import Run
-from jaxtrain.base import packages
 from jaxtrain.cli import main as cli
 from jaxtrain.cli.flags import parse
 from jaxtrain.data import Damaged
@@ -310,7 +309,7 @@ def missing(name: str):
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(call, folder, monkeypatch):
     digits._load.cache_clear()
-    monkeypatch.setattr(packages, "distribution", missing)
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
     assert "pip install scikit-learn" in refused(call, folder, "train", "tiny_digits.py")
 
 

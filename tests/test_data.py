@@ -686,7 +686,7 @@ def test_a_missing_data_package_says_what_to_install(monkeypatch, package, sourc
         raise importlib.metadata.PackageNotFoundError(name)
 
     module = importlib.import_module(f"jaxtrain.datasets.bundled.{source}")
-    monkeypatch.setattr(packages, "distribution", missing)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
     module._load.cache_clear()
     with pytest.raises(ConfigError, match=rf"pip install {package}.*uv sync --group data"):
         module._load()

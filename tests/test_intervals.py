@@ -101,7 +101,8 @@ def test_intervals_by_which_the_best_would_never_be_saved_are_refused(evaluate, 
     check_evals(experiment(18, of(evaluate=evaluate, save=save, best="test/loss")))
 
 
-@pytest.mark.parametrize("cut", [pytest.param(None, marks=pytest.mark.slow), 7])
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [None, 7])
 def test_the_best_checkpoint_is_the_best_of_all_evaluations_though_their_steps_are_not_saved_else(tmp_path, cut):
     """The seed's own data: an evaluation every 2 steps, a checkpoint every 5, and a rate that makes the loss rise."""
     runtime = of(18, 2, 5, best="test/loss", last=1)

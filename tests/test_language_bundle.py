@@ -60,6 +60,9 @@ def made(folder: Path, one: Experiment, gate: Int8Gate | None = None) -> Made:
     return Made(folder / "run", folder / "out")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return made(tmp_path_factory.mktemp("words"), experiment())
@@ -306,7 +309,6 @@ def test_where_two_tokens_are_always_equally_likely_there_is_no_golden_text(word
     assert found == "of every golden prompt, two next tokens are equally likely"
 
 
-@pytest.mark.slow
 def test_a_model_without_a_cache_exports_and_says_why_it_continues_nothing(tmp_path: Path, caplog):
     one = experiment()
     model: Any = one.task.model
@@ -321,7 +323,6 @@ def test_a_model_without_a_cache_exports_and_says_why_it_continues_nothing(tmp_p
         bundle.generate(["good"])
 
 
-@pytest.mark.slow
 def test_a_model_of_subword_tokens_continues_by_the_tokenizer_in_its_bundle(tmp_path: Path):
     tokenizer = train_bpe(TEXTS, 300, tmp_path / "bpe.json")
     found = made(tmp_path, experiment(tokenizer, tmp_path))

@@ -69,6 +69,7 @@ def test_parameters_optimizer_state_and_batch_are_counted_as_by_hand(planned):
     assert any("jaxtrain/models/" in line and ", line " in line for line in planned.largest)
 
 
+@pytest.mark.slow
 def test_a_parameter_that_is_split_counts_as_its_part():
     split = plan(tiny.fsdp(), jax.devices()[:4])
     whole = plan(tiny.main(), jax.devices()[:1])

@@ -159,7 +159,7 @@ OTHER_MEANINGS = {
         "card",
     },
     # What a module is called with.
-    "context": {"checks"},
+    "context": {"checks", "generation"},
     # What an input of a bundle becomes.
     "tensor": {"card", "signature"},
     # A column of a table.

@@ -81,11 +81,25 @@ def explained(name: str, step: int = POISONED) -> Explanation:
     ("name", "phase", "primitive", "line", "passes"),
     [
         ("log", "forward pass", "log", "# LOG", ("layer 3 of 0…4",)),
-        ("sqrt", "backward pass", "div", "# SQRT", ("layer 3 of 0…4",)),
-        ("exp", "forward pass", "exp", "# EXP", ()),
-        ("microbatches", "forward pass", "log", "# LOG", ("microbatch 1 of 0…1", "layer 3 of 0…4")),
+        pytest.param("sqrt", "backward pass", "div", "# SQRT", ("layer 3 of 0…4",), marks=pytest.mark.slow),
+        pytest.param("exp", "forward pass", "exp", "# EXP", (), marks=pytest.mark.slow),
+        pytest.param(
+            "microbatches",
+            "forward pass",
+            "log",
+            "# LOG",
+            ("microbatch 1 of 0…1", "layer 3 of 0…4"),
+            marks=pytest.mark.slow,
+        ),
         ("mesh", "forward pass", "log", "# LOG", ("layer 3 of 0…4",)),
-        ("mesh and microbatches", "backward pass", "div", "# SQRT", ("microbatch 1 of 0…1", "layer 3 of 0…4")),
+        pytest.param(
+            "mesh and microbatches",
+            "backward pass",
+            "div",
+            "# SQRT",
+            ("microbatch 1 of 0…1", "layer 3 of 0…4"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_poison_example_is_explained_by_line_layer_and_example(

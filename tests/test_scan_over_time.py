@@ -162,6 +162,7 @@ def test_a_gru_trains_as_one_device_with_it():
     assert verify(experiment(mapped=True), jax.devices(), [ALL], strict=True)
 
 
+@pytest.mark.slow
 def test_a_gru_without_it_does_not_and_verify_names_the_parameters_and_the_line(capsys):
     passed = verify(experiment(mapped=False), jax.devices(), [ALL])
     said = capsys.readouterr().out
@@ -171,7 +172,8 @@ def test_a_gru_without_it_does_not_and_verify_names_the_parameters_and_the_line(
     assert "jnp.split(h_BD @ hidden_DH, 3, -1)" in said
 
 
-@pytest.mark.parametrize("mesh", [ALL, pytest.param({"fsdp": 8}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [ALL, {"fsdp": 8}], ids=str)
 def test_a_gru_with_it_trains_as_one_device_in_microbatches_too(mesh):
     one, other = experiment(mapped=True), replace(experiment(mapped=True, mesh=mesh), microbatches=2)
     if "data" not in mesh:

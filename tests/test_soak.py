@@ -30,11 +30,18 @@ def test_the_soak_knows_every_way_to_stop_and_runs_in_one_and_two_processes_and_
     assert len({function for function, *_ in SCENARIOS}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_soak_that_is_interrupted_ends_what_it_started(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, str(Path(script.__file__)), "--kills", "1"]
     mark = {**os.environ, "TMPDIR": str(tmp_path), "JAXTRAIN_SOAK_TEST": str(tmp_path)}
-    with subprocess.Popen(command, env=mark, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command,
+        env=mark,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell has its background jobs ignore Ctrl-C
+    ) as process:
         while len(marked(tmp_path)) < 2 and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(number)
