@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 
 import jax
@@ -303,13 +303,15 @@ def test_an_experiment_file_may_not_take_the_name_of_a_module(call, folder):
     assert sys.modules["json"] is json
 
 
-def missing(name: str):
-    raise PackageNotFoundError(name)
+def without_sklearn(name: str) -> Distribution:
+    if name == "scikit-learn":
+        raise PackageNotFoundError(name)
+    return Distribution.from_name(name)
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(call, folder, monkeypatch):
     digits._load.cache_clear()
-    monkeypatch.setattr("importlib.metadata.distribution", missing)
+    monkeypatch.setattr("importlib.metadata.distribution", without_sklearn)
     assert "pip install scikit-learn" in refused(call, folder, "train", "tiny_digits.py")
 
 
