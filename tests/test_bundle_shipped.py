@@ -24,6 +24,18 @@ from jaxtrain.train import train
 pytestmark = pytest.mark.slow
 
 
+SAME_MODEL = (
+    "from_disk",
+    "data_parallel",
+    "several_hosts",
+    "fully_sharded",
+    "tensor_and_data",
+    "pipeline",
+    "long_rows",
+)
+"""Functions that give the main model with other data or another layout."""
+
+
 def functions(file: Path) -> list[str]:
     """The functions of a file that give an experiment."""
     return [
@@ -35,7 +47,11 @@ def functions(file: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("file", "function"),
-    [(file, function) for file in FILES for function in functions(file)],
+    [
+        pytest.param(file, function, marks=[pytest.mark.full] if function in SAME_MODEL else [])
+        for file in FILES
+        for function in functions(file)
+    ],
     ids=lambda each: each.stem if isinstance(each, Path) else each,
 )
 def test_a_shipped_experiment_is_exported_and_evaluates_as_its_run_does(file, function, tmp_path, monkeypatch):

@@ -186,7 +186,7 @@ def looked_up(words: str) -> str:
     return "".join(names.get(word, "") for word in words.split())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_sequences_are_learned_far_better_than_by_looking_words_up(tmp_path: Path) -> None:
     experiment, module = recipe("sequence_to_sequence")
     run, _ = train(experiment, tmp_path / "run")

@@ -54,7 +54,7 @@ def trained(name: str, mesh: tuple[tuple[str, int], ...]) -> tuple[list[float], 
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [(name, MESHES[2]) if name in ("contrastive", "gan") else slow(name, MESHES[2]) for name in NAMES]
-    + [slow(name, mesh) for name in NAMES for mesh in MESHES[:2]],
+    + [pytest.param(name, mesh, marks=pytest.mark.full) for name in NAMES for mesh in MESHES[:2]],
 )
 def test_a_recipe_trains_on_a_mesh_as_on_one_device(name: str, mesh: dict[str, int]) -> None:
     (losses, arrays), (expected, alone) = trained(name, tuple(mesh.items())), trained(name, ())
