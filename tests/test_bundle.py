@@ -418,6 +418,22 @@ def test_the_onnx_runtime_is_asked_for_the_golden_examples(copy, monkeypatch):
     assert asked == [(b"onnx", copy.parent.name, str(copy / "model.onnx"))]
 
 
+def test_a_graph_of_onnx_is_not_computed_by_jax(copy):
+    with pytest.raises(ConfigError, match=r"file='model\.int8\.onnx' is a graph of ONNX: give backend='onnx' too"):
+        Bundle(copy, file="model.int8.onnx")
+
+
+def test_weights_that_are_too_large_to_hold_twice_are_read_from_their_file(copy, monkeypatch):
+    expected = Bundle(copy).predict(["good"])["probabilities"]
+    verified = BundleManifest.verified
+
+    def without_weights(self: BundleManifest, *given: Any) -> dict[str, bytes]:
+        return {name: each for name, each in verified(self, *given).items() if name != "weights.safetensors"}
+
+    monkeypatch.setattr(BundleManifest, "verified", without_weights)
+    np.testing.assert_array_equal(Bundle(copy).predict(["good"])["probabilities"], expected)
+
+
 def test_files_that_are_not_held_in_memory_are_verified_too(copy):
     manifest = BundleManifest.read(copy)
     assert {*manifest.verified(copy, (".json",))} == {name for name in manifest.files if name.endswith(".json")}

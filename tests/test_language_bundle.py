@@ -155,6 +155,18 @@ def test_what_python_cannot_do_is_one_message(words: Made):
             bundle.generate(**more)
 
 
+def test_a_prompt_that_the_model_has_no_token_for_is_refused(words: Made, monkeypatch: pytest.MonkeyPatch):
+    bundle = Bundle(words.out)
+    with pytest.raises(ConfigError, match="prompt 1 is no Unicode text"):
+        bundle.generate(["good", "\udcff"])
+    generation = bundle.signature.generation
+    assert generation is not None
+    small = dataclasses.replace(generation, logits=dataclasses.replace(generation.logits, shape=(100,)))
+    monkeypatch.setattr(bundle, "signature", dataclasses.replace(bundle.signature, generation=small))
+    with pytest.raises(ConfigError, match="generate: prompt 0: tokens are whole numbers from 0 to 99"):
+        bundle.generate(["good"])
+
+
 def test_a_run_has_no_backend(call, words: Made):
     found = call("generate", words.run, "good", "--backend", "onnx")
     assert found.code == 2

@@ -182,6 +182,28 @@ def test_a_graph_of_other_arrays_than_the_signature_says_is_damaged():
             OnnxModel(GRAPH, takes=StepGraph(inputs, outputs))
 
 
+OUTSIDE = base64.b64decode(
+    "CAo6igEKEQoBeAoBdxIBeSIGTWF0TXVsEgFnKj4IAggBEAFCAXdqFwoIbG9jYXRpb24SC291dHNpZGUuYmluagsKBm9mZnNldBIB"
+    "MGoLCgZsZW5ndGgSAThwAVoYCgF4EhMKEQgBEg0KBxIFYmF0Y2gKAggCYhgKAXkSEwoRCAESDQoHEgViYXRjaAoCCAFCBAoAEBU="
+)
+"""The same, whose (2, 3) is in a file outside.bin."""
+
+
+def test_a_graph_reads_no_data_of_the_folder_that_the_process_is_in(tmp_path, monkeypatch):
+    (tmp_path / "outside.bin").write_bytes(np.array([2, 3], np.float32).tobytes())
+    monkeypatch.chdir(tmp_path)
+    beside = OnnxModel(OUTSIDE, name=str(tmp_path / "model.onnx"))
+    np.testing.assert_array_equal(beside.run({"x": np.ones((1, 2), np.float32)})["y"], [[5]])
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(Damaged, match=r"bundle/model\.onnx: ONNX Runtime .* cannot load it"):
+        OnnxModel(OUTSIDE, name=str(tmp_path / "bundle" / "model.onnx"))
+
+
+def test_what_the_runtime_cannot_compute_is_damage():
+    with pytest.raises(Damaged, match=r"model\.onnx: ONNX Runtime cannot compute it"):
+        OnnxModel(GRAPH).run({"x": np.ones((1, 3), np.float32)})
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no ONNX model .*model\.onnx"):
         OnnxModel(tmp_path / "model.onnx")
@@ -226,6 +248,7 @@ def test_the_gate_sees_the_worst_of_the_outputs():
         (Compared(1.0, 0.01, None), ""),
         (Compared(0.99, 0.1, 0.05), ""),
         (Compared(0.9899, 0.01, None), "0.9899 of rows have the most likely class of f32, of 0.99 at least"),
+        (Compared(1.0, float("nan"), None), "a probability differs by nan, of 0.1 at most"),
         (Compared(1.0, 0.11, None), "a probability differs by 0.1100, of 0.1 at most"),
         (Compared(None, None, 0.06), "an output differs by 0.0600 of its standard deviation, of 0.05 at most"),
         (Compared(None, None, float("nan")), "an output differs by nan of its standard deviation, of 0.05 at most"),

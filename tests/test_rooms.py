@@ -240,11 +240,11 @@ CODE_LINES = {
     "cluster": 970,
     "runs": 2640,
     "evaluate": 155,
-    "generation": 380,
+    "generation": 390,
     "train": 80,
     "analysis": 2880,
     "reports": 650,
-    "deploy": 3400,
+    "deploy": 3420,
     "launch": 500,
     "cli": 1040,
 }

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -100,7 +101,9 @@ def test_a_raw_input_is_this_row(kind, value, row):
         (WAVE, [0.0, math.nan, 1], "3 finite samples"),
         (TOKENS, "text", "its tokenizer is not loaded"),
         (TOKENS, [], "it has 0 tokens, of at least 1"),
-        (TOKENS, [1 << 40], "token ids"),
+        (TOKENS, [1 << 31], "token ids are a list of integers from 0 to 2147483647"),
+        (TOKENS, [-1], "token ids are a list of integers from 0 to 2147483647"),
+        (replace(TOKENS, vocab=7), [3, 7], "token ids are a list of integers from 0 to 6"),
         (COLOUR, [1, [2]], r"it is \[1, \[2\]\], neither a text nor an integer"),
         (COLOUR, ["red"], r"it is \['red'\], neither a text nor an integer"),
         (HALF, [1.0, math.inf], "it holds inf, but has to be finite numbers"),

@@ -46,6 +46,7 @@ def evaluate(
         _check_step(step)
         found = evaluate_bundle(Bundle(model, backend), split, code, other)
     else:
+        check_backend(backend, model)
         found = evaluate_run(Run(model, code), step, split, other)
     for name, values in found.items():
         print(name, *(f"{metric} {number(value)}" for metric, value in values.items()), sep="  ")
@@ -81,6 +82,7 @@ def predict(
     if input is None and not inputs:
         raise ConfigError("predict: give at least one text or file after the run or bundle")
     if not is_bundle(model):
+        check_backend(backend, model)
         if input is not None:
             raise ConfigError(f"--input: {model} is no bundle; make one with `jaxtrain export {model} --out DIR`")
         lines = predict_run(Run(model, code), inputs, step)
@@ -142,6 +144,12 @@ def export(
     print(f"{folder}  {size / 1e6:.1f} MB")
     if web is not None:
         print(write_web(folder, web))
+
+
+def check_backend(backend: Backend, run: Path) -> None:
+    """Raises ConfigError for another backend than jax: a run has no other."""
+    if backend != "jax":
+        raise ConfigError(f"--backend {backend}: {run} is a run: export it, and give the bundle")
 
 
 def _check_step(step: SavedStep | None) -> None:

@@ -8,7 +8,7 @@ import jax
 import tyro
 
 from jaxtrain.base.errors import ConfigError
-from jaxtrain.cli.deploy import RunOrBundle
+from jaxtrain.cli.deploy import RunOrBundle, check_backend
 from jaxtrain.deploy.bundle import Backend
 from jaxtrain.experiment.start import SavedStep
 
@@ -70,9 +70,8 @@ def generate(
             if given is not None:
                 raise ConfigError(f"{flag}: a bundle {why}: generate from its run")
         pieces = continued(Bundle(model, backend), prompts, tokens, sampling, seed, stop, context)
-    elif backend != "jax":
-        raise ConfigError(f"--backend {backend}: {model} is a run: export it, and generate from the bundle")
     else:
+        check_backend(backend, model)
         over = None if mesh is None else read_mesh(mesh, jax.device_count())
         pieces = generate_run(Run(model), prompts, tokens, sampling, seed, stop, step, over, context)
     for text in _in_order(pieces, prompts):

@@ -16,7 +16,7 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import parsed_json
 from jaxtrain.base.lines import prediction_line
 from jaxtrain.base.packages import needs
-from jaxtrain.base.tensors import tensors_of
+from jaxtrain.base.tensors import stored_tensors, tensors_of
 from jaxtrain.base.text import cut
 from jaxtrain.deploy.batch_curve import best_rows
 from jaxtrain.deploy.generation import STEP_FILES
@@ -32,7 +32,9 @@ Backend = Literal["jax", "onnx"]
 _READ: Mapping[str, tuple[str, ...]] = {"jax": (".stablehlo", ".safetensors"), "onnx": (".onnx",)}
 """Endings of the files that a backend computes with."""
 
-NEEDED = ("signature.json", "golden.json", "metrics.json", "model.stablehlo", "weights.safetensors")
+_WEIGHTS = "weights.safetensors"
+
+NEEDED = ("signature.json", "golden.json", "metrics.json", "model.stablehlo", _WEIGHTS)
 """Files that every bundle has."""
 
 _REPLAYED = 16  # golden examples at a time, by jax
@@ -58,13 +60,15 @@ class Bundle:
     def __init__(self, path: Path | str, backend: Backend = "jax", file: str | None = None) -> None:
         """Loads a version folder, the latest version of a model, or that of the only model of a repository.
 
-        file: of the ONNX graph, `model.onnx` by default; `model.int8.onnx` is smaller.
+        file: of the graph, with backend "onnx": `model.onnx` by default; `model.int8.onnx` is smaller.
 
         Raises ConfigError for what is no bundle, a newer format and a missing runtime (with what to install), and
         Damaged for a file that is not what was written and for a golden example whose outputs are others.
         """
         if backend not in _READ:
             raise ConfigError(f"there is no backend {backend!r}: {' or '.join(_READ)}")
+        if file is not None and backend != "onnx":
+            raise ConfigError(f"file={file!r} is a graph of ONNX: give backend='onnx' too")
         given, self.backend = Path(path), backend
         self.folder = version_folder(given)
         self.manifest = BundleManifest.read(self.folder)
@@ -125,7 +129,7 @@ class Bundle:
             why = (
                 "it is of no language model with a cache"
                 if self.signature.generation is None
-                else "none of ONNX could be made"
+                else "none of ONNX could be made: use backend='jax'"
             )
             raise ConfigError(f"{self.folder} has no graphs that continue texts: {why}")
         return self._steps
@@ -221,7 +225,7 @@ class Bundle:
         if backend == "jax":
             self.file = "model.stablehlo"
             stablehlo = importlib.import_module("jaxtrain.deploy.stablehlo")  # and jax with it
-            weights = tensors_of(self._contents["weights.safetensors"], self.folder / "weights.safetensors")
+            weights = _weights(self._contents, self.folder)
             graph = self._contents["model.stablehlo"]
             return stablehlo.StableHlo(graph, weights, self.signature, str(self.folder / self.file))
         self.file = file or "model.onnx"
@@ -231,6 +235,10 @@ class Bundle:
             runtime = importlib.import_module("jaxtrain.deploy.onnx.runtime")
         content = self._contents.get(self.file, self.folder / self.file)  # the bytes that were verified
         return runtime.OnnxModel(content, takes=self.signature, name=str(self.folder / self.file))
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The weights by path, read and verified anew. Raises Damaged."""
+        return _weights(self.manifest.verified(self.folder, (_WEIGHTS,)), self.folder)
 
     def _load_steps(self) -> StepPair | None:
         """The graphs of a language model; None where the bundle has none for this backend."""
@@ -245,7 +253,9 @@ class Bundle:
             raise Damaged(str(self.folder / missing[0]), None, "it is missing")
         if self.backend == "onnx":
             runtime = importlib.import_module("jaxtrain.deploy.onnx.runtime")
-            return StepPair(*(runtime.OnnxModel(self.folder / name, takes=graph).run for name, graph in graphs.items()))
+            pair = StepPair(*(runtime.OnnxModel(self.folder / name, takes=graph).run for name, graph in graphs.items()))
+            self.manifest.verified(self.folder, ())  # again: ONNX Runtime has read the graphs and their weights itself
+            return pair
         made, weights = importlib.import_module("jaxtrain.deploy.stablehlo").StableHlo, self._runner.weights
         at = {name: str(self.folder / name) for name in graphs}
         return StepPair(*(made(self._contents[name], weights, graph, at[name]).step for name, graph in graphs.items()))
@@ -262,6 +272,13 @@ class Bundle:
             return
         if not fits_signature(config, self.signature):
             raise Damaged(str(file), None, "it is not what signature.json says")
+
+
+def _weights(contents: Mapping[str, bytes], folder: Path) -> dict[str, np.ndarray]:
+    """From verified contents; from the file where that is too large to be held twice."""
+    if _WEIGHTS in contents:
+        return tensors_of(contents[_WEIGHTS], folder / _WEIGHTS)
+    return {name: each.read() for name, each in stored_tensors(folder / _WEIGHTS).items()}
 
 
 @contextlib.contextmanager

@@ -48,6 +48,8 @@ def continued(
     tokenizer = Bytes() if generation.tokens == BYTE_TOKENS else HuggingFace(str(bundle.folder / generation.tokens))
     texts = Texts(tokenizer, generation.begins, ends=generation.stop is not None)
     ids = encoded_prompts(prompts, texts)
+    for number, prompt in enumerate(ids):  # of a tokenizer with more tokens than the model has
+        check_tokens(prompt, generation.logits.shape[0], f"generate: prompt {number}")
     tokens = fitting(ids, tokens, context or generation.context, room, "with its run, ")
     if generation.stop is not None:
         sampling = replace(sampling, stop=(*sampling.stop, generation.stop))

@@ -15,7 +15,6 @@ import numpy as np
 
 from jaxtrain.base.allowed import check_values
 from jaxtrain.base.errors import ConfigError, Damaged
-from jaxtrain.base.tensors import tensors_of
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.remembered import before_transforms
 from jaxtrain.data.sources.base import Example
@@ -55,8 +54,7 @@ class _BundleProgram:
     """Batches with the tensors of raw rows beside the fields of the same rows, which hold the labels."""
 
     def __init__(self, bundle: Bundle, experiment: Experiment) -> None:
-        file = bundle.folder / "weights.safetensors"
-        weights = tensors_of(file.read_bytes(), file)
+        weights = bundle.weights()
         self.experiment, self._bundle = experiment, bundle
         self._predictor = Predictor.of(experiment, weights, bundle.name)
         ours, saved = self._predictor.signature, bundle.signature

@@ -65,7 +65,7 @@ class Generation:
     def from_json(cls, value: Any, inputs: tuple[Input, ...], where: str) -> "Generation":
         """Raises ConfigError, naming the place, for what `to_json` does not write.
 
-        inputs: of the signature, whose one becomes the tokens.
+        inputs: of the signature: exactly one, the text.
         """
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: it is no JSON object")

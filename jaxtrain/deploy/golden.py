@@ -16,10 +16,10 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.deploy.inputs import Category, Input, Text, TokenIds
 from jaxtrain.deploy.numeric import Audio, Number, NumericInput
 from jaxtrain.deploy.signature import FORMAT, Row, Signature, check_format
-from jaxtrain.deploy.values import np_dtype
+from jaxtrain.deploy.values import np_dtype, quoted
 
 TOLERANCE = 1e-4
-"""How far outputs in f32 may be from the expected ones, and by the same share of them."""
+"""How far outputs in f32 may be from the expected ones: as `rtol` and `atol` of `numpy.allclose`."""
 
 TEXTS = {
     "Portuguese": "Adorei! Se eu pudesse dar 1000 estrelas não daria nenhuma :)",
@@ -96,6 +96,8 @@ def decoded(value: Any) -> Any:
         except (binascii.Error, TypeError) as error:
             raise ValueError(f"it is no base64: {error}") from error
     if isinstance(value, dict) and value.keys() == {"float"}:
+        if value["float"] not in ("nan", "inf", "-inf"):
+            raise ValueError(f"{quoted(value)} is no number: nan, inf or -inf")
         return float(value["float"])
     if isinstance(value, dict):
         return {name: decoded(part) for name, part in value.items()}

@@ -26,7 +26,7 @@ StepFunction = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class StepPair:
-    """The two graphs of a bundle, as one runtime computes them. Arrays of the cache stay where the runtime has them."""
+    """The two graphs of a bundle, as one runtime computes them. With jax the cache stays on the device."""
 
     prefill: StepFunction
     decode: StepFunction
@@ -87,7 +87,7 @@ class GoldenText:
             known = all(is_count(each) and each < V for each in (*prompt, *tokens))
             if not (all(sizes) and known and first.shape == last.shape == (min(V, LOGITS),)):
                 raise ValueError("other sizes than the signature's")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{where}: it is no prompt with its tokens and logits") from error
         return cls(prompt, tokens, first, last)
 

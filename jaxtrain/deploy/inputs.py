@@ -130,6 +130,8 @@ class TokenIds(Input):
     least: int = 0
     encode: Callable[[str], Sequence[int]] | None = field(default=None, repr=False, compare=False)
     """Reads texts; without it only token ids are taken."""
+    vocab: int = field(default=2**31, repr=False, compare=False)
+    """That of the tokenizer, once it is loaded."""
 
     def spec(self) -> Tensor:
         return Tensor(self.tensor, "int32", (self.length,))
@@ -145,8 +147,10 @@ class TokenIds(Input):
             ids = np.asarray(self.encode(text), np.int64)
         else:
             ids = numbers(self.name, value, np.int64)
-            if ids.ndim != 1 or (ids.size and not -(2**31) <= ids.min() <= ids.max() < 2**31):
-                raise self.wrong(f"token ids are a list of i32, not {abbreviated(value)}")
+            if ids.ndim != 1 or (ids.size and not 0 <= ids.min() <= ids.max() < self.vocab):
+                raise self.wrong(
+                    f"token ids are a list of integers from 0 to {self.vocab - 1}, not {abbreviated(value)}"
+                )
         if len(ids) < self.least:
             raise self.wrong(f"it has {len(ids)} tokens, of at least {self.least}")
         kept = ids[: self.length] if self.keep == "first" else ids[-self.length :]
@@ -218,4 +222,4 @@ def with_encode(tokens: TokenIds, folder: Path) -> TokenIds:
         found = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"{path} is no tokenizer file: {error}") from error
-    return replace(tokens, encode=lambda text: found.encode(text).ids)
+    return replace(tokens, encode=lambda text: found.encode(text).ids, vocab=found.get_vocab_size())

@@ -41,7 +41,7 @@ from jaxtrain.generation.run import texts_of
 _PROMPTS = (1, 3, 12, 48)  # tokens, if the context has room
 
 _CLEAR = 10 * TOLERANCE
-"""The least that a golden token's logit is above all others: less may be turned around by rounding elsewhere."""
+"""The least that a golden token's logit is above all others: a smaller margin could flip the argmax elsewhere."""
 
 _log = logging.getLogger("jaxtrain.deploy")
 

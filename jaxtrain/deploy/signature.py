@@ -20,7 +20,7 @@ from jaxtrain.deploy.values import check_keys, checked_name, is_size, quoted
 FORMAT = 1
 
 OTHER_SIGNATURE = "it takes or gives other arrays than signature.json says"
-"""What is wrong with a graph."""
+"""The message for a graph whose inputs or outputs differ from those of the signature."""
 
 Row = Mapping[str, Any]
 """One raw input, by the names of the signature's inputs."""

@@ -100,6 +100,11 @@ def generate_run(
 
 def encoded_prompts(prompts: Sequence[str], texts: Texts) -> list[np.ndarray]:
     """The tokens i32[n] of each prompt. Raises ConfigError for an empty one that no token begins."""
+    for number, prompt in enumerate(prompts):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"generate: prompt {number} is no Unicode text: {error}") from error
     made = [ids.astype(np.int32) for ids in texts.tokenizer.encode(prompts)]
     if not texts.begins and not all(map(len, made)):
         raise ConfigError("generate: a prompt is empty, and no token of this model begins a document: give a text")

@@ -36,7 +36,7 @@ class Request:
     weights: arrays, or shapes where only the operations are checked.
     folder: where the files go; None checks only.
     examples: golden ones, and those of the evaluation split.
-    tolerance: how far the graph's outputs may be from those of the examples, and by the same share of them.
+    tolerance: `rtol` and `atol` of `numpy.allclose`, between the graph's outputs and those of the examples.
     gate: of int8; None makes none.
     file: the name of the graph's file.
     stored: weights that are in weights.safetensors of the folder are read from there, and are not in the file.
@@ -70,7 +70,7 @@ def write_onnx(
     be made.
     """
     whole = replace(_request(predictor), folder=folder.absolute(), examples=(golden, evaluation))
-    [facts] = _answers([replace(whole, gate=gate or Int8Gate())])
+    [facts] = write_requests([replace(whole, gate=gate or Int8Gate())])
     if (seen := facts["int8"].get("golden_difference")) is not None:
         facts["int8_tolerance"] = _TWICE * seen + whole.tolerance
     return facts

@@ -118,7 +118,7 @@ def graph(request: Request) -> bytes:
 
 
 def _without_stored(content: bytes, weights: Path) -> bytes:
-    """The graph, which reads from a file what of its constants lies there as it is."""
+    """The graph, with the constants whose bytes are in weights.safetensors as external data of ONNX."""
     model, stored = onnx.load_from_string(content), weights.read_bytes()
     for each in model.graph.initializer:
         array = onnx.numpy_helper.to_array(each)

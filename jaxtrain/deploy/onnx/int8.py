@@ -60,7 +60,7 @@ class Compared:
         """Why the gate refuses it; "" where it passes."""
         if self.agreement is not None and self.agreement < gate.agreement:
             return f"{self.agreement:.4f} of rows have the most likely class of f32, of {gate.agreement} at least"
-        if self.difference is not None and self.difference > gate.difference:
+        if self.difference is not None and not self.difference <= gate.difference:
             return f"a probability differs by {self.difference:.4f}, of {gate.difference} at most"
         if self.spread is not None and not self.spread <= gate.spread:
             return f"an output differs by {self.spread:.4f} of its standard deviation, of {gate.spread} at most"

@@ -34,15 +34,17 @@ class OnnxModel:
         """
         with needs("a bundle with backend='onnx'", "onnxruntime", "onnx"):
             import onnxruntime
-        where = name if isinstance(graph, bytes) else str(graph)
+        where = self._where = name if isinstance(graph, bytes) else str(graph)
         if isinstance(graph, Path) and not graph.is_file():
             raise ConfigError(f"there is no ONNX model {graph}")
         try:
-            self._session = onnxruntime.InferenceSession(
-                graph if isinstance(graph, bytes) else str(graph), _options(onnxruntime, threads), _PROVIDERS
-            )
-        except Exception as error:  # a class of its own for each kind of fault, all of them of C++
-            if type(error).__module__.partition(".")[0] != "onnxruntime" and not isinstance(error, UnicodeDecodeError):
+            options = _options(onnxruntime, threads)
+            if isinstance(graph, bytes):  # else a graph could read data of the folder that the process happens to be in
+                options.add_session_config_entry(_DATA_FOLDER, str(Path(name).absolute().parent))
+            content = graph if isinstance(graph, bytes) else str(graph)
+            self._session = onnxruntime.InferenceSession(content, options, _PROVIDERS)
+        except Exception as error:
+            if not _is_of_runtime(error) and not isinstance(error, UnicodeDecodeError):
                 raise
             why = f"ONNX Runtime {onnxruntime.__version__} cannot load it ({cut(str(error), 300)})"
             raise Damaged(where, None, why) from error
@@ -60,7 +62,12 @@ class OnnxModel:
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name, rows on dim 0."""
-        found: Any = self._session.run(self._outputs, {name: tensors[name] for name in self.inputs})
+        try:
+            found: Any = self._session.run(self._outputs, {name: tensors[name] for name in self.inputs})
+        except Exception as error:
+            if not _is_of_runtime(error):
+                raise
+            raise Damaged(self._where, None, f"ONNX Runtime cannot compute it ({cut(str(error), 300)})") from error
         return dict(zip(self.outputs, found, strict=True))
 
 
@@ -70,7 +77,14 @@ def names_of_outputs(tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> li
     return [f"{_OUTPUT}{each.name}" if each.name in inputs else each.name for each in outputs]
 
 
+def _is_of_runtime(error: Exception) -> bool:
+    """Each kind of fault has a class of its own, all of them of C++."""
+    return type(error).__module__.partition(".")[0] == "onnxruntime"
+
+
 _OUTPUT = "output/"  # a name of a signature has no slash
+
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 _PROVIDERS = ["CPUExecutionProvider"]
 

@@ -77,8 +77,9 @@ class Tokens extends Input {
     const { data, shape } = numbers(this.name, value, "float64");
     const whole = (id) => Number.isInteger(id) && Math.abs(id) < 2 ** 63;
     if (!data.every(whole)) throw this.wrong(`its numbers do not fit int64: ${abbreviated(value)}`);
-    if (shape.length !== 1 || !data.every((id) => id >= -(2 ** 31) && id < 2 ** 31)) {
-      throw this.wrong(`token ids are a list of i32, not ${abbreviated(value)}`);
+    const vocab = this.encode?.vocab ?? 2 ** 31;
+    if (shape.length !== 1 || !data.every((id) => id >= 0 && id < vocab)) {
+      throw this.wrong(`token ids are a list of integers from 0 to ${vocab - 1}, not ${abbreviated(value)}`);
     }
     return data;
   }

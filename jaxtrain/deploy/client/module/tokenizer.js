@@ -9,7 +9,8 @@ import { byteLetters, normalizerOf, splitterOf } from "./words.js";
 /** A function from a text to its token ids. Throws ConfigError for a file that is none, or of a kind not known here. */
 export function tokenizerOf(file, where = "tokenizer.json") {
   try {
-    return new Tokenizer(file).encode;
+    const { encode, vocab } = new Tokenizer(file);
+    return Object.assign(encode, { vocab });
   } catch (error) {
     if (error instanceof TypeError || error instanceof SyntaxError || error instanceof ConfigError) {
       throw new ConfigError(`${where}: ${error.message}`);
@@ -26,6 +27,7 @@ class Tokenizer {
     [this.before, this.after] = templateOf(post_processor);
     [this.truncation, this.padding] = [truncation ?? null, padding ?? null];
     const tokens = (added_tokens ?? []).filter(({ content }) => content !== "");
+    this.vocab = new Set([...Object.keys(model.vocab), ...tokens.map(({ content }) => content)]).size;
     this.raw = added(tokens.filter(({ normalized, special }) => !(normalized ?? !special)));
     const rest = tokens.filter(({ normalized, special }) => normalized ?? !special);
     this.normalized = added(rest.map((each) => ({ ...each, content: this.normalize(each.content) })));
