@@ -38,7 +38,9 @@ def evaluation_rows(predictor: Predictor, experiment: Experiment) -> list[Row]:
 def live_examples(
     predictor: Predictor, restored: Restored, rows: Sequence[Row], runner: StableHlo
 ) -> list[GoldenExample]:
-    """Golden examples with the outputs of the live model. Raises ConfigError where the graph gives others."""
+    """Golden examples with the outputs of the live model; those of a language model for texts shorter than its rows are
+    of the predictor's function. Raises ConfigError where the graph gives others.
+    """
     signature = predictor.signature
     odd = {what: row for what, row in odd_rows(signature, rows[0]).items() if _is_prepared(predictor, row)}
     count = max(GOLDEN_ROWS, LEAST_GOLDEN - len(odd))
