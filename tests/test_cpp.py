@@ -167,7 +167,7 @@ EXTERNAL = """
 import sys
 import onnx
 model = onnx.load(sys.argv[1])
-onnx.save(model, sys.argv[1], save_as_external_data=True, location="weights", size_threshold=0)
+onnx.save(model, sys.argv[1], save_as_external_data=True, location="weights", size_threshold=100)
 """
 
 
@@ -178,7 +178,7 @@ def test_a_graph_whose_weights_are_in_another_file_is_refused(predict: str, bund
     seal(bundle, "model.onnx")
     done = subprocess.run([predict, ".", "a"], cwd=bundle, capture_output=True, text=True)  # beside the weights
     assert (done.returncode, done.stdout) == (1, "")
-    assert "ONNX Runtime: " in done.stderr
+    assert "/dev/null/weights" in done.stderr
 
 
 def test_an_output_may_have_the_name_of_an_input(predict: str, bundles: Path, tmp_path: Path):

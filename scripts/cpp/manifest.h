@@ -32,7 +32,8 @@ inline bool is_inside(const std::string& path) {
 inline void check_manifest(Json manifest) {
     const std::string seal = manifest.text_or("sha256", "");
     manifest.object.erase("sha256");
-    if (sha256(sorted_json(manifest)) != seal) throw std::runtime_error("it is not what was written: its checksum differs");
+    if (sha256(sorted_json(manifest)) != seal)
+        throw std::runtime_error("it is not what was written: its checksum differs");
     if (manifest["files"].kind != Json::Object) throw std::runtime_error("it names no files");
     for (const auto& [name, entry] : manifest["files"].object) {
         if (!is_inside(name) || name == "manifest.json")
