@@ -1,6 +1,7 @@
 // What tests/test_client.py asks of the JavaScript module: a list of questions on stdin, answers on stdout.
 
-import { decoded, Signature, tokenizerOf } from "../jaxtrain/deploy/client/module/index.js";
+import { tokensOf } from "../jaxtrain/deploy/client/module/generate.js";
+import { Bundle, decoded, Signature, tokenizerOf } from "../jaxtrain/deploy/client/module/index.js";
 
 /** Raw values of which JSON has no kind: bytes, numbers that are no numbers, half of a surrogate pair. */
 function value(given) {
@@ -33,15 +34,37 @@ const questions = {
   tokens({ tokenizer, texts }) {
     return texts.map(tokenizerOf(tokenizer));
   },
+
+  /** The token ids of a prompt, by a tokenizer whose tokens are letters. */
+  prompt({ signature, prompt, vocabulary }) {
+    const [input] = new Signature(signature).inputs;
+    input.encode = (text) => [...text].map((letter) => letter.codePointAt(0));
+    return tokensOf(value(prompt), input, { stop: null, begins: false, prefill_outputs: [{ shape: [vocabulary] }] });
+  },
+
+  /** A value as golden.json has it, as text. */
+  decoded({ value }) {
+    return String(decoded(value));
+  },
+
+  /** Loads a bundle, up to its graph. */
+  async load({ files, file }) {
+    const create = async () => {
+      throw new Error("verified up to the graph");
+    };
+    const read = async (name) => new TextEncoder().encode(files[name]);
+    await Bundle.load(read, { file, ort: { InferenceSession: { create } } });
+  },
 };
 
 let text = "";
 for await (const part of process.stdin) text += part;
-const answers = JSON.parse(text).map(({ question, ...given }) => {
+const answers = [];
+for (const { question, ...given } of JSON.parse(text)) {
   try {
-    return { answer: questions[question](given) };
+    answers.push({ answer: await questions[question](given) });
   } catch (error) {
-    return { error: error.message, kind: error.name };
+    answers.push({ error: error.message, kind: error.name });
   }
-});
+}
 process.stdout.write(JSON.stringify(answers));

@@ -15,6 +15,7 @@ from test_signature import ALL, TEXT, edited, signature
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.deploy.inputs import Category, Input, Text
+from jaxtrain.deploy.manifest import BundleManifest, files_of
 from jaxtrain.deploy.numeric import Array, Audio, Image, Number
 from jaxtrain.deploy.signature import Signature
 
@@ -219,6 +220,7 @@ EDITS: list[tuple[str, Any]] = [
     ("tensors.0.dtype", "complex64"),
     ("tensors.0.name", "other"),
     ("outputs.0.classes", [1]),
+    ("outputs.0.classes", ["a", "b", "c", "d", "e", "f", "g"]),
     ("outputs.0", 3),
     ("max_batch", 0),
     ("max_batch", ...),
@@ -256,6 +258,93 @@ def test_rows_of_other_names_and_lengths_are_refused_with_the_same_message():
     ]
     for (made, values), found in zip(given, ask(questions), strict=True):
         assert found.get("answer", found.get("error")) == python_tensors(made, values)
+
+
+def test_a_prompt_is_a_text_its_bytes_or_token_ids_of_the_vocabulary():
+    bytes_, ids = signature(TEXT).to_json(), signature(ALL.inputs[-1]).to_json()
+    utf8 = "é".encode()
+    cases: list[tuple[Any, Any, Any]] = [
+        (bytes_, [0, 255], [0, 255]),
+        (bytes_, [5, 256], "generate: token 256 is outside of the vocabulary of 256"),
+        (bytes_, [-1], "generate: token -1 is outside of the vocabulary of 256"),
+        (bytes_, [1.5], "generate: 1.5 is no token"),
+        (bytes_, [None], "generate: None is no token"),
+        (bytes_, ["3"], 'generate: "3" is no token'),
+        (bytes_, 5, "generate: a prompt is 5: give a text, its bytes or a list of token ids"),
+        (bytes_, None, "generate: a prompt is None: give a text, its bytes or a list of token ids"),
+        (bytes_, utf8, [0xC3, 0xA9]),
+        (ids, 5, "generate: a prompt is 5: give a text, its bytes or a list of token ids"),
+        (ids, utf8, [0xE9]),
+        (ids, "é", [0xE9]),
+        (ids, b"\xff", f"input '{ALL.inputs[-1].name}': its bytes are no UTF-8 text"),
+        (ids, "\u0100", "generate: token 256 is outside of the vocabulary of 256"),
+    ]
+    made = [
+        {"question": "prompt", "signature": each, "prompt": as_json(prompt), "vocabulary": 256}
+        for each, prompt, _ in cases
+    ]
+    for (_, prompt, wanted), found in zip(cases, ask(made), strict=True):
+        right = {"answer": wanted} if isinstance(wanted, list) else {"error": wanted, "kind": "ConfigError"}
+        assert found == right, prompt
+
+
+def test_a_float_of_golden_json_is_one_that_is_not_finite():
+    written = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+    others: list[Any] = ["", "0x10", "1.5", "toString", "NaN", None, [], ["nan"], 1.5, True]
+    found = ask([{"question": "decoded", "value": {"float": each}} for each in (*written, *others)])
+    assert found[:3] == [{"answer": each} for each in written.values()]
+    assert {each.get("kind") for each in found[3:]} == {"ConfigError"}
+    assert found[4]["error"] == "a value: its float is '0x10', none of nan, inf and -inf"
+
+
+def loaded(folder: Path, changes: dict[str, dict[str, Any]], file: str) -> dict[str, Any]:
+    """What loading a bundle of few parts says, some of which are others. It has no graph to run."""
+    out = {"name": "score", "dtype": "float32", "shape": ["batch"]}
+    examples = [{"name": "one", "inputs": {"text": "a"}, "outputs": {"score": 0.5}}]
+    parts: dict[str, dict[str, Any]] = {
+        "signature.json": {**signature(TEXT).to_json(), "name": "model", "outputs": [out]},
+        "golden.json": {"format": 1, "examples": examples},
+        "metrics.json": {"format": 1, "int8_tolerance": 0.1},
+        "model.onnx": {},
+        "model.int8.onnx": {},
+    }
+    for name, each in parts.items():
+        (folder / name).write_text(json.dumps({**each, **changes.get(name, {})}))
+    BundleManifest("model", "1", {}, {"step": 1}, "none", files_of(folder)).write(folder)
+    files = {each.name: each.read_text() for each in folder.iterdir()}
+    return ask([{"question": "load", "files": files, "file": file}])[0]
+
+
+INT8 = "model.int8.onnx"
+
+
+@pytest.mark.parametrize(
+    ("changes", "file", "message"),
+    [
+        ({}, "model.onnx", "model.onnx: ONNX Runtime does not load it (verified up to the graph)"),
+        ({}, INT8, f"{INT8}: ONNX Runtime does not load it (verified up to the graph)"),
+        (
+            {"signature.json": {"outputs": [{"name": "score", "dtype": "float16", "shape": ["batch"]}]}},
+            "model.onnx",
+            "JavaScript has no float16 for outputs, the dtype of score",
+        ),
+        (
+            {"signature.json": {"name": "other"}},
+            "model.onnx",
+            "signature.json: it is of another model than manifest.json",
+        ),
+        ({"metrics.json": {"int8_tolerance": None}}, INT8, "metrics.json: its 'int8_tolerance' is None"),
+        ({"metrics.json": {"int8_tolerance": -1}}, INT8, "metrics.json: its 'int8_tolerance' is -1"),
+        ({"metrics.json": {"int8_tolerance": 1e300}}, INT8, "metrics.json: its 'int8_tolerance' is 1e+300"),
+        (
+            {"golden.json": {"examples": [{"name": "one", "inputs": {}, "outputs": {"score": {"float": ""}}}]}},
+            "model.onnx",
+            "golden.json: example 0: its float is '', none of nan, inf and -inf",
+        ),
+    ],
+)
+def test_a_bundle_that_javascript_cannot_show_or_trust_is_refused(changes, file: str, message: str, tmp_path: Path):
+    assert loaded(tmp_path, changes, file)["error"] == message
 
 
 TEXTS = [

@@ -1,7 +1,6 @@
 """The C++ program: what it refuses, and with which exit code. Its answers are in tests/test_paths.py."""
 
 import base64
-import hashlib
 import json
 import os
 import shutil
@@ -12,7 +11,10 @@ from typing import Any
 
 import pytest
 from programs import program
+from test_bundle import forged, rewritten
+from test_bundle_seal import ODD
 
+from jaxtrain.base.files import digest
 from jaxtrain.deploy.onnx.environment import onnx_environment
 
 pytestmark = pytest.mark.slow
@@ -43,10 +45,7 @@ def run(predict: str, *words: Any, given: str = "") -> subprocess.CompletedProce
 
 def seal(bundle: Path, file: str) -> None:
     """Writes size and hash of a file that was changed into the manifest, as somebody would who means harm."""
-    content = (bundle / file).read_bytes()
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["files"][file] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    rewritten(bundle, file, (bundle / file).read_bytes())
 
 
 def test_it_compiles_without_warnings():
@@ -76,7 +75,10 @@ def test_texts_are_answered_and_golden_examples_are_counted(predict: str, bundle
         ("signature.json", lambda content: b"", 1, "it has 0 bytes, of"),
         ("manifest.json", lambda content: content[:40], 1, "no JSON at byte 40"),
         ("manifest.json", lambda content: content.replace(b'"format": 1', b'"format": 2'), 2, "this program reads 1"),
-        ("manifest.json", lambda content: content.replace(b"model.onnx", b"model.onny"), 2, "has no model.onnx"),
+        ("manifest.json", lambda content: content.replace(b"model.onnx", b"model.onny"), 1, "its checksum differs"),
+        ("manifest.json", lambda content: content.replace(b'"sha256"', b'"sha255"'), 1, "its checksum differs"),
+        ("manifest.json", lambda content: content.replace(b"{", b'{"format": 1,', 1), 1, "a name twice"),
+        ("manifest.json", lambda content: b"[]", 1, "manifest.json: it is not what was written"),
     ],
 )
 def test_a_damaged_file_is_refused(file, change, code, why, predict: str, bundles: Path, tmp_path: Path):
@@ -117,6 +119,66 @@ def test_a_file_that_somebody_else_wrote_is_refused(file, change, code, why, pre
     assert (done.returncode, done.stdout) == (code, "")
     assert why in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_file_that_was_changed_together_with_its_hash_in_the_manifest_is_refused(
+    predict: str, bundles: Path, tmp_path: Path
+):
+    bundle = shutil.copytree(bundles / "text", tmp_path / "bundle")
+    content = (bundle / "golden.json").read_bytes().replace(b'"usual"', b'"other"')
+    old, new = (digest(each, length=64) for each in ((bundle / "golden.json").read_bytes(), content))
+    (bundle / "golden.json").write_bytes(content)
+    manifest = (bundle / "manifest.json").read_text()
+    assert old in manifest
+    (bundle / "manifest.json").write_text(manifest.replace(old, new))
+    done = run(predict, bundle, "a")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{bundle}/manifest.json: it is not what was written: its checksum differs\n"
+    seal(bundle, "golden.json")
+    assert run(predict, bundle, "a").returncode == 0
+
+
+def test_the_hash_of_a_manifest_is_that_of_what_python_writes(predict: str, bundles: Path, tmp_path: Path):
+    bundle = shutil.copytree(bundles / "text", tmp_path / "bundle")
+    odd = {name: value for name, value in ODD.items() if "\ud800" not in str(value)}  # C++ reads no half of a pair
+    forged(bundle, lambda facts: facts.update(lineage={"step": 0, **odd}))
+    assert run(predict, bundle, "--golden").stderr == ""
+
+
+@pytest.mark.parametrize("name", ["../golden.json", "/etc/passwd", "a/../b", "", "a//b", "a\\b", "manifest.json"])
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(name: str, predict: str, bundles: Path, tmp_path: Path):
+    bundle = shutil.copytree(bundles / "text", tmp_path / "bundle")
+    forged(bundle, lambda facts: facts["files"].update({name: {"bytes": 1, "sha256": ""}}))
+    done = run(predict, bundle, "a")
+    assert done.returncode == 1
+    assert "is no path of a file inside of the bundle" in done.stderr
+
+
+def test_a_graph_is_a_file_of_the_bundle(predict: str, bundles: Path, tmp_path: Path):
+    bundle = shutil.copytree(bundles / "text", tmp_path / "bundle")
+    assert "has no model.int8.onnx: export it" in run(predict, "--file", "model.int8.onnx", bundle, "a").stderr
+    (bundle / "more").mkdir()
+    rewritten(bundle, "more/model.onnx", (bundle / "model.onnx").read_bytes())
+    done = run(predict, "--file", "more/model.onnx", bundle, "a")
+    assert (done.returncode, done.stderr) == (2, "give the name of a file, without / and \\\n")
+
+
+EXTERNAL = """
+import sys
+import onnx
+model = onnx.load(sys.argv[1])
+onnx.save(model, sys.argv[1], save_as_external_data=True, location="weights", size_threshold=100)
+"""
+
+
+def test_a_graph_whose_weights_are_in_another_file_is_refused(predict: str, bundles: Path, tmp_path: Path):
+    bundle = shutil.copytree(bundles / "text", tmp_path / "bundle")
+    variables = {**os.environ, "PYTHONPATH": str(onnx_environment())}
+    subprocess.run([sys.executable, "-c", EXTERNAL, bundle / "model.onnx"], env=variables, check=True)
+    seal(bundle, "model.onnx")
+    done = subprocess.run([predict, ".", "a"], cwd=bundle, capture_output=True, text=True)  # beside the weights
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "/dev/null/weights" in done.stderr
 
 
 def test_an_output_may_have_the_name_of_an_input(predict: str, bundles: Path, tmp_path: Path):

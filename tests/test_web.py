@@ -277,6 +277,16 @@ def test_what_cannot_be_a_page_is_refused(tmp_path: Path, no_runtime: Path):
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_outputs_that_javascript_has_no_array_for_are_refused(dtype: str, tmp_path: Path, no_runtime: Path):
+    parts = json.loads((a_bundle(tmp_path / "usual") / "signature.json").read_text())
+    parts["outputs"][0]["dtype"] = dtype
+    files = {"model.onnx": b"graph", "signature.json": json.dumps(parts).encode()}
+    with pytest.raises(ConfigError, match=f"JavaScript has no {dtype}.*, the dtype of probabilities"):
+        write_web(a_bundle(tmp_path / "bundle", **files), tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
 def test_without_a_network_the_command_is_named_and_a_file_that_somebody_brought_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -129,7 +129,9 @@ WRONG: list[tuple[tuple[Any, dict[str, Any]], str]] = [
     (("good", {"top_p": 0.5}), "there is no option 'top_p'; known: tokens, temperature"),
     (("good", {"seed": -1}), "seed is -1"),
     (("good", {"stop": "e"}), "stop is 'e', and not a list of texts"),
-    ((3, {}), "it has to be a text"),
+    ((3, {}), "generate: a prompt is 3: give a text, its bytes or a list of token ids"),
+    (([1, 320], {}), "generate: token 320 is outside of the vocabulary of 320"),
+    (([1.5], {}), "generate: 1.5 is no token"),
 ]
 
 

@@ -12,6 +12,7 @@
 
 #include "inputs.h"
 #include "json.h"
+#include "manifest.h"
 #include "onnxruntime.h"
 #include "sha256.h"
 
@@ -24,7 +25,7 @@ class Bundle {
     Bundle(const std::string& folder, const std::string& file)
         : folder(folder),
           file(file),
-          manifest(parsed("manifest.json", content("manifest.json"))),
+          manifest(checked_manifest()),
           signature(verified_json("signature.json")),
           golden(verified_json("golden.json")["examples"].list),
           graph(verified(file)) {
@@ -87,8 +88,19 @@ class Bundle {
         return found.str();
     }
 
+    Json checked_manifest() const {
+        const Json found = parsed("manifest.json", content("manifest.json"));
+        try {
+            check_manifest(found);
+        } catch (const std::runtime_error& error) {
+            damaged("manifest.json", error.what());
+        }
+        return found;
+    }
+
     /// The content of a file. Throws where it is not what the manifest says.
     std::string verified(const std::string& name) const {
+        if (name.find_first_of("/\\") != std::string::npos) throw Mistake("give the name of a file, without / and \\");
         const auto& files = manifest["files"];
         if (!files.has(name)) throw Mistake(folder + " has no " + name + ": export it again where it can be made");
         const std::string found = content(name);

@@ -17,6 +17,8 @@ struct Json {
     std::string text;
     std::vector<Json> list;
     std::map<std::string, Json> object;
+    std::string written;  // of a value that holds no others, its characters in the source
+    std::string key;      // of a part of an object, its name there, in quotes
 
     bool has(const std::string& name) const { return object.count(name) > 0; }
 
@@ -81,14 +83,18 @@ class JsonReader {
         if (depth > kDeepest) fail("too deep");
         Json found;
         space();
+        const size_t start = at;
         if (take('{')) {
             found.kind = Json::Object;
             if (take('}')) return found;
             do {
                 space();
-                std::string name = string();
+                const size_t begin = at;
+                const std::string name = string();
+                const std::string key = source.substr(begin, at - begin);
+                if (found.object.count(name)) fail("a name twice");
                 need(':');
-                found.object[name] = value(depth + 1);
+                (found.object[name] = value(depth + 1)).key = key;
             } while (take(','));
             need('}');
         } else if (take('[')) {
@@ -115,6 +121,8 @@ class JsonReader {
             found.whole = token.find_first_of(".eE") == std::string::npos;
             if (token.empty() || *end != '\0') fail("no value");
         }
+        const bool holds_others = found.kind == Json::List || found.kind == Json::Object;
+        if (!holds_others) found.written = source.substr(start, at - start);
         return found;
     }
 

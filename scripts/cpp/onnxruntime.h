@@ -142,6 +142,8 @@ class Graph {
         auto options = made<OwnedSessionOptions>(create_session_options);
         set_inter_op_threads(options.get(), one_by_one);
         add_config(options.get(), "session.intra_op.allow_spinning", "0");  // idle threads sleep, as in Python
+        // Weights in other files, which nobody has verified, are looked for where there are none.
+        add_config(options.get(), "session.model_external_initializers_file_folder_path", "/dev/null");
         session = made<OwnedSession>(create_session, env.get(), static_cast<const void*>(content.data()),
                                      content.size(), options.get());
         const int arena_allocator = 1, cpu = 0;

@@ -6,8 +6,9 @@
 //     predict FOLDER --time    milliseconds for the first golden example
 //
 // FOLDER is that of a version. `--file model.int8.onnx` before it takes another graph. Every file that is read is
-// verified, and the golden examples are computed before anything else. Exit codes: 1 for a damaged file or a bad row,
-// 2 for a mistake of whoever calls it.
+// verified by its hash in the manifest, and the manifest by the hash that it holds of itself; a graph with weights in
+// other files is refused. The golden examples are computed before anything else. Exit codes: 1 for a damaged file or a
+// bad row, 2 for a mistake of whoever calls it.
 
 #include <chrono>
 #include <cstdio>

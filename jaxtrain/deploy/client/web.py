@@ -46,6 +46,8 @@ def write_web(bundle: Path, out: Path) -> Path:
         raise ConfigError(f"{bundle} has no {GRAPHS[0]}, which the page runs: export it again where ONNX can be made")
     if odd := [each.name for each in (*signature.tensors, *signature.outputs) if each.dtype == "bfloat16"]:
         raise ConfigError(f"{bundle}: JavaScript has no bfloat16, the dtype of {', '.join(odd)}")
+    if odd := [each.name for each in signature.outputs if each.dtype == "float16"]:
+        raise ConfigError(f"{bundle}: JavaScript has no float16 for outputs, the dtype of {', '.join(odd)}")
     graphs = [name for name in GRAPHS if name in known]
     tokenizers = [each.tokenizer for each in signature.inputs if isinstance(each, TokenIds)]
     model = ["manifest.json", *_NEEDED, *graphs, *tokenizers, *(name for name in _MORE if name in known)]

@@ -1,6 +1,6 @@
 // A trained model in a folder that jaxtrain exported: verified, and computed by ONNX Runtime.
 
-import { ConfigError, Damaged, quoted } from "./errors.js";
+import { abbreviated, ConfigError, Damaged, quoted } from "./errors.js";
 import { Generator, tokensOf } from "./generate.js";
 import { firstDifference, goldenExamples, largestDifference } from "./golden.js";
 import { sealedText } from "./seal.js";
@@ -9,6 +9,8 @@ import { tokenizerOf } from "./tokenizer.js";
 import { isFileName, isObject, zeros } from "./values.js";
 
 const TOLERANCE = 1e-4; // of outputs in f32, and the same share of them
+
+const NO_ARRAYS = ["float16", "bfloat16"]; // whose bits would be shown as numbers
 
 export class Bundle {
   /**
@@ -56,6 +58,12 @@ export class Bundle {
     checkFormat(this.manifest, "manifest.json");
     await checkSeal(manifest, this.manifest.sha256);
     this.signature = new Signature(await this.json("signature.json"), "signature.json");
+    if (this.signature.name !== this.manifest.name) {
+      throw new Damaged("signature.json", "it is of another model than manifest.json");
+    }
+    for (const { name, dtype } of this.signature.outputs) {
+      if (NO_ARRAYS.includes(dtype)) throw new ConfigError(`JavaScript has no ${dtype} for outputs, the dtype of ${name}`);
+    }
     for (const each of this.signature.inputs) {
       if (each.kind === "tokens") each.encode = tokenizerOf(await this.json(each.tokenizer), each.tokenizer);
     }
@@ -70,8 +78,10 @@ export class Bundle {
 
   /** How far outputs in int8 may be from the golden ones, as measured by the export. */
   async int8Tolerance() {
-    const { int8_tolerance: found } = await this.json("metrics.json");
-    if (typeof found !== "number") throw new Damaged("metrics.json", "it does not say how exact int8 is");
+    const found = (await this.json("metrics.json"))?.int8_tolerance;
+    if (typeof found !== "number" || !(found >= 0 && found <= 1e9)) {
+      throw new Damaged("metrics.json", `its 'int8_tolerance' is ${abbreviated(found)}`);
+    }
     return found;
   }
 

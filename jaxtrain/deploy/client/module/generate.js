@@ -1,6 +1,6 @@
 // Continues texts by a bundle's prefill and decode graphs: the cache that one gives is what the next one takes.
 
-import { ConfigError, Damaged, quoted, repr } from "./errors.js";
+import { abbreviated, ConfigError, Damaged, quoted, repr } from "./errors.js";
 import { goldenTexts } from "./golden.js";
 import { decoderOf } from "./tokenizer.js";
 import { utf8 } from "./values.js";
@@ -121,11 +121,19 @@ export class Generator {
 }
 
 /** The tokens of a prompt: a text, the bytes of one, or token ids. Throws ConfigError for one that has none. */
-export function tokensOf(prompt, input, { stop, begins }) {
+export function tokensOf(prompt, input, { stop, begins, prefill_outputs: [logits] }) {
   let ids;
   if (Array.isArray(prompt) || prompt instanceof Int32Array) ids = Array.from(prompt);
-  else if (input.kind === "text") ids = Array.from(utf8(input.name, prompt));
-  else ids = Array.from(input.encode(prompt));
+  else if (typeof prompt !== "string" && !(prompt instanceof Uint8Array)) {
+    throw new ConfigError(`generate: a prompt is ${abbreviated(prompt)}: give a text, its bytes or a list of token ids`);
+  } else ids = Array.from(input.kind === "text" ? utf8(input.name, prompt) : input.idsOf(prompt));
+  const [vocabulary] = logits.shape;
+  for (const id of ids) {
+    if (!Number.isInteger(id)) throw new ConfigError(`generate: ${abbreviated(id)} is no token`);
+    if (id < 0 || id >= vocabulary) {
+      throw new ConfigError(`generate: token ${id} is outside of the vocabulary of ${vocabulary}`);
+    }
+  }
   if (ids.length === 0 && !begins) {
     throw new ConfigError("generate: a prompt is empty, and no token of this model begins a document: give a text");
   }

@@ -4,6 +4,12 @@ import { ConfigError, repr } from "./errors.js";
 import { checkFormat } from "./signature.js";
 import { isCount, isObject } from "./values.js";
 
+const NOT_FINITE = new Map([
+  ["nan", NaN],
+  ["inf", Infinity],
+  ["-inf", -Infinity],
+]);
+
 const LOGITS = 1024; // of the vocabulary, how many a golden text has
 
 /** The examples of golden.json: [{name, inputs, outputs: {name: number[]}}]. Throws ConfigError for what is none. */
@@ -13,18 +19,18 @@ export function goldenExamples(value, signature, where) {
   }
   checkFormat(value, where);
   return value.examples.map((each, number) => {
-    const outputs = {};
+    const [outputs, here] = [{}, `${where}: example ${number}`];
     for (const { name, shape } of signature.outputs) {
-      const found = [decoded(each?.outputs?.[name])].flat(Infinity);
+      const found = [decoded(each?.outputs?.[name], here)].flat(Infinity);
       if (!found.every((x) => typeof x === "number" || typeof x === "boolean")) {
-        throw new ConfigError(`${where}: example ${number} is none: ${repr(name)}`);
+        throw new ConfigError(`${here} is none: ${repr(name)}`);
       }
       if (found.length !== shape.reduce((a, b) => a * b, 1)) {
-        throw new ConfigError(`${where}: example ${number}: ${repr(name)} is not of shape ${repr(shape)}`);
+        throw new ConfigError(`${here}: ${repr(name)} is not of shape ${repr(shape)}`);
       }
       outputs[name] = found.map(Number);
     }
-    return { name: String(each.name), inputs: decoded(each.inputs), outputs };
+    return { name: String(each.name), inputs: decoded(each.inputs, here), outputs };
   });
 }
 
@@ -35,7 +41,7 @@ export function goldenTexts(value, generation, where) {
   const isToken = (each) => isCount(each) && each < most;
   return value.texts.map((each, number) => {
     const { prompt, tokens } = isObject(each) ? each : {};
-    const logits = [each?.first, each?.last].map(decoded);
+    const logits = [each?.first, each?.last].map((x) => decoded(x, `${where}.texts.${number}`));
     const good =
       [prompt, tokens].every((ids) => Array.isArray(ids) && ids.length > 0 && ids.every(isToken)) &&
       prompt.length <= generation.prompt &&
@@ -46,18 +52,19 @@ export function goldenTexts(value, generation, where) {
   });
 }
 
-/** The value of JSON in which bytes are {"base64": …} and NaN is {"float": "nan"}. */
-export function decoded(value) {
-  if (Array.isArray(value)) return value.map(decoded);
+/** The value of JSON in which bytes are {"base64": …} and NaN is {"float": "nan"}. Throws ConfigError for other floats. */
+export function decoded(value, where = "a value") {
+  if (Array.isArray(value)) return value.map((part) => decoded(part, where));
   if (!isObject(value)) return value;
   const keys = Object.keys(value);
   if (keys.length === 1 && keys[0] === "base64") {
     return Uint8Array.from(atob(value.base64), (each) => each.charCodeAt(0));
   }
   if (keys.length === 1 && keys[0] === "float") {
-    return { nan: NaN, inf: Infinity, "-inf": -Infinity }[value.float] ?? Number(value.float);
+    if (NOT_FINITE.has(value.float)) return NOT_FINITE.get(value.float);
+    throw new ConfigError(`${where}: its float is ${repr(value.float)}, none of nan, inf and -inf`);
   }
-  return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, decoded(part)]));
+  return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, decoded(part, where)]));
 }
 
 /** The first example whose outputs ({name: {shape, data}}) are not the expected ones, with both; "" without one. */

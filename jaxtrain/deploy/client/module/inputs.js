@@ -1,7 +1,8 @@
 // The kinds of raw inputs, and how each becomes a row of a tensor.
 
-import { abbreviated, ConfigError, floatText, generalText, nearest, quoted, repr, wrong } from "./errors.js";
-import { checkKeys, composed, DTYPES, isCount, isFileName, isFloat, isObject, isSize } from "./values.js";
+import { abbreviated, ConfigError, floatText, generalText, nearest, repr, wrong } from "./errors.js";
+import { checkName } from "./tensors.js";
+import { checkKeys, composed, DTYPES, isCount, isFileName, isFloat, isSize } from "./values.js";
 import { numbers, rounded, textOf, utf8 } from "./values.js";
 
 const EXACT = 1 << 24; // beyond it float32 skips integers
@@ -279,30 +280,6 @@ export function inputOf(value, where) {
     throw new ConfigError(`${where}: ${error.message}`);
   }
   return found;
-}
-
-/** The tensor of an object of signature.json, with the shape of a row. Throws ConfigError for what is none. */
-export function tensorOf(value, where) {
-  checkKeys(value, ["name", "dtype", "shape"], ["classes"], where);
-  checkName(value.name, where);
-  const { shape, dtype, classes = [] } = value;
-  if (!(Array.isArray(shape) && shape[0] === "batch" && shape.slice(1).every(isSize))) {
-    throw new ConfigError(`${where}.shape: ${repr(shape)} is not ['batch', sizes …]`);
-  }
-  if (!DTYPES.includes(dtype)) throw new ConfigError(`${where}.dtype: ${repr(dtype)} is none of ${DTYPES.join(", ")}`);
-  if (!(Array.isArray(classes) && classes.every((each) => typeof each === "string"))) {
-    throw new ConfigError(`${where}.classes: ${repr(classes)} are not texts`);
-  }
-  return { name: value.name, dtype, shape: shape.slice(1), classes };
-}
-
-/** Throws ConfigError for a name that no file could have. */
-export function checkName(name, where) {
-  if (typeof name !== "string") throw new ConfigError(`${where}: the name ${repr(name)} is no text`);
-  if (!isFileName(name)) {
-    const give = "give letters, digits, - and _, without / and \\";
-    throw new ConfigError(`${where}: ${quoted(name)} is not a name: ${give}`);
-  }
 }
 
 const isEnd = (keep) => keep === "first" || keep === "last";

@@ -1,7 +1,8 @@
 // What a bundle takes and gives: raw inputs, the tensors that its graph reads, outputs; and raw inputs as tensors.
 
 import { ConfigError, nearest, quoted, repr } from "./errors.js";
-import { checkName, inputOf, tensorOf } from "./inputs.js";
+import { inputOf } from "./inputs.js";
+import { checkName, tensorOf } from "./tensors.js";
 import { checkKeys, isCount, isObject, isSize, put, zeros } from "./values.js";
 
 export const FORMAT = 1;
