@@ -1,19 +1,19 @@
 """The hash that a manifest holds of itself is checked in JavaScript as in Python."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import program
 
 from jaxtrain.base.files import digest, json_text
 from jaxtrain.deploy.manifest import BundleManifest, files_of
 
 MODULE = Path(__file__).parents[1] / "jaxtrain" / "deploy" / "client" / "module"
 
-pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+pytestmark = pytest.mark.slow
 
 ODD = {
     "z": [1, 1.0, 1e22, 1e-7, -0.0, 10**30, True, None, [], {}, [[]], {"b": {}, "a": [1, {"": ""}]}],
@@ -29,7 +29,7 @@ ODD = {
 
 def in_node(code: str, *words: str) -> Any:
     done = subprocess.run(
-        ["node", "--input-type=module", "-e", code, *words], capture_output=True, text=True, check=False
+        [program("node"), "--input-type=module", "-e", code, *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from test_bundle import flip, forged, rewritten
+from test_bundle import Made, flip, forged, rewritten
 from test_cli import call
 from test_client import ask
 from test_generate_text import TEXTS, experiment, text
@@ -26,7 +26,6 @@ from jaxtrain.deploy.generation import Generation
 from jaxtrain.deploy.greedy import StepPair, prompt_tensors
 from jaxtrain.deploy.inputs import Text
 from jaxtrain.deploy.language import language_graphs
-from jaxtrain.deploy.manifest import version_folder
 from jaxtrain.deploy.onnx.int8 import Int8Gate
 from jaxtrain.deploy.predictor import Predictor
 from jaxtrain.deploy.signature import Signature
@@ -37,18 +36,6 @@ from jaxtrain.train import train
 GREEDY, DRAWN = Sampling(temperature=0), Sampling(temperature=0.8, top_k=40, top_p=0.9, min_p=0.01)
 PROMPTS = ["good", "a\nb and so", "", "½ 空"]
 __all__ = ["call"]  # the fixture
-
-
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """A run, and its bundle."""
-
-    run: Path
-    out: Path
-
-    @property
-    def folder(self) -> Path:
-        return version_folder(self.out)
 
 
 def made(folder: Path, one: Experiment, gate: Int8Gate | None = None) -> Made:

@@ -22,7 +22,8 @@ from jaxtrain.data import Arrays, Pipeline, Utf8
 from jaxtrain.datasets import Dataset, build
 from jaxtrain.deploy.bundle import Bundle
 from jaxtrain.deploy.export import check_export, export_run
-from jaxtrain.deploy.onnx.conversion import INT8_FILE, MODEL_FILE, Examples, can_convert, write_onnx
+from jaxtrain.deploy.manifest import INT8_FILE, MODEL_FILE
+from jaxtrain.deploy.onnx.conversion import Examples, can_convert, write_onnx
 from jaxtrain.deploy.onnx.environment import folder_of_packages, missing, onnx_environment, run_in_environment
 from jaxtrain.deploy.onnx.int8 import Int8Gate
 from jaxtrain.deploy.onnx.runtime import OnnxModel

@@ -16,7 +16,7 @@ def likeliest(probabilities: Iterable[float], names: Iterable[str], most: int | 
 def prediction_line(prediction: Mapping[str, np.ndarray], classes: Mapping[str, Sequence[str]]) -> str:
     """One row of a prediction: probabilities of classes, the likeliest next tokens, or the numbers.
 
-    classes: what each number of an output is about, by the output's name; of those that have classes.
+    classes: by output name, the class of each of its numbers; outputs without classes are left out.
     """
     shown = []
     for name, value in prediction.items():

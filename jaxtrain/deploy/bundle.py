@@ -22,7 +22,7 @@ from jaxtrain.deploy.batch_curve import best_rows
 from jaxtrain.deploy.generation import STEP_FILES
 from jaxtrain.deploy.golden import TOLERANCE, GoldenExample, first_difference, golden_examples
 from jaxtrain.deploy.greedy import StepPair, golden_texts, text_difference
-from jaxtrain.deploy.manifest import CONFIG_FILE, BundleManifest, config_of, version_folder
+from jaxtrain.deploy.manifest import CONFIG_FILE, INT8_FILE, MODEL_FILE, BundleManifest, config_of, version_folder
 from jaxtrain.deploy.signature import OTHER_SIGNATURE, NewerFormat, Signature, check_format
 from jaxtrain.deploy.triton import fits_signature
 from jaxtrain.deploy.values import quoted
@@ -38,8 +38,6 @@ NEEDED = ("signature.json", "golden.json", "metrics.json", "model.stablehlo", _W
 """Files that every bundle has."""
 
 _REPLAYED = 16  # golden examples at a time, by jax
-
-_INT8 = "model.int8.onnx"
 
 _SUFFIX = {"jax": "stablehlo", "onnx": "onnx"}
 
@@ -83,7 +81,7 @@ class Bundle:
         """The evaluation of each split, under `splits`, and what else was measured."""
         if not isinstance(self.metrics, dict) or self.signature.name != self.manifest.name:
             raise Damaged(str(self.folder), None, "metrics.json is no object, or signature.json is of another model")
-        self.rows_at_a_time = 1 if file == _INT8 else self._best_rows()
+        self.rows_at_a_time = 1 if file == INT8_FILE else self._best_rows()
         """How many rows are computed at a time: in int8 one, since the activations of a call have one scale, by which
         rows would change each other.
         """
@@ -192,7 +190,7 @@ class Bundle:
         outputs = self._in_parts(tensors, most)
         if any(outputs[each.name].shape[1:] != each.shape for each in self.signature.outputs):
             raise Damaged(str(self.folder / self.file), None, OTHER_SIGNATURE)
-        tolerance = self._int8_tolerance() if self.file == _INT8 else TOLERANCE
+        tolerance = self._int8_tolerance() if self.file == INT8_FILE else TOLERANCE
         if difference := first_difference(examples, outputs, tolerance):
             raise Damaged(
                 str(self.folder / self.file),
@@ -228,7 +226,7 @@ class Bundle:
             weights = _weights(self._contents, self.folder)
             graph = self._contents["model.stablehlo"]
             return stablehlo.StableHlo(graph, weights, self.signature, str(self.folder / self.file))
-        self.file = file or "model.onnx"
+        self.file = file or MODEL_FILE
         if self.file not in self.manifest.files:
             raise ConfigError(f"{self.folder} has no {self.file}: export it again where ONNX can be made")
         with needs("a bundle with backend='onnx'", "onnxruntime", "onnx"):

@@ -3,6 +3,7 @@
 Not here: reading them.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from jaxtrain.deploy.signature import Row
 from jaxtrain.deploy.stablehlo import StableHlo
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.runs.folder import Restored
+
+_log = logging.getLogger("jaxtrain.deploy")
 
 GOLDEN_ROWS = 24
 """Examples of the evaluation split among the golden ones; odd ones come on top."""
@@ -42,7 +45,10 @@ def live_examples(
     of the predictor's function. Raises ConfigError where the graph gives others.
     """
     signature = predictor.signature
-    odd = {what: row for what, row in odd_rows(signature, rows[0]).items() if _is_prepared(predictor, row)}
+    every_odd = odd_rows(signature, rows[0])
+    odd = {what: row for what, row in every_odd.items() if _is_prepared(predictor, row)}
+    if left_out := ", ".join(sorted({*every_odd} - {*odd})):
+        _log.warning("these odd inputs are no golden examples, since the run's transforms refuse them: %s", left_out)
     count = max(GOLDEN_ROWS, LEAST_GOLDEN - len(odd))
     chosen = [rows[place % len(rows)] for place in np.linspace(0, max(len(rows), count) - 1, count).round().astype(int)]
     named = {**{f"row {number}": row for number, row in enumerate(chosen)}, **odd}
@@ -68,7 +74,7 @@ def _is_prepared(predictor: Predictor, row: Row) -> bool:
         return True
     try:
         predictor.kept.prepare([predictor.raw.example_of(row)])
-    except Exception:
+    except Exception:  # a user's transform may raise anything
         return False
     return True
 

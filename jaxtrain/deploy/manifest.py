@@ -27,6 +27,8 @@ from jaxtrain.deploy.values import quoted
 
 MANIFEST_FILE, CONFIG_FILE = "manifest.json", "config.pbtxt"
 
+MODEL_FILE, INT8_FILE = "model.onnx", "model.int8.onnx"
+
 _KEYS = {
     "format": int,
     "name": str,

@@ -14,11 +14,12 @@ from jaxtrain.base.errors import ConfigError, Damaged, cannot_write
 from jaxtrain.base.files import atomic_folder, digest, file_sha256, read_json, remove_unfinished
 from jaxtrain.deploy.client.runtime import web_runtime
 from jaxtrain.deploy.inputs import TokenIds
+from jaxtrain.deploy.manifest import INT8_FILE, MODEL_FILE
 from jaxtrain.deploy.signature import Signature
 
 _HERE = Path(__file__).parent
 
-GRAPHS = ("model.onnx", "model.int8.onnx")
+GRAPHS = (MODEL_FILE, INT8_FILE)
 """Those that a browser runs, the first by default."""
 
 _NEEDED = ("signature.json", "golden.json", "metrics.json")
@@ -73,7 +74,7 @@ def write_web(bundle: Path, out: Path) -> Path:
 
 
 def _check_copied(folder: Path, known: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises Damaged for a file that is not the one of the manifest."""
+    """Raises Damaged for a file whose sha256 differs from the manifest's."""
     for file in folder.iterdir():
         if file.name in known and file_sha256(file) != known[file.name]["sha256"]:
             raise Damaged(str(file.name), None, "its bytes are not those that were exported: its sha256 differs")

@@ -13,11 +13,10 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.deploy.inputs import Tensor
+from jaxtrain.deploy.manifest import MODEL_FILE
 from jaxtrain.deploy.onnx.environment import folder_of_packages, missing, run_in_environment
 from jaxtrain.deploy.onnx.int8 import Int8Gate
 from jaxtrain.deploy.predictor import Predictor
-
-MODEL_FILE, INT8_FILE = "model.onnx", "model.int8.onnx"
 
 _NOT_IN_ONNX_RUNTIME = ("bfloat16",)
 

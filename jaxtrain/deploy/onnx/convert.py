@@ -22,7 +22,8 @@ from jax2onnx import to_onnx
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.deploy.batch_curve import CURVE_ROWS, batch_curve
-from jaxtrain.deploy.onnx.conversion import INT8_FILE, Request
+from jaxtrain.deploy.manifest import INT8_FILE
+from jaxtrain.deploy.onnx.conversion import Request
 from jaxtrain.deploy.onnx.int8 import Outputs, int8, run_rows
 from jaxtrain.deploy.onnx.portable import make_portable
 from jaxtrain.deploy.onnx.rewrite import evaluated
