@@ -451,7 +451,29 @@ def test_a_process_that_was_interrupted_before_process_0_was_lost_ends_as_interr
     stop = StopSignal()
     stop.code = ExitCode(heard)
     there.close()
-    with pytest.raises(SystemExit):
+    with here, pytest.raises(SystemExit):
         Client(Connection(here), None, 2.0, "process 1", stop).run()
     assert codes == [code]
     assert f"process 0, has died. process 1 stops too, with exit code {code}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", [b"", b'{"abort": "process 1 failed", "code": 75}\n'])
+def test_the_answer_to_a_process_that_leaves_does_not_change_its_exit_code(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    here, there = socket.socketpair()
+    client = Client(Connection(here), None, 2.0, "process 1", StopSignal())
+
+    def end(code: int) -> None:
+        codes.append(code)
+        if threading.current_thread() is not client:  # the other thread hears the server while this one is ending
+            there.sendall(answer)
+            there.close()
+            client.join(0.5)
+
+    monkeypatch.setattr("os._exit", end)
+    client.start()
+    client.leave("a bug", ExitCode.FAILED)
+    assert codes == [1]
+    assert "process 1 stops too" not in capsys.readouterr().err

@@ -70,9 +70,11 @@ def trained(slurm: Slurm, job: str, run: str, least: int) -> None:
 
 
 def requeued(slurm: Slurm, job: str, run: str, restarts: int) -> None:
-    """Wait until a job is requeued, and spare it the two minutes that SLURM has it wait."""
+    """Wait until a job is requeued, and spare it the two minutes that SLURM has it wait, but for some seconds: in the
+    second in which it ended, slurmd takes the new start for one that was revoked.
+    """
     until(lambda: slurm.job(job)["Restarts"] == str(restarts), 60, lambda: logs(slurm, job, run))
-    slurm("scontrol", "update", f"JobId={job}", "StartTime=now", check=True)
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now+3", check=True)
 
 
 def ended(slurm: Slurm, job: str, run: str, state: str) -> str:

@@ -30,17 +30,25 @@ def test_the_soak_knows_every_way_to_stop_and_runs_in_one_and_two_processes_and_
     assert len({function for function, *_ in SCENARIOS}) == 3
 
 
+HEARS = """
+import os, signal, sys
+signal.signal({number}, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""A shell has its background jobs ignore Ctrl-C. Not by `preexec_fn`: jax warns of forks once it has its threads."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_soak_that_is_interrupted_ends_what_it_started(number: signal.Signals, tmp_path: Path) -> None:
-    command = [sys.executable, str(Path(script.__file__)), "--kills", "1"]
+    soak = [sys.executable, str(Path(script.__file__)), "--kills", "1"]
+    command = [sys.executable, "-c", HEARS.format(number=int(number)), *soak]
     mark = {**os.environ, "TMPDIR": str(tmp_path), "JAXTRAIN_SOAK_TEST": str(tmp_path)}
     with subprocess.Popen(
         command,
         env=mark,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell has its background jobs ignore Ctrl-C
     ) as process:
         while len(marked(tmp_path)) < 2 and process.poll() is None:
             time.sleep(0.02)

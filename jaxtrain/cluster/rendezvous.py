@@ -39,6 +39,8 @@ class Client(threading.Thread):
         super().__init__(daemon=True)
         self._connection, self._server, self._limit, self._name = connection, server, limit, name
         self._signal, self._done = stop, False
+        self._leaving = threading.Event()
+        """Set once another thread than this one ends the process, with its own reason and exit code."""
         self._process_0 = "process 0"
         """The last known status of process 0."""
 
@@ -92,6 +94,7 @@ class Client(threading.Thread):
         self._leave(f"{type(error).__name__}: {error}", report(error))
 
     def _leave(self, message: str, code: int) -> None:
+        self._leaving.set()
         self._connection.send(failed=message[:2000], code=code)
         self._exit(code)
 
@@ -112,15 +115,20 @@ class Client(threading.Thread):
 
     def disconnect(self) -> None:
         """Leave the run. Process 0 waits first until the server has informed the others."""
+        self._wait_for_server()
+        self._connection.close()
+
+    def _wait_for_server(self) -> None:
         if self._server is not None:
             self._server.join(5)
-        self._connection.close()
 
     def _abort_without_server(self, reason: str) -> None:
         """End this process, whose server is lost; if it has heard a signal, with the exit code of that."""
         self._abort(reason, self._signal.code or ExitCode.RETRY)
 
     def _abort(self, reason: str, code: int, stacks: bool = False) -> None:
+        if self._leaving.is_set():  # what was heard is the answer to this, or the connection that is being closed
+            threading.Event().wait()
         reason += f"; {write_stacks(reason)}" if stacks else ""
         again = ": run the same command again to resume" if code == ExitCode.RETRY else ""
         print(f"jaxtrain: {reason}. {self._name} stops too, with exit code {code:d}{again}", file=sys.stderr)
@@ -129,7 +137,7 @@ class Client(threading.Thread):
 
     def _exit(self, code: int) -> None:
         """Exit without jax's shutdown, which would wait for lost processes."""
-        self.disconnect()
+        self._wait_for_server()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
