@@ -39,6 +39,7 @@ ROOMS = {
         "threads",
         "tensors",
         "lines",
+        "display",
     ),
     "sharding": ("layout", "constraints", "checksum", "feed", "stages"),
     "models": (
@@ -118,7 +119,19 @@ ROOMS = {
         "build",
         "check",
     ),
-    "experiment": ("saved", "start", "observers", "experiment", "run_file", "files", "fit", "validate", "verified"),
+    "experiment": (
+        "saved",
+        "start",
+        "observers",
+        "experiment",
+        "override",
+        "origins",
+        "run_file",
+        "files",
+        "fit",
+        "validate",
+        "verified",
+    ),
     "step": (),
     "program": (),
     "cluster": ("stop", "environment", "facts", "watchdog", "connection", "server", "rendezvous", "processes"),
@@ -127,9 +140,14 @@ ROOMS = {
         "retention",
         "json_lines",
         "watcher",
+        "heartbeat",
+        "view",
         "console",
         "metrics_log",
         "steps_log",
+        "frame",
+        "rows",
+        "trackers",
         "tensorboard",
         "profiler",
         "recorder",
@@ -150,6 +168,7 @@ ROOMS = {
         "owner",
         "lock",
         "begin",
+        "row_pass",
     ),
     "evaluate": (),
     "generation": ("sampling", "decoder", "functions", "text", "run"),
@@ -205,7 +224,24 @@ ROOMS = {
         "databench",
         "replay",
     ),
-    "launch": ("job", "slurm", "tpu", "kubernetes", "local"),
+    "reports": (
+        "statistics",
+        "find",
+        "status",
+        "tail",
+        "listing",
+        "watch",
+        "time_account",
+        "lineage",
+        "page",
+        "pictures",
+        "paired",
+        "compare",
+        "report",
+        "sweep",
+        "notebook",
+    ),
+    "launch": ("job", "slurm", "tpu", "kubernetes", "local", "sweep"),
     "cli": (
         "first",
         "memory",
@@ -219,6 +255,11 @@ ROOMS = {
         "replay",
         "deploy",
         "generate",
+        "sweep",
+        "runs",
+        "compare",
+        "report",
+        "lineage",
         "main",
     ),
 }
@@ -227,28 +268,28 @@ folder stands for its files, these are not ordered; files that are not named com
 """
 
 CODE_LINES = {
-    "base": 1215,
+    "base": 1260,
     "sharding": 355,
     "models": 2335,
     "tasks": 770,
     "optimizers": 540,
     "data": 3275,
     "datasets": 1610,
-    "experiment": 880,
-    "step": 125,
+    "experiment": 1230,
+    "step": 140,
     "program": 225,
     "cluster": 975,
-    "runs": 2640,
-    "evaluate": 155,
+    "runs": 3300,
+    "evaluate": 175,
     "generation": 390,
     "train": 80,
     "analysis": 2880,
-    "reports": 645,
+    "reports": 3800,
     "deploy": 3420,
-    "launch": 500,
-    "cli": 1040,
+    "launch": 1150,
+    "cli": 1250,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 24,100 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 29,200 for all of them,
 with the rooms that are planned.
 """
 
@@ -340,7 +381,7 @@ def test_there_are_at_most_twenty_entries_at_the_top():
     entries = [
         path
         for path in PACKAGE.iterdir()
-        if path.name not in ("__pycache__", "__init__.py", "__init__.pyi", "__main__.py")
+        if path.name not in ("__pycache__", "__init__.py", "__init__.pyi", "__main__.py", "py.typed")
     ]
     assert len(entries) <= 20
 
@@ -355,7 +396,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 24_100
+    assert sum(CODE_LINES.values()) <= 29_200
 
 
 def public(name: str) -> bool:
