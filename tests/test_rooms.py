@@ -225,6 +225,7 @@ ROOMS = {
         "replay",
     ),
     "reports": (
+        "student",
         "statistics",
         "find",
         "status",

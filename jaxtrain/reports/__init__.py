@@ -1,1 +1,1 @@
-"""Shows runs: their state, reports, comparisons, sweeps, lineage and notebooks. It reads folders, and never trains."""
+"""What reads run folders and shows them to people: status, reports, comparisons, sweeps."""
