@@ -24,6 +24,7 @@ from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
 from jaxtrain.cli.generate import generate
 from jaxtrain.cli.launch import VERBS as LAUNCH
 from jaxtrain.cli.replay import replay
+from jaxtrain.cli.report import report
 from jaxtrain.cli.terminal import report_error, report_stray_errors, show_tracebacks, standard_streams, use_utf8
 from jaxtrain.cli.verbs import Verbs
 from jaxtrain.cluster.stop import signals_of_command
@@ -184,6 +185,7 @@ VERBS.verb(replay)
 VERBS.group("checkpoints", CHECKPOINTS)
 VERBS.group("data", DATA)
 VERBS.group("launch", LAUNCH)
+VERBS.verb(report)
 
 
 @VERBS.verb
