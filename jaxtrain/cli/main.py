@@ -140,14 +140,14 @@ def verify(
         updates: How many updates to compare.
     """
     from jaxtrain.analysis.verify import read_mesh, simulate
-    from jaxtrain.analysis.verify import verify as verified
+    from jaxtrain.analysis.verify import verify as compare
     from jaxtrain.experiment.verified import remember_verified
 
     if updates < 1:
         raise ConfigError(f"--updates {updates}: give at least 1")
     config, chosen_meshes = fit(experiment.experiment), [read_mesh(words, devices) for words in meshes]
     passed = functools.partial(remember_verified, config)
-    right = verified(config, simulate(devices), chosen_meshes, strict, updates, passed)
+    right = compare(config, simulate(devices), chosen_meshes, strict, updates, passed)
     return ExitCode.FINISHED if right else ExitCode.FAILED
 
 
@@ -165,7 +165,7 @@ def verify_resume(experiment: Fields, kills: int = 20, kill_seed: int = 0, mesh:
     """
     from jaxtrain.analysis.verify import read_mesh
     from jaxtrain.analysis.verify_resume import follow_plan
-    from jaxtrain.analysis.verify_resume import verify_resume as resumed
+    from jaxtrain.analysis.verify_resume import verify_resume as compare
 
     if kills < 1:
         raise ConfigError(f"--kills {kills}: give at least 1")
@@ -174,7 +174,7 @@ def verify_resume(experiment: Fields, kills: int = 20, kill_seed: int = 0, mesh:
     if code is not None:
         return code
     command = [sys.executable, "-m", "jaxtrain", *sys.argv[1:]]
-    return ExitCode.FINISHED if resumed(config, command, kills, kill_seed, other) else ExitCode.FAILED
+    return ExitCode.FINISHED if compare(config, command, kills, kill_seed, other) else ExitCode.FAILED
 
 
 VERBS.verb(evaluate)

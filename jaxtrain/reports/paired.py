@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxtrain.reports.statistics import PairedDifference, Value, paired_difference
+from jaxtrain.reports.statistics import PairedDifference, ValueOfSums, paired_difference
 from jaxtrain.tasks.metrics import Metric, flat
 
 
@@ -122,7 +122,7 @@ def _values(metric: Metric, name: str, sums: np.ndarray) -> dict[str, float]:
         return flat(name, type(metric)(**parts).value())
 
 
-def _value(metric: Metric, name: str, names: Sequence[str]) -> Value:
+def _value(metric: Metric, name: str, names: Sequence[str]) -> ValueOfSums:
     """From rows of sums to rows of the named values."""
 
     def value(sums: np.ndarray) -> np.ndarray:

@@ -8,7 +8,13 @@ from typing import Any
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.packages import needs
 from jaxtrain.reports.compare.code import code_differences
-from jaxtrain.reports.compare.differences import KINDS, MISSING, ROUNDING, Difference, differences
+from jaxtrain.reports.compare.differences import (
+    DIFFERENCE_KINDS,
+    MISSING,
+    ROUNDING_KINDS,
+    Difference,
+    config_differences,
+)
 from jaxtrain.reports.compare.facts import RunFacts, read_facts
 from jaxtrain.reports.compare.parting import BY_ROUNDING, Parting, parting
 from jaxtrain.reports.compare.scores import ReadRows, Score, scores
@@ -36,9 +42,9 @@ class Comparison:
 
     def text(self) -> str:
         """What a terminal shows."""
-        from jaxtrain.reports.compare.text import page
+        from jaxtrain.reports.compare.text import comparison_page
 
-        return page(self)
+        return comparison_page(self)
 
     def between(self, place: int) -> list[Difference]:
         """What the run at a place differs from the first in."""
@@ -73,7 +79,7 @@ class Comparison:
     def _how(self, found: Parting, place: int) -> str:
         """Whether rounding explains a difference of losses: it is small, and nothing else may have made it."""
         kinds = {each.kind for each in self.between(place) if each.kind != "length"}
-        if found.batch is None and found.relative <= BY_ROUNDING and kinds <= {*ROUNDING}:
+        if found.batch is None and found.relative <= BY_ROUNDING and kinds <= {*ROUNDING_KINDS}:
             return f" by rounding (relative {found.relative:.0e}, at most {found.largest:.0e})"
         return f" (relative {found.relative:.0e})"
 
@@ -151,7 +157,8 @@ def compare(
     for metric in metrics:
         if metric not in known | {name.partition("/")[0] for name in known}:
             raise ConfigError(f"--metric {metric}: none of the runs has it{nearest(metric, known)}")
-    found = sorted([*differences(runs), *code_differences(runs)], key=lambda each: [*KINDS].index(each.kind))
+    found = [*config_differences(runs), *code_differences(runs)]
+    found.sort(key=lambda each: [*DIFFERENCE_KINDS].index(each.kind))
     return Comparison(
         runs=tuple(runs),
         differences=tuple(found),

@@ -12,7 +12,7 @@ from jaxtrain.reports.compare.facts import RunFacts
 MISSING = "—"
 """Stands for the value of a run that has none."""
 
-KINDS = {
+DIFFERENCE_KINDS = {
     "data": "the data",
     "seed": "the seed",
     "experiment": "the experiment",
@@ -26,7 +26,7 @@ KINDS = {
 }
 """Kinds of differences, in the order in which they are listed."""
 
-ROUNDING = ("layout", "packages", "variables", "machine", "runtime")
+ROUNDING_KINDS = ("layout", "packages", "variables", "machine", "runtime")
 """Kinds of differences by which the same computation may be rounded otherwise."""
 
 _SEEDS = ("seed", "data.seed")
@@ -38,7 +38,7 @@ class Difference:
     """One thing in which runs differ."""
 
     kind: str
-    """One of `KINDS`."""
+    """One of `DIFFERENCE_KINDS`."""
     name: str
     """A dotted path of the experiment, a package, a variable, a file."""
     values: tuple[Any, ...]
@@ -55,12 +55,12 @@ class Difference:
         return self.place == place or (self.place is None and self.values[0] != self.values[place])
 
 
-def differences(runs: Sequence[RunFacts]) -> list[Difference]:
+def config_differences(runs: Sequence[RunFacts]) -> list[Difference]:
     """What the runs differ in, without code. What follows from another difference, such as the hash of data whose rows
     were changed by a field, is left out.
     """
     found = [*_of_config(runs), *_of_environment(runs)]
-    return sorted(found, key=lambda each: [*KINDS].index(each.kind))
+    return sorted(found, key=lambda each: [*DIFFERENCE_KINDS].index(each.kind))
 
 
 def _of_config(runs: Sequence[RunFacts]) -> Iterator[Difference]:

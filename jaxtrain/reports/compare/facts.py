@@ -22,7 +22,7 @@ from jaxtrain.runs.steps_log import read_steps
 
 T = TypeVar("T")
 
-LARGEST = {"steps.bin": 300_000_000, "metrics.jsonl": 1_000_000_000}
+LARGEST_READ = {"steps.bin": 300_000_000, "metrics.jsonl": 1_000_000_000}
 """Bytes of a file that is read: ten million steps. Larger ones are said to be too large."""
 
 LARGEST_CODE = 1_000_000
@@ -98,7 +98,7 @@ def _read(folder: Path, name: str) -> RunFacts:
 
     def part(file: str, read: Callable[[Path], T], empty: T, needed: bool = True) -> T:
         try:
-            check_file(folder / file, LARGEST.get(file, LARGEST_CODE * 100))
+            check_file(folder / file, LARGEST_READ.get(file, LARGEST_CODE * 100))
             return read(folder)
         except FileNotFoundError:
             wrong.extend([f"{name}: it has no {file}"] if needed else [])
@@ -169,6 +169,6 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
-def shown(value: Any, length: int = 60) -> str:
+def shown_value(value: Any, length: int = 60) -> str:
     """A value of a config on one line."""
     return printable(cut(str(value) if isinstance(value, str) else repr(value), length))

@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.reports.compare.differences import Difference
 from jaxtrain.reports.compare.facts import RunFacts, printable
-from jaxtrain.reports.compare.verdicts import Direction, Verdict, amount, direction, judged, too_few
+from jaxtrain.reports.compare.verdicts import Direction, MetricVerdict, amount, direction, judged, too_few
 from jaxtrain.reports.paired import KeptRows, Pairs, integer_labels, pairs
 from jaxtrain.reports.statistics import PairedDifference, told_apart
 
@@ -34,7 +34,7 @@ class Score:
     """Of each run."""
     steps: tuple[int | None, ...]
     """The step that was evaluated."""
-    against: tuple[Verdict | None, ...]
+    against: tuple[MetricVerdict | None, ...]
     """Of each run beside the first; None for the first, and where it was not evaluated."""
 
 
@@ -121,19 +121,19 @@ def _against(
     told: set[tuple[int, str]],
     differ: Sequence[Difference],
     why: str,
-) -> Verdict | None:
+) -> MetricVerdict | None:
     """The verdict on a metric of the run at a place beside the first."""
     one, two = score.values[0], score.values[at]
     if one is None or two is None:
         return None
     reason = _not_comparable(score, runs, at, found, rows, differ)
     if reason:
-        return Verdict("not comparable", f"not comparable, because {reason}")
+        return MetricVerdict("not comparable", f"not comparable, because {reason}")
     if found is None or score.metric not in found.differences:
         word = f"{amount(score.metric, two - one)} {'higher' if two > one else 'lower'}"
         word = "the same value" if one == two else word
         reason = why or f"{score.metric} is not a sum over rows"
-        return Verdict("no interval", f"{word}, but there is no interval: {reason}", two - one)
+        return MetricVerdict("no interval", f"{word}, but there is no interval: {reason}", two - one)
     paired = found.differences[score.metric]
     where = f"on the same {found.same:,} examples"
     if any(found.alone):
@@ -141,9 +141,11 @@ def _against(
     if score.steps[0] != score.steps[at]:
         where += f", at step {score.steps[at]} beside {score.steps[0]}"
     if not math.isfinite(paired.interval.margin) and paired.differ == paired.of > 1:
-        return Verdict("not told apart", f"not told apart: a resample {where} has no value")
+        return MetricVerdict("not told apart", f"not told apart: a resample {where} has no value")
     if not math.isfinite(paired.interval.margin):
-        return Verdict("not told apart", too_few(paired.differ, paired.of), paired.interval.value, examples=paired.of)
+        return MetricVerdict(
+            "not told apart", too_few(paired.differ, paired.of), paired.interval.value, examples=paired.of
+        )
     size = max(map(abs, found.values[score.metric]))
     may = (at, score.metric) in told
     verdict = judged(runs[at].name, score.metric, score.better, paired.interval, may, where, size)

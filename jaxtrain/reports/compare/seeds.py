@@ -13,7 +13,7 @@ from typing import Any
 from jaxtrain.base.text import cut
 from jaxtrain.reports.compare.facts import RunFacts
 from jaxtrain.reports.compare.scores import LEVEL, final_value, metric_names
-from jaxtrain.reports.compare.verdicts import Verdict, direction, judged
+from jaxtrain.reports.compare.verdicts import MetricVerdict, direction, judged
 from jaxtrain.reports.statistics import Interval, difference_of_seeds, holm, mean_of_seeds, t_interval
 
 _SEEDS = ("seed", "data.seed")
@@ -29,7 +29,7 @@ class SeedsScore:
     """The names of the runs of each group."""
     means: tuple[Interval, ...]
     """The mean over the seeds of each group, with its t-interval."""
-    against: tuple[Verdict | None, ...]
+    against: tuple[MetricVerdict | None, ...]
     """Of each group beside the first, which has none."""
 
 

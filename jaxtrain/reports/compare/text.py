@@ -5,15 +5,15 @@ from collections.abc import Iterator, Sequence
 
 from jaxtrain.base.text import number, table
 from jaxtrain.reports.compare.comparison import Comparison, comparable
-from jaxtrain.reports.compare.differences import KINDS, Difference
-from jaxtrain.reports.compare.facts import RunFacts, printable, shown
+from jaxtrain.reports.compare.differences import DIFFERENCE_KINDS, Difference
+from jaxtrain.reports.compare.facts import RunFacts, printable, shown_value
 from jaxtrain.reports.compare.scores import Score
 
 MOST_LINES = 24
 """Lines of a diff that are shown; --json and the page have all."""
 
 
-def page(found: Comparison) -> str:
+def comparison_page(found: Comparison) -> str:
     """All of a comparison."""
     return "\n\n".join([differences_page(found), *_results(found)])
 
@@ -35,7 +35,7 @@ def _runs(found: Comparison) -> str:
 def _comparable(found: Comparison) -> str:
     words = {True: "the same", False: "differ", None: "not known"}
     rows = [["compared", "", ""]]
-    rows += [[name, words[same], shown(value) if same else ""] for name, same, value in comparable(found)]
+    rows += [[name, words[same], shown_value(value) if same else ""] for name, same, value in comparable(found)]
     return table(rows)
 
 
@@ -45,14 +45,14 @@ def _differences(found: Comparison) -> str:
         return f"no difference{unknown}: of data, experiment, code, packages, variables or machine"
     lines = []
     for kind, group in itertools.groupby(found.differences, key=lambda each: each.kind):
-        lines.append(f"{KINDS[kind]} differ{'' if kind in ('data', 'packages', 'variables') else 's'}")
+        lines.append(f"{DIFFERENCE_KINDS[kind]} differ{'' if kind in ('data', 'packages', 'variables') else 's'}")
         for each in group:
             lines += [f"  {line}" for line in _difference(each, found.runs)]
     return "\n".join(lines)
 
 
 def _difference(each: Difference, runs: Sequence[RunFacts]) -> Iterator[str]:
-    values = [shown(value) for value in each.values]
+    values = [shown_value(value) for value in each.values]
     origins = [f" ({origin})" if origin else "" for origin in each.origins or [""] * len(values)]
     arrow = " → ".join(f"{value}{origin}" for value, origin in zip(values, origins, strict=True))
     name = printable(each.name) + (f" of {runs[each.place].name}" if each.place and len(runs) > 2 else "")

@@ -26,7 +26,7 @@ ROUNDED = 1e-6
 
 
 @dataclass(frozen=True)
-class Verdict:
+class MetricVerdict:
     """What is said of a metric of a run beside that of the first."""
 
     kind: Literal["better", "worse", "lower", "higher", "not told apart", "not comparable", "no interval"]
@@ -66,15 +66,15 @@ def amount(metric: str, difference: float, margin: float | None = None) -> str:
 
 def judged(
     name: str, metric: str, better: Direction, interval: Interval, told: bool, where: str, size: float
-) -> Verdict:
+) -> MetricVerdict:
     """The verdict on a difference with an interval. told: whether it may be called one, after corrections. where: on
     what, such as "on the same 20 examples". size: of the values.
     """
     percent = f"({number(100 * interval.level)} %)"
 
-    def verdict(kind: Any, words: str) -> Verdict:
+    def verdict(kind: Any, words: str) -> MetricVerdict:
         low, high = (each if math.isfinite(each) else None for each in (interval.low, interval.high))
-        return Verdict(kind, words, interval.value, low, high, interval.level)
+        return MetricVerdict(kind, words, interval.value, low, high, interval.level)
 
     if interval.value and abs(interval.value) <= ROUNDED * size:
         return verdict("not told apart", f"not told apart: equal within rounding {where}")
