@@ -147,6 +147,8 @@ ROOMS = {
         "steps_log",
         "frame",
         "rows",
+        "row_ids",
+        "row_sums",
         "trackers",
         "tensorboard",
         "profiler",

@@ -17,6 +17,7 @@ from jaxtrain.base.cache import cache
 from jaxtrain.base.errors import ConfigError, ExitCode
 from jaxtrain.base.tracebacks import keep_tracebacks_in
 from jaxtrain.cli.checkpoints import VERBS as CHECKPOINTS
+from jaxtrain.cli.compare import compare, diff
 from jaxtrain.cli.data import VERBS as DATA
 from jaxtrain.cli.deploy import evaluate, export, predict
 from jaxtrain.cli.failures import is_exit_of_yours
@@ -182,6 +183,8 @@ VERBS.verb(predict)
 VERBS.verb(export)
 VERBS.verb(generate)
 VERBS.verb(replay)
+VERBS.verb(compare)
+VERBS.verb(diff)
 VERBS.group("checkpoints", CHECKPOINTS)
 VERBS.group("data", DATA)
 VERBS.group("launch", LAUNCH)

@@ -21,7 +21,7 @@ FEWEST = 6
 no test at 5 % tells them apart.
 """
 
-Value = Callable[[np.ndarray], np.ndarray]
+ValueOfSums = Callable[[np.ndarray], np.ndarray]
 """From sums f64[R, K] of R samples to the values [R, V] that follow from each row of sums."""
 
 _BLOCK = 4_000_000  # counts that are in memory at once
@@ -64,7 +64,7 @@ class PairedDifference:
 
 
 def paired_difference(
-    one: np.ndarray, two: np.ndarray, value: Value | None = None, level: float = 0.95, comparisons: int = 1
+    one: np.ndarray, two: np.ndarray, value: ValueOfSums | None = None, level: float = 0.95, comparisons: int = 1
 ) -> list[PairedDifference]:
     """How much larger each value of `two` is than that of `one`, from the same N examples in the same order.
 
