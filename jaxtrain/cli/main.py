@@ -24,6 +24,7 @@ from jaxtrain.cli.flags import HELP, Fields, chosen, own_errors, registry
 from jaxtrain.cli.generate import generate
 from jaxtrain.cli.launch import VERBS as LAUNCH
 from jaxtrain.cli.replay import replay
+from jaxtrain.cli.sweep import sweep
 from jaxtrain.cli.terminal import report_error, report_stray_errors, show_tracebacks, standard_streams, use_utf8
 from jaxtrain.cli.verbs import Verbs
 from jaxtrain.cluster.stop import signals_of_command
@@ -181,6 +182,7 @@ VERBS.verb(predict)
 VERBS.verb(export)
 VERBS.verb(generate)
 VERBS.verb(replay)
+VERBS.verb(sweep)
 VERBS.group("checkpoints", CHECKPOINTS)
 VERBS.group("data", DATA)
 VERBS.group("launch", LAUNCH)

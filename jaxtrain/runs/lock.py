@@ -124,7 +124,7 @@ class Lock:
         _, started = process_start(os.getpid())
         now = time.strftime("%Y-%m-%d %H:%M:%S %z")
         own = Owner(socket.gethostname(), os.getpid(), machine(), started, secrets.token_hex(16), now)
-        file = _create(path, own.text(0), own.token)
+        file = create_exclusively(path, own.text(0), own.token)
         if file is None:
             return False
         try:
@@ -215,6 +215,19 @@ def owner_of(folder: Path, silent: float = SILENT) -> Owner | None:
     return None
 
 
+class Watch:
+    """The owner of a folder, observed without waiting for it. `silent`: `SILENT`."""
+
+    def __init__(self, folder: Path, silent: float = SILENT) -> None:
+        self._folder, self._seen = folder, _Seen(silent)
+
+    def is_free(self) -> bool:
+        """Whether the folder has no living owner. Call often: an owner on another host is known to be dead only once
+        its heartbeat was missing for a while.
+        """
+        return (last := _last(self._folder)) is None or self._seen.is_dead(last[1])
+
+
 def _last(folder: Path) -> tuple[Path, bytes] | None:
     """The file of the present owner, and its content; None without any."""
     path = folder / "lock.json"
@@ -234,8 +247,8 @@ def _successor(folder: Path, content: bytes) -> Path:
     return folder / f"lock.json.{_token(content)}"
 
 
-def _create(path: Path, content: bytes, token: str) -> int | None:
-    """Create a file with its content, atomically, and open it; None if the path exists."""
+def create_exclusively(path: Path, content: bytes, token: str) -> int | None:
+    """Create a file with its content, atomically, and open it; None if the path exists. `token`: of this process."""
     temporary = path.with_name(f".lock.json.{token}")
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
