@@ -26,7 +26,7 @@ from jaxtrain.experiment.fit import in_units_of_data
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.row_ids import record_ids
-from jaxtrain.runs.row_sums import RowSums, is_sum
+from jaxtrain.runs.row_sums import RowSums, error_text, is_sum
 from jaxtrain.runs.rows import RowsOf, read_rows, write_rows
 from jaxtrain.step import TrainState
 
@@ -59,8 +59,8 @@ def keep_last_rows(
             except Exception as error:  # of the user's classes too
                 if jax.process_count() > 1 and not isinstance(error, NotKept | OSError):
                     raise  # others may be waiting for this process in a collective: all end, and the run is saved
-                why = " ".join(str(error).split()) or type(error).__name__
-                log("rows_not_kept", split=split, step=step, why=why, command=f"jaxtrain evaluate {folder} --keep-rows")
+                again = f"jaxtrain evaluate {folder} --keep-rows"
+                log("rows_not_kept", split=split, step=step, why=error_text(error), command=again)
 
 
 def keep_rows(program: Program, state: TrainState, folder: Path, evals: Mapping[str, Pipeline], most: int) -> None:
@@ -139,7 +139,7 @@ def _agreed(stopped: Callable[[], bool] = lambda: False) -> Generator[None]:
     stop = stopped()
     if not least_over_processes(int(found is None and not stop)):
         if found is not None:
-            raise NotKept(" ".join(str(found).split()) or type(found).__name__) from found
+            raise NotKept(error_text(found)) from found
         raise NotKept("a signal came" if stop else "another process could not read its rows, or a signal came there")
 
 

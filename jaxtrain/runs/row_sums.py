@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Literal
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -149,7 +150,38 @@ def _sums_of_rows(program: Program, state: TrainState, batch: Batch) -> dict[str
     """The metrics of the batch, and then of each of its rows, on dim 0 of their arrays: [1 + B, …]."""
     mask_B = batch["mask"]
     masks = jnp.concatenate([mask_B[None], jnp.eye(mask_B.shape[0], dtype=bool) & mask_B])
-    return jax.vmap(functools.partial(_sums, program, state, batch))(masks)
+    return _for_each(functools.partial(_sums, program, state, batch), masks)
+
+
+def _for_each(function: Callable[[jax.Array], dict[str, Metric]], masks: jax.Array) -> dict[str, Metric]:
+    """`jax.vmap(function)(masks)`, but what does not depend on the mask, such as all that the model computes, is kept
+    out of the vmap: not every primitive, and not every collective, can be in one.
+    """
+    traced, shapes = jax.make_jaxpr(function, return_shape=True)(masks[0])
+    known: dict[Any, Any] = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
+    dependent, later = set(traced.jaxpr.invars), []
+    for equation in traced.jaxpr.eqns:
+        if any(not isinstance(each, Literal) and each in dependent for each in equation.invars):
+            dependent.update(equation.outvars)
+            later.append(equation)
+        else:
+            _evaluate(equation, known)
+
+    def rest(mask_B: jax.Array) -> list[Any]:
+        values = {**known, traced.jaxpr.invars[0]: mask_B}
+        for equation in later:
+            _evaluate(equation, values)
+        return [each.val if isinstance(each, Literal) else values[each] for each in traced.jaxpr.outvars]
+
+    return jax.tree.unflatten(jax.tree.structure(shapes), jax.vmap(rest)(masks))
+
+
+def _evaluate(equation: Any, values: dict[Any, Any]) -> None:
+    """Adds the results of an equation of a jaxpr to the values of its variables."""
+    given = [each.val if isinstance(each, Literal) else values[each] for each in equation.invars]
+    with equation.ctx.manager:
+        made = equation.primitive.bind(*given, **equation.primitive.get_bind_params(equation.params))
+    values.update(zip(equation.outvars, made if equation.primitive.multiple_results else [made], strict=True))
 
 
 def _here(program: Program, state: TrainState) -> TrainState:
@@ -173,20 +205,33 @@ def _traced(program: Program, batch: Batch) -> _Traced:
     except Exception as error:  # a task need not predict anything
         inputs = (task.inputs,) if isinstance(task.inputs, str) else task.inputs
         predicted, made_of = {}, {*inputs}
-        left_out["predictions"] = " ".join(str(error).split()) or type(error).__name__
+        left_out["predictions"] = error_text(error)
     jaxpr, metrics, read = _results(_sums, program, batch)
-    if task.whole_batch:
-        why = f"the loss of a row depends on the other rows ({type(task).__name__}.whole_batch)"
+    if why := _why_no_sums(program, batch, forward_flops(jaxpr)):
         left_out |= {f"metrics.{name}": why for name in metrics}
-    elif (once := forward_flops(jaxpr)) * (1 + batch["mask"].shape[0]) > MOST_FLOPS:
-        each = forward_flops(_results(_sums_of_rows, program, batch)[0])
-        if each > max(MOST_TIMES * once, MOST_FLOPS):
-            why = f"of single rows it takes {each:.1e} FLOPs a batch, as a whole {once:.1e}: "
-            why += "what the model computes depends on batch['mask']"
-            left_out |= {f"metrics.{name}": why for name in metrics}
     by_host = {name for metric in program.experiment.host_metrics.values() for name in metric.fields}
     targets = (read - made_of - {"mask", getattr(task, "weights", None)}) | by_host
     return _Traced(predicted, {name: x for name, x in batch.items() if name in targets}, metrics, left_out)
+
+
+def _why_no_sums(program: Program, batch: Batch, once: int) -> str:
+    """Why there are no sums of single rows; "" where there are. once: the FLOPs of those of a whole batch."""
+    task = program.experiment.task
+    if task.whole_batch:
+        return f"the loss of a row depends on the other rows ({type(task).__name__}.whole_batch)"
+    try:
+        each = forward_flops(_results(_sums_of_rows, program, batch)[0])
+    except Exception as error:  # an operation of a user's model that cannot be in a vmap
+        return f"{error_text(error)}: what the model computes depends on batch['mask']"
+    if each > max(MOST_TIMES * once, MOST_FLOPS):
+        more = f"of single rows it takes {each:.1e} FLOPs a batch, as a whole {once:.1e}"
+        return f"{more}: what the model computes depends on batch['mask']"
+    return ""
+
+
+def error_text(error: Exception) -> str:
+    """The message of an exception in one line, or the name of its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _results(
