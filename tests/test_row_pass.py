@@ -3,7 +3,6 @@ row's part is what numpy says, and nothing that goes wrong ends a run.
 """
 
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -411,7 +410,7 @@ def test_two_processes_keep_what_one_keeps_and_neither_waits_for_one_that_cannot
         launch.start("data", run, program=program, process=number, processes=2, port=port)
         for number, program in enumerate([None, CANNOT_READ])
     ]
-    said = [each.communicate(timeout=120)[1] for each in started]
+    said = [each.communicate(timeout=120)[0] for each in started]
     assert [each.returncode for each in started] == [0, 0], said
     assert rows_kept(run) == []
     assert "another process could not read its rows" in events(run)[0]["why"]
