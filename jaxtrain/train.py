@@ -41,7 +41,7 @@ def train(
             program = Program(fit(experiment, folder), horizon=horizon_of_run(folder, experiment))
             experiment, lowered, first = program.experiment, program.lower(), FirstState(program)
             check_metrics(program)
-        lock = stack.enter_context(Lock(runtime.deadlines.lock, watchdog.leave))
+        lock = stack.enter_context(Lock(runtime.deadlines.lock, watchdog.leave, progress=stop.progress))
         run = begin(folder, experiment, origin, lock)
         checkpoints = stack.enter_context(run.checkpoints())
         saved = done = checkpoints.latest() or 0

@@ -44,9 +44,9 @@ class Page:
         return (
             f'<!doctype html><html lang=en><head><meta charset="utf-8">{head}</head><body>'
             f"<header><h1>{title}</h1>{subtitle}<nav aria-label=Sections>{links}</nav></header>"
-            "<div id=toolbar role=toolbar aria-label='All plots'></div>"
+            "<div class=toolbar role=toolbar aria-label='All plots'></div>"
             "<noscript><p class=note>Plots are drawn by JavaScript; the tables hold their numbers.</p></noscript>"
-            f'<main>{body}</main><script type="application/json" id=data>{arrays.json()}</script>'
+            f'<main>{body}</main><script type="application/json">{arrays.json()}</script>'
             + "".join(f"<script>{script}</script>" for script in scripts)
             + "</body></html>\n"
         )

@@ -141,11 +141,12 @@ class Table(Item):
             f'<th scope="col"{css_class("number" if right and self.rows else "")}>{escape(name)}</th>'
             for name, right in zip(self.columns, numeric, strict=True)
         )
+        head = f"<thead><tr>{heads}</tr></thead>" if any(self.columns) else ""
         body = "".join(f"<tr>{line(row)}</tr>" for row in self.rows)
         label = escape(self.caption or ", ".join(self.columns) or "table")
         return (
             f'<div class=table tabindex="0" role="region" aria-label="{label}">'
-            f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<table>{caption}{head}<tbody>{body}</tbody></table></div>"
         )
 
     def _cell(self, cell: object, head: bool, arrays: PageData) -> str:

@@ -2,12 +2,12 @@
 "use strict";
 
 {
-  const { plots, arrays } = JSON.parse(document.getElementById("data").textContent);
+  const { plots, arrays } = JSON.parse(document.querySelector('script[type="application/json"]').textContent);
   const charts = [...document.querySelectorAll("[data-plot]")].map((holder) => new Chart(holder, plots[holder.dataset.plot], arrays));
   const longest = (series) => arrays[series.y].length;
   const smooth = plots.flatMap((plot) => plot.series).filter((series) => series.smooth && series.kind === "line" && longest(series) >= FEWEST);
   const state = { x: plots.length ? plots[0].x : "step", smoothing: smooth.some((series) => longest(series) >= 200) ? 0.9 : 0 };
-  const toolbar = document.getElementById("toolbar");
+  const toolbar = document.querySelector(".toolbar");
 
   let waiting = false;
   const draw = () => {

@@ -135,7 +135,7 @@ class Chart {
     const label = (_, values) => labels(values);
     const room = (_, values) => 18 + 6.5 * Math.max(3, ...(values ?? []).map((value) => value.length));
     return {
-      width, height: Math.max(220, Math.min(300, Math.round(width * 0.56))), legend: { show: false }, padding: [14, 20, 0, 0],
+      width, height: Math.max(220, Math.min(300, Math.round(width * 0.56))), legend: { show: false }, padding: [14, 26, 0, 0],
       scales: {
         x: { time: false, ...log(this.logX), range: (_, low, high) => limits(low, high, this.logX, true) },
         y: { ...log(this.logY), range: (_, low, high) => (low === null || this.logY ? limits(low, high, this.logY)
