@@ -11,6 +11,7 @@ from jaxtrain.base.text import cut, duration, number, size
 from jaxtrain.reports.page import Details, Item, Link, Paragraph, Preformatted, Section, Table
 from jaxtrain.reports.report.curves import event_text
 from jaxtrain.reports.report.record import RunRecord, is_rate
+from jaxtrain.reports.status import RunStatus
 
 _MOST_EVENTS = 300
 _MOST_TEXT = 200_000
@@ -19,15 +20,16 @@ _MOST_TEXT = 200_000
 _CHANGED = ("command line", "file")
 
 
-def summary(record: RunRecord) -> Section:
+def summary(record: RunRecord, status: RunStatus) -> Section:
     """How it ended, and the metrics of its last evaluation."""
-    state, why = ending(record)
+    state, why = status.state, status.why
     items: list[Item] = []
     if state not in ("finished", "running"):
-        items.append(Paragraph(f"This run {state}. {why}".strip(), "warning"))
+        told = "cannot be told" if state == "unreadable" else f"is “{state}”"
+        items.append(Paragraph(f"The state of this run {told}{f': {why}' if why else '.'}", "warning"))
     begun = [each for each in record.events if each.get("kind") == "begun"]
     of, done = record.of, record.last_step
-    rows: list[list[object]] = [["state", f"{state}: step {done:,}" + (f" of {of:,}" if of else "")]]
+    rows: list[list[object]] = [["state", f"{state}, step {done:,}" + (f" of {of:,}" if of else "")]]
     if begun:
         rows.append(["begun", str(begun[0].get("time", "?"))])
         rows.append(["last written", str(record.events[-1].get("time", "?"))])
@@ -51,19 +53,6 @@ def summary(record: RunRecord) -> Section:
         if text := tail(record, name):
             items.append(Details(f"The end of {name}", [Preformatted(text, name)], open=state == "crashed"))
     return Section("Summary", items)
-
-
-def ending(record: RunRecord) -> tuple[str, str]:
-    """In a word how the run stands, and why."""
-    last = [each for each in record.events if each.get("kind") in ("begun", "ended")]
-    stopped = next((each for each in reversed(record.events) if each.get("kind") == "stopped"), {})
-    if last and last[-1]["kind"] == "ended":
-        if record.last_step >= record.of:
-            return "finished", ""
-        return "stopped", str(stopped.get("reason", "It was asked to stop; the same command resumes it."))
-    if isinstance(why := record.flight.get("why"), str):
-        return "crashed", f"After step {record.flight.get('step', '?')}: {why}"
-    return "did not end", "It is running, or it was killed: no event says how it ended."
 
 
 def _last_scores(record: RunRecord) -> list[Item]:
@@ -161,7 +150,7 @@ def _linked(text: str) -> object:
     return Link(text, words[0]) if len(words) == 1 and words[0].startswith("http") else cut(text, 600)
 
 
-def environment(record: RunRecord) -> Section:
+def surroundings(record: RunRecord) -> Section:
     """Code, packages, hardware."""
     found = record.environment
     if not found:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.reports.page import Details, Item, Mark, Paragraph, Plot, Section, Series
-from jaxtrain.reports.report.record import RunRecord, metric_names
+from jaxtrain.reports.report.record import RunRecord, plotted_names
 
 MOST_PLOTS = 12
 """Plots of metrics that stand open; further ones are in details."""
@@ -27,7 +27,7 @@ def curves(record: RunRecord) -> Section:
     if not record.lines and not len(record.steps.get("step", ())):
         return Section("Curves", [Paragraph("No step was logged, so there is nothing to draw.")])
     marks = marks_of(record)
-    names = metric_names(record.splits)
+    names = plotted_names(record.splits)
     first = [_loss(record, marks)] if "loss" in names or record.steps else []
     rest = [name for name in names if name not in ("loss", "gradient_norm", "skipped")]
     first += [_metric(record, name, marks) for name in rest[:MOST_PLOTS]]

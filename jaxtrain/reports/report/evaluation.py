@@ -12,8 +12,8 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.text import number
 from jaxtrain.reports.page import Details, HeatMap, Item, Paragraph, Plot, Section, Series, Table
-from jaxtrain.reports.report.examples import Records, worst
-from jaxtrain.reports.report.intervals import RESAMPLES, metric_intervals, select, wilson
+from jaxtrain.reports.report.examples import SplitRecords, worst
+from jaxtrain.reports.report.intervals import ROW_RESAMPLES, metric_intervals, select, wilson
 from jaxtrain.reports.report.record import RunRecord
 from jaxtrain.reports.statistics import Interval
 from jaxtrain.runs.folder import Run
@@ -43,7 +43,7 @@ def evaluation(record: RunRecord, run: Run | None, why: str) -> Section:
         items += _metrics(found, record.last_step)
     for split, rows in found.items():
         if rows.kept:
-            items += _of_split(record, rows, Records(run, split, why), len(found) > 1)
+            items += _of_split(record, rows, SplitRecords(run, split, why), len(found) > 1)
     return Section("Evaluation", items)
 
 
@@ -59,7 +59,7 @@ def _metrics(found: Mapping[str, RowsOf], last: int) -> list[Item]:
     items: list[Item] = [
         _table(main, each, f"95 % intervals over rows ({counts})"),
         Paragraph(
-            f"Intervals: Wilson's for shares such as accuracy, else of {RESAMPLES:,} bootstrap resamples of the rows. "
+            f"Intervals: Wilson's for shares such as accuracy, else of {ROW_RESAMPLES:,} bootstrap resamples of rows. "
             "They are about other rows of the same kind, not about other seeds of the training.",
             "note",
         ),
@@ -90,7 +90,7 @@ def interval_text(one: Interval) -> str:
     return f"{number(one.value)} ({number(one.low)} to {number(one.high)})"
 
 
-def _of_split(record: RunRecord, rows: RowsOf, records: Records, named: bool) -> list[Item]:
+def _of_split(record: RunRecord, rows: RowsOf, records: SplitRecords, named: bool) -> list[Item]:
     config, items = record.saved.get("config", {}), list[Item]()
     suffix = f" of {rows.split}" if named else ""
     kind = config.get("task.kind")

@@ -29,7 +29,7 @@ _LARGEST_SIDE = 128  # pixels of a picture
 T = TypeVar("T")
 
 
-class Records:
+class SplitRecords:
     """The records of a split of a run. why: where there is no run, the reason."""
 
     def __init__(self, run: Run | None, split: str, why: str) -> None:
@@ -100,7 +100,9 @@ def within(seconds: float, function: Callable[[], T]) -> T:
     raise result
 
 
-def worst(rows: RowsOf, records: Records, labels: np.ndarray | None, classes: Sequence[str], suffix: str) -> list[Item]:
+def worst(
+    rows: RowsOf, records: SplitRecords, labels: np.ndarray | None, classes: Sequence[str], suffix: str
+) -> list[Item]:
     """The rows with the highest loss, with their examples where these can be read."""
     metric = rows.metrics.get("loss")
     if not isinstance(metric, Mean) or np.ndim(metric.total) != 1:

@@ -129,7 +129,7 @@ def _is_step(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
-def read_record(folder: Path) -> RunRecord:
+def read_folder(folder: Path) -> RunRecord:
     """What a folder holds. Raises ConfigError for a folder that is no run's."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "is not there"
@@ -227,7 +227,7 @@ def _cards(record: RunRecord) -> dict[str, dict[str, Any]]:
     return found
 
 
-def metric_names(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def plotted_names(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The names of metrics that any split has, `loss` first, without rates and seconds."""
     names: Iterable[str] = dict.fromkeys(name for metrics in splits.values() for name in metrics)
     return sorted((name for name in names if not is_rate(name)), key=lambda name: (name != "loss", name))
