@@ -39,7 +39,7 @@ class Link(Item):
     address: str
 
     def html(self, arrays: PageData) -> str:
-        if not re.match(r"https?://[^\s]+$", self.address):
+        if not re.fullmatch(r"https?://\S+", self.address):
             return escape(self.text)
         return f'<a href="{escape(self.address)}" rel="noreferrer">{escape(self.text)}</a>'
 
