@@ -32,18 +32,19 @@ LOSS = 2 * np.exp(-STEPS / 900) + 0.1 + 0.3 * np.random.default_rng(0).random(50
 TOKENS = {"tokens": STEPS * 100.0}
 
 ODD = {
-    "one point": ([3], [0.5], {}),
-    "equal": ([1, 2, 3], [5.0, 5.0, 5.0], {}),
-    "equal, logarithmic": ([1, 2, 3], [5.0, 5.0, 5.0], {"log_x": True, "log_y": True}),
-    "zero": ([0, 1, 2], [0.0, 0.0, 0.0], {}),
-    "huge": ([1, 2, 3], [-1e300, 1e300, 1e299], {}),
-    "tiny": ([1, 2, 3], [1e-300, 2e-300, 3e-300], {}),
-    "wide, logarithmic": ([1, 2, 3], [1e-300, 2e-10, 3e30], {"log_y": True}),
-    "close": ([1, 2, 3], [1e6 + 1, 1e6 + 2, 1e6 + 3], {}),
-    "gaps": ([1, 2, 3, 4], [1.0, np.nan, np.inf, 2.0], {}),
-    "partly below 0": ([0, 1, 2, 3], [-1.0, 5.0, 2.0, 100.0], {"log_y": True}),
+    "one point": ([3], [0.5], ""),
+    "equal": ([1, 2, 3], [5.0, 5.0, 5.0], ""),
+    "equal, logarithmic": ([1, 2, 3], [5.0, 5.0, 5.0], "xy"),
+    "zero": ([0, 1, 2], [0.0, 0.0, 0.0], ""),
+    "huge": ([1, 2, 3], [-1e300, 1e300, 1e299], ""),
+    "tiny": ([1, 2, 3], [1e-300, 2e-300, 3e-300], ""),
+    "wide, logarithmic": ([1, 2, 3], [1e-300, 2e-10, 3e30], "y"),
+    "close": ([1, 2, 3], [1e6 + 1, 1e6 + 2, 1e6 + 3], ""),
+    "gaps": ([1, 2, 3, 4], [1.0, np.nan, np.inf, 2.0], ""),
+    "partly below 0": ([0, 1, 2, 3], [-1.0, 5.0, 2.0, 100.0], "y"),
 }
-NOTHING = {"below 0": ([1, 2], [-1.0, -2.0], {"log_y": True})}
+NOTHING = {"below 0": ([1, 2], [-1.0, -2.0], "y")}
+"""x, y, and which axes are logarithmic."""
 
 INK = """
 [...document.querySelectorAll(".drawing")].map((holder) => {
@@ -77,7 +78,10 @@ def pages(folder: Path) -> None:
         Plot("bars", [Series("share", [0.1, 0.5, 0.9], [0.2, 0.3, 0.5], kind="bars", smooth=False)], x="confidence"),
         Plot(EVIL, [Series(EVIL, [1, 2], [1.0, 2.0])], x="step", y=EVIL),
     ]
-    odd = [Plot(name, [Series("a", x, y)], **how) for name, (x, y, how) in (ODD | NOTHING).items()]
+    odd = [
+        Plot(name, [Series("a", x, y)], log_x="x" in logs, log_y="y" in logs)
+        for name, (x, y, logs) in (ODD | NOTHING).items()
+    ]
     words = [
         Paragraph(EVIL),
         Table([EVIL, "n"], [[EVIL, 3], ["long " * 60, 4]], EVIL),
