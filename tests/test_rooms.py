@@ -125,6 +125,7 @@ ROOMS = {
         "observers",
         "experiment",
         "override",
+        "prune",
         "origins",
         "run_file",
         "files",
