@@ -495,7 +495,7 @@ def test_help_comes_from_docstrings_for_the_program_every_group_and_every_verb(c
     top = call("--help").out
     assert call().out == top
     assert (
-        "{train,explain,memory,verify,verify-resume,evaluate,predict,export,generate,replay,checkpoints,data,launch"
+        "{train,explain,memory,verify,verify-resume,evaluate,predict,export,generate,replay,runs,watch,checkpoints,data,launch"
         in top
     )
     assert "Train an experiment, or resume its run." in top
