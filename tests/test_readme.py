@@ -50,6 +50,8 @@ VERBS = (
     "verify-resume experiments/digits.py",
     "replay",
     "generate",
+    "runs",
+    "watch",
     *(f"checkpoints {verb}" for verb in ("list", "verify", "prune", "restore-to")),
     *(f"data {verb}" for verb in ("build", "card", "check", "diff", "bench experiments/digits.py")),
     *(f"launch {platform}" for platform in ("slurm", "k8s", "tpu", "local")),
