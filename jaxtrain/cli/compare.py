@@ -1,5 +1,6 @@
 """The verbs `compare` and `diff`. Not here: their implementation."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ def compare(
     runs: RunFolders,
     split: str | None = None,
     metric: tuple[str, ...] = (),
+    html: Path | None = None,
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Compare runs with the first of them: what they differ in, from which step on, and whether one is better.
@@ -26,11 +28,16 @@ def compare(
         runs: The folders of two runs or more.
         split: The only split to compare; all by default.
         metric: The only metrics to compare.
+        html: A file to write: one page with the curves of all runs, which needs no network.
         json: Print JSON.
     """
     from jaxtrain.reports.compare.comparison import compare as compared
 
+    if html is not None and not html.absolute().parent.is_dir():
+        raise ConfigError(f"--html {html}: there is no folder {html.absolute().parent}")
     found = compared(runs, split, metric)
+    if html is not None:
+        print(f"wrote {found.html(html)}", file=sys.stderr)
     print(json_text(found.as_json()) if json else found.text())
 
 

@@ -4,37 +4,13 @@ Not here: the statistics, and reading the rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import numpy as np
 
 from jaxtrain.reports.statistics import PairedDifference, ValueOfSums, paired_difference
+from jaxtrain.runs.rows import RowsOf, arrays_of
 from jaxtrain.tasks.metrics import Metric, flat
-
-
-class KeptRows(Protocol):
-    """What is needed of the rows of an evaluation: `runs/rows.RowsOf`."""
-
-    @property
-    def ids(self) -> np.ndarray:
-        """The example of each row, u64[N]."""
-
-    @property
-    def labels(self) -> dict[str, np.ndarray]:
-        """Targets by field, [N, …]."""
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        """Metrics as sums of each row, [N, …]."""
-
-    @property
-    def step(self) -> int:
-        """The step that was evaluated."""
-
-    @property
-    def of(self) -> int:
-        """The number of rows of the split, of which some are kept."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +29,7 @@ class Pairs:
     """Why other values cannot be compared."""
 
 
-def pairs(one: KeptRows, two: KeptRows, level: float = 0.95, comparisons: int = 1) -> Pairs:
+def pairs(one: RowsOf, two: RowsOf, level: float = 0.95, comparisons: int = 1) -> Pairs:
     """The metrics of two evaluations, on the examples that both have.
 
     Rows with one id are one example, since equal rows are not independent; where the two have another number of them,
@@ -89,14 +65,14 @@ def pairs(one: KeptRows, two: KeptRows, level: float = 0.95, comparisons: int = 
     return Pairs(same, alone, found, values, refused)
 
 
-def _examples(rows: KeptRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _examples(rows: RowsOf) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The ids of the examples, the number of the example of each row, and how many rows each example has."""
     return np.unique(np.asarray(rows.ids), return_inverse=True, return_counts=True)
 
 
 def _sums(metric: Metric, example: np.ndarray, count: int) -> np.ndarray:
     """The sums of each example, f64[count, K], all fields of the metric one after another."""
-    columns = [np.asarray(array, np.float64).reshape(len(example), -1) for array in _fields(metric).values()]
+    columns = [np.asarray(array, np.float64).reshape(len(example), -1) for array in arrays_of(metric).values()]
     rows = np.concatenate(columns, 1)
     if count == len(example):
         merged = np.empty_like(rows)
@@ -107,14 +83,10 @@ def _sums(metric: Metric, example: np.ndarray, count: int) -> np.ndarray:
     return merged
 
 
-def _fields(metric: Metric) -> dict[str, np.ndarray]:
-    return {each.name: np.asarray(getattr(metric, each.name)) for each in fields(metric)}
-
-
 def _values(metric: Metric, name: str, sums: np.ndarray) -> dict[str, float]:
     """The values of the metric with these sums, f64[K]."""
     parts, start = {}, 0
-    for field, array in _fields(metric).items():
+    for field, array in arrays_of(metric).items():
         size = int(np.prod(array.shape[1:], dtype=int))
         parts[field] = sums[start : start + size].reshape(array.shape[1:])
         start += size
@@ -133,7 +105,7 @@ def _value(metric: Metric, name: str, names: Sequence[str]) -> ValueOfSums:
 
 
 def _unlike(a: Metric, b: Metric) -> str:
-    shapes = [{field: array.shape[1:] for field, array in _fields(each).items()} for each in (a, b)]
+    shapes = [{field: array.shape[1:] for field, array in arrays_of(each).items()} for each in (a, b)]
     return "" if type(a) is type(b) and shapes[0] == shapes[1] else "it is another metric in each"
 
 
@@ -143,7 +115,7 @@ def _no_pairs(metric: Metric, a: np.ndarray, b: np.ndarray) -> str:
         if not np.isfinite(each).all():
             return f"it is not finite on {int((~np.isfinite(each).all(1)).sum()):,} examples of one of them"
     start = 0
-    for field, array in _fields(metric).items():
+    for field, array in arrays_of(metric).items():
         size = int(np.prod(array.shape[1:], dtype=int))
         part = slice(start, start + size)
         if field == "weight" and (a[:, part] != b[:, part]).any():
@@ -153,7 +125,7 @@ def _no_pairs(metric: Metric, a: np.ndarray, b: np.ndarray) -> str:
 
 
 def _labels_differ(
-    one: KeptRows, two: KeptRows, at: tuple[np.ndarray, np.ndarray], rows: tuple[np.ndarray, np.ndarray]
+    one: RowsOf, two: RowsOf, at: tuple[np.ndarray, np.ndarray], rows: tuple[np.ndarray, np.ndarray]
 ) -> str:
     """Where the labels of the common examples differ, how many do; else ""."""
     firsts = [np.unique(example, return_index=True)[1][where] for example, where in zip(rows, at, strict=True)]
@@ -168,7 +140,7 @@ def _labels_differ(
     return ""
 
 
-def integer_labels(rows: KeptRows) -> bool:
+def integer_labels(rows: RowsOf) -> bool:
     """Whether what the rows are compared with are class numbers, which no transform scales."""
-    arrays: list[Any] = [*rows.labels.values()]
+    arrays = [*rows.labels.values()]
     return bool(arrays) and all(each.ndim == 1 and each.dtype.kind in "iub" for each in arrays)

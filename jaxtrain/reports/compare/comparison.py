@@ -17,7 +17,7 @@ from jaxtrain.reports.compare.differences import (
 )
 from jaxtrain.reports.compare.facts import RunFacts, read_facts
 from jaxtrain.reports.compare.parting import BY_ROUNDING, Parting, parting
-from jaxtrain.reports.compare.scores import ReadRows, Score, scores
+from jaxtrain.reports.compare.scores import Score, scores
 from jaxtrain.reports.compare.seeds import SeedsScore, seed_scores
 
 MOST_RUNS = 50
@@ -45,6 +45,12 @@ class Comparison:
         from jaxtrain.reports.compare.text import comparison_page
 
         return comparison_page(self)
+
+    def html(self, path: Path) -> Path:
+        """Writes a page that needs no network; returns its path. Raises ConfigError where it cannot be written."""
+        from jaxtrain.reports.compare.html import write_page
+
+        return write_page(self, path)
 
     def between(self, place: int) -> list[Difference]:
         """What the run at a place differs from the first in."""
@@ -135,12 +141,10 @@ def compare(
     folders: Sequence[Path | str],
     split: str | None = None,
     metrics: Sequence[str] = (),
-    read_rows: ReadRows | None = None,
 ) -> Comparison:
     """Compare runs, each with the first.
 
-    split: the only split to compare; by default all. metrics: the only ones. read_rows: reads the rows that a run kept
-    of an evaluation.
+    split: the only split to compare; by default all. metrics: the only ones.
 
     Raises ConfigError for fewer than two runs, a folder that is not a run, and an unknown split or metric.
     """
@@ -163,13 +167,9 @@ def compare(
         runs=tuple(runs),
         differences=tuple(found),
         partings=tuple(parting(runs[0], run) for run in runs[1:]),
-        scores=tuple(scores(runs, found, read_rows or _read_rows, splits, metrics)),
+        scores=tuple(scores(runs, found, splits, metrics)),
         seeds=tuple(seed_scores(runs, splits, metrics)),
     )
-
-
-def _read_rows(folder: Path, split: str) -> Any:
-    raise ConfigError(f"{folder} keeps no rows of {split}")
 
 
 def comparable(found: Comparison) -> list[tuple[str, bool | None, str]]:

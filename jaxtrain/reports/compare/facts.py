@@ -171,4 +171,6 @@ def printable(text: str) -> str:
 
 def shown_value(value: Any, length: int = 60) -> str:
     """A value of a config on one line."""
-    return printable(cut(str(value) if isinstance(value, str) else repr(value), length))
+    if isinstance(value, dict) and "$array" in value:
+        value = f"{value['$array']} {str(value.get('sha256', value.get('identity', '')))[:12]}"
+    return printable(cut(value if isinstance(value, str) else repr(value), length))

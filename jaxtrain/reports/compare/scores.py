@@ -4,21 +4,18 @@ Not here: the words of a verdict, and runs that differ in their seeds alone, whi
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.reports.compare.differences import Difference
 from jaxtrain.reports.compare.facts import RunFacts, printable
 from jaxtrain.reports.compare.verdicts import Direction, MetricVerdict, amount, direction, judged, too_few
-from jaxtrain.reports.paired import KeptRows, Pairs, integer_labels, pairs
+from jaxtrain.reports.paired import Pairs, integer_labels, pairs
 from jaxtrain.reports.statistics import PairedDifference, told_apart
+from jaxtrain.runs.rows import RowsOf, read_rows
 
 LEVEL = 0.95
-
-ReadRows = Callable[[Path, str], KeptRows]
-"""Reads the rows of an evaluation that a run kept. Raises ConfigError or Damaged."""
 
 KEEP_ROWS = "no rows are kept of {names}: `jaxtrain evaluate RUN --keep-rows` keeps them"
 
@@ -41,7 +38,6 @@ class Score:
 def scores(
     runs: Sequence[RunFacts],
     differ: Sequence[Difference],
-    read: ReadRows,
     splits: Sequence[str],
     metrics: Sequence[str] = (),
 ) -> list[Score]:
@@ -50,7 +46,7 @@ def scores(
     """
     found: list[Score] = []
     for split in splits:
-        rows, why = _rows(runs, split, read)
+        rows, why = _rows(runs, split)
         beside = _pairs_of(rows, len(runs))
         names = metric_names(runs, split, metrics)
         told = _told(names, beside)
@@ -65,14 +61,14 @@ def scores(
     return found
 
 
-def _rows(runs: Sequence[RunFacts], split: str, read: ReadRows) -> tuple[list[KeptRows | None], str]:
+def _rows(runs: Sequence[RunFacts], split: str) -> tuple[list[RowsOf | None], str]:
     """The kept rows of each run that are of its last evaluation, and why others are missing."""
-    found: list[KeptRows | None] = []
+    found: list[RowsOf | None] = []
     none, why = [], []
     for run in runs:
         rows = None
         try:
-            rows = read(run.folder, split)
+            rows = read_rows(run.folder, split)
             if (last := run.final(split).get("step")) not in (None, rows.step):
                 why.append(f"the rows that {run.name} kept are of step {rows.step}, not {last}")
                 rows = None
@@ -84,7 +80,7 @@ def _rows(runs: Sequence[RunFacts], split: str, read: ReadRows) -> tuple[list[Ke
     return found, "; ".join([*([KEEP_ROWS.format(names=" and ".join(none))] if none else []), *why])
 
 
-def _pairs_of(rows: Sequence[KeptRows | None], count: int) -> dict[int, Pairs]:
+def _pairs_of(rows: Sequence[RowsOf | None], count: int) -> dict[int, Pairs]:
     first = rows[0]
     others = {at: each for at, each in enumerate(rows) if at and each is not None}
     return {} if first is None else {at: pairs(first, each, LEVEL, len(others)) for at, each in others.items()}
@@ -117,7 +113,7 @@ def _against(
     runs: Sequence[RunFacts],
     at: int,
     found: Pairs | None,
-    rows: Sequence[KeptRows | None],
+    rows: Sequence[RowsOf | None],
     told: set[tuple[int, str]],
     differ: Sequence[Difference],
     why: str,
@@ -157,14 +153,14 @@ def _not_comparable(
     runs: Sequence[RunFacts],
     at: int,
     found: Pairs | None,
-    rows: Sequence[KeptRows | None],
+    rows: Sequence[RowsOf | None],
     differ: Sequence[Difference],
 ) -> str:
     """Why a metric of two runs says nothing beside each other; "" if it does."""
     for place in (0, at):
         if not math.isfinite(score.values[place] or 0):
             return f"{score.metric} of {runs[place].name} is {score.values[place]}"
-    between = [each for each in differ if each.values[0] != each.values[at]]
+    between = [each for each in differ if each.is_between(at)]
     if found is not None and not found.same:
         return f"they were evaluated on other examples of {score.split}: none is the same"
     if found is not None and (refused := found.refused.get(score.metric.partition("/")[0])):

@@ -1,13 +1,15 @@
 """A comparison as text for a terminal. Not here: the comparison."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
-from jaxtrain.base.text import number, table
+from jaxtrain.base.text import cut, number, table
 from jaxtrain.reports.compare.comparison import Comparison, comparable
 from jaxtrain.reports.compare.differences import DIFFERENCE_KINDS, Difference
 from jaxtrain.reports.compare.facts import RunFacts, printable, shown_value
 from jaxtrain.reports.compare.scores import Score
+from jaxtrain.reports.statistics import Interval
 
 MOST_LINES = 24
 """Lines of a diff that are shown; --json and the page have all."""
@@ -72,15 +74,19 @@ def _steps(found: Comparison) -> str:
 def _results(found: Comparison) -> Iterator[str]:
     for split, scores in itertools.groupby(found.scores, key=lambda each: each.split):
         yield _split(found, split, [*scores])
-    for score in found.seeds:
-        rows = [[f"{score.split} {score.metric} over seeds", "mean (95 %)", f"beside {', '.join(score.groups[0])}"]]
-        for names, mean, verdict in zip(score.groups, score.means, score.against, strict=True):
-            rows.append(
-                [", ".join(names), f"{number(mean.value)} ± {number(mean.margin)}", verdict.words if verdict else ""]
-            )
+    for split, group in itertools.groupby(found.seeds, key=lambda each: each.split):
+        rows = [[f"{printable(split)}, over seeds", "", "mean (95 %)", ""]]
+        for score in group:
+            for names, mean, verdict in zip(score.groups, score.means, score.against, strict=True):
+                cells = [printable(score.metric), cut(" and ".join(names), 40), _mean(mean)]
+                rows.append([*cells, verdict.words if verdict else ""])
         yield table(rows)
     if not found.scores:
         yield "no evaluation to compare"
+
+
+def _mean(mean: Interval) -> str:
+    return number(mean.value) + (f" ± {number(mean.margin)}" if math.isfinite(mean.margin) else "")
 
 
 def _split(found: Comparison, split: str, scores: list[Score]) -> str:
