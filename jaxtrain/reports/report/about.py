@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxtrain.base.text import cut, duration, number, size
 from jaxtrain.reports.page import Details, Item, Link, Paragraph, Preformatted, Section, Table
-from jaxtrain.reports.report.curves import event_text
+from jaxtrain.reports.report.curves import event_words
 from jaxtrain.reports.report.record import RunRecord, is_rate
 from jaxtrain.reports.status import RunStatus
 
@@ -193,7 +193,9 @@ def events(record: RunRecord) -> Section:
     """What happened, in order."""
     if not record.events:
         return Section("Events", [Paragraph("No event was logged.")])
-    rows = [[str(each.get("time", ""))[:19], each.get("step"), event_text(each), _rest(each)] for each in record.events]
+    rows = [
+        [str(each.get("time", ""))[:19], each.get("step"), event_words(each), _rest(each)] for each in record.events
+    ]
     items: list[Item] = [Table(["time (UTC)", "step", "event", "more"], rows[-_MOST_EVENTS:])]
     if len(rows) > _MOST_EVENTS:
         items.insert(0, Paragraph(f"The last {_MOST_EVENTS} of {len(rows):,} events; events.jsonl has all."))

@@ -114,7 +114,7 @@ def marks_of(record: RunRecord) -> list[Mark]:
         elif kind == "left_out" and isinstance(event.get("steps"), list):
             found += [Mark(each, "batch left out", "warning") for each in event["steps"] if type(each) is int]
         elif type(step) is int and 0 <= step < 1 << 62:
-            text = f"resumed after step {step:,}" if kind == "begun" else event_text(event)
+            text = f"resumed after step {step:,}" if kind == "begun" else event_words(event)
             found.append(Mark(step, text, _KINDS.get(kind, "warning" if kind in _WARNINGS else "event")))
     checkpoints = record.folder / "checkpoints"
     names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
@@ -127,7 +127,7 @@ def _skipped(one: dict[str, Any]) -> str:
     return f"update skipped: {numbers}" if numbers else "update skipped"
 
 
-def event_text(event: dict[str, Any]) -> str:
+def event_words(event: dict[str, Any]) -> str:
     """An event in words: its kind, and what it says of itself."""
     said = [str(event[name]) for name in ("note", "reason", "why", "error", "file") if name in event]
     return " ".join([event["kind"].replace("_", " "), *said[:1]])

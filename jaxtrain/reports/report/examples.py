@@ -19,7 +19,7 @@ from jaxtrain.runs.row_ids import raw_records, record_id
 from jaxtrain.runs.rows import RowsOf
 from jaxtrain.tasks.metrics import Mean
 
-SECONDS = 10.0
+_SECONDS = 10.0
 """How long a report may read examples of a split."""
 
 WORST = 10
@@ -35,7 +35,7 @@ class SplitRecords:
     def __init__(self, run: Run | None, split: str, why: str) -> None:
         self._run, self._split, self.why = run, split, why
 
-    def read(self, rows: RowsOf, places: Sequence[int], seconds: float = SECONDS) -> dict[int, Mapping[str, Any]]:
+    def read(self, rows: RowsOf, places: Sequence[int], seconds: float = _SECONDS) -> dict[int, Mapping[str, Any]]:
         """The records of these rows, by their place in `rows`, as far as they are there, unchanged, and read in time;
         else `why` says what is missing.
         """
@@ -121,7 +121,7 @@ def worst(
             chosen = int(probabilities.argmax())
             line += [classes[labels[place]] if labels[place] >= 0 else None]
             line += [f"{classes[chosen]} ({float(probabilities[chosen]):.3f})"]
-        lines.append([*line, shown(found[place]) if place in found else f"id {int(rows.ids[place]):016x}"])
+        lines.append([*line, example_cell(found[place]) if place in found else f"id {int(rows.ids[place]):016x}"])
     named = ["label", "predicted"] if labels is not None else []
     items: list[Item] = [
         Table(["row", "loss", *named, "example"], lines, f"The {len(lines)} rows with the highest loss{suffix}")
@@ -131,7 +131,7 @@ def worst(
     return items
 
 
-def shown(record: Mapping[str, Any]) -> object:
+def example_cell(record: Mapping[str, Any]) -> object:
     """A record in a cell of a table: its text, its picture, or its numbers."""
     for value in record.values():
         if isinstance(value, str):

@@ -19,11 +19,11 @@ from jaxtrain.sharding.layout import Layout
 from jaxtrain.tasks.base import cross_entropy
 from jaxtrain.tasks.language import LanguageModel
 
-SECONDS = 120.0
+_SECONDS = 120.0
 """How long each of the two may take."""
 
-TOKENS = 160
-ROWS = 256
+_TOKENS = 160
+_ROWS = 256
 
 _LONGEST = 2000  # characters of a text
 
@@ -37,9 +37,9 @@ def language(run: Run, samples: int) -> Section | None:
     items: list[Item] = []
     for what, compute in (("Texts", lambda: _texts(run, samples)), ("The loss by position", lambda: _by_position(run))):
         try:
-            items += within(SECONDS, compute)
+            items += within(_SECONDS, compute)
         except TimeoutError:
-            items.append(Paragraph(f"{what} could not be computed within {SECONDS:.0f} s here."))
+            items.append(Paragraph(f"{what} could not be computed within {_SECONDS:.0f} s here."))
         except Exception as error:  # of the user's model, of a checkpoint or data that are gone: the report stands
             said = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
             items.append(Paragraph(f"{what} cannot be shown: {cut(said, 400)}"))
@@ -50,7 +50,7 @@ def _texts(run: Run, samples: int) -> list[Item]:
     texts = [""] * samples
     sampling = Sampling(temperature=0.8)
     try:
-        pieces = generate_run(run, texts, TOKENS, sampling)
+        pieces = generate_run(run, texts, _TOKENS, sampling)
     except ValueError:  # of a model whose rows are shorter, or whose texts nothing begins
         texts = ["The"] * samples
         pieces = generate_run(run, texts, None, sampling)
@@ -74,7 +74,7 @@ def _by_position(run: Run) -> list[Item]:
     def losses(variables, batch):
         return cross_entropy(task.model.apply(variables, task.read(batch))[0], batch[task.inputs][:, 1:])
 
-    found, enough = list[np.ndarray](), -(-ROWS // pipeline.batch_size)
+    found, enough = list[np.ndarray](), -(-_ROWS // pipeline.batch_size)
     with restored.program.scope():
         for batch in itertools.islice(pipeline.epoch(), enough):
             found.append(np.asarray(losses(variables, {task.inputs: batch[task.inputs]}))[batch["mask"]])
