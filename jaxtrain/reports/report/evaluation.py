@@ -25,6 +25,7 @@ FEW = 30
 
 _MOST_CLASSES = 24
 _BINS = 10
+_GONE = "the experiment has no such split"
 _SLICED = 300  # resamples of a slice
 
 
@@ -43,7 +44,12 @@ def evaluation(record: RunRecord, run: Run | None, why: str) -> Section:
         items += _metrics(found, record.last_step)
     for split, rows in found.items():
         if rows.kept:
-            items += _of_split(record, rows, SplitRecords(run, split, why), len(found) > 1)
+            items += _of_split(
+                record,
+                rows,
+                SplitRecords(run.experiment.evals.get(split) if run else None, split, why or _GONE),
+                len(found) > 1,
+            )
     return Section("Evaluation", items)
 
 
