@@ -75,7 +75,7 @@ def sweep(
     place = f"{origin.file}:{origin.function}"
     name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
     folder = out or new_folder(Path("sweeps") / name)
-    config = flatten(base, identities=False)
+    config = {**flatten(base, identities=False), "steps": base.steps}
     made = begin_sweep(Sweep(folder, place, tuple(flags), fixed, space, metric, mode, best, config))
     output_not_needed()
     how = "highest" if mode == "max" else "lowest"
