@@ -24,7 +24,7 @@ from jaxtrain.launch.local import Processes
 from jaxtrain.launch.sweep.begin import begin_sweep
 from jaxtrain.launch.sweep.claims import Claims
 from jaxtrain.launch.sweep.driver import Driver, to_stderr
-from jaxtrain.launch.sweep.search import Adaptive, Listed
+from jaxtrain.launch.sweep.search import Adaptive, GridOrDraws
 from jaxtrain.launch.sweep.slots import divide, visible_gpus
 from jaxtrain.launch.sweep.wanted import Wanted, check_metric, check_trials, objective, on_the_host, space_wanted
 from jaxtrain.reports.sweep.read import Sweep, read_sweep
@@ -98,7 +98,7 @@ def _drive(
     made: Sweep, slots: Any, start: list[str], base: Experiment, flags: list[str], restarts: int, wait: bool
 ) -> ExitCode:
     adaptive = made.space.method == "adaptive"
-    search = Adaptive(made.folder, made.space, made.mode) if adaptive else Listed(made.space)
+    search = Adaptive(made.folder, made.space, made.mode) if adaptive else GridOrDraws(made.space)
 
     def command(run: Path, values: Mapping[str, Any]) -> list[str]:
         words = [word for path, value in values.items() for word in flag_words(base, path, value)]

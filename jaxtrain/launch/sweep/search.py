@@ -29,7 +29,7 @@ class Search:
         """How that trial ended: its state, and its value where it finished."""
 
 
-class Listed(Search):
+class GridOrDraws(Search):
     """A grid and draws that are known beforehand."""
 
     def __init__(self, space: Space) -> None:
