@@ -14,6 +14,7 @@ from jaxtrain.data import Pipeline, Source, Utf8
 from jaxtrain.experiment import Experiment, Runtime
 from jaxtrain.models import NGrams
 from jaxtrain.optimizers import AdamW, ConstantRate
+from jaxtrain.sharding.layout import Layout
 from jaxtrain.tasks import Classification
 
 READ: list[int] = []
@@ -57,3 +58,8 @@ def main() -> Experiment:
 def pruned() -> Experiment:
     """The same, whose bad trials end early."""
     return replace(main(), observers=(Prune(least=2, warmup=1),))
+
+
+def wide() -> Experiment:
+    """The same on two devices."""
+    return replace(main(), layout=Layout({"data": 2}))

@@ -16,5 +16,7 @@ def report(run: RunFolder, out: Path | None = None, code: Code = None) -> None:
         code: The experiment's file, or one that imports it: needed for classes and data in memory of your own.
     """
     from jaxtrain.reports.report import report as write
+    from jaxtrain.reports.sweep.read import SWEEP_FILE
+    from jaxtrain.reports.sweep.report import sweep_report
 
-    print(write(run, out, code))
+    print(sweep_report(run, out) if (run / SWEEP_FILE).is_file() else write(run, out, code))
