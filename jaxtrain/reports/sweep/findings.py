@@ -29,13 +29,15 @@ class Point:
     best: float
     """The best mean over seeds of a setting with this value."""
     trials: int
+    """The trials that the mean is made of."""
 
 
 def response(sweep: Sweep, path: str) -> list[Point]:
     """The response curve of a field: one point for each value that a trial has, in their order.
 
-    The trials of one seed, over all values of the other fields, are one number; where not all settings have finished
-    for all seeds, only those seeds count that have the most settings, since others would compare different settings.
+    The trials of one seed, over the settings of the other fields, are one number. Where not all trials have finished,
+    only the settings count that have the most seeds, and of these only the seeds that all have: else the numbers would
+    be means over different settings.
     """
     groups: dict[str, list[Setting]] = {}
     for setting in sweep.settings():
@@ -43,17 +45,21 @@ def response(sweep: Sweep, path: str) -> list[Point]:
             groups.setdefault(_key(setting.values.get(path)), []).append(setting)
     points = []
     for settings in groups.values():
-        by_seed: dict[str, list[float]] = {}
-        for setting in settings:
-            for trial in setting.trials:
-                if trial.state == "finished" and trial.value is not None:
-                    by_seed.setdefault(_key(trial.values.get(SEED)), []).append(trial.value)
-        most = max(map(len, by_seed.values()))
-        means = [statistics.fmean(values) for values in by_seed.values() if len(values) == most]
+        by_seed = [_by_seed(setting) for setting in settings]
+        most = max(map(len, by_seed))
+        whole = [values for values in by_seed if len(values) == most]
+        common = set.intersection(*(set(values) for values in whole))
+        if not common:  # such as seeds that were drawn: each setting has its own
+            whole, common = [{"": setting.mean} for setting in settings], {""}
+        means = [statistics.fmean(values[seed] for values in whole) for seed in sorted(common)]
         best = min((setting.mean for setting in settings), key=sweep.badness)
-        count = sum(len(setting.numbers) for setting in settings)
-        points.append(Point(settings[0].values.get(path), t_interval(means), best, count))
+        points.append(Point(settings[0].values.get(path), t_interval(means), best, len(whole) * len(common)))
     return sorted(points, key=lambda point: _order(point.value))
+
+
+def _by_seed(setting: Setting) -> dict[str, float]:
+    ended = (trial for trial in setting.trials if trial.state == "finished")
+    return {_key(trial.values.get(SEED)): trial.value for trial in ended if trial.value is not None}
 
 
 def importance(sweep: Sweep) -> dict[str, float]:

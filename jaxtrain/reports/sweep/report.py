@@ -75,7 +75,7 @@ def _cells(setting: Setting) -> list[object]:
 def interval_text(interval: Interval) -> str:
     """An interval as two numbers, or why it has none."""
     if not math.isfinite(interval.margin):
-        return "one seed says nothing of others"
+        return "unbounded: one seed"
     return f"{number(interval.low)} to {number(interval.high)}"
 
 
