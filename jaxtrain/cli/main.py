@@ -44,6 +44,7 @@ PLACES = {
     "jaxtrain.cli.compare": ("compare", "diff"),
     "jaxtrain.cli.runs": ("runs", "watch"),
     "jaxtrain.cli.report": ("report",),
+    "jaxtrain.cli.sweep": ("sweep",),
 }
 """The functions of modules that are verbs."""
 
