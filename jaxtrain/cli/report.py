@@ -21,7 +21,9 @@ def report(run: RunFolder, out: Path | None = None, code: Code = None, samples: 
         samples: How many texts a language model writes for the page; 0 reads no checkpoint.
     """
     from jaxtrain.reports.report import report as write
+    from jaxtrain.reports.sweep.read import SWEEP_FILE
+    from jaxtrain.reports.sweep.report import sweep_report
 
     if not 0 <= samples <= MOST_SAMPLES:
         raise ConfigError(f"--samples {samples}: give a number from 0 to {MOST_SAMPLES}")
-    print(write(run, out, code, samples))
+    print(sweep_report(run, out) if (run / SWEEP_FILE).is_file() else write(run, out, code, samples))
