@@ -58,13 +58,13 @@ def test_reports_are_drawn_on_any_screen_and_ask_for_nothing(pages: Mapping[str,
 def test_a_report_of_a_regression_shows_its_residuals(pages: Mapping[str, Path]):
     text = text_of(pages["regression"])
     assert "Residuals" in text
-    assert "R², the share of variance explained" in text
+    assert "R², the share of the variance that is explained" in text
     assert "target from " in text
 
 
 def test_a_report_of_a_language_model_shows_its_loss_by_position_and_why_there_are_no_texts(pages: Mapping[str, Path]):
     text = text_of(pages["language"])
-    assert "Counting has no tokenizer" in text
+    assert "RememberedSource has no tokenizer" in text
     assert "Over 20 rows of validation, in nats" in text
 
 

@@ -86,7 +86,7 @@ class Plot(Item):
     log_y: bool = False
     marks: Sequence[Mark] = ()
     shown_at_least: tuple[float, float] | None = None
-    figure = True
+    beside = "grid"
 
     def html(self, arrays: PageData) -> str:
         title, found = escape(self.title), [(each, *each.arrays(self.x)) for each in self.series]

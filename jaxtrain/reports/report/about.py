@@ -31,11 +31,11 @@ def summary(record: RunRecord, status: RunStatus) -> Section:
     of, done = record.of, record.last_step
     rows: list[list[object]] = [["state", f"{state}, step {done:,}" + (f" of {of:,}" if of else "")]]
     if begun:
-        rows.append(["begun", str(begun[0].get("time", "?"))])
-        rows.append(["last written", str(record.events[-1].get("time", "?"))])
+        rows.append(["begun", _when(begun[0])])
+        rows.append(["last event", _when(record.events[-1])])
         rows += [["sessions", len(begun)]] if len(begun) > 1 else []
     seconds = record.axes(record.splits["train"].get("loss", ([0],))[0][-1:]).get("seconds", [])
-    rows += [["seconds of running, as logged", duration(float(seconds[-1]))]] if len(seconds) else []
+    rows += [["running time, as logged", duration(float(seconds[-1]))]] if len(seconds) else []
     if isinstance(command := record.environment.get("command"), str):
         rows.append(["command", command])
     if isinstance(origin := record.saved.get("origin"), str):
@@ -44,8 +44,7 @@ def summary(record: RunRecord, status: RunStatus) -> Section:
         rows.append(["parameters from", str(start.get("source"))])
     if fingerprint := record.saved.get("fingerprint"):
         rows.append(["fingerprint", fingerprint])
-    items.append(Table(["", ""], rows))
-    items += _last_scores(record)
+    items += [*_last_scores(record), Table(["", ""], rows)]
     if record.wrong:
         items.append(Paragraph("Not all of this run's folder can be shown:", "warning"))
         items += [Paragraph(f"• {each}") for each in record.wrong]
@@ -53,6 +52,11 @@ def summary(record: RunRecord, status: RunStatus) -> Section:
         if text := tail(record, name):
             items.append(Details(f"The end of {name}", [Preformatted(text, name)], open=state == "crashed"))
     return Section("Summary", items)
+
+
+def _when(event: Mapping[str, Any]) -> str:
+    """The time of an event, which is in UTC."""
+    return str(event.get("time", "not known"))[:19].replace("T", " ") + " UTC"
 
 
 def _last_scores(record: RunRecord) -> list[Item]:
@@ -165,7 +169,7 @@ def surroundings(record: RunRecord) -> Section:
     hardware = found.get("hardware", {})
     if hardware:
         told = [f"{hardware.get('devices', '?')} × {hardware.get('device', '?')} ({hardware.get('platform', '?')})"]
-        told += [f"{hardware[name]} {name}" for name in ("processes", "cpus") if name in hardware]
+        told += [f"{name} {hardware[name]}" for name in ("processes", "cpus") if name in hardware]
         memory = hardware.get("memory_bytes")
         told += [f"{size(memory)} of memory"] if isinstance(memory, int) else []
         rows.append(["hardware", ", ".join(told)])
@@ -194,7 +198,7 @@ def events(record: RunRecord) -> Section:
     if not record.events:
         return Section("Events", [Paragraph("No event was logged.")])
     rows = [
-        [str(each.get("time", ""))[:19], each.get("step"), event_words(each), _rest(each)] for each in record.events
+        [_when(each).removesuffix(" UTC"), each.get("step"), event_words(each), _rest(each)] for each in record.events
     ]
     items: list[Item] = [Table(["time (UTC)", "step", "event", "more"], rows[-_MOST_EVENTS:])]
     if len(rows) > _MOST_EVENTS:
