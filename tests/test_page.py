@@ -121,6 +121,8 @@ def test_the_policy_names_every_script_and_style_by_its_hash_and_nothing_else():
     }
     assert f"script-src {' '.join(hashes['script'])};" in policy
     assert f"style-src {' '.join(hashes['style'])};" in policy
+    assert policy.endswith("; img-src data:; base-uri 'none'; form-action 'none'")
+    assert policy.count(";") == 5
     assert len(hashes["script"]) == 4
     assert not [a for _, a in parts.elements if "style" in a or any(name.startswith("on") for name in a)]
     assert not [a for _, a in parts.elements if (a.get("src") or a.get("href") or "").startswith(("http", "//"))]

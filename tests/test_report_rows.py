@@ -19,7 +19,7 @@ from jaxtrain.data import Bytes, Pipeline, Source, Windows
 from jaxtrain.reports.page import Picture
 from jaxtrain.reports.page.arrays import PageData
 from jaxtrain.reports.pictures import array_picture, held_parts, mesh_picture, png
-from jaxtrain.reports.report.evaluation import interval_text, labels_of, quarters
+from jaxtrain.reports.report.evaluation import with_interval, labels_of, quarters
 from jaxtrain.reports.report.examples import SplitRecords, within, worst
 from jaxtrain.reports.report.intervals import metric_intervals, select, wilson
 from jaxtrain.runs.row_ids import record_id
@@ -69,15 +69,16 @@ def test_a_share_has_wilsons_interval_and_all_else_that_of_a_bootstrap():
 
 
 def test_a_weighted_mean_is_no_share():
-    rows = rows_of(np.ones(50))
-    rows = rows_of(np.ones(50), metrics={"accuracy": Mean(np.repeat([0.0, 2.0], 25), np.full(50, 2.0))})
-    assert metric_intervals(rows)["accuracy"].low != wilson(25, 50)[0]
+    for weight, most in ((2.0, 1.0), (1.0, 0.5)):
+        mean = Mean(np.repeat([0.0, most], 25), np.full(50, weight))
+        found = metric_intervals(rows_of(np.ones(50), metrics={"accuracy": mean}))["accuracy"]
+        assert (found.low, found.high) != wilson(25 * most, 50 * weight)
 
 
 def test_there_is_no_interval_of_one_row_or_of_what_is_not_finite():
-    assert interval_text(metric_intervals(rows_of(np.array([0.5])))["loss"]) == "0.5 (no interval)"
-    assert interval_text(metric_intervals(rows_of(np.array([0.5, np.inf])))["loss"]) == "inf (no interval)"
-    assert interval_text(metric_intervals(rows_of(np.array([0.5, 0.5])))["loss"]) == "0.5 (0.5 to 0.5)"
+    assert with_interval(metric_intervals(rows_of(np.array([0.5])))["loss"]) == "0.5 (no interval)"
+    assert with_interval(metric_intervals(rows_of(np.array([0.5, np.inf])))["loss"]) == "inf (no interval)"
+    assert with_interval(metric_intervals(rows_of(np.array([0.5, 0.5])))["loss"]) == "0.5 (0.5 to 0.5)"
 
 
 def test_a_slice_has_the_metrics_of_its_rows():
@@ -108,6 +109,9 @@ def test_labels_are_those_of_a_classifier_without_the_ignored_ones():
     probabilities = np.full((4, 3), 1 / 3, np.float32)
     config = {"task.kind": "Classification", "task.label": "l", "task.classes": ["a", "b", "c"], "task.ignore": -100}
     rows = rows_of(np.ones(4), predictions={"probabilities": probabilities}, labels={"l": np.array([0, 2, -100, 7])})
+    stray = rows_of(np.ones(4), predictions=rows.predictions, labels={"l": np.array([0, 1, -5, -100])})
+    assert (found := labels_of(stray, config)[0]) is not None
+    assert found.tolist() == [0, 1, -1, -1]
     labels, names = labels_of(rows, config)
     assert labels is not None
     assert labels.tolist() == [0, 2, -1, -1]

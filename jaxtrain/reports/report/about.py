@@ -151,7 +151,7 @@ def data(record: RunRecord) -> Section:
 
 def _linked(text: str) -> object:
     words = text.split()
-    return Link(text, words[0]) if len(words) == 1 and words[0].startswith("http") else cut(text, 600)
+    return Link(text, words[0]) if len(words) == 1 else cut(text, 600)
 
 
 def surroundings(record: RunRecord) -> Section:

@@ -84,12 +84,12 @@ def _metrics(found: Mapping[str, RowsOf], last: int) -> list[Item]:
 
 def _table(names: Sequence[str], each: Mapping[str, Mapping[str, Interval]], caption: str) -> Table:
     rows = [
-        [name, *(interval_text(values[name]) if name in values else None for values in each.values())] for name in names
+        [name, *(with_interval(values[name]) if name in values else None for values in each.values())] for name in names
     ]
     return Table(["metric", *each], rows, caption)
 
 
-def interval_text(one: Interval) -> str:
+def with_interval(one: Interval) -> str:
     """A value with its interval, such as `0.9227 (0.912 to 0.9325)`."""
     if not np.isfinite([one.low, one.high]).all():
         return f"{number(one.value)} (no interval)"
@@ -246,5 +246,5 @@ def _slices(rows: RowsOf, slices: Mapping[str, np.ndarray], suffix: str) -> list
         found = metric_intervals(select(rows, chosen), _SLICED)
         size = int(chosen.sum())
         note = f"small: fewer than {FEW} rows" if size < FEW else ""
-        lines.append([name, size, *(interval_text(found[mean]) for mean in means), note])
+        lines.append([name, size, *(with_interval(found[mean]) for mean in means), note])
     return [Table(["slice", "rows", *means, ""], lines, f"Slices{suffix}, with 95 % intervals")]
