@@ -44,12 +44,15 @@ VERBS = (
     "explain experiments/digits.py",
     "verify experiments/digits.py",
     "evaluate",
+    "report",
     "predict",
     "export",
     "memory experiments/digits.py",
     "verify-resume experiments/digits.py",
     "replay",
     "generate",
+    "runs",
+    "watch",
     *(f"checkpoints {verb}" for verb in ("list", "verify", "prune", "restore-to")),
     *(f"data {verb}" for verb in ("build", "card", "check", "diff", "bench experiments/digits.py")),
     *(f"launch {platform}" for platform in ("slurm", "k8s", "tpu", "local")),
@@ -96,7 +99,13 @@ LONG = ("bundle", "command-line", "many-machines", "onnx")
 
 def running(page: Path) -> Any:
     slow = page.name == "concepts.md" or any(language == "bash" for language, _ in blocks(page))
-    marks = [pytest.mark.full] if page.stem in LONG or page.stem.startswith("tutorial-") else [pytest.mark.slow] if slow else []
+    marks = (
+        [pytest.mark.full]
+        if page.stem in LONG or page.stem.startswith("tutorial-")
+        else [pytest.mark.slow]
+        if slow
+        else []
+    )
     return pytest.param(page, id=page_id(page), marks=marks)
 
 

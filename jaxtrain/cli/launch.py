@@ -12,10 +12,14 @@ from jaxtrain.base.errors import ConfigError
 from jaxtrain.cli.flags import parse
 from jaxtrain.cli.terminal import output_not_needed
 from jaxtrain.cli.verbs import Verbs
+from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.launch.job import ClusterJob, Job, check_devices, submit
 from jaxtrain.launch.kubernetes import Kubernetes
 from jaxtrain.launch.local import Local, run_job
 from jaxtrain.launch.slurm import Slurm
+from jaxtrain.launch.sweep.jobs import KubernetesSweep, SlurmSweep
+from jaxtrain.launch.sweep.slots import simulated_devices
+from jaxtrain.launch.sweep.wanted import Read, check_metric, check_trials, objective, on_the_host, space_wanted
 from jaxtrain.launch.tpu import TpuVm
 
 VERBS = Verbs(
@@ -23,6 +27,7 @@ VERBS = Verbs(
 )
 
 AnyJob = TypeVar("AnyJob", bound=Job)
+AnySweep = TypeVar("AnySweep", SlurmSweep, KubernetesSweep)
 Flat = tyro.conf.arg(name="")
 
 
@@ -56,10 +61,33 @@ def tpu(job: Annotated[TpuVm, Flat], rest: Rest) -> None:
 
 
 @VERBS.verb
+def slurm_sweep(job: Annotated[SlurmSweep, Flat], rest: Rest) -> None:
+    """Print an array for SLURM whose tasks share the trials of a sweep, write it with --out, or --submit it."""
+    _write(_checked_sweep(job, rest.train_flags))
+
+
+@VERBS.verb
+def k8s_sweep(job: Annotated[KubernetesSweep, Flat], rest: Rest) -> None:
+    """Print a Job for Kubernetes whose pods share the trials of a sweep, write it with --out, or --submit it."""
+    _write(_checked_sweep(job, rest.train_flags))
+
+
+@VERBS.verb
 def local(job: Annotated[Local, Flat], rest: Rest) -> int:
     """Run an experiment in processes on this machine."""
     output_not_needed()
     return run_job(_checked(job, rest.train_flags))
+
+
+def plain_experiment(experiment: str, train_flags: Sequence[str]) -> tuple[Experiment, Read]:
+    """The experiment that all trials of a sweep have before their own values, and how to read more flags."""
+    if any(flag.split("=")[0] in ("--run", "--verify", "--check-export") for flag in train_flags):
+        raise ConfigError("give no --run, --verify or --check-export after `--`: every trial has a run of its own")
+
+    def read(words: Sequence[str]) -> Experiment:
+        return parse(experiment, [*train_flags, *words]).experiment
+
+    return read([]), read
 
 
 def _checked(job: AnyJob, train_flags: Sequence[str]) -> AnyJob:
@@ -69,6 +97,20 @@ def _checked(job: AnyJob, train_flags: Sequence[str]) -> AnyJob:
     job = replace(job, flags=tuple(train_flags))
     fields = [flag for flag in train_flags if flag != "--verify"]
     print(f"{job.title}: {check_devices(job, parse(job.experiment, fields).experiment)}", file=sys.stderr)
+    return job
+
+
+def _checked_sweep(job: AnySweep, train_flags: Sequence[str]) -> AnySweep:
+    """The job with its training flags, after checking all that its drivers would refuse."""
+    with on_the_host():
+        base, read = plain_experiment(job.experiment, train_flags)
+        space, slots = space_wanted(job.wanted, base, read), job.slots(base)
+        metric, _, _ = objective(job.wanted, base)
+        devices = simulated_devices(slots)
+        check_metric(base, metric, devices)
+        check_trials(space, base, devices)
+    job = replace(job, flags=tuple(train_flags))
+    print(f"{job.title}: {len(space)} trials, {job.drivers} drivers of {len(slots)} at once", file=sys.stderr)
     return job
 
 

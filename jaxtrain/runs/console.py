@@ -7,10 +7,8 @@ from typing import Any, TextIO
 
 from jaxtrain.base.text import duration, number
 from jaxtrain.experiment.observers import ObservedRun, Scores
+from jaxtrain.runs.view import NOT_PRINTED
 from jaxtrain.runs.watcher import Watcher
-
-NOT_PRINTED = {"intervals", "code", "signal"}
-"""Fields of events that are for programs which read events.jsonl."""
 
 
 class Console(Watcher):

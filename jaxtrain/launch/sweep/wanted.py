@@ -127,8 +127,9 @@ def _points(space: Space) -> Iterator[dict[str, Any]]:
     if space.method != "adaptive":
         first, many = space.point(1), len(space) > MOST_TRACED
         if many:
+            most = max(1, MOST_TRACED // max(1, len(space.grid)))
             for axis in space.grid:
-                yield from ({**first, axis.path: value} for value in axis.values)
+                yield from ({**first, axis.path: value} for value in axis.values[:most])
         yield from map(space.point, range(1, len(space) + 1))
         return
     ends = {axis.path: (axis.low, axis.high) if isinstance(axis, Between) else axis.values for axis in space.drawn}
