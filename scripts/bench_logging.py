@@ -34,24 +34,27 @@ class Spent:
     """
 
     def __init__(self, warm: int) -> None:
-        self.warm, self.observers, self.inside = warm, 0.0, False
+        self.warm, self.inside = warm, False
+        self.by: dict[str, float] = {}
+        """Seconds by the method of the observers."""
         self.first = self.drawn_first = self.drawn = 0.0
 
-    def timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         """The method, whose time is counted unless another one calls it."""
 
         def call(*arguments: Any, **named: Any) -> Any:
-            if method.__name__ == "stepped":
+            if name == "stepped":
                 self.drawn = drawing()
                 if arguments[1] == self.warm:
-                    self.first, self.observers, self.drawn_first = time.process_time(), 0.0, self.drawn
+                    self.first, self.by, self.drawn_first = time.process_time(), {}, self.drawn
             if self.inside:
                 return method(*arguments, **named)
             self.inside, since = True, time.thread_time()
             try:
                 return method(*arguments, **named)
             finally:
-                self.observers, self.inside = self.observers + time.thread_time() - since, False
+                passed, self.inside = time.thread_time() - since, False
+                self.by[name] = self.by.get(name, 0.0) + passed
 
         return call
 
@@ -79,7 +82,7 @@ def measure(name: str) -> str:
     before, kept = sys.stderr, {method: getattr(Observers, method) for method in LOGGED}
     with tempfile.TemporaryDirectory() as made, open(other, "w", encoding="utf-8") as terminal:
         for method in LOGGED:
-            setattr(Observers, method, spent.timed(kept[method]))
+            setattr(Observers, method, spent.timed(method, kept[method]))
         sys.stderr, os.environ["TERM"] = terminal, "xterm"
         try:
             train(experiment, Path(made) / "run")
@@ -90,7 +93,11 @@ def measure(name: str) -> str:
                 setattr(Observers, method, kept[method])
     steps = STEPS[name] - spent.warm
     parts = [f"{name}: {1e3 * total / steps:.2f} ms of CPU a step"]
-    for what, seconds in (("observers", spent.observers), ("view", spent.drawn - spent.drawn_first)):
+    for what, seconds in (
+        ("observers", sum(spent.by.values())),
+        *spent.by.items(),
+        ("view", spent.drawn - spent.drawn_first),
+    ):
         parts.append(f"{what} {1e6 * seconds / steps:.0f} µs ({seconds / total:.2%})")
     return ", ".join(parts)
 

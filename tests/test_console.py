@@ -238,9 +238,9 @@ def test_an_encoding_without_the_letters_gets_ascii_alone(terminal: Terminal, mo
     assert terminal.read()[0] == "step 1/10  teste_de_opini?o loss 1"
 
 
-def test_drawing_takes_a_quarter_of_a_percent_of_a_cpu_at_most() -> None:
+def test_drawing_takes_an_eighth_of_a_percent_of_a_cpu_at_most() -> None:
     assert pause_after(0.0) == QUICKEST == 0.25
-    assert pause_after(0.004) == pytest.approx(1.6)
+    assert pause_after(0.004) == pytest.approx(3.2)
     assert pause_after(1.0) == SLOWEST == 5.0
 
 

@@ -26,7 +26,7 @@ MOST_WAITING = 1000
 LAST_SECONDS = 2.0
 """Seconds that the end of a run waits for what is left to be written."""
 
-SLOWEST, QUICKEST, SHARE = 5.0, 0.25, 1 / 400
+SLOWEST, QUICKEST, SHARE = 5.0, 0.25, 1 / 800
 """Seconds between two drawings of the view: at most, at least, and such that they take this share of a CPU's time."""
 
 Draw = Callable[[int, int], Sequence[str]]
