@@ -25,6 +25,7 @@ from jaxtrain.reports.find import LARGEST_RUN_FILE, read_run_file
 from jaxtrain.reports.tail import LARGEST_TAIL, last_objects, read_bounded
 from jaxtrain.runs.heartbeat import SILENT, Beat
 from jaxtrain.runs.owner import FREE, beat_of, last_lock, machine, parsed, process_start
+from jaxtrain.runs.view import PHASE_WORDS
 
 State = Literal["running", "finished", "stopped", "preempted", "crashed", "stalled", "unreadable"]
 
@@ -189,8 +190,7 @@ def _progress(beat: Beat) -> tuple[State, str]:
             what = "a batch" if beat.phase == "data" else "its step"
             return "stalled", f"it has waited for {what} for {duration(beat.idle)}"
         return "running", ""
-    names = {"compile": "compiling", "restore": "restoring", "eval": "evaluating", "save": "saving"}
-    return "running", f"{names.get(beat.phase, 'starting or ending')}{_for(beat.idle)}"
+    return "running", f"{PHASE_WORDS.get(beat.phase, '')}{_for(beat.idle)}".strip()
 
 
 def _for(seconds: float) -> str:

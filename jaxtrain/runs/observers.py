@@ -46,7 +46,9 @@ class Observers:
         self._log = log = MetricsLog(folder, first)
         self.recorder = Recorder(folder, experiment.runtime.flight, first)
         wrong = log.rewind(start, experiment.runtime.log_every) + self.recorder.steps.rewind(start)
-        self._own: list[Watcher] = [log, Console(experiment.steps, start, first), self.recorder]
+        name, batch = folder.absolute().name, experiment.data.batch_size
+        console = Console(experiment.steps, start, first, name=name, batch=batch, phase=lambda: stop.progress()[1])
+        self._own: list[Watcher] = [log, console, self.recorder]
         self._mirrors: list[Watcher] = [TensorBoard(folder / "tensorboard", start)] if first else []
         self._mirrors += [Profiler(folder / "profile", profiled)] if first and profiled else []
         self._others: list[Observer] = list(experiment.observers) if first else []

@@ -4,12 +4,19 @@ The cursor stays on an empty line above the view: what anybody else prints appea
 that is killed leaves a terminal that works, since no mode of it is changed. Not here: what the view shows (`view`).
 """
 
+import contextlib
 import fcntl
 import os
+import select
+import stat
 import struct
+import sys
 import termios
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 from jaxtrain.runs.view import WIDE
 
@@ -19,7 +26,7 @@ MOST_WAITING = 1000
 LAST_SECONDS = 2.0
 """Seconds that the end of a run waits for what is left to be written."""
 
-SLOWEST, QUICKEST, SHARE = 5.0, 0.25, 1 / 400
+SLOWEST, QUICKEST, SHARE = 5.0, 0.25, 1 / 800
 """Seconds between two drawings of the view: at most, at least, and such that they take this share of a CPU's time."""
 
 Draw = Callable[[int, int], Sequence[str]]
@@ -43,6 +50,14 @@ def terminal_size(stream: TextIO) -> tuple[int, int]:
     return columns or 80, rows or 24
 
 
+def may_block(stream: TextIO) -> bool:
+    """Whether whoever reads the stream can make a writer wait: a terminal or a pipe, and not a file."""
+    try:
+        return not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError, AttributeError):
+        return False  # a stream in memory
+
+
 class Screen:
     """Lines on a stream, and a view below them if `draw` is given. May block; raises nothing.
 
@@ -51,7 +66,9 @@ class Screen:
 
     def __init__(self, stream: TextIO, draw: Draw | None = None) -> None:
         self._stream, self._draw, self.lost = stream, draw, False
-        self._utf8 = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._utf8 = self._encoding.lower().replace("-", "") == "utf8"
+        self._file = stream.fileno() if may_block(stream) else None
 
     def write(self, lines: Sequence[str], redraw: bool = True) -> None:
         """Write lines above the view, and draw the view again."""
@@ -88,7 +105,119 @@ class Screen:
         if not text or self.lost:
             return
         try:
-            self._stream.write(text)
-            self._stream.flush()
+            if self._file is None:
+                self._stream.write(text)
+                self._stream.flush()
+            else:
+                self._write_bytes(self._file, text.encode(self._encoding, "replace"))
         except (OSError, ValueError):  # ValueError: a closed file, or a character that its encoding lacks
             self.lost = True
+            if self._file is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    self._stream.write("\n")  # so that it, too, learns that it is lost
+                    self._stream.flush()
+
+    def _write_bytes(self, file: int, data: bytes) -> None:
+        # Not by the stream: a thread that hangs in it keeps its lock, for which the end of the interpreter would wait.
+        while data:
+            try:
+                data = data[os.write(file, data) :]
+            except BlockingIOError:
+                select.select([], [file], [], 1.0)
+
+
+def pause_after(seconds: float) -> float:
+    """Seconds until the next drawing of a view that took these seconds of a CPU."""
+    return min(SLOWEST, max(QUICKEST, seconds / SHARE))
+
+
+class Writer:
+    """Writes to a stream from a thread of its own, so that no call blocks. With `draw` there is a view below the lines,
+    and what is printed to standard output and error on a terminal goes above it.
+    """
+
+    def __init__(self, stream: TextIO, draw: Draw | None = None) -> None:
+        self._screen, self._live = Screen(stream, draw), draw is not None
+        self._lines: deque[str] = deque()
+        self._left_out, self._view = 0, True
+        self._changed, self._ended, self._adding = threading.Event(), threading.Event(), threading.Lock()
+        self._before = sys.stdout, sys.stderr
+        if self._live:
+            sys.stdout, sys.stderr = (self._above(stream) for stream in self._before)
+        self._thread = threading.Thread(target=self._run, name="console", daemon=True)
+        self._thread.start()
+
+    def print(self, line: str) -> None:
+        """Write a line, when the terminal takes it."""
+        with self._adding:  # which the thread keeps only to take the lines
+            if len(self._lines) >= MOST_WAITING:
+                self._lines.popleft()
+                self._left_out += 1
+            self._lines.append(line)
+        self._changed.set()
+
+    def close(self, view: bool = True) -> None:
+        """Write what is left, for at most `LAST_SECONDS`. The last view stays, unless `view` is False."""
+        for name, before in zip(("stdout", "stderr"), self._before, strict=True):
+            if isinstance(now := getattr(sys, name), _Above):
+                now.flush_rest()
+                setattr(sys, name, before)
+        self._view = view
+        self._ended.set()
+        self._changed.set()
+        self._thread.join(LAST_SECONDS)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the stream can no longer be written."""
+        return self._screen.lost
+
+    def _above(self, stream: TextIO) -> TextIO:
+        if stream is None or not stream.isatty():
+            return stream
+        return cast(TextIO, _Above(stream, self.print))
+
+    def _take(self) -> list[str]:
+        with self._adding:
+            lines = [*([f"({self._left_out} lines are left out)"] if self._left_out else []), *self._lines]
+            self._lines.clear()
+            self._left_out = 0
+        return lines
+
+    def _run(self) -> None:
+        while not self._screen.lost:
+            ended, since = self._ended.is_set(), time.thread_time()
+            self._changed.clear()
+            lines = self._take()
+            if ended:
+                self._screen.write(lines, redraw=False)
+                self._screen.close(view=self._view)
+                return
+            self._screen.write(lines)
+            if self._live:
+                self._ended.wait(pause_after(time.thread_time() - since))
+            else:
+                self._changed.wait()
+
+
+class _Above:
+    """A standard stream whose lines go above the view."""
+
+    def __init__(self, stream: TextIO, show: Callable[[str], None]) -> None:
+        self._stream, self._show, self._rest = stream, show, ""
+
+    def write(self, text: str) -> int:
+        """Show the lines that are complete."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._show(line.rpartition("\r")[2])  # as of a progress bar, which writes over itself
+        return len(text)
+
+    def flush_rest(self) -> None:
+        """Show what is left of a line."""
+        if self._rest:
+            self._show(self._rest)
+            self._rest = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

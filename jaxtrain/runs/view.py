@@ -22,6 +22,15 @@ POINTS = 256
 NOT_PRINTED = {"intervals", "code", "signal"}
 """Fields of events that are for programs which read events.jsonl."""
 
+PHASE_WORDS = {
+    "compile": "compiling",
+    "restore": "restoring",
+    "eval": "evaluating",
+    "save": "saving",
+    "other": "starting or ending",
+}
+"""What is said of a phase of `runs/clock` that is not training."""
+
 _BLOCKS, _CURVE = "▁▂▃▄▅▆▇█", 32
 
 
@@ -45,7 +54,8 @@ class Curve:
 
     def text(self, width: int = _CURVE) -> str:
         """A block for each of `width` parts of the run, as high as its mean loss; `×` where that is not finite."""
-        values, count = self._values, min(width, len(self._values))
+        values = [*self._values]  # another thread may add one
+        count = min(width, len(values))
         bounds = [len(values) * part // count for part in range(count + 1)] if count else []
         means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(bounds)]
         finite = [mean for mean in means if math.isfinite(mean)]
@@ -88,7 +98,7 @@ class RunView:
             self._seen = [(step, now)]
         self._seen[1:] = [(step, now)]
         (first, since), (last, until) = self._seen[0], self._seen[-1]
-        if not self._last and last > first and until > since:
+        if not self._last and last > first and until - since >= 1.0:  # the first ones are only dispatched
             self.steps_per_second = (last - first) / (until - since)
 
     def trained(self, step: int, values: Mapping[str, float]) -> None:
@@ -149,7 +159,7 @@ class RunView:
         speed += [] if waiting is None else [f"{waiting:.0%} of it waiting for data"]
         if speed:
             found.append(("speed", ", ".join(speed)))
-        for split, (step, values) in self._scores.items():
+        for split, (step, values) in [*self._scores.items()]:  # another thread may add one
             found.append((split, f"{metrics_text(values)}  at step {step}"))
         kept = [f"step {self._saved}"] if self._saved else []
         if kept:
