@@ -48,6 +48,8 @@ VERBS = (
     "export",
     "memory experiments/digits.py",
     "verify-resume experiments/digits.py",
+    "sweep",
+    "launch slurm-sweep",
     "replay",
     "generate",
     *(f"checkpoints {verb}" for verb in ("list", "verify", "prune", "restore-to")),
