@@ -49,6 +49,8 @@ VERBS = (
     "export",
     "memory experiments/digits.py",
     "verify-resume experiments/digits.py",
+    "sweep",
+    "launch slurm-sweep",
     "replay",
     "generate",
     "runs",

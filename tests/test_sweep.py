@@ -47,6 +47,10 @@ if peak == 0.5:
 if peak == 0.25 and starts.read_text() == "1":
     sys.exit(75)
 loss = math.nan if peak == 0.125 else (math.log10(peak) + 2) ** 2 + 0.01 * float(flags.get("seed", 0))
+if peak == 0.0625:
+    (folder.parent.parent / "evaluations").mkdir(exist_ok=True)
+    pruned = json.dumps(dict(values={"6": 1.0}, pruned="pruned: it was worse"))
+    (folder.parent.parent / "evaluations" / (folder.name + ".json")).write_text(pruned)
 line = dict(step=6, split="test", loss=loss if peak != 0.125 else "nan")
 (folder / "metrics.jsonl").write_text(json.dumps(line) + chr(10))
 """
@@ -103,18 +107,20 @@ def test_a_grid_trains_every_combination_and_shows_the_best_mean_over_seeds(swee
 
 
 def test_a_trial_that_fails_is_recorded_with_its_reason_and_stops_no_other(sweep: Callable[..., Called]):
-    done = sweep("--grid", "optimizer.schedule.peak=0.5,0.25,0.125,0.01", "--out", "out")
+    words = ("--grid", "optimizer.schedule.peak=0.5,0.25,0.125,0.0625,0.01", "--out", "out")
+    done = sweep(*words)
     assert done.code == 0
-    diverged, resumed, infinite, good = read_sweep("out").trials
+    diverged, resumed, infinite, pruned, good = read_sweep("out").trials
+    assert (pruned.state, pruned.why) == ("pruned", "it was worse")
     assert (diverged.state, diverged.why) == ("failed", "exit code 4: the loss is NaN in step 3")
     assert (infinite.state, infinite.why) == ("failed", "test/loss is nan at step 6")
     assert (resumed.state, Path("out/trials/0002/starts").read_text()) == ("finished", "2")
     assert (good.state, good.value) == ("finished", 0.0)
     assert "trial 1 failed: exit code 4: the loss is NaN in step 3" in done.out
-    again = sweep("--grid", "optimizer.schedule.peak=0.5,0.25,0.125,0.01", "--out", "out")
+    again = sweep(*words)
     assert again.out == done.out
     starts = [path.read_text() for path in sorted(Path("out/trials").glob("*/starts"))]
-    assert starts == ["1", "2", "1", "1"]  # nothing was trained again
+    assert starts == ["1", "2", "1", "1", "1"]  # nothing was trained again
 
 
 def wanted_in(folder: Path, space: Space, **changes: Any) -> Sweep:

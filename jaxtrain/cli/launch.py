@@ -18,8 +18,7 @@ from jaxtrain.launch.kubernetes import Kubernetes
 from jaxtrain.launch.local import Local, run_job
 from jaxtrain.launch.slurm import Slurm
 from jaxtrain.launch.sweep.jobs import KubernetesSweep, SlurmSweep
-from jaxtrain.launch.sweep.slots import simulated_devices
-from jaxtrain.launch.sweep.wanted import Read, check_metric, check_trials, objective, on_the_host, space_wanted
+from jaxtrain.launch.sweep.wanted import Read, check_all, use_the_cpu
 from jaxtrain.launch.tpu import TpuVm
 
 VERBS = Verbs(
@@ -81,6 +80,7 @@ def local(job: Annotated[Local, Flat], rest: Rest) -> int:
 
 def plain_experiment(experiment: str, train_flags: Sequence[str]) -> tuple[Experiment, Read]:
     """The experiment that all trials of a sweep have before their own values, and how to read more flags."""
+    use_the_cpu()
     if any(flag.split("=")[0] in ("--run", "--verify", "--check-export") for flag in train_flags):
         raise ConfigError("give no --run, --verify or --check-export after `--`: every trial has a run of its own")
 
@@ -102,13 +102,9 @@ def _checked(job: AnyJob, train_flags: Sequence[str]) -> AnyJob:
 
 def _checked_sweep(job: AnySweep, train_flags: Sequence[str]) -> AnySweep:
     """The job with its training flags, after checking all that its drivers would refuse."""
-    with on_the_host():
-        base, read = plain_experiment(job.experiment, train_flags)
-        space, slots = space_wanted(job.wanted, base, read), job.slots(base)
-        metric, _, _ = objective(job.wanted, base)
-        devices = simulated_devices(slots)
-        check_metric(base, metric, devices)
-        check_trials(space, base, devices)
+    base, read = plain_experiment(job.experiment, train_flags)
+    slots = job.slots(base)
+    space, _ = check_all(job.wanted, base, read, slots)
     job = replace(job, flags=tuple(train_flags))
     print(f"{job.title}: {len(space)} trials, {job.drivers} drivers of {len(slots)} at once", file=sys.stderr)
     return job

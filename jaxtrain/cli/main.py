@@ -40,7 +40,6 @@ PLACES = {
     "jaxtrain.cli.deploy": ("evaluate", "predict", "export"),
     "jaxtrain.cli.generate": ("generate",),
     "jaxtrain.cli.replay": ("replay",),
-    "jaxtrain.cli.sweep": ("sweep",),
     "jaxtrain.cli.compare": ("compare", "diff"),
     "jaxtrain.cli.runs": ("runs", "watch"),
     "jaxtrain.cli.report": ("report",),

@@ -22,8 +22,8 @@ from jaxtrain.launch.sweep.begin import begin_sweep
 from jaxtrain.launch.sweep.claims import Claims
 from jaxtrain.launch.sweep.driver import Driver, to_stderr
 from jaxtrain.launch.sweep.search import Adaptive, GridOrDraws
-from jaxtrain.launch.sweep.slots import Slot, divide, simulated_devices, visible_gpus
-from jaxtrain.launch.sweep.wanted import Wanted, check_metric, check_trials, objective, on_the_host, space_wanted
+from jaxtrain.launch.sweep.slots import Slot, divide, visible_gpus
+from jaxtrain.launch.sweep.wanted import Wanted, check_all
 from jaxtrain.reports.sweep.read import Sweep, read_sweep
 from jaxtrain.reports.sweep.text import sweep_text
 from jaxtrain.runs.begin import new_folder
@@ -53,16 +53,11 @@ def sweep(
         wait: Wait for the trials of other drivers, to take them over where a driver dies.
         program: The command that runs jaxtrain.
     """
-    with on_the_host():
-        flags = list(rest.train_flags)
-        plain, origin = load(experiment)
-        base, read = plain_experiment(experiment, flags)
-        space = space_wanted(wanted, base, read)
-        metric, mode, best = objective(wanted, base)
-        slots = divide(workers, base.layout.mesh, visible_gpus(), _cores())
-        devices = simulated_devices(slots)
-        check_metric(base, metric, devices)
-        check_trials(space, base, devices)
+    flags = list(rest.train_flags)
+    base, read = plain_experiment(experiment, flags)
+    plain, origin = load(experiment)
+    slots = divide(workers, base.layout.mesh, visible_gpus(), _cores())
+    space, (metric, mode, best) = check_all(wanted, base, read, slots)
     before = settings(plain)
     fixed = {path: value for path, value in settings(base).items() if path not in before or before[path] != value}
     place = f"{origin.file}:{origin.function}"

@@ -4,7 +4,6 @@ All drivers work on one folder, which they must share, and need no connection to
 """
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -14,43 +13,51 @@ import tyro
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import PositiveInt
 from jaxtrain.experiment.experiment import Experiment
-from jaxtrain.launch.job import FATAL
+from jaxtrain.launch.job import FATAL, ClusterJob
 from jaxtrain.launch.kubernetes import Kubernetes
 from jaxtrain.launch.slurm import Slurm
-from jaxtrain.launch.sweep.slots import Slot, divide
+from jaxtrain.launch.sweep.slots import CORES, Slot, divide
 from jaxtrain.launch.sweep.wanted import Wanted
 
 AnyWanted = Annotated[Wanted, tyro.conf.arg(name="")]
 Hidden = tyro.conf.Suppress[PositiveInt]
 
 
-def driver_command(
-    program: str, experiment: str, folder: Path, wanted: Wanted, workers: int | None, flags: Sequence[str]
-) -> tuple[str, ...]:
-    """The command line of a driver. It does not wait for trials of others, so that a task without work ends."""
-    own = ["--out", str(folder), "--no-wait", *([f"--workers={workers}"] if workers else []), *wanted.words()]
-    return (*shlex.split(program), "sweep", experiment, *own, *(["--", *flags] if flags else []))
+@dataclass(frozen=True, kw_only=True)
+class Drivers(ClusterJob):
+    """What the sweeps of all platforms have. `run` is the sweep's folder."""
 
+    wanted: AnyWanted = field(default_factory=Wanted)
+    run: Path | None = None
+    """The sweep's folder, shared by all drivers; sweeps/NAME by default, on Kubernetes NAME below --mount."""
+    drivers: PositiveInt = 4
+    """Tasks of the array, or pods of the Job."""
+    workers: PositiveInt | None = None
+    """How many trials each driver runs at once; by default as many as it has devices for."""
 
-def slots_of(experiment: Experiment, gpus: int, cpus: int | None, workers: int | None) -> list[Slot]:
-    """What a driver will divide on its host. Raises ConfigError for more than its devices are enough for."""
-    cores = frozenset(range(cpus or max(2, workers or 0)))
-    return divide(workers, experiment.layout.mesh, [str(number) for number in range(gpus)], cores)
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command line of a driver. It does not wait for trials of others, so that a task without work ends."""
+        own = ["--out", str(self.folder), "--no-wait", *([f"--workers={self.workers}"] if self.workers else [])]
+        rest = ["--", *self.flags] if self.flags else []
+        return (*shlex.split(self.program), "sweep", self.experiment, *own, *self.wanted.words(), *rest)
+
+    def cores(self) -> int:
+        """The cores of a driver that are known to be there."""
+        return max(CORES, self.workers or 0)
+
+    def slots(self, experiment: Experiment) -> list[Slot]:
+        """The slots of each driver. Raises ConfigError for more than its devices are enough for."""
+        gpus = [str(number) for number in range(getattr(self, "gpus", 0))]
+        return divide(self.workers, experiment.layout.mesh, gpus, frozenset(range(self.cores())))
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlurmSweep(Slurm):
+class SlurmSweep(Drivers, Slurm):
     """An array of SLURM, each task of which is a driver of one sweep and is requeued until no trial is left for it."""
 
     log: ClassVar[str] = "driver-%a.log"
 
-    wanted: AnyWanted = field(default_factory=Wanted)
-    run: Path | None = None
-    """The sweep's folder, shared by all drivers; sweeps/NAME by default."""
-    drivers: PositiveInt = 4
-    """Tasks of the array, each on a node or a part of one."""
-    workers: PositiveInt | None = None
-    """How many trials each driver runs at once; by default as many as it has devices for."""
     nodes: Hidden = 1
     processes: Hidden = 1
 
@@ -59,31 +66,18 @@ class SlurmSweep(Slurm):
         """The sweep's folder on the hosts."""
         return self.run or Path("sweeps") / self.title
 
-    @property
-    def command(self) -> tuple[str, ...]:
-        """The command line of a driver."""
-        return driver_command(self.program, self.experiment, self.folder, self.wanted, self.workers, self.flags)
+    def cores(self) -> int:
+        return self.cpus or super().cores()
 
     def array(self) -> dict[str, Any]:
         """One task a driver; the log of each has its number."""
         return {"array": f"0-{self.drivers - 1}", "output": "slurm-%x-%A_%a.log"}
 
-    def slots(self, experiment: Experiment) -> list[Slot]:
-        """The slots of each driver."""
-        return slots_of(experiment, self.gpus, self.cpus, self.workers)
-
 
 @dataclass(frozen=True, kw_only=True)
-class KubernetesSweep(Kubernetes):
+class KubernetesSweep(Drivers, Kubernetes):
     """An Indexed Job of Kubernetes (1.29 or later), each pod of which is a driver of one sweep; needs no JobSet."""
 
-    wanted: AnyWanted = field(default_factory=Wanted)
-    run: Path | None = None
-    """The sweep's folder below --mount, shared by all drivers; NAME by default."""
-    drivers: PositiveInt = 4
-    """Pods of the Job."""
-    workers: PositiveInt | None = None
-    """How many trials each driver runs at once; by default as many as it has devices for."""
     hosts: tyro.conf.Suppress[PositiveInt | None] = None
 
     def __post_init__(self) -> None:
@@ -91,11 +85,6 @@ class KubernetesSweep(Kubernetes):
         hosts, _ = self.size()
         if hosts > 1:
             raise ConfigError(f"--tpu {self.tpu} has {hosts} hosts: a trial of a sweep has devices of one host")
-
-    @property
-    def command(self) -> tuple[str, ...]:
-        """The command line of a driver."""
-        return driver_command(self.program, self.experiment, self.folder, self.wanted, self.workers, self.flags)
 
     def manifest(self) -> dict[str, Any]:
         """The Job. A pod that fails by itself is restarted, so many times, and one that is evicted always."""
@@ -122,8 +111,3 @@ class KubernetesSweep(Kubernetes):
     def environment(self) -> dict[str, str]:
         """Only the job's own variables: drivers do not connect to each other."""
         return dict(self.env)
-
-    def slots(self, experiment: Experiment) -> list[Slot]:
-        """The slots of each driver."""
-        whole = self.cpus and self.cpus.isdecimal()
-        return slots_of(experiment, self.gpus, int(self.cpus or 0) if whole else None, self.workers)

@@ -22,13 +22,8 @@ GPU_MEMORY = 0.9
 """The share of a GPU's memory that the trials on it have together, where it has several."""
 
 OF_ANOTHER_RUN = (
-    "JAX_COORDINATOR_ADDRESS",
-    "JAX_NUM_PROCESSES",
-    "JAX_PROCESS_ID",
-    "JOB_COMPLETION_INDEX",
-    "OMPI_COMM_WORLD_SIZE",
-    "SLURM_NTASKS",
-    "SLURM_STEP_NUM_TASKS",
+    *("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX"),
+    *("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
 )
 """Variables by which a trial would look for the other drivers, as if they were processes of its run."""
 

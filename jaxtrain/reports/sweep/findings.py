@@ -12,7 +12,7 @@ import numpy as np
 from jaxtrain.reports.statistics import Interval, t_interval
 from jaxtrain.reports.sweep.read import SEED, Setting, Sweep, value_text
 
-BINS = 4
+RANGE_GROUPS = 4
 """Groups with as many trials each, into which a field with a range is divided for its importance."""
 
 FEWEST_TRIALS = 4
@@ -68,7 +68,7 @@ def importance(sweep: Sweep) -> dict[str, float]:
 
     It is ε² of a one-way analysis of variance, 1 - (within / its degrees of freedom) / (total / its own), at least 0:
     without that bound a field that explains nothing has 0 on average, however many values it has. A range is divided
-    into `BINS` groups. The effect of several fields together is in none of them, so the shares need not sum to 1.
+    into `RANGE_GROUPS` groups. The effect of several fields together is in none, so the shares need not sum to 1.
     """
     trials = [trial for trial in sweep.trials if trial.state == "finished" and trial.value is not None]
     values = np.array([trial.value for trial in trials], np.float64)
@@ -93,10 +93,10 @@ def _groups(values: Sequence[Any]) -> list[int]:
     """The group of each value: equal values have the same one; of many numbers, neighbours."""
     keys = [_key(value) for value in values]
     kinds = sorted(set(keys))
-    if len(kinds) <= max(BINS, len(values) // 2) or not all(is_number(value) for value in values):
+    if len(kinds) <= max(RANGE_GROUPS, len(values) // 2) or not all(is_number(value) for value in values):
         return [kinds.index(key) for key in keys]
     ranks = np.argsort(np.argsort(np.array(values, np.float64), kind="stable"), kind="stable")
-    return (ranks * BINS // len(values)).tolist()
+    return (ranks * RANGE_GROUPS // len(values)).tolist()
 
 
 def is_number(value: Any) -> bool:

@@ -18,7 +18,7 @@ WIDTH, HEIGHT, TOP, SIDE = 1000, 420, 40, 70
 QUARTERS = (("trial", 1.0, 0.25), ("trial", 1.0, 0.45), ("trial leads", 1.2, 0.6), ("trial leads", 2.4, 1.0))
 """Class of the page's style, width and opacity of the lines, by quarters of the trials, from the worst on."""
 
-MOST_LINES = 500
+MOST_TRIALS_DRAWN = 500
 """Lines that are drawn: the best and the worst ones."""
 
 
@@ -29,8 +29,8 @@ def parallel_coordinates(
     low values are good. Axes of positive numbers that span more than a factor of 30 are logarithmic.
     """
     order = sorted(range(len(values)), key=lambda at: values[at], reverse=best_first)
-    if len(order) > MOST_LINES:
-        order = [*order[: MOST_LINES // 2], *order[-MOST_LINES // 2 :]]
+    if len(order) > MOST_TRIALS_DRAWN:
+        order = [*order[: MOST_TRIALS_DRAWN // 2], *order[-MOST_TRIALS_DRAWN // 2 :]]
     columns = [(names[path], *_scale(each)) for path, each in axes.items()]
     columns.append((metric, *_scale(values, allow_log=False)))
     gap = (WIDTH - 2 * SIDE) / max(1, len(columns) - 1)

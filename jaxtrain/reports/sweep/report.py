@@ -13,7 +13,7 @@ import numpy as np
 from jaxtrain.base.text import number
 from jaxtrain.reports.page import Item, Page, Paragraph, Picture, Plot, Preformatted, Section, Series, Table
 from jaxtrain.reports.statistics import Interval, t_interval
-from jaxtrain.reports.sweep.findings import BINS, Point, importance, is_number, response, winner_file
+from jaxtrain.reports.sweep.findings import RANGE_GROUPS, Point, importance, is_number, response, winner_file
 from jaxtrain.reports.sweep.parallel import parallel_coordinates
 from jaxtrain.reports.sweep.read import SEED, Setting, Sweep, read_sweep, short_names, value_text
 
@@ -69,10 +69,10 @@ def _overview(sweep: Sweep, short: dict[str, str]) -> Section:
 def _cells(setting: Setting) -> list[object]:
     if not setting.numbers:
         return ["pruned" if any(trial.state == "pruned" for trial in setting.trials) else None, None, 0]
-    return [setting.mean, interval_text(t_interval(setting.numbers)), len(setting.numbers)]
+    return [setting.mean, seeds_interval(t_interval(setting.numbers)), len(setting.numbers)]
 
 
-def interval_text(interval: Interval) -> str:
+def seeds_interval(interval: Interval) -> str:
     """An interval as two numbers, or why it has none."""
     if not math.isfinite(interval.margin):
         return "unbounded: one seed"
@@ -90,7 +90,7 @@ def _winner(sweep: Sweep) -> Section:
     count = len([setting for setting in sweep.settings() if setting.numbers])
     found = f"{sweep.metric} {number(winner.mean)}"
     if len(winner.numbers) > 1:
-        interval = interval_text(t_interval(winner.numbers))
+        interval = seeds_interval(t_interval(winner.numbers))
         found += f", the mean of {len(winner.numbers)} seeds (95 % interval {interval})"
     named = ", ".join(f"{path} {value_text(value)}" for path, value in winner.values.items())
     items: list[Item] = [
@@ -140,7 +140,7 @@ def _curve(sweep: Sweep, name: str, points: Sequence[Point]) -> Plot:
 
 def _curve_table(sweep: Sweep, path: str, points: Sequence[Point]) -> Table:
     rows = [
-        [value_text(point.value), point.interval.value, interval_text(point.interval), point.best, point.trials]
+        [value_text(point.value), point.interval.value, seeds_interval(point.interval), point.best, point.trials]
         for point in points[:MOST_ROWS_OF_TABLE]
     ]
     columns = [path, f"mean {sweep.metric}", "95 % interval over seeds", "best setting", "trials"]
@@ -155,8 +155,8 @@ def _importance(sweep: Sweep) -> Section:
     rows = [[path, f"{share:.0%}" if math.isfinite(share) else own] for path, share in shares.items()]
     how = (
         "The share of the variance of the metric over all finished trials that the values of a field explain alone (ε² "
-        f"of a one-way analysis of variance, at least 0; a range is cut into {BINS} groups of as many trials). What "
-        "only several fields together explain is in none of them, so the shares need not sum to 100 %."
+        f"of a one-way analysis of variance, at least 0; a range is cut into {RANGE_GROUPS} groups of as many trials). "
+        "What only several fields together explain is in none of them, so the shares need not sum to 100 %."
     )
     return Section("Importance", [Paragraph(how), Table(["field", "explains"], rows)])
 
