@@ -13,6 +13,7 @@ from jaxtrain.experiment.observers import Observer as Observer
 from jaxtrain.experiment.observers import Scores as Scores
 from jaxtrain.experiment.start import Start as Start
 from jaxtrain.program import Program as Program
+from jaxtrain.reports.notebook.show import show as show
 from jaxtrain.runs.folder import Run as Run
 from jaxtrain.sharding.layout import MEGATRON as MEGATRON
 from jaxtrain.sharding.layout import RULES as RULES

@@ -23,6 +23,7 @@ ROOMS = {
     "base": (
         "errors",
         "text",
+        "display",
         "ranges",
         "allowed",
         "files",
@@ -39,7 +40,6 @@ ROOMS = {
         "threads",
         "tensors",
         "lines",
-        "display",
     ),
     "sharding": ("layout", "constraints", "checksum", "feed", "stages"),
     "models": (
