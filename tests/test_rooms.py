@@ -309,6 +309,7 @@ LATE = {
     "mlcroissant": {"datasets/report.py"},
     "jax2onnx": {"deploy/onnx/convert.py", "deploy/onnx/operations.py"},
     "onnxruntime": {"deploy/onnx/runtime.py", "deploy/onnx/int8.py"},
+    "wandb": {"runs/trackers/wandb_process.py"},
     "matplotlib": {"datasets/report.py", "analysis/databench/draw.py"},
 }
 """Libraries that are slow to import, and the module that may."""
