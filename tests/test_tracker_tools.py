@@ -53,12 +53,15 @@ def logged(file: Path) -> list[dict[str, Any]]:
     ]
 
 
-def alive(folder: Path) -> list[str]:
-    """Processes that are about a folder."""
-    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in found.splitlines() if "wandb_process" in line and f" {os.getpid()} " in line] + [
-        line for line in found.splitlines() if str(folder) in line
-    ]
+def processes() -> list[tuple[int, str]]:
+    """Session and command of every process."""
+    found = subprocess.run(["ps", "-eo", "sid,args"], capture_output=True, text=True, check=True).stdout
+    return [(int(line.split()[0]), line) for line in found.splitlines()[1:]]
+
+
+def own_sessions() -> set[int]:
+    """The sessions of the processes that this one has started for trackers."""
+    return {session for session, line in processes() if "wandb_process" in line and f" {os.getpid()} " in line}
 
 
 def test_wandb_keeps_a_run_off_line_with_its_config_metrics_and_events_and_a_resumed_run_has_the_same_id(
@@ -94,7 +97,7 @@ def test_wandb_keeps_a_run_off_line_with_its_config_metrics_and_events_and_a_res
         for item in record.summary.update
     }
     assert json.loads(summary["event/ended"])["step"] == 4
-    assert alive(folder) == []
+    assert own_sessions() == set()
 
 
 def test_a_tracker_of_wandb_whose_process_hangs_is_ended_with_the_run(tmp_path: Path) -> None:
@@ -106,6 +109,8 @@ def test_a_tracker_of_wandb_whose_process_hangs_is_ended_with_the_run(tmp_path: 
         try:
             run = observers(tmp_path, WandB(wait=1.0))
             periods(run, 3)
+            while not (sessions := own_sessions()):
+                time.sleep(0.05)
             before = time.monotonic()
             run.ended(3)
             run.close()
@@ -115,9 +120,9 @@ def test_a_tracker_of_wandb_whose_process_hangs_is_ended_with_the_run(tmp_path: 
         (event,) = events(tmp_path, "tracker")
         assert "WandB did not get 3 of 3 lines of metrics: it did not answer" in event["note"]
         deadline = time.monotonic() + 20
-        while alive(tmp_path) and time.monotonic() < deadline:
+        while left := [line for session, line in processes() if session in sessions and "<defunct>" not in line]:
+            assert time.monotonic() < deadline, left
             time.sleep(0.2)
-        assert alive(tmp_path) == []
 
 
 def test_an_error_of_wandb_is_said_in_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,7 +301,7 @@ def test_trackers_are_values_with_short_names_and_no_part_of_what_is_computed() 
         (lambda: MLflow(url="localhost:5000"), r"MLflow.url: 'localhost:5000' is not an address such as http://"),
         (lambda: MLflow(url="http://me:secret@host"), r"MLflow.url: leave user and password out"),
         (lambda: MLflow(url="http://host", timeout=0.0), r"timeout.*is not above 0"),
-        (lambda: WandB(**{"mode": "off"}), r"mode.*'off'"),
+        (lambda: replace(WandB(), mode="off"), r"mode.*'off'"),
         (lambda: WandB(queue=0), r"queue.*0 is not at least 1"),
         (lambda: WandB(wait=-1.0), r"wait.*-1.0 is not from 0 to 600"),
     ],
