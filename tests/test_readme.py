@@ -56,7 +56,7 @@ VERBS = (
 )
 
 # `pip install uv && uv run …` installs into this test's own environment: `uv run` is given the programs that are there,
-# full trainings take three steps, long evaluations few rows, and the tests are collected, not run within themselves.
+# full trainings of experiments/ take three steps, long evaluations few rows, and the tests are collected, not run within themselves.
 SHIM = f"""#!/usr/bin/env bash
 set -e
 shift
@@ -67,7 +67,7 @@ case "$1" in
     if [[ "$1 $2" == "train experiments/char_lm.py"* && "$*" != *--evals.validation.source.count* ]]; then
       set -- "$@" --evals.validation.source.count 64 --evals.test.source.count 64
     fi
-    if [ "$1" = train ] && ! [[ "$*" == *--steps* || "$*" == *--help* ]]; then
+    if [ "$1" = train ] && [[ "$2" == experiments/* || "$2" == research/* ]] && ! [[ "$*" == *--steps* || "$*" == *--help* ]]; then
       set -- "$@" --steps 3 --optimizer.schedule.warmup 0
     fi
     exec {sys.executable} -m jaxtrain "$@" ;;
@@ -91,12 +91,12 @@ def page_id(page: Path) -> str:
 
 
 LONG = ("bundle", "command-line", "many-machines", "onnx")
-"""Pages that take half a minute or more; other tests run most of what they hold."""
+"""Pages that take half a minute or more; other tests run most of what they hold. So do the tutorials."""
 
 
 def running(page: Path) -> Any:
     slow = page.name == "concepts.md" or any(language == "bash" for language, _ in blocks(page))
-    marks = [pytest.mark.full] if page.stem in LONG else [pytest.mark.slow] if slow else []
+    marks = [pytest.mark.full] if page.stem in LONG or page.stem.startswith("tutorial-") else [pytest.mark.slow] if slow else []
     return pytest.param(page, id=page_id(page), marks=marks)
 
 

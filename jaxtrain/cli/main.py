@@ -40,7 +40,10 @@ PLACES = {
     "jaxtrain.cli.deploy": ("evaluate", "predict", "export"),
     "jaxtrain.cli.generate": ("generate",),
     "jaxtrain.cli.replay": ("replay",),
+    "jaxtrain.cli.compare": ("compare", "diff"),
     "jaxtrain.cli.runs": ("runs", "watch"),
+    "jaxtrain.cli.report": ("report",),
+    "jaxtrain.cli.sweep": ("sweep",),
 }
 """The functions of modules that are verbs."""
 

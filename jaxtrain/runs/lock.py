@@ -129,7 +129,7 @@ class Lock:
         now = time.strftime("%Y-%m-%d %H:%M:%S %z")
         own = Owner(socket.gethostname(), os.getpid(), machine(), started, secrets.token_hex(16), now)
         self._beat_now = self._heartbeat.next()
-        file = _create(path, own.text(self._beat_now), own.token)
+        file = create_exclusively(path, own.text(self._beat_now), own.token)
         if file is None:
             return False
         try:
@@ -220,8 +220,21 @@ def owner_of(folder: Path, silent: float = SILENT) -> Owner | None:
     return None
 
 
-def _create(path: Path, content: bytes, token: str) -> int | None:
-    """Create a file with its content, atomically, and open it; None if the path exists."""
+class Watch:
+    """The owner of a folder, observed without waiting for it. `silent`: `SILENT`."""
+
+    def __init__(self, folder: Path, silent: float = SILENT) -> None:
+        self._folder, self._seen = folder, _Seen(silent)
+
+    def is_free(self) -> bool:
+        """Whether the folder has no living owner. Call often: an owner on another host is known to be dead only once
+        its heartbeat was missing for a while.
+        """
+        return (last := last_lock(self._folder)) is None or self._seen.is_dead(last[1])
+
+
+def create_exclusively(path: Path, content: bytes, token: str) -> int | None:
+    """Create a file with its content, atomically, and open it; None if the path exists. `token`: of this process."""
     temporary = path.with_name(f".lock.json.{token}")
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
