@@ -23,6 +23,7 @@ ROOMS = {
     "base": (
         "errors",
         "text",
+        "display",
         "ranges",
         "allowed",
         "files",
@@ -39,7 +40,6 @@ ROOMS = {
         "threads",
         "tensors",
         "lines",
-        "display",
     ),
     "sharding": ("layout", "constraints", "checksum", "feed", "stages"),
     "models": (
@@ -315,6 +315,7 @@ LATE = {
     "rich": {"runs/view.py"},
     "jax2onnx": {"deploy/onnx/convert.py", "deploy/onnx/operations.py"},
     "onnxruntime": {"deploy/onnx/runtime.py", "deploy/onnx/int8.py"},
+    "wandb": {"runs/trackers/wandb_process.py"},
     "matplotlib": {"datasets/report.py", "analysis/databench/draw.py"},
 }
 """Libraries that are slow to import, and the module that may."""
