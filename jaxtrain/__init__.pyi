@@ -11,6 +11,8 @@ from jaxtrain.experiment.observers import EarlyStopping as EarlyStopping
 from jaxtrain.experiment.observers import ObservedRun as ObservedRun
 from jaxtrain.experiment.observers import Observer as Observer
 from jaxtrain.experiment.observers import Scores as Scores
+from jaxtrain.experiment.override import override as override
+from jaxtrain.experiment.prune import Prune as Prune
 from jaxtrain.experiment.start import Start as Start
 from jaxtrain.program import Program as Program
 from jaxtrain.runs.folder import Run as Run

@@ -14,13 +14,15 @@ from jaxtrain.cluster import watchdog
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.data.remembered import RememberedPipeline, remember_inputs
-from jaxtrain.experiment.experiment import Experiment
+from jaxtrain.experiment.experiment import Experiment, Runtime
 from jaxtrain.experiment.fit import in_units_of_data
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.experiment.validate import check_evals, check_observers
 from jaxtrain.program import Program
+from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.folder import Run
 from jaxtrain.runs.journal import IN_FLIGHT
+from jaxtrain.runs.row_pass import keep_rows
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import TrainState
 from jaxtrain.tasks.base import Batch
@@ -87,9 +89,10 @@ def evaluate(program: Evaluator, state: Any, pipeline: Pipeline, stop: StopSigna
     return found
 
 
-def evaluate_splits(program: Program, state: TrainState, stop: StopSignal) -> dict[str, dict[str, float]]:
-    """`evaluate` of each split of the experiment, by its name."""
-    return {split: evaluate(program, state, data, stop) for split, data in program.experiment.evals.items()}
+def evaluate_splits(program: Program, state: TrainState, clock: Clock, stop: StopSignal) -> dict[str, dict[str, float]]:
+    """`evaluate` of each split of the experiment, by its name, in the phase `eval` of the clock."""
+    with clock("eval"):
+        return {split: evaluate(program, state, data, stop) for split, data in program.experiment.evals.items()}
 
 
 def _host_value(name: str, metric: HostMetric, predictions: Rows, labels: Rows) -> float | Mapping[str, float]:
@@ -165,17 +168,29 @@ def _names(shapes: Mapping[str, Metric]) -> tuple[list[str], list[str]]:
 
 
 def evaluate_run(
-    run: Run, step: SavedStep | None = None, split: str | None = None, data: Experiment | None = None
+    run: Run,
+    step: SavedStep | None = None,
+    split: str | None = None,
+    data: Experiment | None = None,
+    rows: bool = False,
 ) -> dict[str, dict[str, float]]:
     """The metrics of a saved step by split: of all splits, or of one.
 
     data: an experiment whose evaluations are used instead of the run's; differences from the run's data are printed on
         stderr. Without it, raises ConfigError for a split whose data differ from what the run recorded.
+    rows: keep the rows in the run folder, as after a run's last evaluation: at most `runtime.keep_rows` of a split, or
+        as many as by default where that is 0. Raises ConfigError with `data`, of which these rows would not say so.
     """
+    if rows and data is not None:
+        raise ConfigError("--keep-rows keeps what the run found on its own data: leave out --data")
     run = run if data is None else run.on(data)
     chosen = chosen_evals(run, split, recorded=data is None)
     restored = run.restore(step, layout_here(run))
-    return {name: evaluate(restored.program, restored.state, pipeline) for name, pipeline in chosen.items()}
+    found = {name: evaluate(restored.program, restored.state, pipeline) for name, pipeline in chosen.items()}
+    if rows:
+        most = run.experiment.runtime.keep_rows or Runtime().keep_rows
+        keep_rows(restored.program, restored.state, run.folder, chosen, most)
+    return found
 
 
 def chosen_evals(run: Run, split: str | None = None, recorded: bool = True) -> dict[str, Pipeline]:

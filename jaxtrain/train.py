@@ -20,6 +20,7 @@ from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.folder import Run, horizon_of_run
 from jaxtrain.runs.journal import Journal
 from jaxtrain.runs.lock import Lock
+from jaxtrain.runs.row_pass import keep_last_rows
 from jaxtrain.runs.start import FirstState
 from jaxtrain.step import TrainState
 
@@ -40,7 +41,7 @@ def train(
             program = Program(fit(experiment, folder), horizon=horizon_of_run(folder, experiment))
             experiment, lowered, first = program.experiment, program.lower(), FirstState(program)
             check_metrics(program)
-        lock = stack.enter_context(Lock(runtime.deadlines.lock, watchdog.leave))
+        lock = stack.enter_context(Lock(runtime.deadlines.lock, watchdog.leave, progress=stop.progress))
         run = begin(folder, experiment, origin, lock)
         checkpoints = stack.enter_context(run.checkpoints())
         saved = done = checkpoints.latest() or 0
@@ -59,8 +60,7 @@ def train(
                 scores = None
                 if journal.evaluation_due(done):
                     journal.check(program, state)
-                    with clock("eval"):
-                        found = evaluate_splits(program, state, stop)
+                    found = evaluate_splits(program, state, clock, stop)
                     scores = journal.evaluated(done, found)  # outside of the phase that a signal may end
                 if (checkpoints.improves(done, scores) or done % runtime.save_every == 0) and done > saved:
                     saved = journal.save(program, checkpoints, done, state, scores)
@@ -78,5 +78,6 @@ def train(
             journal.save(program, checkpoints, done, state, scores)
         with clock("save"):
             journal.saved(checkpoints.wait())
+        keep_last_rows(program, state, run.folder, clock, stop, journal.log_event)
         journal.ended(done)
     return run, state

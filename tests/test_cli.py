@@ -494,10 +494,7 @@ def test_mappings_are_replaced_by_flags_whatever_the_experiment_has_there(folder
 def test_help_comes_from_docstrings_for_the_program_every_group_and_every_verb(call, folder):
     top = call("--help").out
     assert call().out == top
-    assert (
-        "{train,explain,memory,verify,verify-resume,evaluate,predict,export,generate,replay,checkpoints,data,launch"
-        in top
-    )
+    assert "{train,explain,memory,verify,verify-resume,evaluate,predict,export,generate,replay,compare,diff" in top
     assert "Train an experiment, or resume its run." in top
     assert call("data").out == call("data", "--help").out
     assert "Build a dataset: a folder of files with a card." in call("data").out

@@ -13,7 +13,7 @@ from jaxtrain.analysis.databench import advise, draw, measure, stopwatch
 from jaxtrain.analysis.databench.advise import advice
 from jaxtrain.analysis.databench.draw import timeline
 from jaxtrain.analysis.databench.measure import bench
-from jaxtrain.analysis.databench.report import STAGES, Interval, Measurement, Report
+from jaxtrain.analysis.databench.report import STAGES, Measurement, Report, StageTime
 from jaxtrain.analysis.databench.stopwatch import TIMES, timed_batches
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.data import BatchTransform, Pipeline, Shift, Source, Transform
@@ -48,7 +48,7 @@ def measured(threads=1, workers=0, prefetch=2, wait=0.0, batches=3, **millisecon
     for batch in range(batches):
         for stage in STAGES:
             end = now + milliseconds.get(stage, 0.0) / 1e3
-            intervals.append(Interval(stage, batch, now, end, cpu=end - now))
+            intervals.append(StageTime(stage, batch, now, end, cpu=end - now))
             now = end
         now += wait / 1e3
     return Measurement(threads, workers, prefetch, tuple(intervals))
@@ -216,7 +216,7 @@ def test_a_measurement_counts_seconds_from_step_to_step_and_the_gaps_between():
 
 def test_stages_are_medians_and_the_load_is_all_but_the_step():
     found = report(measured(step=5), read=4, decode=1, transform=2, batch=0.5, transfer=0.25, step=9)
-    odd = Interval("read", 99, 0.0, 60.0, 0.0)
+    odd = StageTime("read", 99, 0.0, 60.0, 0.0)
     found = replace(found, sequential=replace(found.sequential, intervals=(*found.sequential.intervals, odd)))
     assert found.load == pytest.approx(7.75e-3)
     assert found.compute == pytest.approx(9e-3)

@@ -18,6 +18,7 @@ from cluster import until
 
 from jaxtrain.base.errors import ConfigError, Retry
 from jaxtrain.runs import lock as module
+from jaxtrain.runs.heartbeat import Beat
 from jaxtrain.runs.json_lines import read_lines
 from jaxtrain.runs.lock import Lock, Owner, owner_of
 from jaxtrain.train import train
@@ -49,7 +50,7 @@ def holder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, sub
 def written_by(folder: Path, beats: int = 0, **fields: str) -> Owner:
     """Write the lock of a process on another host."""
     owner = replace(Owner("elsewhere", 7, ELSEWHERE, "12", "a" * 32, "yesterday"), **fields)
-    (folder / "lock.json").write_bytes(owner.text(beats))
+    (folder / "lock.json").write_bytes(owner.text(Beat(beats)))
     return owner
 
 
@@ -116,7 +117,7 @@ def test_an_owner_on_another_host_is_dead_once_its_content_has_not_changed_and_l
                 if ended.wait(0.02):
                     return
                 file.seek(0)
-                file.write(owner.text(number))
+                file.write(owner.text(Beat(number)))
                 file.flush()
 
     thread = threading.Thread(target=beat)
@@ -190,7 +191,7 @@ def test_an_owner_that_was_taken_over_learns_who_did_and_harms_nothing(tmp_path:
     heard: list[str] = []
     with Lock(on_loss=heard.append, beat=0.05) as sleeper:
         sleeper.take(tmp_path)
-        (tmp_path / "new").write_bytes(Owner("elsewhere", 7, ELSEWHERE, "12", "c" * 32, "now").text(5))
+        (tmp_path / "new").write_bytes(Owner("elsewhere", 7, ELSEWHERE, "12", "c" * 32, "now").text(Beat(5)))
         os.replace(tmp_path / "new", tmp_path / "lock.json")
         until(lambda: bool(heard), 10, lambda: "it did not notice")
         assert "taken over by process 7 on host elsewhere, since now" in heard[0]

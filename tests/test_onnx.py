@@ -20,7 +20,7 @@ from jaxtrain.deploy.inputs import Tensor, Text
 from jaxtrain.deploy.kserve import inference_service
 from jaxtrain.deploy.onnx import conversion
 from jaxtrain.deploy.onnx import environment as of_onnx
-from jaxtrain.deploy.onnx.int8 import Compared, Int8Gate, compare
+from jaxtrain.deploy.onnx.int8 import Compared, Int8Gate, compare_outputs
 from jaxtrain.deploy.onnx.runtime import OnnxModel, names_of_outputs
 from jaxtrain.deploy.signature import Signature
 from jaxtrain.deploy.triton import config_pbtxt
@@ -230,11 +230,11 @@ def test_the_gate_sees_the_worst_of_the_outputs():
     outputs = (Tensor("probabilities", "float32", (2,)), Tensor("ink", "float32", ()))
     wanted = {"probabilities": np.array([[0.6, 0.4], [0.1, 0.9]]), "ink": np.array([1.0, 3.0])}
     found = {"probabilities": np.array([[0.45, 0.55], [0.1, 0.9]]), "ink": np.array([1.0, 3.5])}
-    seen = compare(outputs, wanted, found)
+    seen = compare_outputs(outputs, wanted, found)
     assert seen.agreement == 0.5
     assert seen.difference == pytest.approx(0.15)
     assert seen.spread == pytest.approx(0.5 / np.sqrt(2))  # the root of (0² + 0.5²) / 2, of a deviation of 1
-    logs = compare(
+    logs = compare_outputs(
         (Tensor("log_probabilities", "float32", (2,)),),
         *({"log_probabilities": np.log(x)} for x in (wanted["probabilities"], found["probabilities"])),
     )

@@ -11,8 +11,7 @@ import shlex
 import sys
 import traceback
 from pathlib import Path
-
-import jax
+from typing import Any
 
 from jaxtrain.base.cache import cache
 from jaxtrain.base.files import open_own
@@ -59,7 +58,8 @@ def _traceback_files() -> list[Path]:
 
 
 def _name() -> str:
-    number = jax.process_index()
+    jax: Any = sys.modules.get("jax")
+    number = jax.process_index() if jax is not None else 0
     return f"traceback-{number}.txt" if number else "traceback.txt"
 
 

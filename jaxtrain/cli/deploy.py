@@ -20,6 +20,7 @@ def evaluate(
     code: Code = None,
     data: Code = None,
     backend: Backend = "jax",
+    keep_rows: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Compute the metrics of a saved step of a run, or of a bundle.
 
@@ -31,6 +32,7 @@ def evaluate(
         data: An experiment whose evaluations are taken instead of the run's; without it, data that are not those that
             the run recorded are refused.
         backend: Of a bundle, what computes its predictions; its loss is always computed by jax.
+        keep_rows: Keep what was found for each example in rows/ of the run, as its last evaluation does.
     """
     from jaxtrain.base.text import number
     from jaxtrain.deploy.manifest import is_bundle
@@ -44,10 +46,12 @@ def evaluate(
         from jaxtrain.deploy.evaluation import evaluate_bundle
 
         _check_step(step)
+        if keep_rows:
+            raise ConfigError(f"--keep-rows: {model} is a bundle, which nothing is added to: give the run")
         found = evaluate_bundle(Bundle(model, backend), split, code, other)
     else:
         check_backend(backend, model)
-        found = evaluate_run(Run(model, code), step, split, other)
+        found = evaluate_run(Run(model, code), step, split, other, keep_rows)
     for name, values in found.items():
         print(name, *(f"{metric} {number(value)}" for metric, value in values.items()), sep="  ")
 

@@ -7,13 +7,13 @@ import errno
 import functools
 import os
 import re
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import jax
+from typing import Any
 
 from jaxtrain.base.errors import TRANSIENT, ConfigError, Damaged, Diverged, ExitCode, Retry
 from jaxtrain.base.packages import PACKAGE
@@ -80,9 +80,14 @@ def message_lines(error: BaseException, advise: bool = True) -> list[str]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the memory of a device or of this machine ran out."""
-    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    exhausted = _is_of_jax(error) and "RESOURCE_EXHAUSTED" in str(error)
     number = _os_error_number(error)  # tensorstore says RESOURCE_EXHAUSTED of a full disk too
     return number == errno.ENOMEM or (number is None and (exhausted or isinstance(error, MemoryError)))
+
+
+def _is_of_jax(error: BaseException) -> bool:
+    jax: Any = sys.modules.get("jax")  # which a verb that only reads files has not imported
+    return jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def _first_of_group(error: BaseException) -> BaseException:
@@ -228,7 +233,7 @@ KINDS = (
     ),
     Kind(is_out_of_memory, ExitCode.DOES_NOT_FIT, account_of_this_command),
     Kind(
-        lambda error: isinstance(error, jax.errors.JaxRuntimeError) and _message_of(error).startswith(LOST),
+        lambda error: _is_of_jax(error) and _message_of(error).startswith(LOST),
         ExitCode.RETRY,
         "a device, or another process, is gone: run the same command again",
     ),

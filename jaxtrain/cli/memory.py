@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 
-import jax
-
 SECONDS = 300
 """How long `jaxtrain memory` may take; a tenth of it while other processes wait."""
 
@@ -22,6 +20,8 @@ def account_of_this_command(error: BaseException) -> str:
     """
     if "train" not in sys.argv[1:2]:
         return _BY_HAND
+    import jax
+
     from jaxtrain.cli.first import fields
 
     if isinstance(error, MemoryError) and jax.default_backend() != "cpu":

@@ -15,7 +15,6 @@ from typing import Any, TextIO, cast
 
 from jaxtrain.base.errors import ExitCode
 from jaxtrain.base.tracebacks import keep_traceback
-from jaxtrain.cli.failures import kind_of, message_lines
 
 _show_tracebacks = False
 
@@ -34,6 +33,8 @@ def report_error(error: BaseException) -> int:
     code.
     """
     global _reported
+    from jaxtrain.cli.failures import kind_of, message_lines
+
     kind, file, _reported = kind_of(error), None, True
     if kind.traceback:
         file = keep_traceback(error)
@@ -72,6 +73,8 @@ def _stray(error: BaseException | None, where: str) -> None:
     # A signal that was raised where nothing can catch it has been heard all the same.
     if error is None or isinstance(error, SystemExit | KeyboardInterrupt) or LEFT in str(error) or sys.is_finalizing():
         return
+    from jaxtrain.cli.failures import message_lines
+
     file = keep_traceback(error)
     if not _reported:
         print(

@@ -83,7 +83,7 @@ class StopSignal:
         """Whether no more steps follow."""
         self._lock, self._decided, self._noticed = threading.Lock(), threading.Event(), threading.Event()
         self._place, self._promised, self._end = 0, _NEVER, _NEVER
-        self._heard: tuple[int, float] | None = None
+        self.heard: tuple[int, float] | None = None
         """The first signal, and the time at which it came."""
         self._entered, self._raised = 0, False
         self._thrown: Stopped | None = None
@@ -190,8 +190,8 @@ class StopSignal:
 
     def _hear(self, number: int) -> None:
         code, now = CODES[signal.Signals(number)], self._now()
-        if self._heard is None:
-            self._heard = (number, now)
+        if self.heard is None:
+            self.heard = (number, now)
             self.code = self.code or code
             if self.importing:
                 self.leave("stopped by a signal before anything began", code)
@@ -203,7 +203,7 @@ class StopSignal:
                 timer = threading.Timer(GRACE, self._leave_unbegun)
                 timer.daemon = True
                 timer.start()
-        elif number != self._heard[0] or now - self._heard[1] > ECHO:
+        elif number != self.heard[0] or now - self.heard[1] > ECHO:
             if not self._watched:
                 raise Stopped(code, self.progress()[1])
             self.leave(f"stopped by a second signal in step {self.progress()[0]} ({self.progress()[1]})", code)

@@ -111,6 +111,8 @@ class Runtime(Checked):
     """For each phase, the seconds after which it counts as hung."""
     flight: NonNegativeInt = 64
     """How many of its last steps a failing run writes to flight.json; 0 for none."""
+    keep_rows: NonNegativeInt = 10_000
+    """How many examples of a split the last evaluation keeps with what it found for each, in rows/; 0 for none."""
     compiler_options: Mapping[str, str | bool] = field(default_factory=dict)
     """Options of XLA for the train step, in addition to XLA_FLAGS."""
     profile: str | None = None

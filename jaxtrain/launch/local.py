@@ -76,7 +76,7 @@ def run_job(job: Local) -> int:
     except OSError as error:
         raise cannot_write(f"the run folder {job.folder}", error) from error
     logs = [folder / f"process-{process}.log" for process in range(job.processes)]
-    with _Processes() as processes:
+    with Processes() as processes:
         code = _run_once(job, logs, processes)
         for restart in range(1, job.restarts + 1):
             if processes.signalled or not should_restart(code):
@@ -86,7 +86,7 @@ def run_job(job: Local) -> int:
     return code
 
 
-class _Processes:
+class Processes:
     """The running processes. Signals to this process go on to them; at the end all that are left are killed.
 
     They are in sessions of their own, so that Ctrl-C in the terminal reaches them only once.
@@ -94,8 +94,8 @@ class _Processes:
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen] = []
-        self.signalled = False
-        """Whether a signal has asked for the end, so that nothing is restarted."""
+        self.signalled = 0
+        """The signal that has asked for the end, after which nothing is restarted; 0 while none has."""
 
     def __enter__(self) -> Self:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -110,7 +110,7 @@ class _Processes:
             signal.signal(number, handler)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        self.signalled = True
+        self.signalled = number
         self.send(number)
 
     def send(self, number: int) -> None:
@@ -119,7 +119,7 @@ class _Processes:
             process.send_signal(number)
 
 
-def _run_once(job: Local, logs: Sequence[Path], processes: _Processes) -> int:
+def _run_once(job: Local, logs: Sequence[Path], processes: Processes) -> int:
     """Start all processes and wait for them, printing the log of the first. Once one fails, the others must end."""
     port = _free_port()
     processes.running.clear()

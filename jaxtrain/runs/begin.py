@@ -44,7 +44,7 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lo
     name = "run"
     if origin is not None:
         name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
-    folder = folder or _new_folder(Path("runs") / name)
+    folder = folder or new_folder(Path("runs") / name)
     try:
         was_run = (folder / "experiment.json").is_file()
         found = _check_folder(folder, experiment, origin)  # before locking, so that no lock is left in other folders
@@ -90,7 +90,7 @@ def _check_classes(experiment: Experiment) -> None:
             )
 
 
-def _new_folder(parent: Path) -> Path:
+def new_folder(parent: Path) -> Path:
     """A new folder named by the time; of runs that begin in the same second, all but the first get a number too."""
     now = time.strftime("%Y%m%d-%H%M%S", time.localtime(broadcast_from_first(int(time.time()))))
     number = 0

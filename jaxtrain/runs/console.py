@@ -9,7 +9,7 @@ from jaxtrain.base.text import duration, number
 from jaxtrain.experiment.observers import ObservedRun, Scores
 from jaxtrain.runs.watcher import Watcher
 
-NOT_PRINTED = {"intervals"}
+NOT_PRINTED = {"intervals", "code", "signal"}
 """Fields of events that are for programs which read events.jsonl."""
 
 

@@ -27,7 +27,7 @@ from jaxtrain.experiment.run_file import RUN_FILE, check_unedited, newer, read_s
 from jaxtrain.experiment.start import SavedStep
 from jaxtrain.optimizers import with_horizon
 from jaxtrain.program import Program
-from jaxtrain.runs.metrics_log import read_metrics
+from jaxtrain.runs.frame import metrics_frame
 from jaxtrain.runs.observers import Observers
 from jaxtrain.runs.skipped import left_out
 from jaxtrain.runs.steps_log import read_steps
@@ -133,9 +133,11 @@ class Run:
         """The steps whose batches are left out; the same in every process."""
         return left_out(self.folder)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: `step`, `split`, and every metric as a float, including NaN and infinities."""
-        return read_metrics(self.folder)
+    def metrics(self) -> Any:
+        """The lines of metrics.jsonl as a `pandas.DataFrame`: `step`, `split`, and every metric as a column of floats,
+        with NaN where a line lacks it. As dicts, without pandas: `jaxtrain.runs.metrics_log.read_metrics(folder)`.
+        """
+        return metrics_frame(self.folder)
 
     def steps(self) -> dict[str, np.ndarray]:
         """Every step of the run by column: `step`, `loss`, `gradient_norm`, `batch` (the checksum of its batch, u64)

@@ -1,5 +1,4 @@
-"""The running account of a run: every step's metrics, and what happened, to its observers, without making the device
-wait.
+"""The running account of a run: every step's metrics, and events, to its observers, without making the device wait.
 
 Metrics stay on the device until the period after theirs has ended. Not here: when something is due, and who observes.
 """
@@ -218,7 +217,7 @@ class Journal:
         self.flush()
         if self._observers.interrupted and step < self._experiment.steps:
             self._write_flight("stopped by a signal")
-        self.log_event("ended", step=step, of=self._experiment.steps, **peak_memory())
+        self.log_event("ended", step=step, of=self._experiment.steps, **self._observers.ended_by, **peak_memory())
         self._observers.ended(step)
 
     def close(self) -> None:
@@ -235,6 +234,7 @@ class Journal:
         try:
             if error is not None:
                 self._write_flight(f"{type(error).__name__}: {error}")
+                self._observers.failed(self._done, error)
         finally:
             watchdog.write_at_end(None)
             self.close()

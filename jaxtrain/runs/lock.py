@@ -23,9 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from jaxtrain.base.errors import ConfigError, Retry
+from jaxtrain.base.errors import Retry
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
-from jaxtrain.runs.owner import FREE, Owner, machine, parsed, process_start
+from jaxtrain.runs.heartbeat import Beat, Heartbeat, Progress
+from jaxtrain.runs.owner import FREE, Owner, last_lock, machine, parsed, process_start, successor, token_of
 
 BEAT = 5.0
 """Seconds between two heartbeats."""
@@ -48,6 +49,7 @@ class Lock:
         as soon as its death is certain.
     on_loss: called from a thread, with a message, if another process takes the lock over. `check` raises then too.
     beat, silent: `BEAT` and `SILENT`.
+    progress: the step and phase that heartbeats show to readers elsewhere.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Lock:
         on_loss: Callable[[str], None] = lambda text: None,
         beat: float = BEAT,
         silent: float = SILENT,
+        progress: Progress = lambda: (0, ""),
     ) -> None:
         self._wait, self._on_loss, self._beat, self._silent = wait, on_loss, beat, silent
         self._folder = Path()
         self._own: Owner | None = None
-        self._file, self._beats, self._confirmed = -1, 0, 0.0
+        self._file, self._confirmed = -1, 0.0
+        self._heartbeat, self._beat_now = Heartbeat(progress), Beat(0)
         self._ended, self._writing, self._lost = threading.Event(), threading.Lock(), ""
 
     def take(self, folder: Path) -> None:
@@ -81,7 +85,7 @@ class Lock:
                 )
             time.sleep(min(POLL, self._silent / 10))
         if state == _State.REFUSED:
-            owner = seen.owner if first else parsed((_last(folder) or (folder, b""))[1])
+            owner = seen.owner if first else parsed((last_lock(folder) or (folder, b""))[1])
             raise Retry(f"{folder} is being written by {owner or 'another process'}; once it has ended, run this again")
 
     def check(self) -> None:
@@ -98,7 +102,7 @@ class Lock:
             if self._own is None:
                 return
             with contextlib.suppress(OSError):
-                os.pwrite(self._file, replace(self._own, state=FREE).text(self._beats), 0)
+                os.pwrite(self._file, replace(self._own, state=FREE).text(self._beat_now), 0)
                 os.fsync(self._file)
             with contextlib.suppress(OSError):  # of a network file system that writes late: the run is done by now
                 os.close(self._file)
@@ -113,22 +117,23 @@ class Lock:
         self.release()
 
     def _try(self, seen: "_Seen", began: float) -> _State:
-        last = _last(self._folder)
+        last = last_lock(self._folder)
         if last is not None and not seen.is_dead(last[1]):
             late = time.monotonic() - began >= self._wait
             return _State.REFUSED if late and seen.lives else _State.WAITING
-        path = self._folder / "lock.json" if last is None else _successor(self._folder, last[1])
+        path = self._folder / "lock.json" if last is None else successor(self._folder, last[1])
         return _State.OWNED if self._claim(path) else _State.WAITING
 
     def _claim(self, path: Path) -> bool:
         _, started = process_start(os.getpid())
         now = time.strftime("%Y-%m-%d %H:%M:%S %z")
         own = Owner(socket.gethostname(), os.getpid(), machine(), started, secrets.token_hex(16), now)
-        file = _create(path, own.text(0), own.token)
+        self._beat_now = self._heartbeat.next()
+        file = create_exclusively(path, own.text(self._beat_now), own.token)
         if file is None:
             return False
         try:
-            if _token(last[1] if (last := _last(self._folder)) else b"") != own.token:
+            if token_of(last[1] if (last := last_lock(self._folder)) else b"") != own.token:
                 # Another process has succeeded the dead owner meanwhile, and its file is `lock.json` now.
                 path.unlink(missing_ok=True)
                 os.close(file)
@@ -155,9 +160,9 @@ class Lock:
                     return
                 if self._lost:
                     break
-                self._beats += 1
+                self._beat_now = self._heartbeat.next()
                 with contextlib.suppress(OSError):  # such as a full disk: the next heartbeat tries again
-                    os.pwrite(self._file, self._own.text(self._beats), 0)
+                    os.pwrite(self._file, self._own.text(self._beat_now), 0)
                     os.fsync(self._file)
         if self._lost:
             self._on_loss(self._lost)
@@ -165,12 +170,12 @@ class Lock:
     def _confirm(self) -> None:
         own = self._own
         try:
-            last = _last(self._folder)
+            last = last_lock(self._folder)
         except OSError:
             return  # an error of the file system does not mean another owner
         if own is None or last is None:  # the folder was deleted, at which the next write fails
             return
-        if _token(last[1]) == own.token:
+        if token_of(last[1]) == own.token:
             self._confirmed = time.monotonic()
         else:
             other = parsed(last[1]) or "another process"
@@ -194,7 +199,7 @@ class _Seen:
         now = time.monotonic()
         # Long gaps between two calls do not count: this process may have been suspended, together with the owner.
         passed, self._looked = min(now - self._looked, self._silent / 5), now
-        self.owner, same = parsed(content), _token(content) == _token(self._content)
+        self.owner, same = parsed(content), token_of(content) == token_of(self._content)
         if content == self._content:
             self._unchanged += passed
         else:
@@ -208,34 +213,28 @@ class _Seen:
 def owner_of(folder: Path, silent: float = SILENT) -> Owner | None:
     """The living owner of a run folder, if any. Takes up to `silent` seconds for an owner on another host."""
     seen = _Seen(silent)
-    while (last := _last(folder)) is not None and not seen.is_dead(last[1]):
+    while (last := last_lock(folder)) is not None and not seen.is_dead(last[1]):
         if seen.lives:
             return seen.owner
         time.sleep(min(POLL, silent / 10))
     return None
 
 
-def _last(folder: Path) -> tuple[Path, bytes] | None:
-    """The file of the present owner, and its content; None without any."""
-    path = folder / "lock.json"
-    content = _lock_content(path)
-    if content is None:
-        return None
-    for _ in range(1000):
-        after = _successor(folder, content)
-        following = _lock_content(after)
-        if following is None:
-            break
-        path, content = after, following
-    return path, content
+class Watch:
+    """The owner of a folder, observed without waiting for it. `silent`: `SILENT`."""
+
+    def __init__(self, folder: Path, silent: float = SILENT) -> None:
+        self._folder, self._seen = folder, _Seen(silent)
+
+    def is_free(self) -> bool:
+        """Whether the folder has no living owner. Call often: an owner on another host is known to be dead only once
+        its heartbeat was missing for a while.
+        """
+        return (last := last_lock(self._folder)) is None or self._seen.is_dead(last[1])
 
 
-def _successor(folder: Path, content: bytes) -> Path:
-    return folder / f"lock.json.{_token(content)}"
-
-
-def _create(path: Path, content: bytes, token: str) -> int | None:
-    """Create a file with its content, atomically, and open it; None if the path exists."""
+def create_exclusively(path: Path, content: bytes, token: str) -> int | None:
+    """Create a file with its content, atomically, and open it; None if the path exists. `token`: of this process."""
     temporary = path.with_name(f".lock.json.{token}")
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
@@ -258,21 +257,3 @@ def _create(path: Path, content: bytes, token: str) -> int | None:
         return file
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _lock_content(path: Path) -> bytes | None:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not block on a named pipe
-    except FileNotFoundError:
-        return b"" if path.is_symlink() else None  # a dangling link is a damaged lock
-    try:
-        return os.read(file, 4096)
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder, and not the lock of its owner: move it away") from None
-    finally:
-        os.close(file)
-
-
-def _token(content: bytes) -> str:
-    owner = parsed(content)
-    return owner.token if owner else "unreadable"

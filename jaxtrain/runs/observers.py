@@ -5,6 +5,7 @@ Not here: the observers, and when they are called.
 
 import contextlib
 import logging
+import signal
 import traceback
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.errors import Retry
+from jaxtrain.base.text import cut
 from jaxtrain.base.threads import CallThread
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
-from jaxtrain.cluster.stop import StopSignal
+from jaxtrain.cluster.stop import Stopped, StopSignal
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.observers import Observer, Scores
 from jaxtrain.runs.console import Console
@@ -41,7 +43,7 @@ class Observers:
         self.folder, self.experiment, self._stop = folder, experiment, stop
         self._is_run = (folder / "experiment.json").is_file()
         first, profiled = is_first_process(), experiment.runtime.profiled
-        log = MetricsLog(folder, first)
+        self._log = log = MetricsLog(folder, first)
         self.recorder = Recorder(folder, experiment.runtime.flight, first)
         wrong = log.rewind(start, experiment.runtime.log_every) + self.recorder.steps.rewind(start)
         self._own: list[Watcher] = [log, Console(experiment.steps, start, first), self.recorder]
@@ -62,6 +64,22 @@ class Observers:
     def finished(self) -> bool:
         """Whether an observer ended the run."""
         return self._stop.reason is not None
+
+    @property
+    def ended_by(self) -> dict[str, int | str]:
+        """For the event that ends a session: the exit code, and the signal where one is known here."""
+        heard = self._stop.heard
+        return {"code": int(self._stop.code), **({"signal": signal.Signals(heard[0]).name} if heard else {})}
+
+    def failed(self, step: int, error: BaseException) -> None:
+        """The run ends after `step` by an error, or by a signal where nothing was to be saved: log it in events.jsonl.
+
+        The console leaves it to the error's own message.
+        """
+        stopped = isinstance(error, Stopped)
+        facts = {"of": self.experiment.steps, **self.ended_by} if stopped else {"error": cut(_described(error), 1000)}
+        with contextlib.suppress(OSError, Retry), self._in_folder(step):  # a full disk may be why the run fails
+            self._log.event("ended" if stopped else "failed", step=step, **facts)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -181,3 +199,11 @@ class Observers:
         if reason is not None and self._stop.reason is None:
             self._stop.reason = reason
             self.log_event("stopped", step=step, observer=type(observer).__name__, reason=self._stop.reason)
+
+
+def _described(error: BaseException) -> str:
+    """Type and message of an exception."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # a user's exception class may fail in `__str__`
+        return type(error).__name__

@@ -1,4 +1,7 @@
-"""The owner of a run folder: the content of its lock file, and whether the process is alive. Not here: the lock."""
+"""The owner of a run folder: the content of its lock file, and whether the process is alive. Imports no jax.
+
+Not here: taking the lock (`lock`).
+"""
 
 import json
 import os
@@ -7,6 +10,9 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from jaxtrain.base.errors import ConfigError
+from jaxtrain.runs.heartbeat import Beat, read_beat
 
 HELD, FREE = "held", "free"
 
@@ -29,9 +35,9 @@ class Owner:
     def __str__(self) -> str:
         return f"process {self.pid} on host {self.host}, since {self.since}"
 
-    def text(self, beats: int) -> bytes:
-        """The content of the lock file, of the same length for any number of heartbeats."""
-        return json.dumps({**vars(self), "heartbeat": f"{beats:012d}"}).encode() + b"\n"
+    def text(self, beat: Beat) -> bytes:
+        """The content of the lock file, of the same length for every heartbeat."""
+        return json.dumps({**vars(self), "heartbeat": beat.to_json()}).encode() + b"\n"
 
     def seen(self) -> bool | None:
         """Whether the process is alive; None if only its heartbeat can tell."""
@@ -79,3 +85,50 @@ def parsed(content: bytes) -> Owner | None:
     texts = (owner.host, owner.machine, owner.started, owner.since, owner.state)
     known = all(isinstance(text, str) for text in (*texts, owner.token)) and isinstance(owner.pid, int)
     return owner if known and 0 < owner.pid < 1 << 31 and re.fullmatch("[0-9a-f]{32}", owner.token) else None
+
+
+def beat_of(content: bytes) -> Beat | None:
+    """The heartbeat in a lock file; None for any other content."""
+    try:
+        return read_beat(json.loads(content)["heartbeat"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def last_lock(folder: Path) -> tuple[Path, bytes] | None:
+    """The file of the present owner, and its content; None without any."""
+    path = folder / "lock.json"
+    content = _lock_content(path)
+    if content is None:
+        return None
+    for _ in range(1000):
+        after = successor(folder, content)
+        following = _lock_content(after)
+        if following is None:
+            break
+        path, content = after, following
+    return path, content
+
+
+def successor(folder: Path, content: bytes) -> Path:
+    """The file by which a process takes over the lock with this content."""
+    return folder / f"lock.json.{token_of(content)}"
+
+
+def _lock_content(path: Path) -> bytes | None:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not block on a named pipe
+    except FileNotFoundError:
+        return b"" if path.is_symlink() else None  # a dangling link is a damaged lock
+    try:
+        return os.read(file, 4096)
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder, and not the lock of its owner: move it away") from None
+    finally:
+        os.close(file)
+
+
+def token_of(content: bytes) -> str:
+    """The token in a lock file; "unreadable" for any other content."""
+    owner = parsed(content)
+    return owner.token if owner else "unreadable"

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from jaxtrain.analysis.databench.report import Interval, Measurement, Report, milliseconds
+from jaxtrain.analysis.databench.report import Measurement, Report, StageTime, milliseconds
 from jaxtrain.base.packages import needs
 
 _INK = "#2b2f36"
@@ -57,7 +57,7 @@ def _draw(axes: Any, measured: Measurement, title: str, begin: float, length: fl
     """Draw `length` seconds of a measurement."""
     steps = measured.of("step")
     for row in {row for row, _ in _BARS.values()}:
-        batches: dict[int, list[Interval]] = {}
+        batches: dict[int, list[StageTime]] = {}
         for one in sorted(measured.intervals, key=lambda one: one.begin):
             if _BARS[one.stage][0] == row and one.begin < begin + length and one.end > begin:
                 batches.setdefault(one.batch, []).append(one)

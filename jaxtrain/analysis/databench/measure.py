@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxtrain.analysis.databench.report import READING, Interval, Measurement, Report, milliseconds
+from jaxtrain.analysis.databench.report import READING, Measurement, Report, StageTime, milliseconds
 from jaxtrain.analysis.databench.stopwatch import TIMES, timed_batches
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.pipeline import Pipeline
@@ -105,18 +105,18 @@ def _measure(
 ) -> Measurement:
     rows = local_rows(sharding, data.batch_size)
     first = 2 + max(1, data.workers)  # batches before this one fill the buffers and open the files
-    intervals: list[Interval] = []
+    intervals: list[StageTime] = []
     numbers = itertools.count()
 
     def put(batch: HostBatch) -> dict[str, jax.Array]:
         number, times = next(numbers), batch.pop(TIMES)
         for stage, (begin, used), (end, until) in zip(READING, times[:-1], times[1:], strict=True):
-            intervals.append(Interval(stage, number, float(begin), float(end), float(until - used)))
+            intervals.append(StageTime(stage, number, float(begin), float(end), float(until - used)))
         begin, used = time.perf_counter(), time.thread_time()
         arrays = put_rows(sharding, batch, rows, data.batch_size)
         if not overlap:
             jax.block_until_ready(arrays)
-        intervals.append(Interval("transfer", number, begin, time.perf_counter(), time.thread_time() - used))
+        intervals.append(StageTime("transfer", number, begin, time.perf_counter(), time.thread_time() - used))
         return arrays
 
     end = 0.0
@@ -128,7 +128,7 @@ def _measure(
             begin = time.perf_counter()
         begin = max(begin, end)
         end = device.ended(launched, begin)
-        intervals.append(Interval("step", number, begin, end, 0.0))
+        intervals.append(StageTime("step", number, begin, end, 0.0))
 
     batches = to_device(timed_batches(data, rows.tolist(), start), put, depth=2 if overlap else 1)
     running: deque[Future[None]] = deque()

@@ -17,7 +17,7 @@ ENOUGH = 0.01
 
 
 @dataclass(frozen=True)
-class Interval:
+class StageTime:
     """One stage of one batch: begin and end in seconds, and the CPU seconds that its thread used."""
 
     stage: str
@@ -34,7 +34,7 @@ class Measurement:
     threads: int
     workers: int
     prefetch: int
-    intervals: tuple[Interval, ...]
+    intervals: tuple[StageTime, ...]
 
     @property
     def seconds(self) -> float:
@@ -53,7 +53,7 @@ class Measurement:
         """The command-line flags for these settings."""
         return f"--data.threads {self.threads} --data.workers {self.workers} --data.prefetch {self.prefetch}"
 
-    def of(self, stage: str) -> list[Interval]:
+    def of(self, stage: str) -> list[StageTime]:
         """The intervals of a stage, sorted by their beginning."""
         return sorted((one for one in self.intervals if one.stage == stage), key=lambda one: one.begin)
 

@@ -100,7 +100,7 @@ def int8(graph: bytes, outputs: Sequence[Tensor], rows: Outputs, gate: Int8Gate 
     return Made(contents[best], {"recipe": best, **seen[best], **facts})
 
 
-def compare(outputs: Sequence[Tensor], wanted: Outputs, found: Outputs) -> Compared:
+def compare_outputs(outputs: Sequence[Tensor], wanted: Outputs, found: Outputs) -> Compared:
     """How far outputs are from those of f32."""
     agreement, difference, spread = [], [], []
     for each in outputs:
@@ -144,7 +144,7 @@ def _tried(
     try:
         content = quantized(graph, **recipe)
         model = OnnxModel(content, threads=1)
-        compared = compare(outputs, wanted, run_rows(model, rows, at_once=1))
+        compared = compare_outputs(outputs, wanted, run_rows(model, rows, at_once=1))
     except (ConfigError, Damaged) as error:
         return {"why": str(error)}, b"", None
     facts = {name: value for name, value in vars(compared).items() if value is not None}

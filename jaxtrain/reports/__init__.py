@@ -1,0 +1,1 @@
+"""What reads run folders and shows them to people: status, reports, comparisons, sweeps."""
