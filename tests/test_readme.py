@@ -44,15 +44,21 @@ VERBS = (
     "explain experiments/digits.py",
     "verify experiments/digits.py",
     "evaluate",
+    "report",
     "predict",
     "export",
     "memory experiments/digits.py",
     "verify-resume experiments/digits.py",
     "replay",
     "generate",
+    "runs",
+    "watch",
     *(f"checkpoints {verb}" for verb in ("list", "verify", "prune", "restore-to")),
     *(f"data {verb}" for verb in ("build", "card", "check", "diff", "bench experiments/digits.py")),
     *(f"launch {platform}" for platform in ("slurm", "k8s", "tpu", "local")),
+    "compare",
+    "diff",
+    "sweep experiments/digits.py",
 )
 
 # `pip install uv && uv run …` installs into this test's own environment: `uv run` is given the programs that are there,
@@ -96,13 +102,8 @@ LONG = ("bundle", "command-line", "many-machines", "onnx")
 
 def running(page: Path) -> Any:
     slow = page.name == "concepts.md" or any(language == "bash" for language, _ in blocks(page))
-    marks = (
-        [pytest.mark.full]
-        if page.stem in LONG or page.stem.startswith("tutorial-")
-        else [pytest.mark.slow]
-        if slow
-        else []
-    )
+    full = page.stem in LONG or page.stem.startswith("tutorial-")
+    marks = [pytest.mark.full] if full else [pytest.mark.slow] if slow else []
     return pytest.param(page, id=page_id(page), marks=marks)
 
 
