@@ -147,6 +147,8 @@ ROOMS = {
         "console",
         "metrics_log",
         "steps_log",
+        "owner",
+        "sessions",
         "frame",
         "rows",
         "row_ids",
@@ -169,7 +171,6 @@ ROOMS = {
         "checkpoints",
         "start",
         "folder",
-        "owner",
         "lock",
         "begin",
         "row_pass",
@@ -285,7 +286,7 @@ CODE_LINES = {
     "experiment": 1230,
     "step": 140,
     "program": 225,
-    "cluster": 975,
+    "cluster": 980,
     "runs": 3300,
     "evaluate": 175,
     "generation": 390,
@@ -296,7 +297,7 @@ CODE_LINES = {
     "launch": 1150,
     "cli": 1250,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 29,200 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 29,300 for all of them,
 with the rooms that are planned.
 """
 
@@ -407,7 +408,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 29_200
+    assert sum(CODE_LINES.values()) <= 29_300
 
 
 def public(name: str) -> bool:
