@@ -169,6 +169,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_text("rows"),
     "a pickle": a_pickle,
     "a named pipe": not_a_file,
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
     "no ids": lambda path: with_arrays(path, ids=None),
     "objects": lambda path: with_arrays(path, ids=np.array([{}], object)),
     "other ids": lambda path: with_arrays(path, ids=np.zeros(N, np.float32)),
