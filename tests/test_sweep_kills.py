@@ -13,7 +13,12 @@ import launch
 import pytest
 from cluster import until
 
+from jaxtrain.experiment.experiment import fingerprint
+from jaxtrain.experiment.files import load
+from jaxtrain.experiment.run_file import read_saved
+from jaxtrain.reports.sweep.findings import winner_file
 from jaxtrain.reports.sweep.read import read_sweep
+from jaxtrain.runs.folder import as_begun
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +127,12 @@ def test_a_sweep_survives_a_kill_of_a_trial_and_of_a_driver_and_two_drivers_shar
         assert sorted(launch.losses(trial.folder)) == [1, 2, 3, 4, 5, 6]
         origin, again = begun(tmp_path, trial.number)
         assert origin == 0 < again < 6
+    winner = found.winner()
+    assert winner is not None
+    (tmp_path / "winner_of_films.py").write_text(winner_file(found, winner.trials[0].values))
+    loaded, _ = load(str(tmp_path / "winner_of_films.py"))
+    saved = read_saved(winner.trials[0].folder)
+    assert fingerprint(as_begun(loaded, loaded.steps)) == saved["fingerprint"]
     assert "trial 2 ended with exit code 137: it is resumed" in printed
     assert "trial 1 resumed" in printed
 
