@@ -21,10 +21,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain import ZERO1, ConfigError, Layout, Mean, Program, Run, show
 from jaxtrain.base.ranges import Checked
 from jaxtrain.experiment import Runtime
-from jaxtrain.reports.notebook.drawing import curve_picture
+from jaxtrain.reports.notebook.drawing import curve_svg
 from jaxtrain.reports.notebook.html import cell
 from jaxtrain.reports.notebook.layouts import layout_html
-from jaxtrain.reports.notebook.parts import held_parts, planned_parts
+from jaxtrain.reports.notebook.parts import parts_held, planned_parts
 from jaxtrain.runs.metrics_log import MetricsLog
 from jaxtrain.runs.steps_log import StepsLog
 from jaxtrain.tasks.classification_metrics import Confusion
@@ -91,9 +91,9 @@ def test_planned_parts_are_those_that_jax_makes(spec: P) -> None:
     mesh = jax.make_mesh((4, 2), ("a", "b"))
     array = jax.device_put(jnp.zeros((16, 8)), NamedSharding(mesh, spec))
     numbers = np.vectorize(lambda device: device.id)(mesh.devices)
-    assert planned_parts(spec, (16, 8), {"a": 4, "b": 2}, numbers) == held_parts(array)
+    assert planned_parts(spec, (16, 8), {"a": 4, "b": 2}, numbers) == parts_held(array)
     starts = {shard.device.id: tuple(each.start or 0 for each in shard.index) for shard in array.addressable_shards}
-    assert {device: part.start for part in held_parts(array) for device in part.devices} == starts
+    assert {device: part.start for part in parts_held(array) for device in part.devices} == starts
 
 
 def test_the_picture_of_an_array_names_the_devices_of_each_part() -> None:
@@ -228,14 +228,14 @@ def test_a_run_that_cannot_be_read_says_so_and_a_named_pipe_does_not_hang_it(tmp
 def test_a_curve_keeps_its_lowest_and_highest_points_and_breaks_at_nan() -> None:
     y = np.ones(100_000)
     y[[12_345, 77_777]], y[50_000] = (-7.0, 9.0), np.nan
-    picture = ElementTree.fromstring(str(curve_picture(np.arange(100_000.0), y, "step", "loss")))
+    picture = ElementTree.fromstring(str(curve_svg(np.arange(100_000.0), y, "step", "loss")))
     lines = [each for each in picture.iter() if each.tag.endswith("polyline")]
     points = [tuple(map(float, point.split(","))) for line in lines for point in line.attrib["points"].split()]
     assert len(lines) == 2
     assert len(points) < 1000
     heights = [y for _, y in points]
     assert (min(heights), max(heights)) == (8.0, 118.0)  # 9 at the top of the frame, -7 at its foot
-    assert curve_picture(np.arange(3.0), np.full(3, np.nan), "step", "loss") == ""
+    assert curve_svg(np.arange(3.0), np.full(3, np.nan), "step", "loss") == ""
 
 
 def test_pictures_of_many_devices_draw_some_and_say_of_how_many() -> None:

@@ -67,6 +67,9 @@ class Run(Displayed):
             self._experiment = as_begun(fitted_as(experiment, self.saved), self.horizon)
             check_same(self.folder, self.saved["config"], self._experiment)
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
     @functools.cached_property
     def experiment(self) -> Experiment:
         """The experiment, as it was last run."""

@@ -58,7 +58,7 @@ def _cell(x: float, y: float, width: float, height: float, device: int, words: s
     return joined((box, _text(x + width / 2, y + height / 2 + 4, words)))
 
 
-def mesh_picture(sizes: Mapping[str, int], devices: np.ndarray) -> Markup:
+def mesh_svg(sizes: Mapping[str, int], devices: np.ndarray) -> Markup:
     """The devices of a mesh: its last axis goes to the right, all others down.
 
     devices: their numbers, i[...] of the mesh's shape.
@@ -89,7 +89,7 @@ def _more(shape: Sequence[int]) -> str:
     return f"of {shape[0]} × {shape[1]} these are drawn" if max(shape) > MOST_CELLS else ""
 
 
-def array_picture(
+def array_svg(
     shape: Sequence[int], names: Sequence[str], parts: Sequence[Part], sides: Sequence[str] | None = None
 ) -> Markup:
     """An array as a rectangle, cut into the parts that devices hold. Each part names its devices.
@@ -138,7 +138,7 @@ def _devices(devices: Sequence[int], width: float) -> str:
     return short if 6 * len(short) <= width - 4 else f"{len(found)}"
 
 
-def curve_picture(x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> Markup:
+def curve_svg(x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> Markup:
     """A curve. NaN and infinities break it; of many points, the lowest and highest of each column of pixels stay."""
     width, height, left, top = 320, 110, 52, 8
     kept = np.isfinite(y)

@@ -13,12 +13,12 @@ from jax.sharding import NamedSharding
 import jaxtrain.reports.notebook.html as html
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.text import array_type, size
-from jaxtrain.reports.notebook.drawing import array_picture, mesh_picture
+from jaxtrain.reports.notebook.drawing import array_svg, mesh_svg
 from jaxtrain.reports.notebook.html import Markup
-from jaxtrain.reports.notebook.parts import bytes_of, bytes_on_device, held_parts, planned_parts, sharding_text
+from jaxtrain.reports.notebook.parts import bytes_of, bytes_on_device, parts_held, planned_parts, sharding_text
 from jaxtrain.sharding.layout import Layout, mesh_axes
 
-DRAWN: dict[str, tuple[str, ...]] = {
+_DRAWN: dict[str, tuple[str, ...]] = {
     "activations": ("batch", "length"),
     "a kernel": ("embed", "mlp"),
     "kernels of all blocks": ("layers", "embed"),
@@ -50,8 +50,8 @@ def layout_html(layout: Layout, devices: int | None = None) -> Markup:
     numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
     words = " × ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one device"
     head = html.joined((html.element("b", "Layout"), f" {words} ", html.dim(note)))
-    pictures = [html.figure(mesh_picture(sizes, numbers), "the mesh, by the numbers of devices")]
-    pictures += [_example(layout, name, dims, sizes, numbers) for name, dims in DRAWN.items()]
+    pictures = [html.figure(mesh_svg(sizes, numbers), "the mesh, by the numbers of devices")]
+    pictures += [_example(layout, name, dims, sizes, numbers) for name, dims in _DRAWN.items()]
     rows = [
         (html.code(name), " · ".join(mesh_axes(rule)), _split(rule, sizes))
         for name, rule in layout.rules.items()
@@ -84,7 +84,7 @@ def _example(layout: Layout, name: str, dims: Sequence[str], sizes: Any, numbers
     except ConfigError:  # rules that put both dims on one axis
         return Markup()
     parts = planned_parts(spec, shape, sizes, numbers)
-    picture = array_picture(shape, [*dims], parts, sides=dims)
+    picture = array_svg(shape, [*dims], parts, sides=dims)
     return html.figure(picture, f"{name} ({', '.join(dims)})")
 
 
@@ -93,11 +93,11 @@ def array_html(array: Any, dims: Sequence[str | None] = ()) -> Markup:
     names = [name or "" for name in dims] or [""] * len(array.shape)
     sizes = f"{size(bytes_of(array))}, {size(bytes_on_device(array))} a device"
     head = f"{array_type(array)} {sharding_text(array)}, {sizes}"
-    parts = held_parts(array)
+    parts = parts_held(array)
     held = f"{len(parts)} part{'s' * (len(parts) > 1)}, each by the numbers of the devices that hold it"
-    pictures = [html.figure(array_picture(array.shape, names, parts), held)]
+    pictures = [html.figure(array_svg(array.shape, names, parts), held)]
     mesh = getattr(array.sharding, "mesh", None)
     if isinstance(array.sharding, NamedSharding) and mesh is not None and mesh.size > 1:
         numbers = np.vectorize(lambda device: device.id)(mesh.devices)
-        pictures.insert(0, html.figure(mesh_picture(dict(mesh.shape), numbers), "the mesh"))
+        pictures.insert(0, html.figure(mesh_svg(dict(mesh.shape), numbers), "the mesh"))
     return html.joined((html.element("div", html.element("b", head)), *pictures))

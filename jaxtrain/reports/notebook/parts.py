@@ -44,7 +44,7 @@ def _start(axes: Sequence[str], at: Mapping[str, int], sizes: Mapping[str, int],
     return number * (size // math.prod(sizes[axis] for axis in axes))
 
 
-def held_parts(array: Any) -> list[Part]:
+def parts_held(array: Any) -> list[Part]:
     """The parts of a `jax.Array`, or of a shape with a sharding of devices, as jax says."""
     found: dict[tuple[int, ...], list[int]] = {}
     for device, index in array.sharding.devices_indices_map(tuple(array.shape)).items():

@@ -12,7 +12,7 @@ import numpy as np
 import jaxtrain.reports.notebook.html as html
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.text import number
-from jaxtrain.reports.notebook.drawing import curve_picture
+from jaxtrain.reports.notebook.drawing import curve_svg
 from jaxtrain.reports.notebook.html import Markup
 from jaxtrain.reports.status import read_status
 from jaxtrain.reports.tail import LARGEST_TAIL, last_objects, read_bounded
@@ -42,7 +42,7 @@ def run_html(run: Run) -> Markup:
     )
     lines, problem = _last_lines(run.folder)
     x, y = _losses(run.folder, lines)
-    curve = curve_picture(x, y, "step", "loss") if len(x) else Markup()
+    curve = curve_svg(x, y, "step", "loss") if len(x) else Markup()
     pictures = html.figure(curve, "loss of the training batches") if curve else ""
     said = html.element("div", html.dim(problem)) if problem else ""
     return html.joined((html.element("div", head), pictures, _last_metrics(lines), said))

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from jaxtrain.base.config import flatten
 from jaxtrain.base.ranges import PositiveInt, Range
 from jaxtrain.experiment.observers import ObservedRun, Observer, Scores
-from jaxtrain.runs.trackers.mirror import Mirror, Sink
+from jaxtrain.runs.trackers.mirror import Courier, Sink
 
 Seconds = Annotated[float, Range(at_least=0, at_most=600, on_host=True)]
 
@@ -54,7 +54,7 @@ class Tracker(Observer):
     def begun(self, run: ObservedRun, step: int) -> None:
         name = run.folder.resolve().name
         tracked = TrackedRun(run.folder, name, step, tracked_config(run.experiment))
-        mirror = Mirror(lambda: self.connect(tracked), run.folder, self.queue, self.wait, type(self).__name__)
+        mirror = Courier(lambda: self.connect(tracked), run.folder, self.queue, self.wait, type(self).__name__)
         _mirrors.setdefault(run, {})[id(self)] = mirror
 
     def trained(self, run: ObservedRun, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
@@ -72,11 +72,11 @@ class Tracker(Observer):
             run.log_event("tracker", tracker=type(self).__name__, step=step, note=lost)
         self._mirror(run).check()
 
-    def _mirror(self, run: ObservedRun) -> Mirror:
+    def _mirror(self, run: ObservedRun) -> Courier:
         return _mirrors[run][id(self)]
 
 
-_mirrors: "weakref.WeakKeyDictionary[Any, dict[int, Mirror]]" = weakref.WeakKeyDictionary()
+_mirrors: "weakref.WeakKeyDictionary[Any, dict[int, Courier]]" = weakref.WeakKeyDictionary()
 """The mirrors of each run that is being trained, by its trackers, which are values and hold nothing themselves."""
 
 

@@ -54,7 +54,7 @@ class Sink(ABC):
         """Give up at once whatever is being done; called in another thread, when the time is over."""
 
 
-class Mirror:
+class Courier:
     """Calls a tool in a daemon thread.
 
     connect: opens the run in the tool. folder: the run's, from where its events are read.
