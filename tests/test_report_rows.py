@@ -19,7 +19,7 @@ from jaxtrain.data import Bytes, Pipeline, Source, Windows
 from jaxtrain.reports.page import Picture
 from jaxtrain.reports.page.arrays import PageData
 from jaxtrain.reports.pictures import array_picture, held_parts, mesh_picture, png
-from jaxtrain.reports.report.evaluation import with_interval, labels_of, quarters
+from jaxtrain.reports.report.evaluation import labels_of, quarters, with_interval
 from jaxtrain.reports.report.examples import SplitRecords, within, worst
 from jaxtrain.reports.report.intervals import metric_intervals, select, wilson
 from jaxtrain.runs.row_ids import record_id

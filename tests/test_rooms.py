@@ -287,17 +287,17 @@ CODE_LINES = {
     "step": 140,
     "program": 225,
     "cluster": 980,
-    "runs": 3300,
+    "runs": 4200,
     "evaluate": 175,
     "generation": 390,
     "train": 80,
     "analysis": 2880,
-    "reports": 3800,
+    "reports": 5900,
     "deploy": 3420,
-    "launch": 1150,
-    "cli": 1250,
+    "launch": 1170,
+    "cli": 1320,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 29,300 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 32,255 for all of them,
 with the rooms that are planned.
 """
 
@@ -408,7 +408,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 29_300
+    assert sum(CODE_LINES.values()) <= 32_255
 
 
 def public(name: str) -> bool:

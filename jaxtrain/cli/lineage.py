@@ -23,7 +23,7 @@ def lineage(
         json: Print JSON instead of a tree.
     """
     from jaxtrain.reports.lineage.text import draw
-    from jaxtrain.reports.lineage.tree import lineage as found_of
+    from jaxtrain.reports.lineage.tree import trace_lineage
 
-    found = found_of(thing, within)
+    found = trace_lineage(thing, within)
     print(json_text(found.as_facts()) if json else draw(found, sys.stdout.encoding))

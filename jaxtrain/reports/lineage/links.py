@@ -12,9 +12,9 @@ from pathlib import Path
 from jaxtrain.base.errors import ConfigError, Damaged, Retry
 from jaxtrain.datasets.source import home
 from jaxtrain.reports.find import sweep_of
-from jaxtrain.reports.lineage.things import Data, Found, Thing, kind_of, read_thing
+from jaxtrain.reports.lineage.things import Data, Searched, Thing, read_thing, thing_kind
 
-MOST_BYTES = 1 << 30
+LARGEST_CHECKPOINT = 1 << 30
 """A checkpoint of more bytes is not read to find out whether a run began with it."""
 
 MOST_STEPS = 16
@@ -39,7 +39,7 @@ class MadeFrom:
 class Links:
     """The links of things to what they were made from, among all that was found."""
 
-    found: Found
+    found: Searched
     _read: dict[Path, Thing | None] = field(default_factory=dict)
     _parents: dict[Path, MadeFrom | None] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ class Links:
             return None
         if folder not in self._read:
             try:
-                kind = kind_of(iter(os.listdir(folder)))
+                kind = thing_kind(iter(os.listdir(folder)))
             except OSError:
                 kind = None
             self._read[folder] = None if kind is None else read_thing(folder, kind)
@@ -176,7 +176,7 @@ def matching_step(folder: Path, asked: object, identity: object) -> tuple[int | 
     large = False
     for step in steps[:MOST_STEPS]:
         checkpoint = folder / "checkpoints" / str(step)
-        if _bytes(checkpoint) > MOST_BYTES:
+        if _bytes(checkpoint) > LARGEST_CHECKPOINT:
             large = True
         elif _identity(str(folder), step) == identity:
             return step, ""

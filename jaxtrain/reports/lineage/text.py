@@ -8,13 +8,13 @@ from jaxtrain.reports.listing import printable
 MOST_NODES = 30
 """Nodes below one node that are drawn; JSON has all."""
 
-LINES = ("├─ ", "└─ ", "│  ", "   ")
-ASCII = ("|- ", "`- ", "|  ", "   ")
+_LINES = ("├─ ", "└─ ", "│  ", "   ")
+_ASCII = ("|- ", "`- ", "|  ", "   ")
 
 
 def draw(found: Lineage, encoding: str | None = "utf-8") -> str:
     """The tree, a line for each thing and one for its folder. encoding: of the terminal, which may lack some lines."""
-    lines = LINES if _can_encode("".join(LINES), encoding) else ASCII
+    lines = _LINES if _can_encode("".join(_LINES), encoding) else _ASCII
     parts = _described(found.thing)
     for title, nodes, none in (
         ("made from", found.made_from, "nothing that is recorded"),

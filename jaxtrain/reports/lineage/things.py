@@ -17,12 +17,12 @@ from jaxtrain.deploy.manifest import MANIFEST_FILE, BundleManifest, is_bundle, v
 from jaxtrain.reports.find import DEEPEST, LARGEST_RUN_FILE, experiment_name, read_run_file
 from jaxtrain.reports.tail import json_object, read_bounded
 
-Kind = Literal["run", "bundle", "dataset", "sweep"]
+ThingKind = Literal["run", "bundle", "dataset", "sweep"]
 
 MOST_FOLDERS = 50_000
 """Folders that one search looks into."""
 
-_SIGNS: Mapping[str, Kind] = {
+_SIGNS: Mapping[str, ThingKind] = {
     MANIFEST_FILE: "bundle",  # before experiment.json, which a bundle holds too
     "experiment.json": "run",
     "sweep.json": "sweep",
@@ -41,7 +41,7 @@ class Data:
     hashes: Mapping[str, str]
     """Of a dataset: the hash of the decoded records of each split; of another source: {"": its identity}."""
     used: tuple[str, ...]
-    """The pipelines that read it: `data`, `evals.test`."""
+    """What reads it: the pipelines `data`, `evals.test`; `records` of a dataset."""
     folder: str | None = None
     """The folder of datasets where one was given."""
 
@@ -50,7 +50,7 @@ class Data:
 class Thing:
     """A run, bundle, dataset or sweep, and what its own files say of its origin."""
 
-    kind: Kind
+    kind: ThingKind
     folder: Path
     """Absolute, without links."""
     name: str
@@ -66,20 +66,20 @@ class Thing:
     start: Mapping[str, Any] = field(default_factory=dict)
     """Of a run that began with the parameters of another: source, step and identity."""
     data: tuple[Data, ...] = ()
-    """Of a run; of a dataset, itself; of a bundle, those of its run."""
+    """Of a run; of a bundle, those of its run; of a dataset, itself and then what it was built from."""
     saved: Mapping[str, Any] = field(default_factory=dict)
     """The content of its file, where that is JSON."""
 
 
 @dataclass(frozen=True)
-class Found:
+class Searched:
     """What a search found."""
 
     things: tuple[Thing, ...]
     wrong: tuple[str, ...]
     """What could not be read or was left out, a sentence each."""
 
-    def of(self, kind: Kind) -> Iterator[Thing]:
+    def of(self, kind: ThingKind) -> Iterator[Thing]:
         """Those of one kind that could be read."""
         return (thing for thing in self.things if thing.kind == kind and not thing.wrong)
 
@@ -88,7 +88,7 @@ def thing_at(path: Path) -> Thing:
     """The run, bundle, dataset or sweep that a path names. Raises ConfigError where it names none, or a damaged one."""
     try:
         folder = Path(os.path.realpath(path))
-        kind = kind_of(name for name in os.listdir(folder))
+        kind = thing_kind(name for name in os.listdir(folder))
         if kind is None and is_bundle(folder):
             folder, kind = version_folder(folder), "bundle"
     except (OSError, ValueError) as error:
@@ -103,17 +103,17 @@ def thing_at(path: Path) -> Thing:
     return thing
 
 
-def kind_of(names: Iterator[str]) -> Kind | None:
+def thing_kind(names: Iterator[str]) -> ThingKind | None:
     """What a folder is that holds entries of these names."""
     held = set(names)
     return next((kind for sign, kind in _SIGNS.items() if sign in held and _is_likely(kind, held)), None)
 
 
-def _is_likely(kind: Kind, held: set[str]) -> bool:
+def _is_likely(kind: ThingKind, held: set[str]) -> bool:
     return kind != "bundle" or "signature.json" in held  # other programs have manifests too
 
 
-def find_things(places: Sequence[Path], most: int = MOST_FOLDERS) -> Found:
+def find_things(places: Sequence[Path], most: int = MOST_FOLDERS) -> Searched:
     """All below these folders, in order of their names; links are not followed, hidden folders left out, and nothing is
     searched inside of a run, bundle or dataset, or deeper than `DEEPEST` levels.
     """
@@ -132,7 +132,7 @@ def find_things(places: Sequence[Path], most: int = MOST_FOLDERS) -> Found:
         try:
             with os.scandir(folder) as listed:
                 entries = sorted(listed, key=lambda entry: entry.name)
-            kind = kind_of(entry.name for entry in entries)
+            kind = thing_kind(entry.name for entry in entries)
             inner = [entry.name for entry in entries if _is_searched(entry)]
         except OSError as error:
             wrong.append(f"{folder} was not searched: {error.strerror or error}")
@@ -143,7 +143,7 @@ def find_things(places: Sequence[Path], most: int = MOST_FOLDERS) -> Found:
                 wrong.append(f"{folder}: this {kind} cannot be read: {thing.wrong}")
         if kind in (None, "sweep") and depth < DEEPEST:
             waiting += [(folder / name, depth + 1) for name in reversed(inner)]
-    return Found(tuple(things[folder] for folder in sorted(things)), tuple(wrong))
+    return Searched(tuple(things[folder] for folder in sorted(things)), tuple(wrong))
 
 
 def _is_searched(entry: os.DirEntry[str]) -> bool:
@@ -153,7 +153,7 @@ def _is_searched(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def read_thing(folder: Path, kind: Kind) -> Thing:
+def read_thing(folder: Path, kind: ThingKind) -> Thing:
     """What the files of a folder say; nothing is raised for what they hold."""
     read = {"run": _run, "bundle": _bundle, "dataset": _dataset, "sweep": _sweep}[kind]
     try:
@@ -205,7 +205,8 @@ def _dataset(folder: Path) -> Thing:
     card = Card.read(folder)
     hashes = {name: split.content for name, split in card.splits.items()}
     itself = Data(card.name, card.version, hashes, ())
-    return Thing("dataset", folder, f"{card.name} {card.version}", data=(itself,))
+    made = card.made
+    return Thing("dataset", folder, f"{card.name} {card.version}", data=(itself, *data_of(made, made)))
 
 
 def _sweep(folder: Path) -> Thing:
@@ -240,7 +241,7 @@ def data_of(config: Mapping[str, Any], experiment: Mapping[str, Any]) -> tuple[D
     return _merged(found)
 
 
-_IS_SOURCE = re.compile(r"(\.source|\.sources\.\d+)$")
+_IS_SOURCE = re.compile(r"(^records|\.source|\.sources\.\d+)$")
 
 
 def _pipeline(path: str) -> str:

@@ -1,4 +1,4 @@
-"""`lineage`: the tree of what a thing was made from, and the tree of what was made from it.
+"""The tree of what a thing was made from, and the tree of what was made from it.
 
 Not here: how the links are found (`links`), and drawing (`text`).
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.reports.lineage.links import Links, MadeFrom, is_same_data
-from jaxtrain.reports.lineage.things import Data, Found, Thing, find_things, thing_at
+from jaxtrain.reports.lineage.things import Data, Searched, Thing, find_things, thing_at
 from jaxtrain.reports.status import read_status
 
 DEEPEST_CHAIN = 40
@@ -25,7 +25,7 @@ class Node:
     kind: str
     """`run`, `bundle`, `dataset`, `sweep`; `data` and `weights` for other sources; `missing`."""
     name: str
-    """Of a run its folder's name; of a dataset name and version; of a bundle model and version; of others as recorded."""
+    """Of a run its folder's name; of a dataset name and version; of a bundle model and version; else as recorded."""
     folder: str
     """"" where it has none, or is not found."""
     about: str
@@ -56,7 +56,7 @@ class Lineage:
         return asdict(self)
 
 
-def lineage(path: Path, within: Sequence[Path] = ()) -> Lineage:
+def trace_lineage(path: Path, within: Sequence[Path] = ()) -> Lineage:
     """The lineage of the run, built dataset, bundle or sweep in a folder, which nothing is written into.
 
     within: the folders that are searched for what was made from it, and for what was moved; by default the folder that
@@ -68,7 +68,7 @@ def lineage(path: Path, within: Sequence[Path] = ()) -> Lineage:
     for place in within:
         if not place.is_dir():
             raise ConfigError(f"--within {place}: there is no such folder")
-    places = list(within) or _usual_places(thing)
+    places = [*(within or _usual_places(thing)), *([thing.folder] if thing.kind == "sweep" else [])]
     found = find_things(places)
     tree = _Tree(Links(found))
     searched = tuple(dict.fromkeys(os.path.realpath(place) for place in places))
@@ -88,7 +88,7 @@ class _Tree:
         self._links, self._shown = links, set[Path]()
 
     @property
-    def _found(self) -> Found:
+    def _found(self) -> Searched:
         return self._links.found
 
     def node(self, thing: Thing, relation: str = "", notes: tuple[str, ...] = (), nodes: tuple[Node, ...] = ()) -> Node:
@@ -104,10 +104,13 @@ class _Tree:
             relation = f"made of step {thing.step} of"
             if source.thing is not None:
                 return (self._source(source, relation, path),)
-            return (self._source(source, relation, path), *(self._data(data) for data in thing.data))
-        if thing.kind != "run":
-            return ()
-        nodes = [self._data(data) for data in thing.data]
+            return (self._source(source, relation, path), *(self._data(data, path) for data in thing.data))
+        if thing.kind == "dataset":
+            return tuple(self._data(data, path) for data in thing.data[1:])
+        if thing.kind == "sweep":
+            read = [data for run in self._trials(thing) for data in run.data]
+            return tuple(self._data(data, path) for data in {repr(data): data for data in read}.values())
+        nodes = [self._data(data, path) for data in thing.data]
         if (parent := self._links.parent(thing)) is not None:
             step = "" if parent.step is None else f"step {parent.step} of "
             nodes.append(self._source(parent, f"began with {step or 'the parameters of '}".rstrip(), path))
@@ -126,7 +129,11 @@ class _Tree:
             return self.node(source.thing, relation, (*notes, "not followed further"))
         return self.node(source.thing, relation, notes, self.above(source.thing, path))
 
-    def _data(self, data: Data) -> Node:
+    def _trials(self, sweep: Thing) -> list[Thing]:
+        trials = [run for run in self._found.of("run") if sweep.folder in run.folder.parents]
+        return [run for run in trials if (above := self._links.sweep(run)) and above.folder == sweep.folder]
+
+    def _data(self, data: Data, path: tuple[Path, ...]) -> Node:
         used = ", ".join(data.used)
         relation = f"read as {used}:" if used else "read"
         if not data.version:
@@ -134,8 +141,12 @@ class _Tree:
         source, about = self._links.dataset(data), _hashes(data)
         if source.thing is None:
             return Node("missing", source.recorded, "", about, relation, source.notes, hashes=data.hashes)
-        folder = str(source.thing.folder)
-        return Node("dataset", source.recorded, folder, about, relation, source.notes, hashes=data.hashes)
+        found, notes = source.thing, source.notes
+        if found.folder in path or len(path) >= DEEPEST_CHAIN:
+            nodes, notes = (), (*notes, "not followed further")
+        else:
+            nodes = self.above(found, path)
+        return Node("dataset", source.recorded, str(found.folder), about, relation, notes, nodes, data.hashes)
 
     def below(self, thing: Thing, depth: int = 0) -> tuple[Node, ...]:
         """What was made from a thing."""
@@ -143,8 +154,7 @@ class _Tree:
         if thing.kind == "dataset":
             return tuple(self._readers(thing, depth))
         if thing.kind == "sweep":
-            trials = [run for run in self._found.of("run") if self._links.sweep(run) == thing]
-            return tuple(self._next(run, "its trial", depth) for run in trials)
+            return tuple(self._next(run, "its trial", depth) for run in self._trials(thing))
         if thing.kind != "run":
             return ()
         nodes = []
@@ -160,17 +170,17 @@ class _Tree:
         return tuple(nodes)
 
     def _readers(self, dataset: Thing, depth: int) -> list[Node]:
-        """The runs that read a dataset, and the bundles of runs that are gone."""
+        """The runs that read a dataset, the bundles of runs that are gone, and the datasets that were built from it."""
         own, nodes = dataset.data[0], []
-        for kind in ("run", "bundle"):
-            for thing in self._found.of(kind):
-                for data in thing.data:
-                    if (data.name, data.version) != (own.name, own.version):
-                        continue
-                    if kind == "bundle" and self._links.run_of(thing).thing is not None:
-                        continue
-                    notes = () if is_same_data(own, data) else ("it read other records of this name and version",)
-                    nodes.append(self._next(thing, f"read as {', '.join(data.used)} by", depth, notes))
+        things = [*self._found.of("run"), *self._found.of("bundle"), *self._found.of("dataset")]
+        for thing in things:
+            for data in thing.data[1:] if thing.kind == "dataset" else thing.data:
+                if (data.name, data.version) != (own.name, own.version) or thing.folder == dataset.folder:
+                    continue
+                if thing.kind == "bundle" and self._links.run_of(thing).thing is not None:
+                    continue
+                notes = () if is_same_data(own, data) else ("it read other records of this name and version",)
+                nodes.append(self._next(thing, f"read as {', '.join(data.used)} by", depth, notes))
         return nodes
 
     def _next(self, thing: Thing, relation: str, depth: int, notes: tuple[str, ...] = ()) -> Node:
