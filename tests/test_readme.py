@@ -96,7 +96,13 @@ LONG = ("bundle", "command-line", "many-machines", "onnx")
 
 def running(page: Path) -> Any:
     slow = page.name == "concepts.md" or any(language == "bash" for language, _ in blocks(page))
-    marks = [pytest.mark.full] if page.stem in LONG or page.stem.startswith("tutorial-") else [pytest.mark.slow] if slow else []
+    marks = (
+        [pytest.mark.full]
+        if page.stem in LONG or page.stem.startswith("tutorial-")
+        else [pytest.mark.slow]
+        if slow
+        else []
+    )
     return pytest.param(page, id=page_id(page), marks=marks)
 
 
