@@ -15,6 +15,7 @@ from jaxtrain.experiment.override import override as override
 from jaxtrain.experiment.prune import Prune as Prune
 from jaxtrain.experiment.start import Start as Start
 from jaxtrain.program import Program as Program
+from jaxtrain.reports.notebook.show import show as show
 from jaxtrain.runs.folder import Run as Run
 from jaxtrain.sharding.layout import MEGATRON as MEGATRON
 from jaxtrain.sharding.layout import RULES as RULES

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtrain.base.allowed import check_values
+from jaxtrain.base.display import Displayed
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.experiment.experiment import Experiment
@@ -83,7 +84,7 @@ Batches = Generator[dict[str, jax.Array], None, None]
 """Close it to stop its readers."""
 
 
-class Program:
+class Program(Displayed):
     """An experiment compiled for a mesh: its steps as functions of global arrays, and the batches to give them."""
 
     def __init__(

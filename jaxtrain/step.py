@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
+from jaxtrain.base.display import Displayed
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.models.params import Params, merged, parted
 from jaxtrain.models.variables import Context, Variables
@@ -30,7 +31,7 @@ Gradients = Callable[[Task, Params, Variables, Batch, Context], tuple[Params, Lo
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class TrainState:
+class TrainState(Displayed):
     """All that training changes: plain arrays in plain nested dicts, and what optax keeps."""
 
     params: Params

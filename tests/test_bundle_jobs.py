@@ -3,12 +3,9 @@
 import fcntl
 import json
 import os
-import pty
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from small_disk import run_on_small_disk
+from terminal import InTerminal
 from test_bundle import REPLACE, TEXTS, Made, made, rows_file
 
 from jaxtrain import ConfigError
+from jaxtrain.base.text import size
 from jaxtrain.deploy import batch_job
 from jaxtrain.deploy.batch_job import CHUNK, predict_file
 from jaxtrain.deploy.bundle import Bundle
@@ -277,18 +276,11 @@ def test_a_job_on_a_full_disk_goes_on_once_there_is_place(bundle, films, tmp_pat
 @pytest.mark.slow
 def test_there_is_a_bar_on_a_terminal_alone(films, tmp_path):
     source = rows_file(tmp_path, 2 * CHUNK)
-    leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    process = subprocess.Popen(command(films, source, tmp_path / "one.jsonl"), stderr=follower)
-    os.close(follower)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(leader, 4096)
-        except OSError:  # the other end is closed
-            break
-    process.wait()
-    assert b"one.jsonl: 100%" in shown
+    terminal = InTerminal(command(films, source, tmp_path / "one.jsonl"), columns=80)
+    terminal.read()
+    terminal.close()
+    shown = size(source.stat().st_size)
+    assert f"one.jsonl  {shown} of {shown}  100%" in terminal.shown.lines
     plain = subprocess.run(command(films, source, tmp_path / "two.jsonl"), capture_output=True, text=True, check=False)
     assert "%" not in plain.stderr
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtrain import Run
 from jaxtrain.cli import main as cli
 from jaxtrain.cli.flags import parse
 from jaxtrain.data import Damaged
@@ -20,6 +19,7 @@ from jaxtrain.experiment.files import load
 from jaxtrain.models import ViT
 from jaxtrain.optimizers import Standard, with_horizon
 from jaxtrain.runs.begin import begin
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.tasks import Classification
 
 ROOT = Path(__file__).parents[1]
@@ -384,7 +384,7 @@ def test_an_unknown_step_split_or_run_is_refused_with_those_that_there_are(call,
 
 def test_train_evaluate_and_predict_work_from_the_command_line(call, trained):
     code = trained.parent / "texts.py"
-    assert [line["step"] for line in Run(trained).metrics() if line["split"] == "test"] == [2]
+    assert [line["step"] for line in read_metrics(trained) if line["split"] == "test"] == [2]
     evaluated = call("evaluate", trained, "--code", code)
     assert evaluated.code == 0
     assert evaluated.out.startswith("test")

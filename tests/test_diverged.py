@@ -21,6 +21,7 @@ from jaxtrain.experiment.experiment import Runtime
 from jaxtrain.models import Model
 from jaxtrain.optimizers import SGD, ConstantRate, Guarded, Optimizer, Rewind, Skip, SkipSpikes
 from jaxtrain.program import Program
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.runs.saving import Save
 from jaxtrain.tasks import Regression
 from jaxtrain.train import train
@@ -116,7 +117,7 @@ RATE = SGD(schedule=ConstantRate(peak=0.01), momentum=0.0, ema=0.5)
 
 def test_a_skipped_batch_leaves_no_trace_in_the_means_of_its_period_and_is_named(tmp_path: Path) -> None:
     run, _ = train(poisoned(Guarded(RATE, Skip()), 1e30), tmp_path / "run")
-    first, second = run.metrics()
+    first, second = read_metrics(run.folder)
     assert (first["skipped"], second["skipped"]) == (0, 1)
     assert np.isfinite([second["loss"], second["gradient_norm"], second["absolute_error"]]).all()
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
@@ -202,7 +203,7 @@ def test_a_period_in_which_no_row_weighs_anything_does_not_diverge(tmp_path: Pat
     columns = {"x": X, "target": X.sum(1), "w": np.zeros(32, np.float32)}
     task = replace(experiment().task, weights="w")
     run, _ = train(experiment(1e-3, task=task, data=Pipeline(Arrays(columns), batch_size=8), steps=2), tmp_path / "run")
-    assert np.isnan(run.metrics()[-1]["loss"])
+    assert np.isnan(read_metrics(run.folder)[-1]["loss"])
 
 
 def failing_saves(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:

@@ -18,6 +18,7 @@ from jaxtrain.experiment import Runtime
 from jaxtrain.experiment.experiment import fingerprint
 from jaxtrain.program import Program
 from jaxtrain.runs.json_lines import read_lines
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.train import train
 
 
@@ -112,15 +113,15 @@ def test_the_run_ends_with_a_checkpoint_says_why_and_stays_ended(tmp_path: Path)
     with run.checkpoints(read_only=True) as checkpoints:
         assert checkpoints.steps() == [6]
     (event,) = [event for event in read_lines(run.folder / "events.jsonl") if event["kind"] == "stopped"]
-    first = next(line["loss"] for line in run.metrics() if line["split"] == "validation")
+    first = next(line["loss"] for line in read_metrics(run.folder) if line["split"] == "validation")
     assert (event["step"], event["observer"]) == (6, "EarlyStopping")
     assert event["reason"] == f"validation/loss did not improve in 2 evaluations: last at step 2, to {first:.6g}"
-    lines = [(line["step"], line["split"]) for line in run.metrics()]
+    lines = [(line["step"], line["split"]) for line in read_metrics(run.folder)]
     expected = [(2, "validation"), (4, "validation"), (5, "train"), (6, "validation"), (6, "train")]
     assert lines == expected
     run, state = train(stopping(patience=2), tmp_path / "run")
     assert int(state.step) == 6
-    assert [(line["step"], line["split"]) for line in run.metrics()] == expected
+    assert [(line["step"], line["split"]) for line in read_metrics(run.folder)] == expected
 
 
 @pytest.mark.slow

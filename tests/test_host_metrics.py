@@ -19,6 +19,7 @@ from jaxtrain.evaluate import check_metrics, evaluate
 from jaxtrain.experiment import Retention, Runtime
 from jaxtrain.models import NGrams
 from jaxtrain.optimizers import AdamW
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.tasks import Classification, Confusion, Context, HostMetric, Loss, Regression, Spearman, Variables
 from jaxtrain.train import train
 
@@ -129,7 +130,7 @@ def test_a_confusion_matrix_passes_through_microbatches_evaluation_files_and_kee
     )
     experiment = classification(runtime=runtime, microbatches=2)
     run, state = train(experiment, tmp_path / "run")
-    lines = {(line["step"], line["split"]): line for line in run.metrics()}
+    lines = {(line["step"], line["split"]): line for line in read_metrics(run.folder)}
     probabilities = experiment.task.predict(jax.device_get(state.evaluated), {"text": WORDS})["probabilities"]
     labels = (WORDS[:, 0] > 109).astype(int)
     last = lines[4, "test"]

@@ -12,6 +12,7 @@ from jaxtrain.experiment import EarlyStopping, Retention, Runtime
 from jaxtrain.experiment.validate import check_evals, data_facts, interval_facts
 from jaxtrain.models import Blocks, Transformer
 from jaxtrain.optimizers import AdamW, ConstantRate
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.tasks import LanguageModel
 from jaxtrain.train import train
 
@@ -110,7 +111,11 @@ def test_the_best_checkpoint_is_the_best_of_all_evaluations_though_their_steps_a
     if cut is not None:
         train(replace(one, steps=cut), tmp_path / "run")
     run, _ = train(one, tmp_path / "run")
-    losses = {line["step"]: line["loss"] for line in run.metrics() if line["split"] == "test" and line["step"] % 2 == 0}
+    losses = {
+        line["step"]: line["loss"]
+        for line in read_metrics(run.folder)
+        if line["split"] == "test" and line["step"] % 2 == 0
+    }
     lowest = min(losses, key=lambda step: (losses[step], -step))
     assert lowest % 5
     with run.checkpoints(read_only=True) as checkpoints:

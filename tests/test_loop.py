@@ -20,6 +20,7 @@ from jaxtrain.evaluate import evaluate
 from jaxtrain.experiment import Retention
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.journal import Journal, Metrics
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.runs.observers import Observers
 from jaxtrain.train import train
 
@@ -139,7 +140,7 @@ def test_after_a_kill_and_a_resume_every_step_of_every_split_is_written_once_and
         with pytest.raises(Killed):
             train(experiment, tmp_path / "run")
     run, _ = train(experiment, tmp_path / "run")
-    found = [(line["step"], line["split"]) for line in run.metrics()]
+    found = [(line["step"], line["split"]) for line in read_metrics(run.folder)]
     expected = [*((step, "train") for step in trained), (6, "validation"), (12, "validation")]
     assert sorted(found) == sorted(expected)
     assert [step for step, _ in found] == sorted(step for step, _ in found)
@@ -154,7 +155,7 @@ def test_the_best_checkpoint_by_the_scores_of_its_own_step_stays_and_the_last_st
     keep = Retention(last=1, best="validation/loss", mode="max")
     runtime = replace(tiny.main().runtime, eval_every=2, save_every=2, keep=keep)
     run, _ = train(replace(tiny.main(), steps=5, runtime=runtime), tmp_path / "run")
-    losses = {line["step"]: line["loss"] for line in run.metrics() if line["split"] == "validation"}
+    losses = {line["step"]: line["loss"] for line in read_metrics(run.folder) if line["split"] == "validation"}
     assert max(losses, key=losses.__getitem__) == 2
     with run.checkpoints(read_only=True) as checkpoints:
         assert (checkpoints.best(), checkpoints.steps()) == (2, [2, 5])

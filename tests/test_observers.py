@@ -23,6 +23,7 @@ from jaxtrain.optimizers import SGD, LinearDecay
 from jaxtrain.runs.checkpoints import Checkpoints
 from jaxtrain.runs.journal import Journal, Metrics
 from jaxtrain.runs.json_lines import read_lines
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.runs.observers import Observers
 from jaxtrain.train import train
 
@@ -215,7 +216,10 @@ def killed_after_saving(saved: int, experiment: Experiment, folder: Path, monkey
 def values(run: Any) -> list[dict[str, Any]]:
     """The lines of metrics without what depends on the speed of the machine."""
     speeds = ("seconds_", "examples_per", "tokens_per", "mfu")
-    return [{name: value for name, value in line.items() if not name.startswith(speeds)} for line in run.metrics()]
+    return [
+        {name: value for name, value in line.items() if not name.startswith(speeds)}
+        for line in read_metrics(run.folder)
+    ]
 
 
 @pytest.mark.slow
@@ -249,7 +253,7 @@ def test_a_run_that_a_signal_stops_within_a_period_writes_its_line_when_it_is_re
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "trained", interrupted)
         run, _ = train(experiment, tmp_path / "run")
-    assert [line["step"] for line in run.metrics() if line["split"] == "train"] == [5]
+    assert [line["step"] for line in read_metrics(run.folder) if line["split"] == "train"] == [5]
     run, _ = train(experiment, tmp_path / "run")
     assert values(run) == values(whole)
 
@@ -262,7 +266,7 @@ def test_speeds_are_those_of_the_steps_that_this_process_trained(
     experiment = replace(tiny.main(), steps=10, runtime=replace(tiny.main().runtime, log_every=5))
     killed_after_saving(8, experiment, tmp_path / "run", monkeypatch)
     run, _ = train(experiment, tmp_path / "run")
-    for line in run.metrics():
+    for line in read_metrics(run.folder):
         if line["split"] == "train":  # 16 tokens an example, also where only 2 of 5 steps are of this process
             assert line["tokens_per_second"] / line["examples_per_second"] == pytest.approx(16, rel=1e-12)
 
@@ -281,7 +285,7 @@ def test_the_sums_of_a_period_pass_through_a_checkpoint_exactly_nan_and_infinity
 
 
 def rates(run: Any) -> list[float]:
-    return [line["learning_rate"] for line in run.metrics() if line["split"] == "train"]
+    return [line["learning_rate"] for line in read_metrics(run.folder) if line["split"] == "train"]
 
 
 def line_decay(steps: int, horizon: int | None = None) -> Experiment:
@@ -379,7 +383,7 @@ def test_a_range_that_the_run_does_not_have_is_refused(profile: str, message: st
 def test_utilization_is_logged_once_a_period_and_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxtrain.runs.utilization.peak_flops", lambda devices: 34603008 * 8.0)
     run, _ = train(observed(evals={}), tmp_path / "run")
-    for line in run.metrics():
+    for line in read_metrics(run.folder):
         # 16 examples a step: at as many steps a second, of 34,603,008 operations each, 8 steps a second were the peak.
         assert line["mfu"] == pytest.approx(line["examples_per_second"] / 16 / 8, rel=1e-12)
     (event,) = [event for event in read_lines(run.folder / "events.jsonl") if event["kind"] == "compiled"]

@@ -11,6 +11,7 @@ import tiny
 import jaxtrain
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.cli.flags import parse
+from jaxtrain.data.transforms.fitted import Standardize
 from jaxtrain.experiment import Experiment
 from jaxtrain.experiment.experiment import fingerprint
 from jaxtrain.experiment.override import flag_words, full_path, override_all, settings, value_at
@@ -129,7 +130,4 @@ def test_paths_are_completed_and_values_in_memory_or_fitted_are_no_settings():
     paths = settings(films.main())
     assert paths["data.transforms.0.length"] == 16
     assert "data.transforms" not in paths  # only its parts
-    from jaxtrain.data.transforms.fitted import Standardize
-
-    transform = Standardize("x")
-    assert not any("fitted" in path for path in settings(transform))
+    assert not any("fitted" in path for path in settings(Standardize(("x",))))

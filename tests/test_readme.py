@@ -44,15 +44,23 @@ VERBS = (
     "explain experiments/digits.py",
     "verify experiments/digits.py",
     "evaluate",
+    "report",
     "predict",
     "export",
     "memory experiments/digits.py",
     "verify-resume experiments/digits.py",
+    "sweep",
+    "launch slurm-sweep",
     "replay",
     "generate",
+    "runs",
+    "watch",
     *(f"checkpoints {verb}" for verb in ("list", "verify", "prune", "restore-to")),
     *(f"data {verb}" for verb in ("build", "card", "check", "diff", "bench experiments/digits.py")),
     *(f"launch {platform}" for platform in ("slurm", "k8s", "tpu", "local")),
+    "compare",
+    "diff",
+    "sweep experiments/digits.py",
 )
 
 # `pip install uv && uv run …` installs into this test's own environment: `uv run` is given the programs that are there,
@@ -96,13 +104,8 @@ LONG = ("bundle", "command-line", "many-machines", "onnx")
 
 def running(page: Path) -> Any:
     slow = page.name == "concepts.md" or any(language == "bash" for language, _ in blocks(page))
-    marks = (
-        [pytest.mark.full]
-        if page.stem in LONG or page.stem.startswith("tutorial-")
-        else [pytest.mark.slow]
-        if slow
-        else []
-    )
+    full = page.stem in LONG or page.stem.startswith("tutorial-")
+    marks = [pytest.mark.full] if full else [pytest.mark.slow] if slow else []
     return pytest.param(page, id=page_id(page), marks=marks)
 
 
@@ -239,5 +242,5 @@ def test_every_message_that_heads_a_section_of_troubleshooting_is_one_of_the_lib
     nodes = (node for file in (ROOT / "jaxtrain").rglob("*.py") for node in ast.walk(ast.parse(file.read_text())))
     # Of an f-string these are its words between the values that are filled in.
     library = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    assert len(quoted) >= 20
+    assert len(quoted) >= 60
     assert [message for message in quoted if not any(message in words for words in library)] == []

@@ -20,6 +20,7 @@ from jaxtrain.models import Blocks
 from jaxtrain.models.variables import Context, Variables
 from jaxtrain.optimizers import AdamW, ConstantRate
 from jaxtrain.runs.json_lines import read_lines
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.sharding.layout import plain
 from jaxtrain.train import train
 
@@ -190,7 +191,7 @@ def looked_up(words: str) -> str:
 def test_sequences_are_learned_far_better_than_by_looking_words_up(tmp_path: Path) -> None:
     experiment, module = recipe("sequence_to_sequence")
     run, _ = train(experiment, tmp_path / "run")
-    score = [line for line in run.metrics() if line["split"] == "test"][-1]["sequence_accuracy"]
+    score = [line for line in read_metrics(run.folder) if line["split"] == "test"][-1]["sequence_accuracy"]
     rows = [module.Numbers("test", 500)[index] for index in range(500)]
     baseline = np.mean([looked_up(row["words"]) == row["digits"] for row in rows])
     assert 0.6 < baseline < 0.7
@@ -210,7 +211,7 @@ def test_an_observer_of_ones_own_writes_its_table_on_over_a_resume(tmp_path: Pat
     experiment = replace(recipe("own_observer")[0], runtime=runtime, optimizer=optimizer)
     train(replace(experiment, steps=6), tmp_path / "run")
     run, _ = train(replace(experiment, steps=12), tmp_path / "run")
-    lines = [line for line in run.metrics() if line["split"] == "train"]
+    lines = [line for line in read_metrics(run.folder) if line["split"] == "train"]
     with (run.folder / "training.csv").open(newline="") as file:
         table = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     assert [row["step"] for row in table] == [2, 4, 6, 8, 10, 12]

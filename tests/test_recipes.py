@@ -12,6 +12,7 @@ import pytest
 from test_layouts import FAST
 
 from jaxtrain import ConfigError, Experiment, Layout, Program, load
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.train import train
 
 RECIPES = Path(__file__).resolve().parent.parent / "experiments" / "recipes"
@@ -92,14 +93,14 @@ def test_microbatches_and_stages_are_refused_for_a_loss_over_the_whole_batch(mes
 def test_a_recipe_learns(name: str, metric: str, least: float, tmp_path: Path) -> None:
     experiment, _ = load(str(RECIPES / f"{name}.py"))
     run, _ = train(replace(experiment, steps=150), tmp_path / name)
-    assert [line for line in run.metrics() if line["split"] == "test"][-1][metric] >= least
+    assert [line for line in read_metrics(run.folder) if line["split"] == "test"][-1][metric] >= least
 
 
 @pytest.mark.slow
 def test_a_variational_autoencoder_learns_and_its_divergence_is_warmed_up(tmp_path: Path) -> None:
     experiment, _ = load(str(RECIPES / "vae.py"))
     run, _ = train(replace(experiment, runtime=replace(experiment.runtime, log_every=1)), tmp_path / "vae")
-    lines = [line for line in run.metrics() if line["split"] == "train"]
+    lines = [line for line in read_metrics(run.folder) if line["split"] == "train"]
     first, last = lines[0], lines[-1]
     assert first["loss"] == pytest.approx(first["reconstruction"], rel=1e-6)  # step 0: a share of 0
     assert lines[50]["loss"] == pytest.approx(lines[50]["reconstruction"] + 0.5 * lines[50]["divergence"], rel=1e-4)
@@ -144,6 +145,6 @@ def test_a_teacher_is_distilled_and_its_trunk_fine_tuned(tmp_path: Path, monkeyp
     ):
         experiment, _ = load(f"{RECIPES / name}.py:{function}")
         run, state = train(replace(experiment, steps=100), Path(f"runs/{name}-{function}"))
-        assert [line for line in run.metrics() if line["split"] == "test"][-1]["accuracy"] >= least, name
+        assert [line for line in read_metrics(run.folder) if line["split"] == "test"][-1]["accuracy"] >= least, name
         assert jax.tree.leaves(state.frozen)
     assert teacher.folder.exists()

@@ -22,6 +22,7 @@ from jaxtrain.optimizers.recorded import norms_by_group, update_squares
 from jaxtrain.program import Program
 from jaxtrain.runs.folder import Run
 from jaxtrain.runs.journal import Journal
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.runs.recorder import Recorder
 from jaxtrain.runs.steps_log import read_steps
 from jaxtrain.sharding.checksum import checksum_on_host
@@ -71,7 +72,7 @@ def test_every_step_is_recorded_with_the_checksum_of_its_batch(whole: Path) -> N
     steps = Run(whole).steps()
     assert steps["step"].tolist() == list(range(1, 13))
     assert steps["batch"].tolist() == checksums(12)
-    train_lines = [line for line in Run(whole).metrics() if line["split"] == "train"]
+    train_lines = [line for line in read_metrics(whole) if line["split"] == "train"]
     for line in train_lines:  # all steps weigh the same: a period's value is the mean of its steps
         period = slice(line["step"] - 3, line["step"])
         np.testing.assert_allclose(steps["loss"][period].mean(), line["loss"], rtol=1e-6)

@@ -39,6 +39,7 @@ from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.data.tokens.tokenizers import Bytes, Tokenize
 from jaxtrain.experiment import Experiment
 from jaxtrain.models import Blocks, Transformer
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.runs.steps_log import StepsLog, read_steps
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import init_state
@@ -166,7 +167,7 @@ def copied(name: str, tmp_path: Path) -> Run:
 
 def test_steps_are_compared_bit_by_bit_with_the_log_and_what_differs_is_named(tmp_path: Path) -> None:
     run, moment = copied("spike", tmp_path), explained("spike", 9).moment
-    lines = [line for line in run.metrics() if line["split"] == "train"]
+    lines = [line for line in read_metrics(run.folder) if line["split"] == "train"]
     records = [(line["step"], line["loss"], line["gradient_norm"], 0) for line in lines]
     metrics = {step: {**found, "batch": np.zeros(2, np.uint32)} for step, found in moment.metrics.items()}
     log_of_steps(run.folder, records)

@@ -28,6 +28,7 @@ from jaxtrain.runs.checkpoints import Checkpoints
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.folder import Run
 from jaxtrain.runs.journal import Journal, Metrics
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.train import train
 
@@ -185,7 +186,7 @@ def test_every_second_of_a_run_is_in_its_account_and_speeds_count_reading_and_tr
     monkeypatch.setattr(Checkpoints, "save", takes(100, Checkpoints.save))
     monkeypatch.setattr("jaxtrain.train.begin", takes(7, begin))
     run, _ = train(tiny.main(), tmp_path / "run")
-    lines = [line for line in run.metrics() if line["split"] == "train"]
+    lines = [line for line in read_metrics(run.folder) if line["split"] == "train"]
     # 12 steps; evaluated after 6 and 12; saved after 4, 8 and 12, the last time after the last line.
     assert {name: lines[-1][name] for name in lines[-1] if name.startswith("seconds_")} == {
         "seconds_compile": 1000,
@@ -248,7 +249,10 @@ def test_a_run_killed_as_soon_as_a_checkpoint_is_durable_has_every_line_of_metri
         with pytest.raises(Killed):
             train(tiny.main(), tmp_path / "run")
     run, _ = train(tiny.main(), tmp_path / "run")
-    steps = {split: [line["step"] for line in run.metrics() if line["split"] == split] for split in tiny.main().evals}
+    steps = {
+        split: [line["step"] for line in read_metrics(run.folder) if line["split"] == split]
+        for split in tiny.main().evals
+    }
     assert steps == {"validation": [6, 12]}
     assert list(launch.losses(tmp_path / "run")) == list(range(1, 13))
 

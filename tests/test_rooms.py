@@ -23,6 +23,7 @@ ROOMS = {
     "base": (
         "errors",
         "text",
+        "display",
         "ranges",
         "allowed",
         "files",
@@ -39,7 +40,6 @@ ROOMS = {
         "threads",
         "tensors",
         "lines",
-        "display",
     ),
     "sharding": ("layout", "constraints", "checksum", "feed", "stages"),
     "models": (
@@ -143,9 +143,12 @@ ROOMS = {
         "watcher",
         "heartbeat",
         "view",
+        "screen",
         "console",
         "metrics_log",
         "steps_log",
+        "owner",
+        "sessions",
         "frame",
         "rows",
         "row_ids",
@@ -168,7 +171,6 @@ ROOMS = {
         "checkpoints",
         "start",
         "folder",
-        "owner",
         "lock",
         "begin",
         "row_pass",
@@ -284,18 +286,18 @@ CODE_LINES = {
     "experiment": 1230,
     "step": 140,
     "program": 225,
-    "cluster": 975,
-    "runs": 3300,
+    "cluster": 980,
+    "runs": 4200,
     "evaluate": 175,
     "generation": 390,
     "train": 80,
     "analysis": 2880,
-    "reports": 3800,
+    "reports": 5900,
     "deploy": 3420,
-    "launch": 1150,
-    "cli": 1250,
+    "launch": 1170,
+    "cli": 1320,
 }
-"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 29,200 for all of them,
+"""The most lines of code (without blank lines, comments and docstrings) that a room may have: 32,255 for all of them,
 with the rooms that are planned.
 """
 
@@ -311,8 +313,10 @@ LATE = {
     "datasketch": {"datasets/filters/near.py"},
     "py3langid": {"datasets/filters/text.py"},
     "mlcroissant": {"datasets/report.py"},
+    "rich": {"runs/view.py"},
     "jax2onnx": {"deploy/onnx/convert.py", "deploy/onnx/operations.py"},
     "onnxruntime": {"deploy/onnx/runtime.py", "deploy/onnx/int8.py"},
+    "wandb": {"runs/trackers/wandb_process.py"},
     "matplotlib": {"datasets/report.py", "analysis/databench/draw.py"},
 }
 """Libraries that are slow to import, and the module that may."""
@@ -404,7 +408,7 @@ def test_no_room_has_more_lines_of_code_than_its_cap():
     found = code_lines_by_entry(PACKAGE)
     assert found.keys() <= CODE_LINES.keys()
     assert {room: lines for room, lines in found.items() if lines > CODE_LINES[room]} == {}
-    assert sum(CODE_LINES.values()) <= 29_200
+    assert sum(CODE_LINES.values()) <= 32_255
 
 
 def public(name: str) -> bool:

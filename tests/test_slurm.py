@@ -4,12 +4,15 @@ import json
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import launch
 import pytest
 from cluster import Slurm, until
+
+from jaxtrain.reports.sweep.read import read_sweep
 
 pytestmark = pytest.mark.slow
 
@@ -174,3 +177,31 @@ def test_a_training_in_an_allocation_without_srun_has_one_process(slurm: Slurm) 
     )
     assert "tasks 2\n" in printed
     assert "mesh {'fsdp': 1}" in printed
+
+
+TOY = """
+import json, sys, time
+from pathlib import Path
+
+folder = Path(sys.argv[sys.argv.index("--run") + 1])
+folder.mkdir(parents=True)
+time.sleep(1)
+(folder / "metrics.jsonl").write_text(json.dumps(dict(step=6, split="test", loss=float(sys.argv[-1].split("=")[1]))))
+"""
+"""In place of a training: its loss is its seed."""
+
+
+def test_the_tasks_of_an_array_share_the_trials_of_a_sweep(slurm: Slurm) -> None:
+    (slurm.folder / "toy.py").write_text(TOY)
+    driver = slurm.folder / "bin" / "driver"
+    driver.write_text(f'#!/bin/sh\nshift\nexec jaxtrain sweep --program "{sys.executable} toy.py" "$@"\n')
+    driver.chmod(0o755)
+    films = launch.HERE / "films.py"
+    words = ["launch", "slurm-sweep", str(films), "--grid", "seed=3,1,2,4", "--drivers", "2", "--workers", "1"]
+    job = slurm("jaxtrain", *words, "--run", "array", "--program", "driver", "--submit", check=True, cwd=slurm.folder)
+    number, folder = job.split()[-1], slurm.folder / "array"
+    until(lambda: not slurm("squeue", "-h", "-j", number).strip(), 100, lambda: logs(slurm, number, "array"))
+    found = read_sweep(folder)
+    assert [(trial.state, trial.value) for trial in found.trials] == [("finished", x) for x in (3.0, 1.0, 2.0, 4.0)]
+    printed = [(folder / "logs" / f"driver-{task}.log").read_text() for task in (0, 1)]
+    assert sorted(text.count(" began: ") for text in printed) in ([1, 3], [2, 2])

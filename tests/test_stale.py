@@ -22,6 +22,7 @@ from jaxtrain.experiment import Retention
 from jaxtrain.runs import lock as locks
 from jaxtrain.runs.checkpoints import Checkpoints
 from jaxtrain.runs.lock import Lock
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.runs.owner import parsed
 from jaxtrain.train import train
 
@@ -206,4 +207,4 @@ def test_a_run_whose_heartbeat_always_fails_ends_as_any_other(
     monkeypatch.setattr(Lock.__init__, "__defaults__", (30, lambda text: None, 0.01, 45.0))
     run, state = train(tiny.main(), tmp_path / "run")
     assert int(state.step) == 12
-    assert [line["step"] for line in run.metrics() if line["split"] == "train"] == [*range(1, 13)]
+    assert [line["step"] for line in read_metrics(run.folder) if line["split"] == "train"] == [*range(1, 13)]

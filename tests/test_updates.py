@@ -19,6 +19,7 @@ from jaxtrain import Program
 from jaxtrain.data import Arrays, Pipeline
 from jaxtrain.models import NGrams
 from jaxtrain.optimizers import SGD, WSD, AdamW, ConstantRate, CosineDecay, LinearDecay, Lion, Muon, Standard, averaged
+from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.tasks import Regression
 from jaxtrain.train import train
 
@@ -224,7 +225,7 @@ def test_the_rate_that_is_logged_is_that_of_the_formula_and_that_of_the_update(n
         runtime=replace(tiny.main().runtime, save_every=1),
     )
     run, _ = train(experiment, tmp_path / "run")
-    lines = {line["step"]: line for line in run.metrics()}
+    lines = {line["step"]: line for line in read_metrics(run.folder)}
     assert list(lines) == [1, 2, 3, 4, 5, 6, 7]
     program = Program(experiment)
     before = wide(program.init().params)

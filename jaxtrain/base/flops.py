@@ -24,6 +24,11 @@ def gradient_flops(function: Callable[..., Any], params: Any, *arguments: Any) -
     return _count(jaxpr, [number < trained for number in range(len(jaxpr.invars))])[0]
 
 
+def forward_flops(jaxpr: Jaxpr) -> int:
+    """FLOPs of the matmuls and convolutions in a jaxpr, counted as by `gradient_flops`, without a gradient."""
+    return _count(jaxpr, [False] * len(jaxpr.invars))[0]
+
+
 def differentiable(jaxpr: Jaxpr, by: Sequence[bool]) -> list[bool]:
     """Which results have a derivative by one of the arguments that `by` marks, judged by dtypes and `stop_gradient`."""
     return _count(jaxpr, by)[1]

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import numpy as np
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
+from jaxtrain.base.display import Displayed
 from jaxtrain.base.errors import ConfigError, nearest
 from jaxtrain.base.text import cut
 
@@ -90,7 +91,7 @@ InnerFraction = Annotated[float, Range(above=0, below=1)]
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1, hint="seeds are u32")]
 
 
-class Checked:
+class Checked(Displayed):
     """Base of the dataclasses that make an experiment, a dataset or a job: creating an instance checks its ranges.
 
     The check comes before the class's own `__post_init__`, which may rely on it. Raises ConfigError for a number out

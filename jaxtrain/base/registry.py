@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxtrain.base.errors import ConfigError, nearest
 
-ROOMS = ("sharding", "models", "tasks", "optimizers", "data", "datasets", "experiment")
+ROOMS = ("sharding", "models", "tasks", "optimizers", "data", "datasets", "experiment", "runs.trackers")
 """The subpackages that define dataclasses which are saved."""
 
 RENAMED: dict[str, str] = {"Part": "DataFile"}

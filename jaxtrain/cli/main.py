@@ -43,6 +43,7 @@ PLACES = {
     "jaxtrain.cli.compare": ("compare", "diff"),
     "jaxtrain.cli.runs": ("runs", "watch"),
     "jaxtrain.cli.report": ("report",),
+    "jaxtrain.cli.lineage": ("lineage",),
     "jaxtrain.cli.sweep": ("sweep",),
 }
 """The functions of modules that are verbs."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from jaxtrain.base.files import json_text
+from jaxtrain.cli.verbs import RunFolder
 
 
 def runs(
@@ -41,5 +42,13 @@ def runs(
         print(f"{place}: {what}", file=sys.stderr)
 
 
-def watch() -> None:
-    """Watch."""
+def watch(run: RunFolder, once: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> None:
+    """Show a run as it goes on, from any shell or machine that sees its folder, until it ends. Writes nothing.
+
+    Args:
+        run: The run's folder.
+        once: Show it as it is, and end.
+    """
+    from jaxtrain.reports.watch import watch as follow
+
+    follow(run, once=once)

@@ -1,6 +1,5 @@
 """`jaxtrain sweep`: many trainings of one experiment with other values. Not here: how they are run and recorded."""
 
-import functools
 import os
 import shlex
 import sys
@@ -8,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import tyro
 
 from jaxtrain.base.config import flatten
-from jaxtrain.base.errors import ConfigError, ExitCode
+from jaxtrain.base.errors import ExitCode
 from jaxtrain.base.ranges import NonNegativeInt, PositiveInt
-from jaxtrain.cli.flags import parse
-from jaxtrain.cli.launch import Flat, Rest
+from jaxtrain.cli.launch import Flat, Rest, plain_experiment
 from jaxtrain.cli.terminal import output_not_needed
 from jaxtrain.experiment.experiment import Experiment
 from jaxtrain.experiment.files import load
@@ -24,9 +21,9 @@ from jaxtrain.launch.local import Processes
 from jaxtrain.launch.sweep.begin import begin_sweep
 from jaxtrain.launch.sweep.claims import Claims
 from jaxtrain.launch.sweep.driver import Driver, to_stderr
-from jaxtrain.launch.sweep.search import Adaptive, Listed
-from jaxtrain.launch.sweep.slots import divide, visible_gpus
-from jaxtrain.launch.sweep.wanted import Wanted, check_metric, check_trials, objective, on_the_host, space_wanted
+from jaxtrain.launch.sweep.search import Adaptive, GridOrDraws
+from jaxtrain.launch.sweep.slots import Slot, divide, visible_gpus
+from jaxtrain.launch.sweep.wanted import Wanted, check_all
 from jaxtrain.reports.sweep.read import Sweep, read_sweep
 from jaxtrain.reports.sweep.text import sweep_text
 from jaxtrain.runs.begin import new_folder
@@ -56,26 +53,17 @@ def sweep(
         wait: Wait for the trials of other drivers, to take them over where a driver dies.
         program: The command that runs jaxtrain.
     """
-    with on_the_host():
-        flags = list(rest.train_flags)
-        if any(flag.split("=")[0] in ("--run", "--verify", "--check-export") for flag in flags):
-            raise ConfigError("give no --run, --verify or --check-export after `--`: every trial has a run of its own")
-        plain, origin = load(experiment)
-        read = functools.partial(_read, experiment, flags)
-        base = read([])
-        space = space_wanted(wanted, base, read)
-        metric, mode, best = objective(wanted, base)
-        slots = divide(workers, base.layout.mesh, visible_gpus(), _cores())
-        gpus = len(slots[0].variables.get("CUDA_VISIBLE_DEVICES", "").split(",")) if slots[0].variables else 0
-        devices = _devices(gpus)
-        check_metric(base, metric, devices)
-        check_trials(space, base, devices)
+    flags = list(rest.train_flags)
+    base, read = plain_experiment(experiment, flags)
+    plain, origin = load(experiment)
+    slots = divide(workers, base.layout.mesh, visible_gpus(), _cores())
+    space, (metric, mode, best) = check_all(wanted, base, read, slots)
     before = settings(plain)
     fixed = {path: value for path, value in settings(base).items() if path not in before or before[path] != value}
     place = f"{origin.file}:{origin.function}"
     name = origin.file.stem + ("" if origin.function == "main" else f"-{origin.function}")
     folder = out or new_folder(Path("sweeps") / name)
-    config = flatten(base, identities=False)
+    config = {**flatten(base, identities=False), "steps": base.steps}
     made = begin_sweep(Sweep(folder, place, tuple(flags), fixed, space, metric, mode, best, config))
     output_not_needed()
     how = "highest" if mode == "max" else "lowest"
@@ -95,10 +83,10 @@ def sweep(
 
 
 def _drive(
-    made: Sweep, slots: Any, start: list[str], base: Experiment, flags: list[str], restarts: int, wait: bool
+    made: Sweep, slots: Sequence[Slot], start: list[str], base: Experiment, flags: list[str], restarts: int, wait: bool
 ) -> ExitCode:
     adaptive = made.space.method == "adaptive"
-    search = Adaptive(made.folder, made.space, made.mode) if adaptive else Listed(made.space)
+    search = Adaptive(made.folder, made.space, made.mode) if adaptive else GridOrDraws(made.space)
 
     def command(run: Path, values: Mapping[str, Any]) -> list[str]:
         words = [word for path, value in values.items() for word in flag_words(base, path, value)]
@@ -108,21 +96,8 @@ def _drive(
         return Driver(made, claims, processes, slots, search, command, restarts, wait, to_stderr).run()
 
 
-def _read(experiment: str, flags: list[str], words: Sequence[str]) -> Experiment:
-    return parse(experiment, [*flags, *words]).experiment
-
-
 def _cores() -> frozenset[int]:
     return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
-
-
-def _devices(gpus: int) -> list[jax.Device] | None:
-    """As many simulated devices as a trial has GPUs; None without GPUs, where trials see what this process sees."""
-    if not gpus:
-        return None
-    if gpus > 1:
-        jax.config.update("jax_num_cpu_devices", gpus)
-    return jax.devices("cpu")[:gpus]
 
 
 def _with_out(words: list[str], folder: Path, out: Path | None) -> list[str]:

@@ -62,7 +62,7 @@ class StopSignal:
         ignored_after: whether signals are ignored after the block, since the process ends; else their former handlers
             are restored.
         """
-        self._watched, self._now, self._ignored_after = watched, now, ignored_after
+        self.watched, self._now, self._ignored_after = watched, now, ignored_after
         self.code = ExitCode.FINISHED
         """The exit code of a run that stops on a signal; FINISHED while none has come."""
         self.reason: str | None = None
@@ -147,7 +147,7 @@ class StopSignal:
         self._entered += 1
         if self._entered == 1 and threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._receive) for number in CODES}
-            if self._watched:
+            if self.watched:
                 reading, writing = map(_above_streams, os.pipe())
                 os.set_blocking(writing, False)
                 self._pipe = (signal.set_wakeup_fd(writing, warn_on_full_buffer=False), reading, writing)
@@ -159,7 +159,7 @@ class StopSignal:
     ) -> None:
         self._entered -= 1
         if self._entered == 0 and threading.current_thread() is threading.main_thread():
-            if self._watched:
+            if self.watched:
                 before, _, writing = self._pipe
                 signal.set_wakeup_fd(before)
                 os.close(writing)  # ends the thread, which closes the other end
@@ -168,7 +168,7 @@ class StopSignal:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         """The signal handler: runs in the main thread once that executes Python, after `_watch` in its own thread."""
-        if self._watched:
+        if self.watched:
             self._noticed.wait(GRACE)
         else:
             self._hear(number)
@@ -199,12 +199,12 @@ class StopSignal:
                 self.stop_at(0, code)
             else:
                 self.ask_others(code)
-            if self._watched:
+            if self.watched:
                 timer = threading.Timer(GRACE, self._leave_unbegun)
                 timer.daemon = True
                 timer.start()
         elif number != self.heard[0] or now - self.heard[1] > ECHO:
-            if not self._watched:
+            if not self.watched:
                 raise Stopped(code, self.progress()[1])
             self.leave(f"stopped by a second signal in step {self.progress()[0]} ({self.progress()[1]})", code)
 

@@ -4,6 +4,7 @@ What is done is kept beside the output, so that the same command goes on after i
 bytes. Needs no jax. Not here: the model.
 """
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -20,10 +21,12 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, cannot_write
 from jaxtrain.base.files import digest, file_sha256, read_json, require_file, write_json
+from jaxtrain.base.text import size
 from jaxtrain.deploy.bundle import Bundle
 from jaxtrain.deploy.golden import decoded, encoded
 from jaxtrain.deploy.manifest import MANIFEST_FILE
 from jaxtrain.deploy.values import json_value
+from jaxtrain.runs.screen import Writer, draws
 
 CHUNK = 256
 """Rows that are computed, and written, together: the same ones whenever a job goes on."""
@@ -59,7 +62,7 @@ def predict_file(bundle: Bundle, source: Path, output: Path) -> Finished:
     output = output.resolve()  # a link stays one
     part, rows = output.with_name(f".{output.name}.part"), 0
     try:
-        with part.open("ab") as to, source.open("rb") as lines, _Bar(source, output.name) as bar:
+        with part.open("ab") as to, source.open("rb") as lines, contextlib.closing(_Bar(source, output.name)) as bar:
             _lock(to, output)
             before, given = _state(lines), _lines(lines)
             job = _identity(bundle, source)
@@ -229,20 +232,17 @@ class _Bar:
     """Progress on stderr where that is a terminal."""
 
     def __init__(self, source: Path, name: str) -> None:
-        self._bar: Any = None
-        if sys.stderr is not None and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=source.stat().st_size, desc=name, unit="B", unit_scale=True, dynamic_ncols=True)
-
-    def __enter__(self) -> "_Bar":
-        return self
+        self._name, self._done, self._of = name, 0, source.stat().st_size
+        self._writer = Writer(sys.stderr, self._draw) if sys.stderr is not None and draws(sys.stderr) else None
 
     def add(self, count: int) -> None:
         """These bytes of the input are done."""
-        if self._bar is not None:
-            self._bar.update(count)
+        self._done += count
 
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    def _draw(self, width: int, height: int) -> list[str]:
+        return [f"{self._name}  {size(self._done)} of {size(self._of)}  {self._done / max(1, self._of):.0%}"[:width]]
+
+    def close(self) -> None:
+        """Leave the last progress on the terminal."""
+        if self._writer is not None:
+            self._writer.close()

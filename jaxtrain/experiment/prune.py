@@ -27,7 +27,7 @@ class Prune(Observer):
     """How many evaluations of each trial are not judged."""
 
     def begun(self, run: ObservedRun, step: int) -> str | None:
-        return self._read(_file(run.folder)).get("pruned") or None
+        return str(found) if (found := _read(_file(run.folder)).get("pruned")) else None
 
     def evaluated(self, run: ObservedRun, step: int, scores: Scores) -> str | None:
         sweep = run.folder.parent.parent / "sweep.json"
@@ -37,11 +37,11 @@ class Prune(Observer):
         split, _, name = str(judged["metric"]).partition("/")
         value = scores.get(split, {}).get(name, math.nan)
         sign = -1.0 if judged["mode"] == "max" else 1.0
-        own = {**self._read(file).get("values", {}), str(step): sign * value}
+        own = {**_values(file), step: sign * value}
         file.parent.mkdir(exist_ok=True)
         write_json(file, {"values": own})
-        others = [self._read(path).get("values", {}) for path in file.parent.glob("*.json") if path != file]
-        reached = [_best(values, step) for values in others if str(step) in values]
+        others = [_values(path) for path in file.parent.glob("*.json") if path != file]
+        reached = [_best(values, step) for values in others if step in values]
         if len(own) <= self.warmup or len(reached) < self.least:
             return None
         median, best = statistics.median(reached), _best(own, step)
@@ -52,19 +52,27 @@ class Prune(Observer):
         write_json(file, {"values": own, "pruned": why})
         return why
 
-    def _read(self, file: Path) -> dict[str, Any]:
-        with contextlib.suppress(ConfigError, OSError):  # a trial that has none yet
-            found = read_json(file)
-            return found if isinstance(found, dict) else {}
-        return {}
-
 
 def _file(folder: Path) -> Path:
     """Where a trial keeps its evaluations: numbers by step, of which lower is better."""
     return folder.parent.parent / "evaluations" / f"{folder.name}.json"
 
 
-def _best(values: dict[str, Any], step: int) -> float:
+def _read(file: Path) -> dict[str, Any]:
+    """The object in a file; {} for a trial that has none yet, and for a damaged one."""
+    with contextlib.suppress(ConfigError, OSError):
+        found = read_json(file)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _values(file: Path) -> dict[int, float]:
+    """The evaluations of a trial by step; {} for a damaged file."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        return {int(step): float(value) for step, value in _read(file).get("values", {}).items()}
+    return {}
+
+
+def _best(values: dict[int, float], step: int) -> float:
     """The lowest value until a step; NaN counts as the worst."""
-    found = [float(value) for at, value in values.items() if int(at) <= step]
-    return min((value for value in found if not math.isnan(value)), default=math.inf)
+    return min((x for at, x in values.items() if at <= step and not math.isnan(x)), default=math.inf)

@@ -102,10 +102,10 @@ class Kubernetes(ClusterJob):
             "parallelism": hosts,
             "backoffLimit": 0,  # a single pod cannot rejoin a run: the JobSet restarts all of them
             "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": fatal}]},
-            "template": {"spec": self._pod()},
+            "template": {"spec": self.pod()},
         }
 
-    def _pod(self) -> dict[str, Any]:
+    def pod(self) -> dict[str, Any]:
         """The pod of each host: its container, volumes and the nodes that it may run on."""
         limits, select = self._accelerators()
         return {
@@ -138,7 +138,7 @@ class Kubernetes(ClusterJob):
             "name": "train",
             "image": self.image,
             "command": list(self.command),
-            "env": [{"name": key, "value": value} for key, value in self._environment().items()],
+            "env": [{"name": key, "value": value} for key, value in self.environment().items()],
             "ports": [{"containerPort": PORT, "protocol": "TCP"}],
             "resources": {"limits": limits, "requests": {key: x for key, x in requests.items() if x is not None}},
             "volumeMounts": [
@@ -147,7 +147,8 @@ class Kubernetes(ClusterJob):
             ],
         }
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """The variables of the container, by which its process finds the others."""
         hosts, _ = self.size()
         return {
             "JAX_COORDINATOR_ADDRESS": f"{self.title}-hosts-0-0.{self.title}:{PORT}",

@@ -7,7 +7,7 @@ training saves a checkpoint and exits with 75, and the job goes back into the qu
 
 import shlex
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -49,6 +49,8 @@ class Slurm(ClusterJob):
     """A batch script for SLURM, which requeues its job until the training has finished."""
 
     submission = ("sbatch",)
+    log: ClassVar[str] = "process-%t.log"
+    """The log of each task of srun, below the folder."""
 
     nodes: PositiveInt = 1
     """Number of nodes."""
@@ -73,6 +75,10 @@ class Slurm(ClusterJob):
         """Every process has a share of its node's GPUs, or one CPU device."""
         return self.nodes * self.processes, self.nodes * (self.gpus or self.processes)
 
+    def array(self) -> dict[str, Any]:
+        """Options of sbatch that a job of several tasks has instead."""
+        return {}
+
     def render(self, head: str) -> str:
         """The batch script."""
         values = {
@@ -86,11 +92,12 @@ class Slurm(ClusterJob):
             "signal": f"USR1@{self.notice}",
             "output": "slurm-%x-%j.log",
             "open-mode": "append",
+            **self.array(),
         }
         options = [f"{name}={value}" for name, value in values.items() if value is not None]
         lines = [f"#SBATCH --{option}" for option in (*options, "requeue", *self.options)]
         folder = shlex.quote(str(self.folder))
-        steps = ["--kill-on-bad-exit", "--open-mode=append", f"--output={folder}/logs/process-%t.log"]
+        steps = ["--kill-on-bad-exit", "--open-mode=append", f"--output={folder}/logs/{self.log}"]
         if self.cpus:
             steps.append(f"--cpus-per-task={self.cpus}")  # srun no longer inherits it from sbatch
         script = BATCH_SCRIPT.format(

@@ -45,11 +45,11 @@ class Listed:
     sweep: str = ""
 
     def fact(self, key: str) -> Any:
-        """The value of one of `KEYS`."""
-        return KEYS[key](self)
+        """The value of one of `FACTS`."""
+        return FACTS[key](self)
 
 
-KEYS: Mapping[str, Callable[[Listed], Any]] = {
+FACTS: Mapping[str, Callable[[Listed], Any]] = {
     "run": lambda run: str(run.folder),
     "state": lambda run: run.status.state,
     "experiment": lambda run: run.experiment,
@@ -123,7 +123,7 @@ def best_of(folder: Path, saved: Mapping[str, Any]) -> Best | None:
 
 
 def sort_runs(runs: Iterable[Listed], key: str, reverse: bool = False) -> list[Listed]:
-    """The runs by one of `KEYS`: texts in order, times and steps with the latest first, the best value first.
+    """The runs by one of `FACTS`: texts in order, times and steps with the latest first, the best value first.
 
     Raises ConfigError for another key.
     """
@@ -160,7 +160,7 @@ def _condition(text: str) -> Callable[[Listed], bool]:
             limit = float(value)
         except ValueError:
             raise ConfigError(f"--where {text}: {value!r} is not a number") from None
-        if isinstance(KEYS[key](Listed(Path(), RunStatus("running", ""))), str):
+        if isinstance(FACTS[key](Listed(Path(), RunStatus("running", ""))), str):
             raise ConfigError(f"--where {text}: {key} is a text, which has = and != alone")
         return lambda run: run.fact(key) < limit if sign == "<" else run.fact(key) > limit
 
@@ -172,8 +172,8 @@ def _condition(text: str) -> Callable[[Listed], bool]:
 
 
 def _check_key(key: str, flag: str) -> None:
-    if key not in KEYS:
-        raise ConfigError(f"{flag} {key}: runs have no {key!r}{nearest(key, KEYS)}")
+    if key not in FACTS:
+        raise ConfigError(f"{flag} {key}: runs have no {key!r}{nearest(key, FACTS)}")
 
 
 def as_table(runs: Sequence[Listed], place: Path, now: float | None = None) -> str:

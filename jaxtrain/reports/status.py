@@ -23,16 +23,16 @@ from jaxtrain.base.errors import ConfigError, ExitCode
 from jaxtrain.base.text import cut, duration
 from jaxtrain.reports.find import LARGEST_RUN_FILE, read_run_file
 from jaxtrain.reports.tail import LARGEST_TAIL, last_objects, read_bounded
-from jaxtrain.runs.heartbeat import Beat
+from jaxtrain.runs.heartbeat import SILENT, Beat
 from jaxtrain.runs.owner import FREE, beat_of, last_lock, machine, parsed, process_start
+from jaxtrain.runs.view import PHASE_WORDS
 
 State = Literal["running", "finished", "stopped", "preempted", "crashed", "stalled", "unreadable"]
 
-SILENT = 45.0
-"""Seconds without a heartbeat after which a run on another machine is stalled: from then on another may take it over."""
-
 LOST = 3600.0
-"""Seconds without a heartbeat after which it has crashed. Clocks of machines seldom differ by so much."""
+"""Seconds without a heartbeat after which a run on another machine, stalled after `SILENT`, has crashed.
+Clocks of machines seldom differ by so much.
+"""
 
 HANGS, HANGS_AT_FIRST, PACES = 120.0, 600.0, 20
 """A run that waits for a step or its batch is stalled after `HANGS` seconds and the time of `PACES` steps; while that
@@ -190,8 +190,7 @@ def _progress(beat: Beat) -> tuple[State, str]:
             what = "a batch" if beat.phase == "data" else "its step"
             return "stalled", f"it has waited for {what} for {duration(beat.idle)}"
         return "running", ""
-    names = {"compile": "compiling", "restore": "restoring", "eval": "evaluating", "save": "saving"}
-    return "running", f"{names.get(beat.phase, 'starting or ending')}{_for(beat.idle)}"
+    return "running", f"{PHASE_WORDS.get(beat.phase, '')}{_for(beat.idle)}".strip()
 
 
 def _for(seconds: float) -> str:

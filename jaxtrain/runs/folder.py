@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxtrain.base.config import difference, flatten, from_json, to_json
+from jaxtrain.base.display import Displayed
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.cluster.stop import StopSignal
 from jaxtrain.data.pipeline import Pipeline
@@ -46,7 +47,7 @@ class Restored:
     """The batches of the next steps, endless."""
 
 
-class Run:
+class Run(Displayed):
     """An existing run folder."""
 
     def __init__(self, folder: Path | str, code: str | None = None, experiment: Experiment | None = None) -> None:
@@ -65,6 +66,9 @@ class Run:
         if experiment is not None:
             self._experiment = as_begun(fitted_as(experiment, self.saved), self.horizon)
             check_same(self.folder, self.saved["config"], self._experiment)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
 
     @functools.cached_property
     def experiment(self) -> Experiment:

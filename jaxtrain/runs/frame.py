@@ -8,7 +8,7 @@ from jaxtrain.runs.metrics_log import read_metrics
 
 
 def metrics_frame(folder: Path) -> Any:
-    """The lines of a run's metrics.jsonl as a `pandas.DataFrame`, in their order: `step` (int64), `split` (str), then one
+    """The lines of a run's metrics.jsonl as a `pandas.DataFrame`, in their order: `step` (int64), `split` (str), then a
     float64 column for each metric that any line has, in the order in which they first occur.
 
     NaN stands for a value that was NaN, and for a metric that a line does not have. A run without lines has no rows.

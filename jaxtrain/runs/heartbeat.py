@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Progress = Callable[[], tuple[int, str]]
-"""The step and the phase (of `runs/clock`) that a process is in."""
+from jaxtrain.cluster.watchdog import Progress
+
+SILENT = 45.0
+"""Seconds without a heartbeat after which an owner on another machine counts as dead."""
 
 _SECONDS = 1e8  # more than three years, in the room for the number
 
@@ -49,6 +51,7 @@ def read_beat(value: Any) -> Beat | None:
 class Heartbeat:
     """Makes the heartbeats of a process. To be used from one thread at a time.
 
+    progress: the step and the phase (of `runs/clock`) that the process is in.
     now: the time in seconds, from any origin.
     """
 

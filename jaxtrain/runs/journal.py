@@ -97,12 +97,10 @@ class Journal:
         """The model FLOPs utilization at one step a second; 0 where it is not known."""
 
     def log_begun(self, program: Program, start: int, checkpoints: Any) -> None:
-        """Log what is known before the step is compiled: the mesh, what the user may not expect, and from here on what
-        happens to checkpoints.
-        """
+        """Log what is known before the step is compiled, and from here on what happens to checkpoints."""
         experiment, run, sizes = self._experiment, self._observers, dict(program.mesh.shape)
         begun = {"step": start, "of": experiment.steps, "folder": str(run.folder), "mesh": sizes}
-        self.log_event("begun", **begun, intervals=intervals(experiment))
+        self.log_event("begun", **begun, intervals=intervals(experiment), **run.session(self._clock.account()))
         if facts := interval_facts(experiment):
             self.log_event("intervals", note="; ".join(facts))
         if facts := data_facts(experiment):
@@ -171,6 +169,7 @@ class Journal:
         A run that resumes from it does not write the metrics up to it again.
         """
         self.check(program, state)
+        self._observers.saving(step, self._clock.account())
         with self._clock("save"):
             durable = checkpoints.save(step, state, self.record(step), scores)
         self.saved(durable)
@@ -217,7 +216,8 @@ class Journal:
         self.flush()
         if self._observers.interrupted and step < self._experiment.steps:
             self._write_flight("stopped by a signal")
-        self.log_event("ended", step=step, of=self._experiment.steps, **self._observers.ended_by, **peak_memory())
+        facts = self._observers.ended_by(self._clock.account())
+        self.log_event("ended", step=step, of=self._experiment.steps, **facts, **peak_memory())
         self._observers.ended(step)
 
     def close(self) -> None:
@@ -234,7 +234,7 @@ class Journal:
         try:
             if error is not None:
                 self._write_flight(f"{type(error).__name__}: {error}")
-                self._observers.failed(self._done, error)
+                self._observers.failed(self._done, error, self._clock.account())
         finally:
             watchdog.write_at_end(None)
             self.close()
@@ -271,8 +271,7 @@ class Journal:
         with self._clock("step"):
             own = self._fetched(period.last_step, period.metrics, period.batches)
             metrics = merge([*_restored(period.before, own), *map(without_skipped, own)])
-        losses = [metrics["loss"] for metrics in own]
-        tokens = sum(float(loss.weight) for loss in losses if isinstance(loss, Mean))
+        tokens = sum(float(each["loss"].weight) for each in own if isinstance(each["loss"], Mean))
         examples = self._experiment.data.batch_size * len(own)
         rates = {"examples_per_second": examples / period.seconds}
         rates |= {"tokens_per_second": tokens / period.seconds} if tokens > examples else {}

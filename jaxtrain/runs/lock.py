@@ -25,14 +25,12 @@ from typing import Self
 
 from jaxtrain.base.errors import Retry
 from jaxtrain.cluster.processes import broadcast_from_first, is_first_process
-from jaxtrain.runs.heartbeat import Beat, Heartbeat, Progress
+from jaxtrain.cluster.watchdog import Progress
+from jaxtrain.runs.heartbeat import SILENT, Beat, Heartbeat
 from jaxtrain.runs.owner import FREE, Owner, last_lock, machine, parsed, process_start, successor, token_of
 
 BEAT = 5.0
 """Seconds between two heartbeats."""
-
-SILENT = 45.0
-"""Seconds without a heartbeat after which an owner on another host counts as dead."""
 
 POLL = 0.5
 """Seconds between two looks at another owner's lock."""

@@ -2,6 +2,7 @@
 
 import datetime
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,12 +100,14 @@ def line_check() -> Check:
 
     def wrong(line: dict[str, Any]) -> str:
         step, split = line.get("step"), line.get("split")
-        if type(step) is not int or step < 0 or not isinstance(split, str):
+        if type(step) is not int or not 0 <= step < 2**63 or not isinstance(split, str):
             return "it has no step and split"
         others = {name: value for name, value in line.items() if name not in ("step", "split")}
         for name, value in others.items():
             if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
                 return f"{name} is not a number"
+            if type(value) is int and abs(value) > sys.float_info.max:
+                return f"{name} is beyond a float64"
         if (step, split) in seen:
             return f"step {step} of {split} is there twice"
         seen.add((step, split))

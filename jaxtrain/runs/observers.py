@@ -23,6 +23,7 @@ from jaxtrain.runs.console import Console
 from jaxtrain.runs.metrics_log import MetricsLog, read_metrics
 from jaxtrain.runs.profiler import Profiler
 from jaxtrain.runs.recorder import WAIT, Recorder
+from jaxtrain.runs.sessions import last_sign, process_age, rounded
 from jaxtrain.runs.tensorboard import TensorBoard
 from jaxtrain.runs.watcher import Watcher
 
@@ -45,8 +46,11 @@ class Observers:
         first, profiled = is_first_process(), experiment.runtime.profiled
         self._log = log = MetricsLog(folder, first)
         self.recorder = Recorder(folder, experiment.runtime.flight, first)
+        self._before = last_sign(folder, read_metrics(folder)) if first else {}
         wrong = log.rewind(start, experiment.runtime.log_every) + self.recorder.steps.rewind(start)
-        self._own: list[Watcher] = [log, Console(experiment.steps, start, first), self.recorder]
+        name, batch = folder.absolute().name, experiment.data.batch_size
+        console = Console(experiment.steps, start, first, name=name, batch=batch, phase=lambda: stop.progress()[1])
+        self._own: list[Watcher] = [log, console, self.recorder]
         self._mirrors: list[Watcher] = [TensorBoard(folder / "tensorboard", start)] if first else []
         self._mirrors += [Profiler(folder / "profile", profiled)] if first and profiled else []
         self._others: list[Observer] = list(experiment.observers) if first else []
@@ -65,21 +69,37 @@ class Observers:
         """Whether an observer ended the run."""
         return self._stop.reason is not None
 
-    @property
-    def ended_by(self) -> dict[str, int | str]:
-        """For the event that ends a session: the exit code, and the signal where one is known here."""
-        heard = self._stop.heard
-        return {"code": int(self._stop.code), **({"signal": signal.Signals(heard[0]).name} if heard else {})}
+    def session(self, seconds: Mapping[str, float]) -> dict[str, Any]:
+        """For the event that begins a session, after these seconds by phase: how long the command needed to start, and
+        what the session before left of its account.
+        """
+        startup = max(0.0, process_age() - seconds["total"]) if self._stop.watched else 0.0
+        before = {"before": self._before} if self._before else {}
+        return {"startup": round(startup, 3), "seconds_by_phase": rounded(seconds), **before}
 
-    def failed(self, step: int, error: BaseException) -> None:
+    def ended_by(self, seconds: Mapping[str, float]) -> dict[str, Any]:
+        """For the event that ends a session, after these seconds by phase: the exit code, and the signal where one is
+        known here.
+        """
+        heard = {"signal": signal.Signals(self._stop.heard[0]).name} if self._stop.heard else {}
+        return {"code": int(self._stop.code), **heard, "seconds_by_phase": rounded(seconds)}
+
+    def failed(self, step: int, error: BaseException, seconds: Mapping[str, float]) -> None:
         """The run ends after `step` by an error, or by a signal where nothing was to be saved: log it in events.jsonl.
 
         The console leaves it to the error's own message.
         """
         stopped = isinstance(error, Stopped)
-        facts = {"of": self.experiment.steps, **self.ended_by} if stopped else {"error": cut(_described(error), 1000)}
+        facts: dict[str, Any] = {"error": cut(_described(error), 1000), "seconds_by_phase": rounded(seconds)}
+        if stopped:
+            facts = {"of": self.experiment.steps, **self.ended_by(seconds)}
         with contextlib.suppress(OSError, Retry), self._in_folder(step):  # a full disk may be why the run fails
             self._log.event("ended" if stopped else "failed", step=step, **facts)
+
+    def saving(self, step: int, seconds: Mapping[str, float]) -> None:
+        """A checkpoint of `step` is begun, after these seconds by phase: log it, but not on the console."""
+        with self._in_folder(step):
+            self._log.event("saving", step=step, seconds_by_phase=rounded(seconds))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""

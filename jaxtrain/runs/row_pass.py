@@ -26,7 +26,7 @@ from jaxtrain.experiment.fit import in_units_of_data
 from jaxtrain.program import Program
 from jaxtrain.runs.clock import Clock
 from jaxtrain.runs.row_ids import record_ids
-from jaxtrain.runs.row_sums import is_sum, row_sums
+from jaxtrain.runs.row_sums import RowSums, error_text, is_sum
 from jaxtrain.runs.rows import RowsOf, read_rows, write_rows
 from jaxtrain.step import TrainState
 
@@ -47,26 +47,28 @@ def keep_last_rows(
     most = experiment.runtime.keep_rows
     if not most or (step < experiment.steps and not stop.ended):
         return
+    sums = RowSums(program)
     with clock("eval"):
         for split, pipeline in experiment.evals.items():
             if broadcast_from_first(is_first_process() and _is_kept(folder, split, step, most)):
                 continue
             try:
-                rows = collect_rows(program, state, split, pipeline, most, lambda: bool(stop.code))
+                rows = collect_rows(program, sums, state, split, pipeline, most, lambda: bool(stop.code))
                 if is_first_process():
                     write_rows(folder, rows)
             except Exception as error:  # of the user's classes too
                 if jax.process_count() > 1 and not isinstance(error, NotKept | OSError):
                     raise  # others may be waiting for this process in a collective: all end, and the run is saved
-                why = " ".join(str(error).split()) or type(error).__name__
-                log("rows_not_kept", split=split, step=step, why=why, command=f"jaxtrain evaluate {folder} --keep-rows")
+                again = f"jaxtrain evaluate {folder} --keep-rows"
+                log("rows_not_kept", split=split, step=step, why=error_text(error), command=again)
 
 
 def keep_rows(program: Program, state: TrainState, folder: Path, evals: Mapping[str, Pipeline], most: int) -> None:
     """Keep the rows of these splits in a run folder. Raises ConfigError where they cannot be read or written."""
+    sums = RowSums(program)
     for split, pipeline in evals.items():
         try:
-            rows = collect_rows(program, state, split, pipeline, most)
+            rows = collect_rows(program, sums, state, split, pipeline, most)
             if is_first_process():
                 write_rows(folder, rows)
         except NotKept as error:
@@ -77,6 +79,7 @@ def keep_rows(program: Program, state: TrainState, folder: Path, evals: Mapping[
 
 def collect_rows(
     program: Program,
+    sums: RowSums,
     state: TrainState,
     split: str,
     pipeline: Pipeline,
@@ -92,7 +95,7 @@ def collect_rows(
     if len(positions) < len(ids):
         pipeline = replace(pipeline, source=_Chosen(pipeline.source, tuple(positions.tolist())))
     with _agreed():
-        sums = row_sums(program, pipeline, len(positions))
+        plan = sums.plan(pipeline, len(positions))
     parts: list[Any] = []
     wholes: list[Any] = []
     with contextlib.closing(program.epoch(pipeline)) as batches:
@@ -100,14 +103,14 @@ def collect_rows(
             with _agreed(stopped):
                 batch = next(batches)
             watchdog.beat()
-            part, whole = sums(state, batch)
+            part, whole = sums(plan, state, batch)
             parts.append(part)
             wholes.append(whole)
     rows = jax.tree.map(lambda *each: np.concatenate(each), *parts)
     labels = in_units_of_data(program.experiment, rows["labels"], labels=True)
     metrics = {name: each for name, each in rows["metrics"].items() if is_sum(each, [one[name] for one in wholes])}
     no_sum = "it is not a sum over rows: those of single rows do not add up to that of all"
-    left_out = {**sums.left_out, **{f"metrics.{name}": no_sum for name in rows["metrics"].keys() - metrics.keys()}}
+    left_out = {**plan.left_out, **{f"metrics.{name}": no_sum for name in rows["metrics"].keys() - metrics.keys()}}
     step, kept = int(jax.device_get(state.step)), len(positions)
     return RowsOf(
         split, step, kept, len(ids), ids[positions], positions, rows["predictions"], labels, metrics, left_out
@@ -136,7 +139,7 @@ def _agreed(stopped: Callable[[], bool] = lambda: False) -> Generator[None]:
     stop = stopped()
     if not least_over_processes(int(found is None and not stop)):
         if found is not None:
-            raise NotKept(" ".join(str(found).split()) or type(found).__name__) from found
+            raise NotKept(error_text(found)) from found
         raise NotKept("a signal came" if stop else "another process could not read its rows, or a signal came there")
 
 

@@ -23,7 +23,8 @@ from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.files import atomic_write
 from jaxtrain.base.registry import find_kind, name_of
 from jaxtrain.runs.retention import set_aside_no_file
-from jaxtrain.tasks.metrics import Metric, values_by_name
+from jaxtrain.tasks.host_metrics import HostMetric
+from jaxtrain.tasks.metrics import Metric, flat, values_by_name
 
 ROWS_FOLDER = "rows"
 
@@ -62,11 +63,16 @@ class RowsOf:
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Why an array or a metric was not kept, by its name, such as `predictions.log_probabilities`."""
 
-    def values(self, weights: Sequence[float] | np.ndarray | None = None) -> dict[str, float]:
+    def values(
+        self,
+        weights: Sequence[float] | np.ndarray | None = None,
+        host_metrics: Mapping[str, HostMetric] | None = None,
+    ) -> dict[str, float]:
         """The metrics of these rows by name, as an evaluation names them, computed in float64.
 
         weights: how often each row counts, numbers [n] from 0 on; None counts each once. A row that counts 0 times has
             no part in the value, even if it holds NaN. Raises ConfigError for other weights.
+        host_metrics: those of the experiment, to be computed too; the weights are then whole numbers.
         """
         counts = np.ones(self.kept) if weights is None else np.asarray(weights, np.float64)
         if counts.shape != (self.kept,) or not (np.isfinite(counts).all() and (counts >= 0).all()):
@@ -82,7 +88,16 @@ class RowsOf:
             name: type(metric)(**{part: total(rows) for part, rows in arrays_of(metric).items()})
             for name, metric in self.metrics.items()
         }
-        return values_by_name(sums)
+        found = values_by_name(sums)
+        if host_metrics and (counts % 1).any():
+            raise ConfigError("host metrics are of whole rows: give whole numbers as weights")
+        for name, host in (host_metrics or {}).items():
+            rows = np.repeat(chosen, counts.astype(np.int64))
+            predictions, labels = (
+                {key: x[rows] for key, x in part.items()} for part in (self.predictions, self.labels)
+            )
+            found |= flat(name, host.value(predictions, labels))
+        return found
 
 
 def arrays_of(metric: Metric) -> dict[str, np.ndarray]:

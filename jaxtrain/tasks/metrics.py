@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from jaxtrain.base.display import Displayed
 from jaxtrain.base.errors import ConfigError
 
 AnyArray = Any
@@ -20,7 +21,7 @@ AnyArray = Any
 
 
 @dataclass(frozen=True)
-class Metric(ABC):
+class Metric(Displayed, ABC):
     """Arrays that are summed over rows, and the value that follows from the sums. `+` adds field by field.
 
     A metric of your own is a frozen dataclass of such arrays with a `value`. It is a jax pytree by itself.

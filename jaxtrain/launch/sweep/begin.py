@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,9 @@ def begin_sweep(wanted: Sweep) -> Sweep:
     """
     folder, file = wanted.folder, wanted.folder / SWEEP_FILE
     try:
-        if folder.is_dir() and not file.is_file() and any(folder.iterdir()):
-            left = {path.name for path in folder.iterdir()} - {"logs"}  # of a launcher
-            if any(not name.startswith(".") for name in left):
-                raise ConfigError(f"{folder} exists and is not a sweep: choose another --out")
+        left = {path.name for path in folder.iterdir()} - {"logs"} if folder.is_dir() else set()  # a launcher's
+        if not file.is_file() and any(not name.startswith(".") for name in left):
+            raise ConfigError(f"{folder} exists and is not a sweep: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         made = create_exclusively(file, (json_text(as_saved(wanted)) + "\n").encode(), secrets.token_hex(16))
         if made is not None:
@@ -65,9 +63,4 @@ def _facts(sweep: Sweep) -> dict[str, Any]:
     found = {"experiment": f"{Path(file).name}:{function}", "method": space.method, "seed of the draws": space.seed}
     fixed = {f"flag {path}": value for path, value in sweep.fixed.items()}
     config = {path: value for path, value in sweep.config.items() if path not in axes}
-    return _plain({**found, **judged, **fixed, **axes, **config})
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As they come back from a file."""
-    return json.loads(json_text(values))
+    return json.loads(json_text({**found, **judged, **fixed, **axes, **config}))  # as they come back from a file

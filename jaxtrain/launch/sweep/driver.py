@@ -240,17 +240,10 @@ class Driver:
             file.seek(max(one.log_from, log.stat().st_size - LOG_END))
             lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         said = [line for line in lines if line.startswith("jaxtrain: ")] or lines[-1:]
-        how = f"exit code {code}" if code <= 128 else f"killed by {_signal_name(code - 128)}"
+        how = f"exit code {code}" if code <= 128 else f"killed by signal {code - 128}"
         times = f", {one.starts} times" if one.starts > 1 else ""
         why = f": {cut(said[-1].removeprefix('jaxtrain: '), 300)}" if said else ""
         return f"{how}{times}{why}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def to_stderr(line: str) -> None:

@@ -5,7 +5,6 @@ Not here: who runs which trial (`claims`), and what is recorded.
 
 import json
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,18 @@ STUDY = "study.log"
 """The journal of Optuna's study, to which all drivers append."""
 
 
-class Search(ABC):
+class Search:
     """Chooses the values of trials."""
 
-    @abstractmethod
     def ask(self, number: int) -> dict[str, Any]:
         """What is kept of a trial that begins: `values` by path, and what `tell` needs. Asked once for each trial."""
+        raise NotImplementedError
 
     def tell(self, asked: Mapping[str, Any], state: str, value: float | None) -> None:
         """How that trial ended: its state, and its value where it finished."""
 
 
-class Listed(Search):
+class GridOrDraws(Search):
     """A grid and draws that are known beforehand."""
 
     def __init__(self, space: Space) -> None:

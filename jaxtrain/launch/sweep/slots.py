@@ -3,12 +3,17 @@
 TPUs are not divided: one trial has all. Not here: other hosts, each of which has a driver of its own.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import jax
+
 from jaxtrain.base.errors import ConfigError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 CORES = 2
 """The cores of a trial on a CPU, by default: one for the device, one to read data."""
@@ -17,13 +22,8 @@ GPU_MEMORY = 0.9
 """The share of a GPU's memory that the trials on it have together, where it has several."""
 
 OF_ANOTHER_RUN = (
-    "JAX_COORDINATOR_ADDRESS",
-    "JAX_NUM_PROCESSES",
-    "JAX_PROCESS_ID",
-    "JOB_COMPLETION_INDEX",
-    "OMPI_COMM_WORLD_SIZE",
-    "SLURM_NTASKS",
-    "SLURM_STEP_NUM_TASKS",
+    *("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX"),
+    *("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
 )
 """Variables by which a trial would look for the other drivers, as if they were processes of its run."""
 
@@ -85,5 +85,23 @@ def divide(workers: int | None, mesh: Mapping[str, int], gpus: list[str], cores:
     return [Slot({**_on([gpus[at % len(gpus)]]).variables, **memory}) for at in range(count)]
 
 
+def simulated_devices(slots: Sequence[Slot]) -> list[jax.Device] | None:
+    """As many devices of the CPU as a trial has GPUs, to trace it without these; None without GPUs: a trial sees what
+    this process sees.
+    """
+    gpus = len(slots[0].variables.get(VISIBLE, "").split(",")) if VISIBLE in slots[0].variables else 0
+    if not gpus:
+        return None
+    with contextlib.suppress(RuntimeError):  # jax was used already
+        jax.config.update("jax_num_cpu_devices", gpus)
+    found = jax.devices("cpu")
+    if len(found) < gpus:
+        raise ConfigError(
+            f"a trial has {gpus} devices, and jax {len(found)} already, since the experiment file uses jax outside its "
+            f"function: set XLA_FLAGS=--xla_force_host_platform_device_count={gpus}"
+        )
+    return found[:gpus]
+
+
 def _on(gpus: list[str]) -> Slot:
-    return Slot({"CUDA_VISIBLE_DEVICES": ",".join(gpus)})
+    return Slot({VISIBLE: ",".join(gpus)})

@@ -5,7 +5,7 @@ Not here: running it, and how the words of a flag become a value, which the comm
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -18,11 +18,15 @@ from jaxtrain.evaluate import check_metrics
 from jaxtrain.experiment.experiment import Experiment, Retention
 from jaxtrain.experiment.fit import fit
 from jaxtrain.experiment.override import flag_words, full_path, override_all, value_at
+from jaxtrain.launch.sweep.slots import Slot, simulated_devices
 from jaxtrain.program import Program
 from jaxtrain.reports.sweep.space import Axis, Between, Choices, Space
 
 MOST_TRACED = 64
 """How many trials are traced before the first begins; of more, those that differ in one field from the first one."""
+
+Judged = tuple[str, str, bool]
+"""What `objective` returns."""
 
 Read = Callable[[Sequence[str]], Experiment]
 """The experiment with these flags, by the rules and messages of `jaxtrain train`."""
@@ -80,7 +84,7 @@ def space_wanted(wanted: Wanted, base: Experiment, read: Read) -> Space:
     return Space(method, grid, drawn, int(count), wanted.draw_seed)
 
 
-def objective(wanted: Wanted, base: Experiment) -> tuple[str, str, bool]:
+def objective(wanted: Wanted, base: Experiment) -> Judged:
     """The metric, the mode, and whether the best evaluation of a trial counts and not its last."""
     keep = base.runtime.keep
     metric = wanted.metric or keep.best or next((f"{split}/loss" for split in base.evals), None)
@@ -93,6 +97,16 @@ def objective(wanted: Wanted, base: Experiment) -> tuple[str, str, bool]:
     if mode is None:
         raise ConfigError(f"--mode: say whether the lowest (min) or the highest (max) {metric} is best")
     return metric, mode, is_kept
+
+
+def check_all(
+    wanted: Wanted, base: Experiment, read: Read, slots: Sequence[Slot]
+) -> tuple[Space, tuple[str, str, bool]]:
+    """`space_wanted` and `objective`, after `check_metric` and `check_trials` on as many devices as a trial has."""
+    space, judged, devices = space_wanted(wanted, base, read), objective(wanted, base), simulated_devices(slots)
+    check_metric(base, judged[0], devices)
+    check_trials(space, base, devices)
+    return space, judged
 
 
 def check_metric(base: Experiment, metric: str, devices: Sequence[jax.Device] | None = None) -> None:
@@ -127,8 +141,9 @@ def _points(space: Space) -> Iterator[dict[str, Any]]:
     if space.method != "adaptive":
         first, many = space.point(1), len(space) > MOST_TRACED
         if many:
+            most = max(1, MOST_TRACED // max(1, len(space.grid)))
             for axis in space.grid:
-                yield from ({**first, axis.path: value} for value in axis.values)
+                yield from ({**first, axis.path: value} for value in axis.values[:most])
         yield from map(space.point, range(1, len(space) + 1))
         return
     ends = {axis.path: (axis.low, axis.high) if isinstance(axis, Between) else axis.values for axis in space.drawn}
@@ -185,9 +200,7 @@ def _value(flag: str, path: str, word: str, base: Experiment, read: Read) -> Any
         raise ConfigError(f"{flag} {path}={word}: {error}") from error
 
 
-@contextlib.contextmanager
-def on_the_host() -> Generator[None]:
-    """A block in which jax takes no accelerator, whose memory belongs to the trials."""
-    with contextlib.suppress(RuntimeError):  # jax was used already
+def use_the_cpu() -> None:
+    """From here on jax takes no accelerator, whose memory belongs to the trials; too late where it was used already."""
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_platforms", "cpu")
-    yield

@@ -80,7 +80,7 @@ class HeatMap(Item):
     down: str = ""
     across: str = ""
     shade: np.ndarray | None = None
-    figure = True
+    beside = "grid"
 
     def html(self, arrays: PageData) -> str:
         counts = np.asarray(self.counts, np.float64)

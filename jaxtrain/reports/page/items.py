@@ -23,8 +23,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 class Item(ABC):
     """One thing on a page."""
 
-    figure = False
-    """Whether it stands beside others of its kind where the page is wide."""
+    beside = ""
+    """How it stands beside others that follow it where the page is wide: in a "grid" of equal widths, or in a "row"."""
 
     @abstractmethod
     def html(self, arrays: PageData) -> str:
@@ -39,7 +39,7 @@ class Link(Item):
     address: str
 
     def html(self, arrays: PageData) -> str:
-        if not re.match(r"https?://[^\s]+$", self.address):
+        if not re.fullmatch(r"https?://\S+", self.address):
             return escape(self.text)
         return f'<a href="{escape(self.address)}" rel="noreferrer">{escape(self.text)}</a>'
 
@@ -81,6 +81,7 @@ class Picture(Item):
     alt: str
     caption: str = ""
     small: bool = False
+    beside = "row"
 
     def __post_init__(self) -> None:
         if isinstance(self.content, str):
@@ -201,11 +202,11 @@ class Section(Item):
 
 
 def rendered(items: Sequence[Item], arrays: PageData) -> str:
-    """Items one after another; figures that follow each other stand in a grid."""
+    """Items one after another; those that may stand beside each other do."""
     found = []
-    for figures, group in groupby(items, lambda item: item.figure):
+    for how, group in groupby(items, lambda item: item.beside):
         parts = "".join(item.html(arrays) for item in group)
-        found.append(f"<div class=grid>{parts}</div>" if figures else parts)
+        found.append(f"<div class={how}>{parts}</div>" if how else parts)
     return "".join(found)
 
 

@@ -86,7 +86,7 @@ class Plot(Item):
     log_y: bool = False
     marks: Sequence[Mark] = ()
     shown_at_least: tuple[float, float] | None = None
-    figure = True
+    beside = "grid"
 
     def html(self, arrays: PageData) -> str:
         title, found = escape(self.title), [(each, *each.arrays(self.x)) for each in self.series]
@@ -147,7 +147,7 @@ def _drawn(
     arrays: PageData,
 ) -> dict[str, Any]:
     """What the script reads of a series: arrays by their number in the page."""
-    kept = thinned(y, low, high)
+    kept = thinned(y, low, high) if series.kind != "points" else _spread(y)
     found: dict[str, Any] = {"name": series.name, "kind": series.kind, "smooth": series.smooth, "faint": series.faint}
     found["x"] = {name: arrays.add(values[kept]) for name, values in axes.items()}
     found["y"] = arrays.add(y[kept])
@@ -165,13 +165,21 @@ def _drawn(
     return found
 
 
+def _spread(y: np.ndarray) -> np.ndarray:
+    """The positions of at most `MOST_POINTS` points, as dense as all are, with the extremes: extremes alone would show
+    a cloud as its outline.
+    """
+    evenly = np.linspace(0, len(y) - 1, min(len(y), MOST_POINTS - 200)).astype(np.int64)
+    return np.unique(np.concatenate([evenly, thinned(y, y, y, 40)])) if len(y) > MOST_POINTS else np.arange(len(y))
+
+
 def _not_finite(name: str, x: str, own: np.ndarray, y: np.ndarray) -> str:
     """Which points are gaps, in a sentence; "" where none is."""
     bad = np.flatnonzero(~np.isfinite(y))
     if not len(bad) or len(bad) == len(y):
         return ""
     first = f"{name} is not finite (NaN or infinite) at {x} {cell_text(own[bad[0]])}"
-    return first + (f" and at {len(bad) - 1:,} more points: these are gaps." if len(bad) > 1 else ": a gap.")
+    return first + (f" and at {len(bad) - 1:,} more: these are gaps." if len(bad) > 1 else ": a gap.")
 
 
 def _in_words(name: str, x: str, own: np.ndarray, y: np.ndarray) -> str:

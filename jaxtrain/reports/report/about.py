@@ -9,8 +9,9 @@ from typing import Any
 
 from jaxtrain.base.text import cut, duration, number, size
 from jaxtrain.reports.page import Details, Item, Link, Paragraph, Preformatted, Section, Table
-from jaxtrain.reports.report.curves import event_text
+from jaxtrain.reports.report.curves import event_words
 from jaxtrain.reports.report.record import RunRecord, is_rate
+from jaxtrain.reports.status import RunStatus
 
 _MOST_EVENTS = 300
 _MOST_TEXT = 200_000
@@ -19,21 +20,22 @@ _MOST_TEXT = 200_000
 _CHANGED = ("command line", "file")
 
 
-def summary(record: RunRecord) -> Section:
+def summary(record: RunRecord, status: RunStatus) -> Section:
     """How it ended, and the metrics of its last evaluation."""
-    state, why = ending(record)
+    state, why = status.state, status.why
     items: list[Item] = []
     if state not in ("finished", "running"):
-        items.append(Paragraph(f"This run {state}. {why}".strip(), "warning"))
+        told = "cannot be told" if state == "unreadable" else f"is “{state}”"
+        items.append(Paragraph(f"The state of this run {told}{f': {why}' if why else '.'}", "warning"))
     begun = [each for each in record.events if each.get("kind") == "begun"]
     of, done = record.of, record.last_step
-    rows: list[list[object]] = [["state", f"{state}: step {done:,}" + (f" of {of:,}" if of else "")]]
+    rows: list[list[object]] = [["state", f"{state}, step {done:,}" + (f" of {of:,}" if of else "")]]
     if begun:
-        rows.append(["begun", str(begun[0].get("time", "?"))])
-        rows.append(["last written", str(record.events[-1].get("time", "?"))])
+        rows.append(["begun", _when(begun[0])])
+        rows.append(["last event", _when(record.events[-1])])
         rows += [["sessions", len(begun)]] if len(begun) > 1 else []
     seconds = record.axes(record.splits["train"].get("loss", ([0],))[0][-1:]).get("seconds", [])
-    rows += [["seconds of running, as logged", duration(float(seconds[-1]))]] if len(seconds) else []
+    rows += [["running time, as logged", duration(float(seconds[-1]))]] if len(seconds) else []
     if isinstance(command := record.environment.get("command"), str):
         rows.append(["command", command])
     if isinstance(origin := record.saved.get("origin"), str):
@@ -42,8 +44,7 @@ def summary(record: RunRecord) -> Section:
         rows.append(["parameters from", str(start.get("source"))])
     if fingerprint := record.saved.get("fingerprint"):
         rows.append(["fingerprint", fingerprint])
-    items.append(Table(["", ""], rows))
-    items += _last_scores(record)
+    items += [*_last_scores(record), Table(["", ""], rows)]
     if record.wrong:
         items.append(Paragraph("Not all of this run's folder can be shown:", "warning"))
         items += [Paragraph(f"• {each}") for each in record.wrong]
@@ -53,17 +54,9 @@ def summary(record: RunRecord) -> Section:
     return Section("Summary", items)
 
 
-def ending(record: RunRecord) -> tuple[str, str]:
-    """In a word how the run stands, and why."""
-    last = [each for each in record.events if each.get("kind") in ("begun", "ended")]
-    stopped = next((each for each in reversed(record.events) if each.get("kind") == "stopped"), {})
-    if last and last[-1]["kind"] == "ended":
-        if record.last_step >= record.of:
-            return "finished", ""
-        return "stopped", str(stopped.get("reason", "It was asked to stop; the same command resumes it."))
-    if isinstance(why := record.flight.get("why"), str):
-        return "crashed", f"After step {record.flight.get('step', '?')}: {why}"
-    return "did not end", "It is running, or it was killed: no event says how it ended."
+def _when(event: Mapping[str, Any]) -> str:
+    """The time of an event, which is in UTC."""
+    return str(event.get("time", "not known"))[:19].replace("T", " ") + " UTC"
 
 
 def _last_scores(record: RunRecord) -> list[Item]:
@@ -158,10 +151,10 @@ def data(record: RunRecord) -> Section:
 
 def _linked(text: str) -> object:
     words = text.split()
-    return Link(text, words[0]) if len(words) == 1 and words[0].startswith("http") else cut(text, 600)
+    return Link(text, words[0]) if len(words) == 1 else cut(text, 600)
 
 
-def environment(record: RunRecord) -> Section:
+def surroundings(record: RunRecord) -> Section:
     """Code, packages, hardware."""
     found = record.environment
     if not found:
@@ -176,7 +169,7 @@ def environment(record: RunRecord) -> Section:
     hardware = found.get("hardware", {})
     if hardware:
         told = [f"{hardware.get('devices', '?')} × {hardware.get('device', '?')} ({hardware.get('platform', '?')})"]
-        told += [f"{hardware[name]} {name}" for name in ("processes", "cpus") if name in hardware]
+        told += [f"{name} {hardware[name]}" for name in ("processes", "cpus") if name in hardware]
         memory = hardware.get("memory_bytes")
         told += [f"{size(memory)} of memory"] if isinstance(memory, int) else []
         rows.append(["hardware", ", ".join(told)])
@@ -204,7 +197,9 @@ def events(record: RunRecord) -> Section:
     """What happened, in order."""
     if not record.events:
         return Section("Events", [Paragraph("No event was logged.")])
-    rows = [[str(each.get("time", ""))[:19], each.get("step"), event_text(each), _rest(each)] for each in record.events]
+    rows = [
+        [_when(each).removesuffix(" UTC"), each.get("step"), event_words(each), _rest(each)] for each in record.events
+    ]
     items: list[Item] = [Table(["time (UTC)", "step", "event", "more"], rows[-_MOST_EVENTS:])]
     if len(rows) > _MOST_EVENTS:
         items.insert(0, Paragraph(f"The last {_MOST_EVENTS} of {len(rows):,} events; events.jsonl has all."))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.reports.page import Details, Item, Mark, Paragraph, Plot, Section, Series
-from jaxtrain.reports.report.record import RunRecord, metric_names
+from jaxtrain.reports.report.record import RunRecord, plotted_names
 
 MOST_PLOTS = 12
 """Plots of metrics that stand open; further ones are in details."""
@@ -27,7 +27,7 @@ def curves(record: RunRecord) -> Section:
     if not record.lines and not len(record.steps.get("step", ())):
         return Section("Curves", [Paragraph("No step was logged, so there is nothing to draw.")])
     marks = marks_of(record)
-    names = metric_names(record.splits)
+    names = plotted_names(record.splits)
     first = [_loss(record, marks)] if "loss" in names or record.steps else []
     rest = [name for name in names if name not in ("loss", "gradient_norm", "skipped")]
     first += [_metric(record, name, marks) for name in rest[:MOST_PLOTS]]
@@ -114,7 +114,7 @@ def marks_of(record: RunRecord) -> list[Mark]:
         elif kind == "left_out" and isinstance(event.get("steps"), list):
             found += [Mark(each, "batch left out", "warning") for each in event["steps"] if type(each) is int]
         elif type(step) is int and 0 <= step < 1 << 62:
-            text = f"resumed after step {step:,}" if kind == "begun" else event_text(event)
+            text = f"resumed after step {step:,}" if kind == "begun" else event_words(event)
             found.append(Mark(step, text, _KINDS.get(kind, "warning" if kind in _WARNINGS else "event")))
     checkpoints = record.folder / "checkpoints"
     names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
@@ -127,7 +127,7 @@ def _skipped(one: dict[str, Any]) -> str:
     return f"update skipped: {numbers}" if numbers else "update skipped"
 
 
-def event_text(event: dict[str, Any]) -> str:
+def event_words(event: dict[str, Any]) -> str:
     """An event in words: its kind, and what it says of itself."""
     said = [str(event[name]) for name in ("note", "reason", "why", "error", "file") if name in event]
     return " ".join([event["kind"].replace("_", " "), *said[:1]])

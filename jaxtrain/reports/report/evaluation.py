@@ -12,8 +12,8 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.text import number
 from jaxtrain.reports.page import Details, HeatMap, Item, Paragraph, Plot, Section, Series, Table
-from jaxtrain.reports.report.examples import Records, worst
-from jaxtrain.reports.report.intervals import RESAMPLES, metric_intervals, select, wilson
+from jaxtrain.reports.report.examples import SplitRecords, worst
+from jaxtrain.reports.report.intervals import ROW_RESAMPLES, metric_intervals, select, wilson
 from jaxtrain.reports.report.record import RunRecord
 from jaxtrain.reports.statistics import Interval
 from jaxtrain.runs.folder import Run
@@ -25,6 +25,7 @@ FEW = 30
 
 _MOST_CLASSES = 24
 _BINS = 10
+_GONE = "the experiment has no such split"
 _SLICED = 300  # resamples of a slice
 
 
@@ -43,7 +44,12 @@ def evaluation(record: RunRecord, run: Run | None, why: str) -> Section:
         items += _metrics(found, record.last_step)
     for split, rows in found.items():
         if rows.kept:
-            items += _of_split(record, rows, Records(run, split, why), len(found) > 1)
+            items += _of_split(
+                record,
+                rows,
+                SplitRecords(run.experiment.evals.get(split) if run else None, split, why or _GONE),
+                len(found) > 1,
+            )
     return Section("Evaluation", items)
 
 
@@ -59,7 +65,7 @@ def _metrics(found: Mapping[str, RowsOf], last: int) -> list[Item]:
     items: list[Item] = [
         _table(main, each, f"95 % intervals over rows ({counts})"),
         Paragraph(
-            f"Intervals: Wilson's for shares such as accuracy, else of {RESAMPLES:,} bootstrap resamples of the rows. "
+            f"Intervals: Wilson's for shares such as accuracy, else of {ROW_RESAMPLES:,} bootstrap resamples of rows. "
             "They are about other rows of the same kind, not about other seeds of the training.",
             "note",
         ),
@@ -78,19 +84,19 @@ def _metrics(found: Mapping[str, RowsOf], last: int) -> list[Item]:
 
 def _table(names: Sequence[str], each: Mapping[str, Mapping[str, Interval]], caption: str) -> Table:
     rows = [
-        [name, *(interval_text(values[name]) if name in values else None for values in each.values())] for name in names
+        [name, *(with_interval(values[name]) if name in values else None for values in each.values())] for name in names
     ]
     return Table(["metric", *each], rows, caption)
 
 
-def interval_text(one: Interval) -> str:
+def with_interval(one: Interval) -> str:
     """A value with its interval, such as `0.9227 (0.912 to 0.9325)`."""
     if not np.isfinite([one.low, one.high]).all():
         return f"{number(one.value)} (no interval)"
     return f"{number(one.value)} ({number(one.low)} to {number(one.high)})"
 
 
-def _of_split(record: RunRecord, rows: RowsOf, records: Records, named: bool) -> list[Item]:
+def _of_split(record: RunRecord, rows: RowsOf, records: SplitRecords, named: bool) -> list[Item]:
     config, items = record.saved.get("config", {}), list[Item]()
     suffix = f" of {rows.split}" if named else ""
     kind = config.get("task.kind")
@@ -240,5 +246,5 @@ def _slices(rows: RowsOf, slices: Mapping[str, np.ndarray], suffix: str) -> list
         found = metric_intervals(select(rows, chosen), _SLICED)
         size = int(chosen.sum())
         note = f"small: fewer than {FEW} rows" if size < FEW else ""
-        lines.append([name, size, *(interval_text(found[mean]) for mean in means), note])
+        lines.append([name, size, *(with_interval(found[mean]) for mean in means), note])
     return [Table(["slice", "rows", *means, ""], lines, f"Slices{suffix}, with 95 % intervals")]

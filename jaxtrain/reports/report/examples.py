@@ -11,15 +11,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.text import cut
+from jaxtrain.data.pipeline import Pipeline
+from jaxtrain.generation.run import texts_of
 from jaxtrain.reports.page import Item, Paragraph, Picture, Table
 from jaxtrain.reports.pictures import png
-from jaxtrain.runs.folder import Run
 from jaxtrain.runs.row_ids import raw_records, record_id
 from jaxtrain.runs.rows import RowsOf
 from jaxtrain.tasks.metrics import Mean
 
-SECONDS = 10.0
+_SECONDS = 10.0
 """How long a report may read examples of a split."""
 
 WORST = 10
@@ -29,22 +31,22 @@ _LARGEST_SIDE = 128  # pixels of a picture
 T = TypeVar("T")
 
 
-class Records:
-    """The records of a split of a run. why: where there is no run, the reason."""
+class SplitRecords:
+    """The records of a split, from its pipeline. why: where there is none, the reason."""
 
-    def __init__(self, run: Run | None, split: str, why: str) -> None:
-        self._run, self._split, self.why = run, split, why
+    def __init__(self, pipeline: Pipeline | None, split: str, why: str = "") -> None:
+        self._pipeline, self._split, self.why = pipeline, split, why
 
-    def read(self, rows: RowsOf, places: Sequence[int], seconds: float = SECONDS) -> dict[int, Mapping[str, Any]]:
+    def read(self, rows: RowsOf, places: Sequence[int], seconds: float = _SECONDS) -> dict[int, Mapping[str, Any]]:
         """The records of these rows, by their place in `rows`, as far as they are there, unchanged, and read in time;
         else `why` says what is missing.
         """
-        if (run := self._run) is None:
+        if (pipeline := self._pipeline) is None:
             return {}
         end, found, changed = time.monotonic() + seconds, dict[int, Mapping[str, Any]](), list[int]()
 
         def look() -> None:
-            source = raw_records(run.experiment.evals[self._split].source)
+            source = raw_records(pipeline.source)
             size = len(source)
             for place in places:
                 if time.monotonic() > end:
@@ -79,6 +81,22 @@ class Records:
             return None
         return f"characters of {field}", np.array([len(found[place][field]) for place in range(rows.kept)])
 
+    def cell(self, record: Mapping[str, Any]) -> object:
+        """A record in a cell of a table: its text, its picture, or its numbers; tokens of text as text."""
+        try:
+            decode = texts_of(self._pipeline).tokenizer.decode if self._pipeline else None
+        except ConfigError:  # it has no tokenizer
+            decode = None
+        for value in record.values():
+            if isinstance(value, str):
+                return cut(value, 400)
+            if decode and isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "ui":
+                return cut(decode(value), 400)
+        for name, value in record.items():
+            if isinstance(value, np.ndarray) and (pixels := _pixels(value)) is not None:
+                return Picture(png(pixels), f"{name} of this row", small=True)
+        return cut("  ".join(f"{name} {_numbers(value)}" for name, value in record.items()), 400)
+
 
 def within(seconds: float, function: Callable[[], T]) -> T:
     """What a function returns. Raises TimeoutError after `seconds`, in which case it goes on in a thread."""
@@ -100,7 +118,9 @@ def within(seconds: float, function: Callable[[], T]) -> T:
     raise result
 
 
-def worst(rows: RowsOf, records: Records, labels: np.ndarray | None, classes: Sequence[str], suffix: str) -> list[Item]:
+def worst(
+    rows: RowsOf, records: SplitRecords, labels: np.ndarray | None, classes: Sequence[str], suffix: str
+) -> list[Item]:
     """The rows with the highest loss, with their examples where these can be read."""
     metric = rows.metrics.get("loss")
     if not isinstance(metric, Mean) or np.ndim(metric.total) != 1:
@@ -119,7 +139,7 @@ def worst(rows: RowsOf, records: Records, labels: np.ndarray | None, classes: Se
             chosen = int(probabilities.argmax())
             line += [classes[labels[place]] if labels[place] >= 0 else None]
             line += [f"{classes[chosen]} ({float(probabilities[chosen]):.3f})"]
-        lines.append([*line, shown(found[place]) if place in found else f"id {int(rows.ids[place]):016x}"])
+        lines.append([*line, records.cell(found[place]) if place in found else f"id {int(rows.ids[place]):016x}"])
     named = ["label", "predicted"] if labels is not None else []
     items: list[Item] = [
         Table(["row", "loss", *named, "example"], lines, f"The {len(lines)} rows with the highest loss{suffix}")
@@ -127,17 +147,6 @@ def worst(rows: RowsOf, records: Records, labels: np.ndarray | None, classes: Se
     if len(found) < len(places):
         items.append(Paragraph(f"Some examples are known by their ids alone: {records.why}", "note"))
     return items
-
-
-def shown(record: Mapping[str, Any]) -> object:
-    """A record in a cell of a table: its text, its picture, or its numbers."""
-    for value in record.values():
-        if isinstance(value, str):
-            return cut(value, 400)
-    for name, value in record.items():
-        if isinstance(value, np.ndarray) and (pixels := _pixels(value)) is not None:
-            return Picture(png(pixels), f"{name} of this row", small=True)
-    return cut("  ".join(f"{name} {_numbers(value)}" for name, value in record.items()), 400)
 
 
 def _numbers(value: Any) -> str:

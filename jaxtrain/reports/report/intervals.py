@@ -13,11 +13,12 @@ from jaxtrain.reports.statistics import Interval
 from jaxtrain.runs.rows import RowsOf, arrays_of
 from jaxtrain.tasks.metrics import Mean, values_by_name
 
-RESAMPLES = 1000
+ROW_RESAMPLES = 1000
 
-LEVEL = 0.95
+ROW_LEVEL = 0.95
 
-_Z = 1.959963984540054  # the quantile of the normal distribution at (1 + LEVEL) / 2
+NORMAL = 1.959963984540054
+"""The quantile of the normal distribution that leaves 2.5 % above it."""
 
 _LARGEST = 50_000_000  # numbers of all metrics of all rows
 
@@ -37,15 +38,15 @@ def select(rows: RowsOf, chosen: np.ndarray) -> RowsOf:
     )
 
 
-def metric_intervals(rows: RowsOf, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
-    """The metrics of these rows by name, each with its interval at `LEVEL`; infinite where nothing bounds it.
+def metric_intervals(rows: RowsOf, resamples: int = ROW_RESAMPLES, seed: int = 0) -> dict[str, Interval]:
+    """The metrics of these rows by name, each with its interval at `ROW_LEVEL`; infinite where nothing bounds it.
 
     A mean of zeros and ones, such as accuracy, has the interval of Wilson (1927); all else that of the percentiles of a
     bootstrap of the rows.
     """
     found = rows.values()
     if rows.kept < 2:
-        return {name: Interval(value, -math.inf, math.inf, LEVEL) for name, value in found.items()}
+        return {name: Interval(value, -math.inf, math.inf, ROW_LEVEL) for name, value in found.items()}
     drawn = _drawn(rows, resamples, seed)
     result = {}
     for name, value in found.items():
@@ -54,18 +55,18 @@ def metric_intervals(rows: RowsOf, resamples: int = RESAMPLES, seed: int = 0) ->
         if share is not None:
             low, high = wilson(share[0], share[1])
         elif len(sample) and np.isfinite(sample).all():
-            low, high = np.quantile(sample, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            low, high = np.quantile(sample, [(1 - ROW_LEVEL) / 2, (1 + ROW_LEVEL) / 2])
         else:
             low, high = -math.inf, math.inf
-        result[name] = Interval(value, float(low), float(high), LEVEL)
+        result[name] = Interval(value, float(low), float(high), ROW_LEVEL)
     return result
 
 
 def wilson(hits: float, count: float) -> tuple[float, float]:
-    """The interval of a share at `LEVEL` by Wilson's score. It is never of width 0, even for 0 or all hits."""
-    share, z2 = hits / count, _Z * _Z
+    """The interval of a share at `ROW_LEVEL` by Wilson's score. It is never of width 0, even for 0 or all hits."""
+    share, z2 = hits / count, NORMAL * NORMAL
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = _Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    half = NORMAL / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 

@@ -42,7 +42,7 @@ class RunRecord:
     saved: dict[str, Any] = field(default_factory=dict)
     """experiment.json."""
     lines: list[dict[str, Any]] = field(default_factory=list)
-    """metrics.jsonl, numbers as floats."""
+    """metrics.jsonl; NaN and infinities are strings."""
     events: list[dict[str, Any]] = field(default_factory=list)
     steps: dict[str, np.ndarray] = field(default_factory=dict)
     """The columns of steps.bin, up to the first damaged record."""
@@ -77,16 +77,18 @@ class RunRecord:
     @cached_property
     def splits(self) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """Steps i64[n] and values f64[n] of each metric by split, `train` first."""
-        found: dict[str, dict[str, tuple[list[int], list[float]]]] = {"train": {}}
-        for line in self.lines:
-            metrics = found.setdefault(line["split"], {})
-            for name, value in line.items():
+        alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for line in self.lines:  # lines with the same names are turned into columns together, which is quicker
+            alike.setdefault((line["split"], *line), []).append(line)
+        parts: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {"train": {}}
+        for (split, *names), lines in alike.items():
+            steps, metrics = _steps_of(lines), parts.setdefault(split, {})
+            for name in names:
                 if name not in ("step", "split"):
-                    steps, values = metrics.setdefault(name, ([], []))
-                    steps.append(line["step"])
-                    values.append(value)
+                    values = np.fromiter((float(line[name]) for line in lines), np.float64, len(lines))
+                    metrics.setdefault(name, []).append((steps, values))
         return {
-            split: {name: _ordered(*columns) for name, columns in metrics.items()} for split, metrics in found.items()
+            split: {name: _ordered(columns) for name, columns in metrics.items()} for split, metrics in parts.items()
         }
 
     @cached_property
@@ -119,24 +121,28 @@ class RunRecord:
         return found
 
 
-def _ordered(steps: list[int], values: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    at = np.array([min(step, 1 << 62) for step in steps], np.int64)
-    order = np.argsort(at, kind="stable")
-    return at[order], np.array(values, np.float64)[order]
+def _steps_of(lines: list[dict[str, Any]]) -> np.ndarray:
+    return np.fromiter((min(line["step"], 1 << 62) for line in lines), np.int64, len(lines))
+
+
+def _ordered(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    steps, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.argsort(steps, kind="stable")
+    return steps[order], values[order]
 
 
 def _is_step(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
-def read_record(folder: Path) -> RunRecord:
+def read_folder(folder: Path) -> RunRecord:
     """What a folder holds. Raises ConfigError for a folder that is no run's."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "is not there"
         raise ConfigError(f"{folder} {what}: give the folder of a run, such as runs/digits/20261127-120000")
     if not any(os.path.lexists(folder / name) for name in _OURS):
-        near = itertools.islice((path.parent for path in folder.glob("*/*") if path.name == RUN_FILE), 3)
-        more = ", ".join(map(str, near))
+        near = itertools.chain(folder.glob(f"*/{RUN_FILE}"), folder.glob(f"*/*/{RUN_FILE}"))
+        more = ", ".join(str(path.parent) for path in itertools.islice(near, 3))
         hint = f"; runs in it: {more}" if more else "; `jaxtrain train FILE` makes one below runs/"
         raise ConfigError(f"{folder} is no run: it has none of {', '.join(_OURS)}{hint}")
     record = RunRecord(folder)
@@ -187,13 +193,7 @@ def _lines(record: RunRecord, name: str) -> list[dict[str, Any]]:
     good, bad = _tried(record, lambda: scan_lines(record.folder / name, check), ([], []))
     record.wrong += [f"{name}, line {line.number} is left out: {line.why}." for line in bad[:3]]
     record.wrong += [f"{len(bad) - 3:,} more lines of {name} are left out."] if len(bad) > 3 else []
-    if check is None:
-        return [found for _, found in good]
-    return [{key: _number(value) if key != "split" else value for key, value in found.items()} for _, found in good]
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value
+    return [found for _, found in good]
 
 
 def _steps(record: RunRecord) -> dict[str, np.ndarray]:
@@ -227,7 +227,7 @@ def _cards(record: RunRecord) -> dict[str, dict[str, Any]]:
     return found
 
 
-def metric_names(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def plotted_names(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The names of metrics that any split has, `loss` first, without rates and seconds."""
     names: Iterable[str] = dict.fromkeys(name for metrics in splits.values() for name in metrics)
     return sorted((name for name in names if not is_rate(name)), key=lambda name: (name != "loss", name))

@@ -1,1 +1,1 @@
-"""Sweeps after the fact: reading a sweep's folder, its table, and its page."""
+"""Sweeps after the fact: reading a folder (`read`), its table (`text`), its findings and its page (`report`)."""
