@@ -99,5 +99,6 @@ def _split(found: Comparison, split: str, scores: list[Score]) -> str:
     lines = [table(rows)]
     for place in range(1, len(found.runs)):
         said = [(score.metric, score.against[place]) for score in scores]
-        lines += [f"{printable(metric)}: {verdict.words}" for metric, verdict in said if verdict is not None]
+        run = f"{found.runs[place].name}, " if len(found.runs) > 2 else ""
+        lines += [f"{run}{printable(metric)}: {verdict.words}" for metric, verdict in said if verdict is not None]
     return "\n".join(lines)
