@@ -97,7 +97,7 @@ def _shown(value: Any) -> str:
     return str(value) if isinstance(value, str) else repr(value)
 
 
-def metrics_text(metrics: Mapping[str, Metric]) -> str:
+def metrics_table(metrics: Mapping[str, Metric]) -> str:
     """Names and values of metrics as a table."""
     rows = [
         (name, number(value)) for each, metric in metrics.items() for name, value in flat(each, metric.value()).items()

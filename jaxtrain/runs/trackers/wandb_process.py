@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def serve(parent: int, wait: float) -> None:
-    """Serve the requests on stdin. parent: the process of the run. wait: seconds that finishing may take."""
+def log_requests(parent: int, wait: float) -> None:
+    """Log what the requests on stdin say. parent: the process of the run. wait: seconds that finishing may take."""
     threading.Thread(target=_end_with, args=(parent, wait), daemon=True).start()
     answers, sys.stdout = sys.stdout, sys.stderr  # the library must not write among the answers
     run: Any = None
@@ -78,4 +78,4 @@ def _end() -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), float(sys.argv[2]))
+    log_requests(int(sys.argv[1]), float(sys.argv[2]))
