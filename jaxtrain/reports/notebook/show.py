@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-import jaxtrain.reports.notebook.html as html
+import jaxtrain.reports.html as html
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import Checked
 from jaxtrain.experiment.experiment import Experiment

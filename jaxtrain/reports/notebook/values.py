@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-import jaxtrain.reports.notebook.html as html
+import jaxtrain.reports.html as html
 from jaxtrain.base.text import array_type, cut, number, table
 from jaxtrain.experiment.experiment import Experiment
-from jaxtrain.reports.notebook.html import Markup
+from jaxtrain.reports.html import Markup
 from jaxtrain.tasks.classification_metrics import Confusion
 from jaxtrain.tasks.metrics import Metric, flat
 
