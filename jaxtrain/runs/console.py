@@ -38,6 +38,8 @@ class Console(Watcher):
         self._view, self._now, self._phase = RunView(name, steps, start, batch), now, phase
         self._speed_since: tuple[int, float] | None = None
         """The step and the time from which on the next speed is measured."""
+        self._latest: tuple[int, float] | None = None
+        """The last step, and when it was done."""
         self._writer: Writer | None = None
         self._screen: Screen | None = None
         self._live, self._fault = False, ""
@@ -74,9 +76,9 @@ class Console(Watcher):
         """Show that `done` steps are done."""
         if self._speed_since is None:
             self._speed_since = (done, self._now())  # not from the first step, which takes longer
-        if self._live:
-            self._view.stepped(done, self._now())
         self._view.done = done
+        if self._live:
+            self._latest = done, self._now()  # the thread that draws takes it from here
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Print the metrics of `step`, which may be earlier than the last step done."""
@@ -100,6 +102,8 @@ class Console(Watcher):
         if self._fault:
             return [cut(self._fault, width)]
         try:
+            if self._latest is not None:
+                self._view.stepped(*self._latest)
             self._view.note = PHASE_WORDS.get(self._phase(), "")
             return self._view.lines(width, height, color=True)
         except Exception as error:  # no fault of the run: it goes on with plain lines, as without a terminal
