@@ -19,7 +19,7 @@ WIDE = 60
 POINTS = 256
 """Losses that are kept for the curve; beyond, neighbours are averaged, so that it always shows the whole run."""
 
-NOT_PRINTED = {"intervals", "code", "signal"}
+NOT_PRINTED = {"intervals", "code", "signal", "startup", "seconds_by_phase", "before"}
 """Fields of events that are for programs which read events.jsonl."""
 
 PHASE_WORDS = {
