@@ -140,6 +140,15 @@ def test_runs_that_share_no_example_are_not_comparable(two):
     assert "not comparable, because they were evaluated on other examples of validation" in compare(two).text()
 
 
+def test_rows_that_are_a_part_of_the_split_are_said_to_be(two):
+    for place, folder in enumerate(two):
+        values = np.random.default_rng(7).random(20) - 0.2 * place + 0.01 * np.random.default_rng(place).random(20)
+        metrics = {"loss": Mean(values, np.ones(20))}
+        ids = np.arange(20, dtype=np.uint64)
+        write_rows(folder, RowsOf("validation", STEPS, 20, 900, ids, np.arange(20), {}, {}, metrics))
+    assert "(95 %) on the same 20 of 900 examples" in compare(two).text()
+
+
 def test_groups_of_seeds_are_compared_by_t(made):
     found = compare([made / name for name in "abcd"], metrics=["loss"])
     (first, *others) = found.seeds
