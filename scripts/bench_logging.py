@@ -2,8 +2,10 @@
 
 The run is a real one, in a temporary folder, with its view on a pseudo-terminal that is read all the time. Counted are the
 calls of the observers in the training loop (metrics.jsonl, events.jsonl, steps.bin, console, TensorBoard), by the CPU time of
-their thread, and the whole thread that draws the view. It is set beside all CPU time of the process from a third of the steps on,
-XLA's threads included: CPU times mean something on a machine that does other work too.
+their thread, and the whole threads that draw the view and write for TensorBoard. `record`, the checksum of the batch and the
+sample of the parameters for the flight recorder, stands beside them. All is set beside the CPU time of the process, XLA's
+threads included: CPU times mean something on a machine that does other work too. Counting begins once the first metrics were
+logged, which imports libraries.
 """
 
 import contextlib
@@ -21,32 +23,34 @@ from typing import Any
 from bench_step import ROOT
 
 from jaxtrain.experiment.files import load
+from jaxtrain.program import Program
 from jaxtrain.runs.observers import Observers
 from jaxtrain.train import train
 
-STEPS = {"digits": 600, "char_lm": 60}
+STEPS = {"digits": 1001, "char_lm": 201}
 LOGGED = ("stepped", "append", "trained", "evaluated", "saved", "log_event")
+THREADS = {"console": "view", "tensorboard": "TensorBoard's thread"}
 
 
 class Spent:
-    """CPU seconds of the loop's thread in calls of the observers, and of the thread that draws, from step `warm` on: by
-    then all libraries are imported.
-    """
+    """CPU seconds of the loop's thread in calls of the observers, and of the threads of `THREADS`, after step `warm`."""
 
     def __init__(self, warm: int) -> None:
         self.warm, self.inside = warm, False
         self.by: dict[str, float] = {}
         """Seconds by the method of the observers."""
-        self.first = self.drawn_first = self.drawn = 0.0
+        self.first = 0.0
+        self.threads_first: dict[str, float] = {}
+        self.threads: dict[str, float] = {}
 
     def timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         """The method, whose time is counted unless another one calls it."""
 
         def call(*arguments: Any, **named: Any) -> Any:
             if name == "stepped":
-                self.drawn = drawing()
-                if arguments[1] == self.warm:
-                    self.first, self.by, self.drawn_first = time.process_time(), {}, self.drawn
+                self.threads = threads()
+                if arguments[1] == self.warm + 1:
+                    self.first, self.by, self.threads_first = time.process_time(), {}, self.threads
             if self.inside:
                 return method(*arguments, **named)
             self.inside, since = True, time.thread_time()
@@ -59,10 +63,10 @@ class Spent:
         return call
 
 
-def drawing() -> float:
-    """CPU seconds of the thread that draws the view; 0 if there is none."""
-    found = [each.ident for each in threading.enumerate() if each.name == "console"]
-    return time.clock_gettime(time.pthread_getcpuclockid(found[0])) if found and found[0] else 0.0
+def threads() -> dict[str, float]:
+    """CPU seconds of each thread of `THREADS`."""
+    idents = {each.name: each.ident for each in threading.enumerate() if each.name in THREADS and each.ident}
+    return {THREADS[name]: time.clock_gettime(time.pthread_getcpuclockid(ident)) for name, ident in idents.items()}
 
 
 def drained(file: int) -> None:
@@ -76,30 +80,29 @@ def measure(name: str) -> str:
     """A line about an experiment."""
     experiment, _ = load(str(ROOT / "experiments" / f"{name}.py"))
     experiment = replace(experiment, steps=STEPS[name], observers=())
-    spent = Spent(STEPS[name] // 3)
+    spent = Spent(2 * experiment.runtime.log_every)  # metrics are logged a period late
     main, other = pty.openpty()
     threading.Thread(target=drained, args=(main,), daemon=True).start()
-    before, kept = sys.stderr, {method: getattr(Observers, method) for method in LOGGED}
+    before, kept, record = sys.stderr, {method: getattr(Observers, method) for method in LOGGED}, Program.record
     with tempfile.TemporaryDirectory() as made, open(other, "w", encoding="utf-8") as terminal:
         for method in LOGGED:
             setattr(Observers, method, spent.timed(method, kept[method]))
+        setattr(Program, "record", spent.timed("record", record))  # noqa: B010
         sys.stderr, os.environ["TERM"] = terminal, "xterm"
         try:
             train(experiment, Path(made) / "run")
             total = time.process_time() - spent.first
         finally:
             sys.stderr = before
+            Program.record = record
             for method in LOGGED:
                 setattr(Observers, method, kept[method])
-    steps = STEPS[name] - spent.warm
-    parts = [f"{name}: {1e3 * total / steps:.2f} ms of CPU a step"]
-    for what, seconds in (
-        ("observers", sum(spent.by.values())),
-        *spent.by.items(),
-        ("view", spent.drawn - spent.drawn_first),
-    ):
-        parts.append(f"{what} {1e6 * seconds / steps:.0f} µs ({seconds / total:.2%})")
-    return ", ".join(parts)
+    steps, record_seconds = STEPS[name] - spent.warm, spent.by.pop("record")
+    behind = {name: seconds - spent.threads_first[name] for name, seconds in spent.threads.items()}
+    parts = {"observers and their threads": sum((*spent.by.values(), *behind.values())), **spent.by, **behind}
+    shown = [f"{what} {1e6 * each / steps:.0f} µs ({each / total:.2%})" for what, each in parts.items()]
+    beside = f"record {1e6 * record_seconds / steps:.0f} µs ({record_seconds / total:.2%})"
+    return f"{name}: {1e3 * total / steps:.2f} ms of CPU a step, {', '.join(shown)}; beside them {beside}"
 
 
 def main() -> None:

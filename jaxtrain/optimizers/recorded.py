@@ -6,9 +6,10 @@ embeddings. The norms of gradients by group are not reported: with them XLA roun
 losses of some models otherwise.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,15 +93,30 @@ def _sample(params: Any, groups: tuple[Group, ...]) -> jax.Array:
     return jnp.concatenate(found)
 
 
-@jax.jit
 def update_squares(before: Sampled, after: Sampled) -> jax.Array:
     """Squared norms of the updates between two steps by group, f32[groups], from their samples."""
-    squares, place, found = jnp.square(after.sample - before.sample), 0, []
-    for group in after.groups:
-        end = place + math.prod(group.stacked) * group.sampled
-        found.append(squares[place:end].reshape(-1, max(1, group.sampled)).sum(1) / (group.share or 1))
+    return squares_between(after.groups)([before.sample, after.sample])[0]
+
+
+@functools.lru_cache(maxsize=16)
+def squares_between(groups: tuple[Group, ...]) -> Callable[[Sequence[jax.Array]], list[jax.Array]]:
+    """A compiled function of the samples of steps in a row, f32[numbers] each, to the squared norms of the updates
+    between them, f32[groups] each. One call for several steps costs far less than a call for each.
+    """
+    return jax.jit(lambda samples: [*squares_by_group(jnp.stack(samples), groups, jnp)])
+
+
+def squares_by_group(samples_SN: Any, groups: tuple[Group, ...], xp: Any = np) -> Any:
+    """Squared norms of the updates between steps in a row, f32[steps - 1, groups], from their samples,
+    f32[steps, numbers].
+    """
+    squares, place, found = xp.square(samples_SN[1:] - samples_SN[:-1]), 0, []
+    for group in groups:
+        blocks, size = math.prod(group.stacked), max(1, group.sampled)
+        end = place + blocks * group.sampled
+        found.append(squares[:, place:end].reshape(len(squares), -1, size).sum(2) / (group.share or 1))
         place = end
-    return jnp.concatenate(found)
+    return xp.concatenate(found, axis=1)
 
 
 def norms_by_group(squares: np.ndarray, groups: tuple[Group, ...]) -> Mapping[str, float]:

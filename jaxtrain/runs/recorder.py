@@ -9,9 +9,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.files import write_json
 from jaxtrain.data.pipeline import Pipeline
 from jaxtrain.experiment.observers import ObservedRun
-from jaxtrain.optimizers.recorded import Sampled, norms_by_group, update_squares
+from jaxtrain.optimizers.recorded import Sampled, norms_by_group, squares_between, squares_by_group
 from jaxtrain.runs.steps_log import StepsLog
 from jaxtrain.runs.watcher import Watcher
 from jaxtrain.sharding.checksum import as_number
@@ -28,15 +27,21 @@ from jaxtrain.sharding.checksum import as_number
 EXAMPLES = 64
 """The most rows of a batch whose examples are listed."""
 
+TOGETHER = 8
+"""Steps whose updates are measured by one call, which costs about twice as much CPU time as for a single step. Until
+then their samples of the parameters stay on the device.
+"""
+
 WAIT, WAIT_AT_END = 10.0, 1.0
 """Seconds in all to wait for steps that are still being computed: when a run has failed, and when a thread ends it."""
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     step: int
-    numbers: Mapping[str, Any]
-    """On the device: metrics by name, `batch`, and the squared norms `update_norms` by group."""
+    numbers: dict[str, Any]
+    """On the device: metrics by name, `batch`, and the squared norms `update_norms` by group, or until they are
+    computed `samples`, those of the parameters before and after the step.
+    """
 
 
 class Recorder(Watcher):
@@ -49,8 +54,11 @@ class Recorder(Watcher):
         self.steps = StepsLog(folder, active)
         self._path, self._active = folder / "flight.json", active
         self._last: deque[_Step] = deque(maxlen=size if active else 0)
-        self._before: Sampled | None = None
+        self._before: jax.Array | None = None
         self._groups: tuple[Any, ...] = ()
+        self._squares = squares_between(())
+        self._sampled: list[dict[str, Any]] = []
+        """The numbers of the last steps, whose updates are not yet measured."""
         self._rates: Mapping[str, float] = {}
         self._writing, self._written, self._until = threading.Lock(), False, math.inf
 
@@ -61,9 +69,21 @@ class Recorder(Watcher):
         found: Sampled | None = metrics.get("recorded")
         if found is not None:
             if self._before is not None:
-                numbers["update_norms"] = update_squares(self._before, found)
-            self._before, self._groups = found, found.groups
+                numbers["samples"] = self._before, found.sample
+                self._sampled.append(numbers)
+            else:
+                self._groups, self._squares = found.groups, squares_between(found.groups)
+            self._before = found.sample
+            if len(self._sampled) == TOGETHER:
+                self._measure()
         self._last.append(_Step(step, numbers))
+
+    def _measure(self) -> None:
+        samples = [self._sampled[0]["samples"][0], *(numbers["samples"][1] for numbers in self._sampled)]
+        for numbers, squares in zip(self._sampled, self._squares(samples), strict=True):
+            numbers["update_norms"] = squares
+            del numbers["samples"]  # last: another thread may be writing
+        self._sampled = []
 
     def trained(self, run: ObservedRun, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
         self._rates = {name: value for name, value in rates.items() if not name.startswith("seconds_")}
@@ -104,6 +124,9 @@ class Recorder(Watcher):
         write_json(self._path, {**facts, "seconds": seconds, "estimated_updates": estimated})
 
     def _read(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        numbers = dict(numbers)  # the thread that trains may change it
+        if "update_norms" in numbers:
+            numbers.pop("samples", None)
         leaves = jax.tree.leaves(numbers)
         if any(leaf.is_deleted() for leaf in leaves):  # on which `is_ready` crashes jax 0.10.2
             raise RuntimeError("an array has been deleted")
@@ -112,8 +135,10 @@ class Recorder(Watcher):
                 raise TimeoutError("it was not computed in time")
             time.sleep(0.01)
         found = jax.device_get(numbers)
-        updates = norms_by_group(found["update_norms"], self._groups) if "update_norms" in found else None
-        return {**_scalars(found), "update_norms": updates}
+        squares = found.get("update_norms")
+        if "samples" in found:
+            (squares,) = squares_by_group(np.stack(found["samples"]), self._groups)
+        return {**_scalars(found), "update_norms": None if squares is None else norms_by_group(squares, self._groups)}
 
 
 def _scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,10 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from jaxtrain.base.text import cut, number, table
+from jaxtrain.base.text import cut, number, printable, table
 from jaxtrain.reports.compare.comparison import Comparison, comparable
 from jaxtrain.reports.compare.differences import DIFFERENCE_KINDS, Difference
-from jaxtrain.reports.compare.facts import RunFacts, printable, shown_value
+from jaxtrain.reports.compare.facts import RunFacts, shown_value
 from jaxtrain.reports.compare.scores import Score
 from jaxtrain.reports.statistics import Interval
 
