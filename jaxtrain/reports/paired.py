@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxtrain.reports.statistics import PairedDifference, ValueOfSums, paired_difference
 from jaxtrain.runs.rows import RowsOf, arrays_of
-from jaxtrain.tasks.metrics import Metric, flat
+from jaxtrain.tasks.metrics import Mean, Metric, Perplexity, flat
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,9 @@ def _value(metric: Metric, name: str, names: Sequence[str]) -> ValueOfSums:
     """From rows of sums to rows of the named values."""
 
     def value(sums: np.ndarray) -> np.ndarray:
+        if type(metric) in (Mean, Perplexity) and sums.shape[1] == 2:  # a hundred times quicker than one by one
+            ratios = sums[:, 0] / sums[:, 1]
+            return np.exp(ratios) if type(metric) is Perplexity else ratios
         found = [_values(metric, name, each) for each in sums]
         return np.array([[each.get(part, np.nan) for part in names] for each in found])
 

@@ -132,7 +132,9 @@ def _against(
         reason = why or f"{score.metric} is not a sum over rows"
         return MetricVerdict("no interval", f"{word}, but there is no interval: {reason}", two - one)
     paired = found.differences[score.metric]
-    where = f"on the same {found.same:,} examples"
+    first = rows[0]
+    share = f" of {first.of:,}" if first is not None and first.kept < first.of else ""  # more were not kept
+    where = f"on the same {found.same:,}{share} examples"
     if any(found.alone):
         where = f"on the {found.same:,} examples that both have"
     if score.steps[0] != score.steps[at]:
