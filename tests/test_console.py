@@ -15,7 +15,7 @@ import pytest
 from terminal import Shown, resize
 
 from jaxtrain.runs.console import Console
-from jaxtrain.runs.screen import MOST_WAITING, QUICKEST, SLOWEST, Writer, draws, may_block, pause_after
+from jaxtrain.runs.screen import MOST_WAITING, QUICKEST, SLOWEST, draws, may_block, pause_after
 from jaxtrain.runs.view import POINTS, Curve, RunView
 
 
@@ -245,15 +245,38 @@ def test_drawing_takes_an_eighth_of_a_percent_of_a_cpu_at_most() -> None:
 
 
 def test_a_view_that_fails_leaves_the_lines(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    errors: list[threading.ExceptHookArgs] = []
-    monkeypatch.setattr(threading, "excepthook", errors.append)
+    failed = threading.Event()
 
-    def fails(width: int, height: int) -> list[str]:
+    def fails(*_: object, **__: object) -> list[str]:
+        failed.set()
         raise RuntimeError("no view")
 
-    writer = Writer(terminal.stream, fails)
-    writer.close()
-    assert [str(each.exc_value) for each in errors] == ["no view"]
+    monkeypatch.setattr(RunView, "lines", fails)
+    console = Console(10, 0, True, terminal.stream)
+    assert failed.wait(60)
+    while console._live:
+        threading.Event().wait(0.01)
+    trained(console, 1, 0.5)
+    console.metrics(1, "test", {"loss": 0.25})
+    console.close()
+    shown = [line.split("  ")[:2] for line in terminal.read() if line]
+    assert shown[:2] == [["step 1/10", "train loss 0.5"], ["step 1/10", "test loss 0.25"]]
+    assert shown[2:] == [["no view: RuntimeError: no view"]]
+
+
+def test_a_notebook_shows_the_lines_though_its_stream_names_a_file_beneath_it() -> None:
+    class Cell(io.StringIO):
+        def fileno(self) -> int:
+            return writing
+
+    reading, writing = os.pipe()
+    stream = Cell()
+    console = Console(10, 0, True, stream)
+    console.print("hello")
+    console.close()
+    os.close(writing)
+    with open(reading, "rb") as beneath:
+        assert (stream.getvalue(), beneath.read()) == ("hello\n", b"")
 
 
 def test_the_curve_shows_the_whole_run_however_long_and_what_is_not_finite() -> None:

@@ -21,10 +21,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtrain import ZERO1, ConfigError, Layout, Mean, Program, Run, show
 from jaxtrain.base.ranges import Checked
 from jaxtrain.experiment import Runtime
-from jaxtrain.reports.notebook.drawing import curve_svg
-from jaxtrain.reports.notebook.html import cell
+from jaxtrain.reports.html import cell
 from jaxtrain.reports.notebook.layouts import layout_html
-from jaxtrain.reports.notebook.parts import parts_held, planned_parts
+from jaxtrain.reports.parts import parts_held, planned_parts
+from jaxtrain.reports.pictures import curve_svg
 from jaxtrain.runs.metrics_log import MetricsLog
 from jaxtrain.runs.steps_log import StepsLog
 from jaxtrain.tasks.classification_metrics import Confusion

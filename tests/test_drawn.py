@@ -23,7 +23,7 @@ from jaxtrain.reports.page import (
     Series,
     Table,
 )
-from jaxtrain.reports.pictures import mesh_picture, png
+from jaxtrain.reports.pictures import mesh_svg, png
 
 pytestmark = pytest.mark.slow  # it needs Chromium
 
@@ -89,7 +89,7 @@ def pages(folder: Path) -> None:
         Bars("time", {"step": 3.0, "data": 1.0}, "seconds"),
         HeatMap("confusion", ["a" * 20] * 9, ["b" * 20] * 9, np.arange(81).reshape(9, 9)),
         Picture(png(np.eye(8, dtype=np.uint8) * 255), "a diagonal"),
-        Picture(mesh_picture({"data": 2, "fsdp": 4}), "a mesh"),
+        Picture(mesh_svg({"data": 2, "fsdp": 4}, np.arange(8).reshape(2, 4)), "a mesh"),
     ]
     Page(EVIL, [Section("Curves", curves), Section("Odd", [*odd, Plot("none", [])]), Section("Text", words)]).write(
         folder / "page.html"

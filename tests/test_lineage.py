@@ -31,9 +31,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of datasets with one in it."""
     sets = tmp_path_factory.mktemp("made") / "sets"
     records = Arrays({"x": np.arange(40, dtype=np.float32)})
-    words = dict.fromkeys(("description", "origin", "licence", "access", "retention"), "Made for a test.")
     splits = HashSplits({"train": 0.8, "test": 0.2}, by=("x",))
-    build(Dataset(name="numbers", version="1.0.0", records=records, splits=splits, **words), sets)
+    words = "Made for a test."
+    numbers = Dataset(
+        name="numbers",
+        version="1.0.0",
+        description=words,
+        origin=words,
+        licence=words,
+        access=words,
+        retention=words,
+        records=records,
+        splits=splits,
+    )
+    build(numbers, sets)
     return sets
 
 

@@ -11,9 +11,10 @@ import pytest
 from test_status import BEGUN, NOW, locked, logged, made, tree
 
 from jaxtrain.base.errors import ConfigError
+from jaxtrain.base.text import printable
 from jaxtrain.cli.main import run as command
 from jaxtrain.reports.find import find_runs
-from jaxtrain.reports.listing import as_table, best_of, keep_runs, list_runs, printable, sort_runs
+from jaxtrain.reports.listing import as_table, best_of, keep_runs, list_runs, sort_runs
 from jaxtrain.runs.heartbeat import Beat
 
 ENDED = {"kind": "ended", "step": 100, "of": 100, "code": 0}
@@ -134,8 +135,8 @@ def test_without_evaluations_the_last_loss_stands_there(tmp_path: Path) -> None:
 
 
 def test_a_long_name_is_cut_and_a_name_in_no_encoding_is_shown() -> None:
-    assert printable("x" * 200).endswith("…")
-    assert len(printable("x" * 200)) <= 100
+    assert printable("x" * 200, 100).endswith("…")
+    assert len(printable("x" * 200, 100)) <= 100
     assert printable("a\ud800b\x1b[2J") == r"a\ud800b\x1b[2J"
 
 

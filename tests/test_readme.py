@@ -55,6 +55,7 @@ VERBS = (
     "generate",
     "runs",
     "watch",
+    "lineage",
     *(f"checkpoints {verb}" for verb in ("list", "verify", "prune", "restore-to")),
     *(f"data {verb}" for verb in ("build", "card", "check", "diff", "bench experiments/digits.py")),
     *(f"launch {platform}" for platform in ("slurm", "k8s", "tpu", "local")),

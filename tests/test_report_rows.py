@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 from scipy.stats import binomtest, bootstrap
@@ -18,7 +16,8 @@ from scipy.stats import binomtest, bootstrap
 from jaxtrain.data import Bytes, Pipeline, Source, Windows
 from jaxtrain.reports.page import Picture
 from jaxtrain.reports.page.arrays import PageData
-from jaxtrain.reports.pictures import array_picture, held_parts, mesh_picture, png
+from jaxtrain.reports.parts import planned_parts
+from jaxtrain.reports.pictures import array_svg, mesh_svg, png
 from jaxtrain.reports.report.evaluation import labels_of, quarters, with_interval
 from jaxtrain.reports.report.examples import SplitRecords, within, worst
 from jaxtrain.reports.report.intervals import metric_intervals, select, wilson
@@ -209,35 +208,19 @@ def test_a_picture_in_a_cell_is_a_png_of_its_pixels(tmp_path: Path):
     assert texts.cell({"tokens": Bytes().encode(["one\n two"])[0]}) == "one two"
 
 
-@pytest.mark.parametrize(
-    ("shape", "spec"),
-    [
-        ((8, 12), (("a",), ("b",))),
-        ((8, 16), ((), ("a", "b"))),
-        ((8, 12), (("b", "a"),)),
-        ((8,), ()),
-        ((4, 8, 2), (("b",), (), ("a",))),
-    ],
-)
-def test_the_parts_that_devices_hold_are_those_of_jax(shape: tuple[int, ...], spec: tuple[tuple[str, ...], ...]):
-    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
-    sharding = NamedSharding(mesh, P(*(axes or None for axes in spec)))
-    wanted: dict[Any, list[int]] = {}
-    for device, index in sharding.devices_indices_map(shape).items():
-        part = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
-        wanted.setdefault(part, []).append(device.id)
-    assert held_parts(shape, spec, {"a": 2, "b": 4}) == {part: sorted(held) for part, held in wanted.items()}
-
-
-def test_a_mesh_and_an_array_are_drawn_with_every_device():
+def test_a_mesh_and_an_array_are_drawn_with_every_device_and_fit_on_a_page():
     mesh = {"data": 2, "fsdp": 1, "tensor": 4}
-    drawn = mesh_picture(mesh)
+    numbers = np.arange(8).reshape(2, 1, 4)
+    drawn = mesh_svg(mesh, numbers)
     assert [f">{device}<" in drawn for device in range(8)] == [True] * 8
-    assert "tensor → 4" in drawn
-    assert "data 1" in drawn
-    array = array_picture("kernel", (16, 8), (("tensor",), ()), mesh, ("embed", "mlp"))
-    assert [f">{devices}<" in array for devices in ("0,4", "1,5", "2,6", "3,7")] == [True] * 4
-    assert "embed 16: tensor" in array
-    assert "mlp 8: whole" in array
-    assert ">0,1,2,3,4,5,6,7<" in array_picture("bias", (8,), (), mesh, ("<mlp>",))
-    assert "&lt;mlp&gt;" in array_picture("bias", (8,), (), mesh, ("<mlp>",))
+    assert ">tensor = 4<" in drawn
+    assert ">data 1, fsdp 0<" in drawn
+    array = array_svg((16, 8), ("embed", "mlp"), planned_parts(P("tensor"), (16, 8), mesh, numbers))
+    assert [f">{devices}<" in array for devices in ("0 4", "1 5", "2 6", "3 7")] == [True] * 4
+    assert ">embed 16<" in array
+    assert ">mlp 8<" in array
+    whole = array_svg((8,), ("<mlp>",), planned_parts(P(), (8,), mesh, numbers))
+    assert ">0 1 2 3 4 5 6 7<" in whole
+    assert "&lt;mlp&gt;" in whole
+    for picture in (drawn, array, whole):
+        Picture(picture, "a drawing")  # raises where a page would not take it

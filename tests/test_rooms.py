@@ -240,6 +240,8 @@ ROOMS = {
         "time_account",
         "lineage",
         "page",
+        "html",
+        "parts",
         "pictures",
         "paired",
         "compare",

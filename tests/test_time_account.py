@@ -10,7 +10,7 @@ import pytest
 import timed
 from launch import environment
 
-from jaxtrain.reports.time_account import AGAIN, DOWN, START, STEPS, UNKNOWN, account, time_account
+from jaxtrain.reports.time_account import AGAIN, DOWN, START, STEPS, UNKNOWN, account_of, time_account
 
 
 def event(kind: str, at: float, step: int, **fields: Any) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def test_a_run_without_kills_has_no_time_but_that_of_its_clock():
         event("begun", 110, 0, startup=6.0, **spent(compile=4)),
         event("ended", 150, 10, **spent(compile=10, data=2, step=20, eval=8, save=3, other=1)),
     ]
-    found = account(events, [], {})
+    found = account_of(events, [], {})
     assert found.total == 50  # from 100, at which the process started
     assert (found.seconds[STEPS], found.seconds[START], found.seconds["compiling"]) == (20, 6, 10)
     assert (found.seconds[AGAIN], found.seconds[DOWN], found.seconds[UNKNOWN]) == (0, 0, 0)
@@ -55,7 +55,7 @@ def test_steps_after_the_last_checkpoint_of_a_killed_session_are_not_goodput():
         ),
         event("ended", 150, 40, **spent(compile=10, step=28, save=7)),
     ]
-    found = account(events, [], {})
+    found = account_of(events, [], {})
     assert found.total == 150  # from 0 to 150
     assert found.seconds[STEPS] == 20 + 28
     assert found.seconds[AGAIN] == 32 - 20
@@ -78,7 +78,7 @@ def test_a_session_that_went_back_further_than_the_one_before_it_began_takes_its
         event("begun", 30, 10, **spent()),  # the checkpoints of 20 and 30 were damaged
         event("ended", 60, 40, **spent(step=30)),
     ]
-    found = account(events, [], {})
+    found = account_of(events, [], {})
     assert (found.seconds[STEPS], found.seconds[AGAIN]) == (10 + 30, 10 + 10)
     assert found.goodput == 40 / 60
 
@@ -89,18 +89,18 @@ def test_a_checkpoint_whose_time_is_not_known_is_placed_between_the_lines_around
         event("begun", 100, 15, before={"step": 20, "seconds": {"step": 40}, "alive": "2026-01-01T00:01:00+00:00"}),
         event("ended", 100, 15, **spent()),
     ]
-    found = account(events, [line(10, step=20)], {})
+    found = account_of(events, [line(10, step=20)], {})
     assert found.seconds[STEPS] == pytest.approx(30)
     assert found.seconds[AGAIN] == pytest.approx(10)
 
 
 def test_damaged_foreign_and_old_events_are_accounted_for_as_far_as_they_go():
     old = [event("begun", 5, 0), event("ended", 15, 10)]
-    found = account([{}, {"kind": "begun", "time": "noon"}, *old, {"kind": 3, "time": None}], [], {})
+    found = account_of([{}, {"kind": "begun", "time": "noon"}, *old, {"kind": 3, "time": None}], [], {})
     assert (found.total, found.seconds[UNKNOWN], found.complete) == (10, 10, False)
     odd = event("begun", 0, 0, startup="long", seconds_by_phase={"step": float("nan"), "x": 1}, before=[1])
-    assert account([odd], [{"split": "train", "step": "x"}], {"alive": 3}).total == 0
-    assert account([], [], {}).total == 0
+    assert account_of([odd], [{"split": "train", "step": "x"}], {"alive": 3}).total == 0
+    assert account_of([], [], {}).total == 0
 
 
 def counted_by_hand(steps: list[tuple[float, ...]]) -> float:

@@ -55,7 +55,7 @@ def logged(file: Path) -> list[dict[str, Any]]:
 
 def processes() -> list[tuple[int, str]]:
     """Session and command of every process."""
-    found = subprocess.run(["ps", "-eo", "sid,args"], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(["ps", "-ewwo", "sid,args"], capture_output=True, text=True, check=True).stdout
     return [(int(line.split()[0]), line) for line in found.splitlines()[1:]]
 
 
@@ -109,7 +109,9 @@ def test_a_tracker_of_wandb_whose_process_hangs_is_ended_with_the_run(tmp_path: 
         try:
             run = observers(tmp_path, WandB(wait=1.0))
             periods(run, 3)
+            latest = time.monotonic() + 30
             while not (sessions := own_sessions()):
+                assert time.monotonic() < latest
                 time.sleep(0.05)
             before = time.monotonic()
             run.ended(3)

@@ -17,6 +17,16 @@ def cut(text: str, length: int = 60) -> str:
     return line if len(line) <= length else f"{line[: length - 3]}…"
 
 
+def printable(text: str, length: int | None = None) -> str:
+    """A text of any origin for a terminal, with the characters that a terminal obeys, such as escape, written out.
+
+    length: it is put on one line and cut to so many characters before that.
+    """
+    return "".join(
+        each if each.isprintable() else ascii(each)[1:-1] for each in (cut(text, length) if length else text)
+    )
+
+
 def array_type(array: Any) -> str:
     """Dtype and shape of an array, e.g. `bfloat16[8,4]`. Checkpoints hold this text, so it must not change."""
     return f"{array.dtype}[{','.join(map(str, array.shape))}]"

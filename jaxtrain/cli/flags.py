@@ -19,6 +19,7 @@ from jaxtrain.cli.rules import HELP, OwnRules, own_errors, shared_rules
 from jaxtrain.data.transforms.fitted import FittedTransform
 from jaxtrain.experiment.experiment import Experiment, Runtime
 from jaxtrain.experiment.files import Origin, load
+from jaxtrain.experiment.origins import given_paths
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def chosen(words: Sequence[str], verb: str) -> Chosen | None:
     None where help without an experiment is requested. Raises ConfigError where no experiment is named.
     """
     if words and not words[0].startswith("-"):
-        return Chosen(*load(words[0]))
+        experiment, origin = load(words[0])
+        return Chosen(experiment, replace(origin, flags=given_paths(experiment, words[1:])))
     if any(word in HELP for word in words):
         return None
     example = " ".join(["jaxtrain", verb, "experiments/digits.py", *words])

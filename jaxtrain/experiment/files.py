@@ -31,6 +31,8 @@ class Origin:
 
     file: Path
     function: str
+    flags: tuple[str, ...] = ()
+    """The paths of the fields that flags of the command line set."""
 
 
 def load(where: str) -> tuple[Experiment, Origin]:

@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "fingerprint": (str,),
     "horizon": (int,),
     "origin": (str, NoneType),
+    "origins": (dict,),
     "config": (dict,),
     "experiment": (dict,),
     "inputs": (dict, NoneType),

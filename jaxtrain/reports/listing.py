@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrain.base.errors import ConfigError, nearest
-from jaxtrain.base.text import cut, duration, number, table
+from jaxtrain.base.text import duration, number, printable, table
 from jaxtrain.reports.find import experiment_name, find_runs, parent_of, read_run_file, sweep_of
 from jaxtrain.reports.status import RunStatus, read_status
 from jaxtrain.reports.tail import json_object, read_bounded
@@ -187,18 +187,13 @@ def as_table(runs: Sequence[Listed], place: Path, now: float | None = None) -> s
         age = duration(max(0.0, now - status.began)) if status.began else ""
         links = [run.parent, Path(run.sweep).name]
         rows.append([_short(run.folder, place), status.state, done, shown, age, *links, status.why])
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = [[printable(cell, 100) for cell in row] for row in rows]
     filled = [column for column in range(len(rows[0])) if column < 2 or any(row[column] for row in cells[1:])]
     return table([[row[column] for column in filled] for row in cells])
 
 
 def _short(folder: Path, place: Path) -> str:
     return str(folder.relative_to(place)) if folder != place and folder.is_relative_to(place) else str(folder)
-
-
-def printable(text: str, length: int = 100) -> str:
-    """A text of untrusted origin for a terminal: on one line, cut, with control characters escaped."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in cut(text, length))
 
 
 def as_facts(runs: Iterable[Listed]) -> list[dict[str, Any]]:

@@ -1,140 +1,202 @@
-"""Drawings in SVG: a mesh of devices, and which device holds which part of an array.
+"""Pictures as inline SVG: a mesh of devices, an array on a mesh, a curve; and pixels as a PNG.
 
-Not here: where arrays live, which partition specs say.
+In SVG text and lines have the colour of the page or notebook, so that they are legible on light and dark ones.
+Not here: which part of an array a device holds (`parts`).
 """
 
-import math
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import numpy as np
 
-MOST_DEVICES = 64
-"""Devices of a mesh that are drawn one by one."""
+from jaxtrain.base.text import cut, number
+from jaxtrain.reports.html import Markup, element, joined
+from jaxtrain.reports.parts import Part
 
-_CELL, _GAP, _TEXT = 34, 4, 15
-_COLOURS = 8
+MOST_CELLS = 16
+"""Devices, or parts of an array, that are drawn along a side; of more, these are drawn and the number is said."""
+
+_TURN = 137.508  # degrees of hue from one device to the next: neighbours differ, and no two of a few hundred agree
 
 
-def held_parts(
-    shape: Sequence[int], spec: Sequence[tuple[str, ...]], mesh: Mapping[str, int]
-) -> dict[tuple[tuple[int, int], ...], list[int]]:
-    """The parts of an array and the devices, numbered along the mesh with its last axis fastest, that hold each: a part
-    is (start, end) in each dim.
+def colour(device: int) -> str:
+    """The colour of a device, the same in all pictures."""
+    return f"hsl({device * _TURN % 360:.0f} 70% 50%)"
 
-    spec: the mesh axes that split each dim, the first the slowest; dims beyond it are whole. The dims divide.
+
+def svg(width: float, height: float, parts: Sequence[Markup], label: str) -> Markup:
+    """A picture of this size in pixels. label: what a screen reader says."""
+    return element(
+        "svg",
+        joined((element("title", label), *parts)),
+        xmlns="http://www.w3.org/2000/svg",
+        width=f"{width:g}",
+        height=f"{height:g}",
+        viewBox=f"0 0 {width:g} {height:g}",
+        role="img",
+        font_family="system-ui, sans-serif",
+        font_size="11",
+        fill="currentColor",
+    )
+
+
+def _text(x: float, y: float, content: object, anchor: str = "middle") -> Markup:
+    return element("text", content, x=f"{x:g}", y=f"{y:g}", text_anchor=anchor)
+
+
+def _cell(x: float, y: float, width: float, height: float, device: int, words: str) -> Markup:
+    box = element(
+        "rect",
+        x=f"{x:g}",
+        y=f"{y:g}",
+        width=f"{width:g}",
+        height=f"{height:g}",
+        fill=colour(device),
+        fill_opacity=".3",
+        stroke="currentColor",
+        stroke_opacity=".6",
+    )
+    return joined((box, _text(x + width / 2, y + height / 2 + 4, words)))
+
+
+def mesh_svg(sizes: Mapping[str, int], devices: np.ndarray) -> Markup:
+    """The devices of a mesh: its last axis goes to the right, all others down.
+
+    devices: their numbers, i[...] of the mesh's shape.
     """
-    entries = [*spec, *[()] * (len(shape) - len(spec))]
-    found: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for device in range(math.prod(mesh.values())):
-        at = dict(zip(mesh, np.unravel_index(device, tuple(mesh.values())), strict=True)) if mesh else {}
-        part = []
-        for size, axes in zip(shape, entries, strict=True):
-            count = math.prod(mesh[axis] for axis in axes)
-            place = int(np.ravel_multi_index([at[axis] for axis in axes], [mesh[axis] for axis in axes])) if axes else 0
-            part.append((size * place // count, size * (place + 1) // count))
-        found.setdefault(tuple(part), []).append(device)
-    return found
+    *outer, last = sizes or {"": 1}
+    grid = devices.reshape(-1, sizes[last] if sizes else 1)
+    rows, columns = (min(size, MOST_CELLS) for size in grid.shape)
+    left, top, width, height = 7 * max(map(len, _row_names(sizes, outer)), default=0) + 8, 18, 38, 24
+    parts = [_text(left + columns * width / 2, 12, f"{last} = {grid.shape[1]}" if last else "one device")]
+    for row, name in enumerate(_row_names(sizes, outer)[:rows]):
+        parts.append(_text(left - 6, top + row * height + 16, name, "end"))
+        for column in range(columns):
+            device = int(grid[row, column])
+            parts.append(_cell(left + column * width, top + row * height, width, height, device, str(device)))
+    more = _more(grid.shape)
+    parts += [_text(left, top + rows * height + 14, more, "start")] if more else []
+    words = " × ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one device"
+    across, down = left + max(columns * width, 70, 6 * len(more)) + 2, top + rows * height + (20 if more else 2)
+    return svg(across, down, parts, f"a mesh of {words}")
 
 
-def mesh_picture(mesh: Mapping[str, int]) -> str:
-    """The devices of a mesh in rows, the last of its axes that is longer than 1 across, all others down."""
-    long = {axis: size for axis, size in mesh.items() if size > 1} or {"device": 1}
-    *down, (across, columns) = long.items()
-    rows = math.prod(size for _, size in down)
-    cells = []
-    for device in range(rows * columns):
-        row, column = divmod(device, columns)
-        cells.append(_box(90 + column * (_CELL + _GAP), 24 + row * (_CELL + _GAP), _CELL, _CELL, device, str(device)))
-    names = [_label(90, 15, f"{across} → {columns}")]
-    for row in range(rows if down else 0):
-        at = np.unravel_index(row, [size for _, size in down])
-        text = " ".join(f"{axis} {place}" for (axis, _), place in zip(down, at, strict=True))
-        names.append(_label(84, 24 + row * (_CELL + _GAP) + _CELL / 2 + 4, text, "end"))
-    return _svg(90 + columns * (_CELL + _GAP) + 10, 30 + rows * (_CELL + _GAP), [*names, *cells])
+def _row_names(sizes: Mapping[str, int], outer: Sequence[str]) -> list[str]:
+    places = np.ndindex(*(sizes[axis] for axis in outer))
+    return [", ".join(f"{axis} {at}" for axis, at in zip(outer, place, strict=True)) for place in places]
 
 
-def array_picture(
-    name: str, shape: Sequence[int], spec: Sequence[tuple[str, ...]], mesh: Mapping[str, int], dims: Sequence[str]
-) -> str:
-    """An array as a rectangle cut into its parts, each with the devices that hold it.
+def _more(shape: Sequence[int]) -> str:
+    return f"of {shape[0]} × {shape[1]} these are drawn" if max(shape) > MOST_CELLS else ""
 
-    Its two most split dims are drawn, down and across; the largest ones where none is split. dims: names.
+
+def array_svg(
+    shape: Sequence[int], names: Sequence[str], parts: Sequence[Part], sides: Sequence[str] | None = None
+) -> Markup:
+    """An array as a rectangle, cut into the parts that devices hold. Each part names its devices.
+
+    Two dims are drawn, the first down and the second to the right: those that are split, else the last.
+
+    names: of its dims, "" where one has none. sides: what is written along each dim, in place of its name and size.
     """
-    split = [math.prod(mesh[axis] for axis in axes) for axes in [*spec, *[()] * (len(shape) - len(spec))]]
-    order = sorted(range(len(shape)), key=lambda dim: (-split[dim], -shape[dim], dim))[:2]
-    drawn = sorted(order) if len(order) == 2 else order
-    rows, columns = (split[drawn[0]], split[drawn[1]]) if len(drawn) == 2 else (1, split[drawn[0]] if drawn else 1)
-    holders: dict[tuple[int, int], list[int]] = {}
-    for part, devices in held_parts(shape, spec, mesh).items():
-        at = [part[dim][0] * split[dim] // max(1, shape[dim]) for dim in drawn]
-        place = (at[0], at[1]) if len(at) == 2 else (0, at[0] if at else 0)
-        holders[place] = sorted({*holders.get(place, []), *devices})
-    width, height, top = 230, 120 if len(drawn) == 2 else 44, 40
-    w, h = width / columns, height / rows
-    boxes = []
-    for (row, column), devices in sorted(holders.items()):
-        text = _devices(devices, max(3, int(w / 7)))
-        boxes.append(_box(70 + column * w, top + row * h, w, h, devices[0] if len(holders) > 1 else -1, text))
-    title = [_label(0, 14, name, size=12), *_dim_labels(shape, spec, drawn, dims, width, height, top)]
-    return _svg(310, top + height + 8, [*title, *boxes])
-
-
-def _dim_labels(
-    shape: Sequence[int],
-    spec: Sequence[tuple[str, ...]],
-    drawn: Sequence[int],
-    dims: Sequence[str],
-    width: float,
-    height: float,
-    top: float,
-) -> list[str]:
-    def text(dim: int) -> str:
-        axes = "·".join(spec[dim]) if dim < len(spec) and spec[dim] else "whole"
-        return f"{dims[dim] if dim < len(dims) and dims[dim] else f'dim {dim}'} {shape[dim]:,}: {axes}"
-
-    if not drawn:
-        return []
-    across = [_label(70, top - 8, text(drawn[-1]))]
-    if len(drawn) == 1:
-        return across
-    x, y = 60, top + height / 2
-    return [
-        *across,
-        f'<text class="soft" x="{x}" y="{y}" font-size="10" text-anchor="middle" transform="rotate(-90 {x} {y})">'
-        f"{escape(text(drawn[0]))}</text>",
+    said = sides or [f"{cut(name, 9)} {size}".strip() for name, size in zip(names, shape, strict=True)]
+    split = [dim for dim in range(len(shape)) if len({part.start[dim] for part in parts}) > 1]
+    drawn = sorted((split + [dim for dim in reversed(range(len(shape))) if dim not in split])[:2])
+    down, right = drawn if len(drawn) == 2 else (None, drawn[0] if drawn else None)
+    rows, columns = ([0] if dim is None else sorted({part.start[dim] for part in parts}) for dim in (down, right))
+    held: dict[tuple[int, int], list[int]] = {}
+    for part in parts:
+        place = (rows.index(_at(part, down)), columns.index(_at(part, right)))
+        held.setdefault(place, []).extend(part.devices)
+    width, height = max(150 / len(columns), 44), max(84 / len(rows), 22)
+    left, top = 74, 18
+    drawn_rows, drawn_columns = min(len(rows), MOST_CELLS), min(len(columns), MOST_CELLS)
+    across, below = left + drawn_columns * width, top + drawn_rows * height
+    cells = [
+        _cell(left + column * width, top + row * height, width, height, min(devices), _devices(devices, width))
+        for (row, column), devices in sorted(held.items())
+        if row < MOST_CELLS and column < MOST_CELLS
     ]
+    more = _more((len(rows), len(columns)))
+    words = [_text((left + across) / 2, 12, "a scalar" if right is None else said[right])]
+    words += [_text(left - 6, (top + below) / 2 + 4, said[down], "end")] if down is not None else []
+    words += [_text(left, below + 14, more, "start")] if more else []
+    label = f"an array {list(shape)} in {len(parts)} parts on {sum(len(part.devices) for part in parts)} devices"
+    return svg(across + 2, below + (20 if more else 2), [*cells, *words], label)
 
 
-def _devices(devices: Sequence[int], room: int) -> str:
-    text = ",".join(map(str, devices))
-    if len(text) > room and len(devices) > 2 and devices[-1] - devices[0] == len(devices) - 1:
-        text = f"{devices[0]}–{devices[-1]}"
-    return text if len(text) <= room else f"{len(devices)}×"
+def _at(part: Part, dim: int | None) -> int:
+    return 0 if dim is None else part.start[dim]
 
 
-def _box(x: float, y: float, width: float, height: float, colour: int, text: str) -> str:
-    how = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-    fill = f"fill{colour % _COLOURS} pale" if colour >= 0 else "blank"
-    return (
-        f'<rect class="{fill}" {how}/><rect class="outline" fill="none" {how}/>'
-        f'<text class="ink" x="{x + width / 2:.1f}" y="{y + height / 2 + 4:.1f}" font-size="11" text-anchor="middle">'
-        f"{escape(text)}</text>"
+def _devices(devices: Sequence[int], width: float) -> str:
+    """The numbers of devices, as many as fit into a width of pixels."""
+    found = sorted(devices)
+    words = " ".join(map(str, found))
+    if 6 * len(words) <= width - 6:
+        return words
+    short = f"{found[0]}–{found[-1]}" if found == list(range(found[0], found[-1] + 1)) else f"{found[0]} … {found[-1]}"
+    return short if 6 * len(short) <= width - 4 else f"{len(found)}"
+
+
+def curve_svg(x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> Markup:
+    """A curve. NaN and infinities break it; of many points, the lowest and highest of each column of pixels stay."""
+    width, height, left, top = 320, 110, 52, 8
+    kept = np.isfinite(y)
+    if not kept.any():
+        return Markup()
+    low, high = float(y[kept].min()), float(y[kept].max())
+    first, last = float(x.min()), float(x.max())
+    lines, run = [], []
+    for index in _drawn(y, width):
+        if not kept[index]:
+            lines, run = [*lines, run], []
+            continue
+        across = left + (x[index] - first) / ((last - first) or 1) * width
+        down = top + (high - y[index]) / ((high - low) or 1) * height
+        run.append(f"{across:.1f},{down:.1f}")
+    shapes = [
+        element("polyline", points=" ".join(run), fill="none", stroke=colour(4), stroke_width="1.6")
+        if len(run) > 1
+        else element("circle", cx=run[0].partition(",")[0], cy=run[0].partition(",")[2], r="2", fill=colour(4))
+        for run in [*lines, run]
+        if run
+    ]
+    frame = element(
+        "path",
+        d=f"M{left},{top}V{top + height}H{left + width}",
+        fill="none",
+        stroke="currentColor",
+        stroke_opacity=".5",
     )
+    words = [
+        _text(left - 5, top + 9, number(high), "end"),
+        _text(left - 5, top + height, number(low), "end"),
+        _text(left, top + height + 14, f"{first:g}", "start"),
+        _text(left + width, top + height + 14, f"{last:g}", "end"),
+        _text(left + width / 2, top + height + 14, x_name),
+    ]
+    label = f"{y_name} from {number(float(y[kept][0]))} to {number(float(y[kept][-1]))} over {x_name}"
+    return svg(left + width + 6, top + height + 20, [frame, *shapes, *words], label)
 
 
-def _label(x: float, y: float, text: str, anchor: str = "start", size: int = 10) -> str:
-    kind = "ink" if size > 10 else "soft"
-    return f'<text class="{kind}" x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(width: float, height: float, parts: Sequence[str]) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-        f'height="{height:.0f}">{"".join(parts)}</svg>'
-    )
+def _drawn(y: np.ndarray, columns: int) -> list[int]:
+    """The indices of the points to draw: in each column of pixels the lowest, the highest, one that is not finite."""
+    if len(y) <= 2 * columns:
+        return list(range(len(y)))
+    found: set[int] = set()
+    for block in np.array_split(np.arange(len(y)), columns):
+        values = y[block]
+        fine = np.isfinite(values)
+        if fine.any():
+            found |= {
+                int(block[np.where(fine, values, np.inf).argmin()]),
+                int(block[np.where(fine, values, -np.inf).argmax()]),
+            }
+        if not fine.all():
+            found.add(int(block[fine.argmin()]))
+    return sorted(found)
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -21,7 +21,7 @@ from jaxtrain.runs.sessions import last_sign, seconds_of_line
 
 STEPS, AGAIN, START, UNKNOWN, DOWN = "steps", "steps trained again", "start of the process", "not accounted for", "down"
 
-PHASES = {
+PHASE_NAMES = {
     "data": "waiting for data",
     "eval": "evaluation",
     "save": "saving",
@@ -91,10 +91,10 @@ def time_account(folder: Path) -> TimeAccount:
     that is being trained is accounted for until it wrote last; one without any session has a total of 0.
     """
     lines = read_metrics(folder)
-    return account(read_lines(folder / "events.jsonl"), lines, last_sign(folder, lines))
+    return account_of(read_lines(folder / "events.jsonl"), lines, last_sign(folder, lines))
 
 
-def account(
+def account_of(
     events: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]], sign: Mapping[str, Any]
 ) -> TimeAccount:
     """`time_account` of a run with these objects of events.jsonl and metrics.jsonl, and with what `last_sign` tells."""
@@ -114,12 +114,12 @@ def account(
 
 
 def _summed(sessions: Sequence[Session], total: float) -> dict[str, float]:
-    found = dict.fromkeys((STEPS, AGAIN, *PHASES.values(), START, UNKNOWN, DOWN), 0.0)
+    found = dict.fromkeys((STEPS, AGAIN, *PHASE_NAMES.values(), START, UNKNOWN, DOWN), 0.0)
     ended = math.inf
     for each in sessions:
         found[STEPS] += each.kept_seconds
         found[AGAIN] += each.seconds.get("step", 0.0) - each.kept_seconds
-        for phase, name in PHASES.items():
+        for phase, name in PHASE_NAMES.items():
             found[name] += each.seconds.get(phase, 0.0)
         found[START] += each.startup
         found[DOWN] += max(0.0, each.start - ended)

@@ -18,7 +18,8 @@ from jaxtrain.data.sources.images import ImageFolder
 from jaxtrain.datasets.source import Built
 from jaxtrain.experiment.experiment import Experiment, fingerprint
 from jaxtrain.experiment.files import Origin
-from jaxtrain.experiment.run_file import read_saved
+from jaxtrain.experiment.origins import FILE, PYTHON, kept_origins, origins
+from jaxtrain.experiment.run_file import RUN_FILE, read_saved
 from jaxtrain.runs.bucket import file_system
 from jaxtrain.runs.folder import Run, as_begun, check_same, horizon_of_run
 from jaxtrain.runs.lock import Lock
@@ -52,11 +53,11 @@ def begin(folder: Path | None, experiment: Experiment, origin: Origin | None, lo
         watchdog.stacks_into(folder, lock.check)
         keep_tracebacks_in(folder)
         # Another process may have created the run meanwhile.
-        horizon, experiment = found if was_run else _check_folder(folder, experiment, origin)
+        given, (horizon, experiment) = experiment, found if was_run else _check_folder(folder, experiment, origin)
         if is_first_process():
             remove_unfinished_in(folder)
             remove_unfinished_in(folder / "data")
-            _write_files(folder, experiment, horizon, origin)
+            _write_files(folder, experiment, horizon, origin, given)
     except OSError as error:
         raise cannot_write(f"the run folder {folder}", error) from error
     broadcast_from_first(0)  # a barrier: no process reads the folder before process 0 has written it
@@ -117,14 +118,19 @@ def _unfinished(folder: Path, origin: Origin | None) -> bool:
     return folder.is_dir() and all(path.name in left or re.fullmatch(beside, path.name) for path in folder.iterdir())
 
 
-def _write_files(folder: Path, experiment: Experiment, horizon: int, origin: Origin | None) -> None:
+def _write_files(folder: Path, experiment: Experiment, horizon: int, origin: Origin | None, given: Experiment) -> None:
+    config, flags, other = to_json(experiment), origin.flags if origin else (), FILE if origin else PYTHON
+    found = origins(experiment, config, to_json(given), flags, other)
+    if (folder / RUN_FILE).is_file():
+        found = kept_origins(found, config, read_saved(folder))
     saved = {
         "version": importlib.metadata.version("jaxtrain"),
         "fingerprint": fingerprint(experiment),
         "horizon": horizon,
         "origin": None if origin is None else f"{origin.file}:{origin.function}",
+        "origins": found,
         "config": flatten(experiment),
-        "experiment": to_json(experiment),
+        "experiment": config,
         "inputs": to_json(remember_inputs(experiment.data, experiment.evals, experiment.task.inputs)),
         "folder": str(folder.absolute()),
     }

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
-from jaxtrain.base.text import duration
+from jaxtrain.base.text import cut, duration
 from jaxtrain.experiment.observers import ObservedRun, Scores
 from jaxtrain.runs.screen import Screen, Writer, draws, may_block
 from jaxtrain.runs.view import PHASE_WORDS, RunView, event_text, metrics_text
@@ -42,7 +42,7 @@ class Console(Watcher):
         """The last step, and when it was done."""
         self._writer: Writer | None = None
         self._screen: Screen | None = None
-        self._live = False
+        self._live, self._fault = False, ""
         stream = sys.stderr if stream is None else stream
         if not active or stream is None:  # None where the shell closed it
             return
@@ -99,10 +99,16 @@ class Console(Watcher):
         self._writer = self._screen = None
 
     def _draw(self, width: int, height: int) -> Sequence[str]:
-        if self._latest is not None:
-            self._view.stepped(*self._latest)
-        self._view.note = PHASE_WORDS.get(self._phase(), "")
-        return self._view.lines(width, height, color=True)
+        if self._fault:
+            return [cut(self._fault, width)]
+        try:
+            if self._latest is not None:
+                self._view.stepped(*self._latest)
+            self._view.note = PHASE_WORDS.get(self._phase(), "")
+            return self._view.lines(width, height, color=True)
+        except Exception as error:  # no fault of the run: it goes on with plain lines, as without a terminal
+            self._fault, self._live = f"no view: {type(error).__name__}: {error}", False
+            return [cut(self._fault, width)]
 
     def _speed(self) -> str:
         """Steps per second since the last line that showed it; "" if no step was done since."""

@@ -6,6 +6,7 @@ that is killed leaves a terminal that works, since no mode of it is changed. Not
 
 import contextlib
 import fcntl
+import io
 import os
 import select
 import stat
@@ -51,11 +52,17 @@ def terminal_size(stream: TextIO) -> tuple[int, int]:
 
 
 def may_block(stream: TextIO) -> bool:
-    """Whether whoever reads the stream can make a writer wait: a terminal or a pipe, and not a file."""
+    """Whether whoever reads the stream can make a writer wait: a terminal or a pipe, and not a file.
+
+    Also False of a stream that is no text over a file, such as a notebook's: what is written to its `fileno` does not
+    get to the notebook.
+    """
+    if not isinstance(stream, io.TextIOWrapper):
+        return False
     try:
         return not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
-    except (OSError, ValueError, AttributeError):
-        return False  # a stream in memory
+    except (OSError, ValueError):
+        return False
 
 
 class Screen:

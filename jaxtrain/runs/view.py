@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtrain.base.text import duration, number, size
+from jaxtrain.base.text import duration, number, printable, size
 
 WIDE = 60
 """Columns below which there is no view, only lines."""
@@ -19,7 +19,7 @@ WIDE = 60
 POINTS = 256
 """Losses that are kept for the curve; beyond, neighbours are averaged, so that it always shows the whole run."""
 
-NOT_PRINTED = {"intervals", "code", "signal"}
+NOT_PRINTED = {"intervals", "code", "signal", "startup", "seconds_by_phase", "before"}
 """Fields of events that are for programs which read events.jsonl."""
 
 PHASE_WORDS = {
@@ -173,7 +173,7 @@ class RunView:
         share = self.done / self.steps if self.steps else 0.0
         head = f"{self.name}  step {self.done}/{self.steps}  {share:.0%}"
         eta = self.eta()
-        ends = "  ".join(part for part in (f"eta {eta}" if eta else "", printable_line(self.note)) if part)
+        ends = "  ".join(part for part in (f"eta {eta}" if eta else "", printable(self.note)) if part)
         if width < WIDE or height < 3:
             return [_cut(f"{head}  {ends}", width)][:height]
         from rich.console import Console, Group
@@ -190,7 +190,7 @@ class RunView:
         below.add_column(style="dim")
         below.add_column(no_wrap=True, overflow="ellipsis")
         for name, text in self.facts()[: height - 1]:
-            below.add_row(Text(f"  {printable_line(name)}"), Text(printable_line(text)))
+            below.add_row(Text(f"  {printable(name)}"), Text(printable(text)))
         colors: Any = "standard" if color else None
         console = Console(file=io.StringIO(), force_terminal=color, width=width, color_system=colors, markup=False)
         with console.capture() as drawn:
@@ -211,12 +211,7 @@ def metrics_text(values: Mapping[str, float]) -> str:
 def event_text(kind: str, fields: Mapping[str, Any]) -> str:
     """An event on one line."""
     shown = [f"{name} {value}" for name, value in fields.items() if name not in NOT_PRINTED]
-    return printable_line("  ".join([kind, *shown]))
-
-
-def printable_line(text: str) -> str:
-    """A text of any origin on one line of a terminal, with control characters escaped."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return printable("  ".join([kind, *shown]))
 
 
 def _cut(text: str, width: int) -> str:
@@ -227,4 +222,4 @@ def plain_lines(view: RunView) -> Sequence[str]:
     """The view without a terminal, one fact a line."""
     eta = f"  eta {view.eta()}" if view.eta() else ""
     head = f"{view.name}  step {view.done}/{view.steps}{eta}  {view.note}".rstrip()
-    return [printable_line(head), *(printable_line(f"  {name}: {text}") for name, text in view.facts())]
+    return [printable(head), *(printable(f"  {name}: {text}") for name, text in view.facts())]

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.provenance import read_environment
-from jaxtrain.base.text import cut
+from jaxtrain.base.text import cut, printable
 from jaxtrain.experiment.run_file import RUN_FILE, read_saved
 from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.runs.steps_log import read_steps
@@ -162,11 +162,6 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _flat(part, f"{path}.{number}")
     elif path:
         yield path, value
-
-
-def printable(text: str) -> str:
-    """A text whose characters that a terminal obeys, such as escape, are written out."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def shown_value(value: Any, length: int = 60) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from jaxtrain.base.errors import ConfigError, Damaged
+from jaxtrain.base.text import printable
 from jaxtrain.reports.compare.differences import Difference
-from jaxtrain.reports.compare.facts import RunFacts, printable
+from jaxtrain.reports.compare.facts import RunFacts
 from jaxtrain.reports.compare.verdicts import Direction, MetricVerdict, amount, direction, judged, too_few
 from jaxtrain.reports.paired import Pairs, integer_labels, pairs
 from jaxtrain.reports.statistics import PairedDifference, told_apart

@@ -4,10 +4,10 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from jaxtrain.base.text import cut, number, table
+from jaxtrain.base.text import cut, number, printable, table
 from jaxtrain.reports.compare.comparison import Comparison, comparable
 from jaxtrain.reports.compare.differences import DIFFERENCE_KINDS, Difference
-from jaxtrain.reports.compare.facts import RunFacts, printable, shown_value
+from jaxtrain.reports.compare.facts import RunFacts, shown_value
 from jaxtrain.reports.compare.scores import Score
 from jaxtrain.reports.statistics import Interval
 
@@ -99,5 +99,6 @@ def _split(found: Comparison, split: str, scores: list[Score]) -> str:
     lines = [table(rows)]
     for place in range(1, len(found.runs)):
         said = [(score.metric, score.against[place]) for score in scores]
-        lines += [f"{printable(metric)}: {verdict.words}" for metric, verdict in said if verdict is not None]
+        run = f"{found.runs[place].name}, " if len(found.runs) > 2 else ""
+        lines += [f"{run}{printable(metric)}: {verdict.words}" for metric, verdict in said if verdict is not None]
     return "\n".join(lines)

@@ -95,6 +95,4 @@ def too_few(differ: int, examples: int) -> str:
     """Why there is no interval where systems differ on few examples."""
     if not differ:
         return f"not told apart: equal on all {examples:,} examples"
-    return (
-        f"not told apart: they differ on {differ} of {examples:,} examples, and on {FEWEST} at least they would have to"
-    )
+    return f"not told apart: they differ on {differ} of {examples:,} examples, fewer than the {FEWEST} that it takes"

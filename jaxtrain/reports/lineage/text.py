@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from jaxtrain.base.text import printable
 from jaxtrain.reports.lineage.tree import Lineage, Node
-from jaxtrain.reports.listing import printable
 
 MOST_NODES = 30
 """Nodes below one node that are drawn; JSON has all."""

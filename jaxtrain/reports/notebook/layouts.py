@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from jax.sharding import NamedSharding
 
-import jaxtrain.reports.notebook.html as html
+import jaxtrain.reports.html as html
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.text import array_type, size
-from jaxtrain.reports.notebook.drawing import array_svg, mesh_svg
-from jaxtrain.reports.notebook.html import Markup
-from jaxtrain.reports.notebook.parts import bytes_of, bytes_on_device, parts_held, planned_parts, sharding_text
+from jaxtrain.reports.html import Markup
+from jaxtrain.reports.parts import bytes_of, bytes_on_device, parts_held, planned_parts, sharding_text
+from jaxtrain.reports.pictures import array_svg, mesh_svg
 from jaxtrain.sharding.layout import Layout, mesh_axes
 
 _DRAWN: dict[str, tuple[str, ...]] = {

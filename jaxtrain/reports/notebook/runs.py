@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-import jaxtrain.reports.notebook.html as html
+import jaxtrain.reports.html as html
 from jaxtrain.base.errors import ConfigError, Damaged
 from jaxtrain.base.text import number
-from jaxtrain.reports.notebook.drawing import curve_svg
-from jaxtrain.reports.notebook.html import Markup
+from jaxtrain.reports.html import Markup
+from jaxtrain.reports.pictures import curve_svg
 from jaxtrain.reports.status import read_status
 from jaxtrain.reports.tail import LARGEST_TAIL, last_objects, read_bounded
 from jaxtrain.runs.folder import Run

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-import jaxtrain.reports.notebook.html as html
+import jaxtrain.reports.html as html
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.base.ranges import Checked
 from jaxtrain.experiment.experiment import Experiment
@@ -18,7 +18,7 @@ from jaxtrain.program import Program, abstract_state
 from jaxtrain.reports.notebook.layouts import array_html, device_count, layout_html
 from jaxtrain.reports.notebook.runs import run_html
 from jaxtrain.reports.notebook.trees import dims_of, is_tree_of_arrays, leaves_of, tree_html, tree_text
-from jaxtrain.reports.notebook.values import experiment_html, metric_html, metrics_html, metrics_text, value_html
+from jaxtrain.reports.notebook.values import experiment_html, metric_html, metrics_html, metrics_table, value_html
 from jaxtrain.runs.folder import Run
 from jaxtrain.sharding.layout import Layout
 from jaxtrain.step import TrainState
@@ -84,7 +84,7 @@ def show(value: Any, of: Experiment | Program | None = None, inputs: Any = None,
     if isinstance(value, jax.Array) and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         return Shown(html.cell(array_html(value)), tree_text(leaves_of({"array": value}, {})))
     if isinstance(value, Mapping) and value and all(isinstance(each, Metric) for each in value.values()):
-        return Shown(html.cell(metrics_html(value)), metrics_text(value))
+        return Shown(html.cell(metrics_html(value)), metrics_table(value))
     if isinstance(value, Metric | Run | Checked):
         return Shown(html_of(value), repr(value))
     if is_tree_of_arrays(value):

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-import jaxtrain.reports.notebook.html as html
+import jaxtrain.reports.html as html
 from jaxtrain.base.text import size, table
-from jaxtrain.reports.notebook.html import Markup
-from jaxtrain.reports.notebook.parts import bytes_of, bytes_on_device, sharding_text
+from jaxtrain.reports.html import Markup
+from jaxtrain.reports.parts import bytes_of, bytes_on_device, sharding_text
 from jaxtrain.sharding.layout import AxisNamed, named_leaves, path_name
 
 MOST_LEAVES = 2000

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-import jaxtrain.reports.notebook.html as html
+import jaxtrain.reports.html as html
 from jaxtrain.base.text import array_type, cut, number, table
 from jaxtrain.experiment.experiment import Experiment
-from jaxtrain.reports.notebook.html import Markup
+from jaxtrain.reports.html import Markup
 from jaxtrain.tasks.classification_metrics import Confusion
 from jaxtrain.tasks.metrics import Metric, flat
 
@@ -97,7 +97,7 @@ def _shown(value: Any) -> str:
     return str(value) if isinstance(value, str) else repr(value)
 
 
-def metrics_text(metrics: Mapping[str, Metric]) -> str:
+def metrics_table(metrics: Mapping[str, Metric]) -> str:
     """Names and values of metrics as a table."""
     rows = [
         (name, number(value)) for each, metric in metrics.items() for name, value in flat(each, metric.value()).items()

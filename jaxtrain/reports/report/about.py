@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxtrain.base.text import cut, duration, number, size
+from jaxtrain.experiment.origins import COMMAND_LINE, DEFAULT, DERIVED, FILE, PYTHON, json_paths
 from jaxtrain.reports.page import Details, Item, Link, Paragraph, Preformatted, Section, Table
 from jaxtrain.reports.report.curves import event_words
 from jaxtrain.reports.report.record import RunRecord, is_rate
@@ -17,7 +18,7 @@ _MOST_EVENTS = 300
 _MOST_TEXT = 200_000
 """Characters of a diff or a traceback that are shown."""
 
-_CHANGED = ("command line", "file")
+_CHANGED = (COMMAND_LINE, FILE, PYTHON, DERIVED)
 
 
 def summary(record: RunRecord, status: RunStatus) -> Section:
@@ -79,7 +80,7 @@ def _last_scores(record: RunRecord) -> list[Item]:
 
 def values(record: RunRecord) -> Section:
     """Every value of the experiment, those that somebody chose first."""
-    found = dict(_flat(record.saved.get("experiment", {}), ""))
+    found = json_paths(record.saved.get("experiment", {}))
     if not found:
         return Section("Experiment", [Paragraph("The experiment is not known: experiment.json cannot be read.")])
     origins = record.saved.get("origins")
@@ -102,23 +103,12 @@ def values(record: RunRecord) -> Section:
 def _values(found: Mapping[str, Any], origins: Mapping[str, Any]) -> Table:
     if not origins:
         return Table(["value", "is"], [[path, _shown(value)] for path, value in found.items()])
-    rows = [[path, _shown(value), str(origins.get(path, "default"))] for path, value in found.items()]
+    rows = [[path, _shown(value), str(origins.get(path, DEFAULT))] for path, value in found.items()]
     return Table(["value", "is", "from"], rows)
 
 
 def _shown(value: Any) -> str:
     return cut(number(value) if isinstance(value, float) else str(value), 300)
-
-
-def _flat(value: Any, path: str) -> list[tuple[str, Any]]:
-    """JSON of an experiment as values by dotted path; `$kind` is the path's `kind`."""
-    if isinstance(value, dict) and value:
-        parts = [(name.replace("$", ""), part) for name, part in value.items()]
-    elif isinstance(value, list) and any(isinstance(part, dict | list) for part in value):
-        parts = [(str(place), part) for place, part in enumerate(value)]
-    else:
-        return [(path.removeprefix("."), value)]
-    return [one for name, part in parts for one in _flat(part, f"{path}.{name}")]
 
 
 def data(record: RunRecord) -> Section:
@@ -198,7 +188,9 @@ def events(record: RunRecord) -> Section:
     if not record.events:
         return Section("Events", [Paragraph("No event was logged.")])
     rows = [
-        [_when(each).removesuffix(" UTC"), each.get("step"), event_words(each), _rest(each)] for each in record.events
+        [_when(each).removesuffix(" UTC"), each.get("step"), event_words(each), _rest(each)]
+        for each in record.events
+        if each["kind"] != "saving"  # checkpoints are marks on the curves
     ]
     items: list[Item] = [Table(["time (UTC)", "step", "event", "more"], rows[-_MOST_EVENTS:])]
     if len(rows) > _MOST_EVENTS:
@@ -207,7 +199,7 @@ def events(record: RunRecord) -> Section:
 
 
 def _rest(event: Mapping[str, Any]) -> str:
-    left = ("time", "kind", "step", "note", "reason", "why", "error")
+    left = ("time", "kind", "step", "note", "reason", "why", "error", "seconds_by_phase", "before")
     return cut("  ".join(f"{name} {value}" for name, value in event.items() if name not in left), 200)
 
 

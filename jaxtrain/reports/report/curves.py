@@ -18,7 +18,7 @@ MOST_MARKS = 200
 
 _KINDS = {"begun": "restart", "damaged": "damage"}
 _WARNINGS = ("skipped", "left_out", "observer_failed", "tensorboard_failed", "hung", "diverged")
-_SILENT = ("intervals", "data", "replicated", "never_verified", "schedule", "compiled", "ended")
+_SILENT = ("intervals", "data", "replicated", "never_verified", "schedule", "compiled", "saving", "ended")
 """Events that are no moment of the training."""
 
 

@@ -4,21 +4,27 @@ Drawn from partition specs; no device and no checkpoint is needed. Not here: the
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxtrain.base.text import size
 from jaxtrain.models.params import merged
 from jaxtrain.program import abstract_state
 from jaxtrain.reports.page import Details, Item, Paragraph, Picture, Section, Table
-from jaxtrain.reports.pictures import MOST_DEVICES, array_picture, mesh_picture
+from jaxtrain.reports.parts import bytes_of, bytes_on_device, planned_parts
+from jaxtrain.reports.pictures import array_svg, mesh_svg
 from jaxtrain.reports.report.record import RunRecord
 from jaxtrain.runs.folder import Run
 from jaxtrain.sharding.layout import Layout, mesh_axes, named_leaves, path_name
 from jaxtrain.tasks.checks import abstract_variables
 
-DRAWN = 4
+_MOST_DEVICES = 64
+"""Devices of a mesh on which something is drawn."""
+
+_DRAWN = 4
 """Parameters that are drawn."""
 
 _SHOWN = 12
@@ -30,10 +36,12 @@ def layout(record: RunRecord, run: Run | None, why: str) -> Section:
     shown = " × ".join(f"{axis} {count}" for axis, count in mesh.items()) or "one device"
     count = math.prod(mesh.values())
     items: list[Item] = [Paragraph(f"Mesh: {shown}, {count:,} device{'s' if count > 1 else ''} in all.")]
-    if 1 < count <= MOST_DEVICES:
-        items.append(Picture(mesh_picture(mesh), f"The mesh {shown} of {count} devices", "Devices by their numbers."))
-    elif count > MOST_DEVICES:
-        items.append(Paragraph(f"It is not drawn: {count:,} devices are more than {MOST_DEVICES}."))
+    if 1 < count <= _MOST_DEVICES:
+        items.append(
+            Picture(mesh_svg(mesh, _numbers(mesh)), f"The mesh {shown} of {count} devices", "Devices by their numbers.")
+        )
+    elif count > _MOST_DEVICES:
+        items.append(Paragraph(f"It is not drawn: {count:,} devices are more than {_MOST_DEVICES}."))
     if run is None:
         return Section("Layout", [*items, Paragraph(f"The arrays are not known: {why}")])
     try:
@@ -69,8 +77,8 @@ def _arrays(run: Run, mesh: dict[str, int]) -> list[Item]:
             str(leaf.dtype),
             ", ".join(dims.get(name, [])),
             _spec_text(leaf),
-            size(_bytes(leaf)),
-            size(_bytes_on_device(leaf)),
+            size(bytes_of(leaf)),
+            size(bytes_on_device(leaf)),
         ]
         for name, leaf in leaves.items()
     ]
@@ -81,20 +89,26 @@ def _arrays(run: Run, mesh: dict[str, int]) -> list[Item]:
     table: Item = Table(columns, rows, caption)
     if len(rows) > _SHOWN:
         table = Details(f"{caption}: the table", [table])
-    whole, part = (size(sum(map(count, leaves.values()))) for count in (_bytes, _bytes_on_device))
-    kept = size(sum(map(_bytes_on_device, optimizer)))
+    whole, part = (size(sum(map(count, leaves.values()))) for count in (bytes_of, bytes_on_device))
+    kept = size(sum(map(bytes_on_device, optimizer)))
     items: list[Item] = [Paragraph(f"{caption}, {whole}; on a device {part}, and {kept} of optimizer state."), table]
-    if 1 < abstract.size <= MOST_DEVICES:
-        chosen = sorted(leaves, key=lambda name: (-len([e for e in _spec(leaves[name]) if e]), -_bytes(leaves[name])))
-        for name in chosen[:DRAWN]:
+    if 1 < abstract.size <= _MOST_DEVICES:
+        sizes = dict(abstract.shape)
+        numbers = _numbers(sizes)
+        chosen = sorted(leaves, key=lambda name: (-len([e for e in _spec(leaves[name]) if e]), -bytes_of(leaves[name])))
+        for name in chosen[:_DRAWN]:
             leaf = leaves[name]
-            picture = array_picture(name, leaf.shape, _spec(leaf), dict(abstract.shape), dims.get(name, []))
-            items.append(Picture(picture, f"{name} {list(leaf.shape)}, split over {_spec_text(leaf)}"))
+            parts = planned_parts(leaf.sharding.spec, leaf.shape, sizes, numbers)
+            picture = array_svg(leaf.shape, dims.get(name) or [""] * len(leaf.shape), parts)
+            words = f"{name} {list(leaf.shape)}, split over {_spec_text(leaf)}"
+            items.append(Picture(picture, words, words))
         batch = experiment.data.example()
         field = max(batch, key=lambda name: batch[name].nbytes)
-        spec = [mesh_axes(e) for e in experiment.layout.batch_sharding(abstract, experiment.data.batch_size).spec]
-        picture = array_picture(f"batch: {field}", batch[field].shape, spec, dict(abstract.shape), ["rows"])
-        items.append(Picture(picture, f"the rows of a batch of {experiment.data.batch_size}"))
+        spec = experiment.layout.batch_sharding(abstract, experiment.data.batch_size).spec
+        shape = batch[field].shape
+        names = ["rows", *[""] * (len(shape) - 1)]
+        words = f"{field} of a batch of {experiment.data.batch_size}"
+        items.append(Picture(array_svg(shape, names, planned_parts(spec, shape, sizes, numbers)), words, words))
     return items
 
 
@@ -107,9 +121,6 @@ def _spec_text(leaf: Any) -> str:
     return ", ".join("·".join(entry) or "–" for entry in entries) if any(entries) else "nothing: on each device whole"
 
 
-def _bytes(leaf: Any) -> int:
-    return math.prod(leaf.shape) * leaf.dtype.itemsize
-
-
-def _bytes_on_device(leaf: Any) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+def _numbers(mesh: Mapping[str, int]) -> np.ndarray:
+    """The numbers of a mesh's devices, i[...] of its shape."""
+    return np.arange(math.prod(mesh.values())).reshape(tuple(mesh.values()))

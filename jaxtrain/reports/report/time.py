@@ -1,23 +1,27 @@
 """Where the time of a run went. Not here: the speed by step, which is a curve."""
 
-import numpy as np
-
+from jaxtrain.base.text import duration
 from jaxtrain.reports.page import Bars, Paragraph, Section
 from jaxtrain.reports.report.record import RunRecord
+from jaxtrain.reports.time_account import account
+from jaxtrain.runs.sessions import last_sign
 
 
 def time(record: RunRecord) -> Section:
-    """The section of the time account: the seconds of all sessions by phase, as their last lines have them."""
-    train = record.splits["train"]
-    _, totals = train.get("seconds_total", (None, np.zeros(0)))
-    ends = np.append(np.flatnonzero(np.diff(totals) < 0), len(totals) - 1)  # a clock that begins again is a session's
-    phases = {
-        name.removeprefix("seconds_"): float(values[ends].sum())
-        for name, (_, values) in train.items()
-        if name.startswith("seconds_") and name != "seconds_total" and len(values) == len(totals)
-    }
-    if not phases or not len(totals):
+    """The section of the time account, over all sessions of the run."""
+    found = account(record.events, record.lines, last_sign(record.folder, record.lines))
+    if not found.total:
         return Section("Time", [Paragraph("No time was logged.")])
-    of = "the session" if len(ends) == 1 else f"{len(ends)} sessions"
-    note = Paragraph(f"Until the last line of training of {of}: what came after it is not in metrics.jsonl.", "note")
-    return Section("Time", [Bars("Seconds by phase", phases, "seconds"), note])
+    many = len(found.sessions)
+    words = (
+        f"Goodput {found.goodput:.1%}: of {duration(found.total)}, from the start of the first process to the end of "
+        f"the last of {many} sessions, the share in which steps were trained that no later session trained again."
+        if many > 1
+        else f"Goodput {found.goodput:.1%}: of {duration(found.total)}, from the start of the process to its end, the "
+        "share in which steps were trained."
+    )
+    notes = [Paragraph(words)]
+    if not found.complete:
+        notes.append(Paragraph("An earlier version made this run, which did not record all of its time.", "note"))
+    used = {name: seconds for name, seconds in found.seconds.items() if seconds > 0}
+    return Section("Time", [Bars("Wall-clock time", used, "seconds"), *notes])

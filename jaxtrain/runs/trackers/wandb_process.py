@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def serve(parent: int, wait: float) -> None:
+def _serve(parent: int, wait: float) -> None:
     """Serve the requests on stdin. parent: the process of the run. wait: seconds that finishing may take."""
     threading.Thread(target=_end_with, args=(parent, wait), daemon=True).start()
     answers, sys.stdout = sys.stdout, sys.stderr  # the library must not write among the answers
@@ -78,4 +78,4 @@ def _end() -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), float(sys.argv[2]))
+    _serve(int(sys.argv[1]), float(sys.argv[2]))

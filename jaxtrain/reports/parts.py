@@ -1,6 +1,6 @@
 """Which part of an array each device holds, for arrays that exist and for those that are planned.
 
-Not here: the picture of it (`drawing`).
+Not here: the picture of it (`pictures`).
 """
 
 import math

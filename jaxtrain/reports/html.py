@@ -1,4 +1,4 @@
-"""HTML for the output of a notebook's cell: escaped text, tables, and parts that fold.
+"""HTML for the output of a notebook's cell, and of pictures: escaped text, tables, and parts that fold.
 
 It is legible on light and dark pages alike: text and lines have the page's own colour, surfaces are half transparent.
 Where a viewer removes styles, as GitHub does, tables and their text are left. Not here: what is shown.
@@ -16,7 +16,7 @@ STYLE = (
     ".jt details>:not(summary){margin-left:16px}.jt summary{cursor:pointer}"
     ".jt .dim{opacity:.7}.jt code{background:none;color:inherit;padding:0}"
     ".jt figure{display:inline-block;margin:4px 24px 8px 0;vertical-align:top}"
-    ".jt figcaption{opacity:.8}"
+    ".jt figcaption{opacity:.8}.jt svg{max-width:100%}"
     ".jt .state{border:1px solid currentColor;border-radius:9px;padding:0 8px;margin-left:6px}"
 )
 
