@@ -119,7 +119,7 @@ def squares_by_group(samples_SN: Any, groups: tuple[Group, ...], xp: Any = np) -
     return xp.concatenate(found, axis=1)
 
 
-def norms_by_group(squares: np.ndarray, groups: tuple[Group, ...]) -> Mapping[str, float]:
+def norms_by_group(squares: np.ndarray | jax.Array, groups: tuple[Group, ...]) -> Mapping[str, float]:
     """Norms by the name of their group."""
     names = [name for group in groups for name in group.names]
     return dict(zip(names, np.sqrt(np.asarray(squares, np.float64)).tolist(), strict=True))
