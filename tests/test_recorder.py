@@ -153,7 +153,7 @@ def test_norms_by_group_are_those_of_float64() -> None:
     assert "recorded" not in metrics
     after = jax.device_get(state.params)
     recorded = second["recorded"]
-    updates = norms_by_group(update_squares(first["recorded"], recorded), recorded.groups)
+    updates = norms_by_group(np.asarray(update_squares(first["recorded"], recorded)), recorded.groups)
     one, other = (tree["blocks"]["block"]["down"]["kernel"].astype(np.float64) for tree in (before, after))
     for layer in (0, 1):
         name = f"blocks/block/down/kernel[{layer}]"

@@ -3,13 +3,13 @@
 from jaxtrain.base.text import duration
 from jaxtrain.reports.page import Bars, Paragraph, Section
 from jaxtrain.reports.report.record import RunRecord
-from jaxtrain.reports.time_account import account
+from jaxtrain.reports.time_account import account_of
 from jaxtrain.runs.sessions import last_sign
 
 
 def time(record: RunRecord) -> Section:
     """The section of the time account, over all sessions of the run."""
-    found = account(record.events, record.lines, last_sign(record.folder, record.lines))
+    found = account_of(record.events, record.lines, last_sign(record.folder, record.lines))
     if not found.total:
         return Section("Time", [Paragraph("No time was logged.")])
     many = len(found.sessions)
