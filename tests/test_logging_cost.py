@@ -24,7 +24,17 @@ MOST_CALLS = 20
 SYSTEM = {"posix", "io", "_io", "select", "_socket", "_thread", "_queue"}
 """Modules whose functions enter the kernel or wait."""
 
-READS = {"_value", "__array__", "device_get", "block_until_ready", "copy_to_host_async", "__float__", "item"}
+READS = {
+    "_value",
+    "__array__",
+    "device_get",
+    "block_until_ready",
+    "copy_to_host_async",
+    "__float__",
+    "item",
+    "asarray",
+    "array",
+}
 """Functions that wait for a device, or read from it."""
 
 
