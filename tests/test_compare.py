@@ -168,6 +168,7 @@ def test_a_seed_is_named_and_acts_from_the_first_step(of):
     found = of("seed")
     assert named(found) == [("seed", "seed")]
     assert found.differences[0].values == (0, 1)
+    assert "seed: 0 (default) → 1 (file)" in found.text()
     assert (found.partings[0].batch, found.partings[0].loss) == (None, 1)
     assert "batches are the same in all 8 steps; losses part at step 1 (relative" in found.text()
 
@@ -177,7 +178,7 @@ def test_a_rate_is_named_and_acts_from_the_first_update(of):
     assert named(found) == [("experiment", "optimizer.schedule.peak")]
     assert (found.partings[0].batch, found.partings[0].loss) == (None, 2)
     text = found.text()
-    assert "optimizer.schedule.peak: 0.01 → 0.02" in text
+    assert "optimizer.schedule.peak: 0.01 (file) → 0.02 (file)" in text
     assert "so the difference acts from the update of step 1 on" in text
     assert "rounding" not in text
 

@@ -14,9 +14,7 @@ from browser import Site, page
 from jaxtrain.base.errors import ConfigError
 from jaxtrain.cli import compare as verbs
 from jaxtrain.reports.compare.comparison import MOST_RUNS, compare
-from jaxtrain.reports.compare.differences import config_differences
 from jaxtrain.reports.compare.facts import read_facts
-from jaxtrain.reports.compare.text import comparison_page
 from jaxtrain.runs.begin import begin
 from jaxtrain.runs.metrics_log import MetricsLog
 from jaxtrain.runs.rows import RowsOf, write_rows
@@ -186,14 +184,12 @@ def test_runs_are_named_by_as_much_of_their_paths_as_tells_them_apart(made, tmp_
     assert names[2] == f"{names[0]} (2)"
 
 
-def test_origins_stand_beside_values(two):
-    found = compare(two)
-    runs = [
-        replace(run, origins={"seed": origin})
-        for run, origin in zip(found.runs, ("default", "command line"), strict=True)
-    ]
-    text = comparison_page(replace(found, differences=tuple(config_differences(runs))))
-    assert "seed: 0 (default) → 2 (command line)" in text
+def test_a_run_of_a_version_without_origins_is_compared_without_them(two):
+    saved = json.loads((two[1] / "experiment.json").read_text())
+    assert "seed: 0 (default) → 2 (python)" in compare(two).text()
+    del saved["origins"]
+    (two[1] / "experiment.json").write_text(json.dumps(saved))
+    assert "seed: 0 (default) → 2\n" in compare(two).text()
 
 
 def test_the_verbs_print_text_and_json_and_write_a_page(made, tmp_path, capsys):
@@ -203,7 +199,7 @@ def test_the_verbs_print_text_and_json_and_write_a_page(made, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["scores"][0]["against"][1]["kind"] == "better"
     verbs.diff((made / "a", made / "c"))
     text = capsys.readouterr().out
-    assert "seed: 0 → 2" in text
+    assert "seed: 0 (default) → 2 (python)" in text
     assert "better" not in text
     assert (tmp_path / "c.html").stat().st_size < 1_000_000
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtrain.base.errors import ConfigError, Damaged, nearest
 from jaxtrain.base.provenance import read_environment
 from jaxtrain.base.text import cut, printable
+from jaxtrain.experiment.origins import DEFAULT, read_origins
 from jaxtrain.experiment.run_file import RUN_FILE, read_saved
 from jaxtrain.runs.metrics_log import read_metrics
 from jaxtrain.runs.steps_log import read_steps
@@ -109,8 +110,6 @@ def _read(folder: Path, name: str) -> RunFacts:
     empty: dict[str, Any] = {}
     saved = part(RUN_FILE, read_saved, empty)
     experiment = dict(_flat(saved.get("experiment"), ""))
-    origins = saved.get("origins")
-    origins = origins if isinstance(origins, dict) else {}
     origin = saved.get("origin")
     file_name = Path(origin.rpartition(":")[0]).name if isinstance(origin, str) else ""
     text = part(file_name, lambda folder: _code(folder / file_name), "") if file_name else ""
@@ -119,13 +118,21 @@ def _read(folder: Path, name: str) -> RunFacts:
         folder=folder,
         saved=saved,
         config={**experiment, **saved.get("config", {})},
-        origins={path: one for path, one in origins.items() if isinstance(one, str)},
+        origins=_origins(saved, experiment),
         environment=part("environment.json", read_environment, empty),
         file=(file_name, text) if text else None,
         steps=part("steps.bin", _steps, None),
         lines=part("metrics.jsonl", read_metrics, []),
         wrong=tuple(wrong),
     )
+
+
+def _origins(saved: Mapping[str, Any], experiment: Mapping[str, Any]) -> dict[str, str]:
+    """Where each value came from; {} for a run of a version that did not record it."""
+    known = read_origins(saved)
+    if not known:
+        return {}
+    return {path: known.get(path, known.get(f"{path}.sha256", DEFAULT)) for path in experiment}
 
 
 def check_file(path: Path, most: int) -> None:
