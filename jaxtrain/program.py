@@ -116,7 +116,6 @@ class Program(Displayed):
             lambda state: replace(state, opt_state=optimizer.init(state.params)), out_shardings=shardings
         )
         fetch = fetched if experiment.layout.offload else lambda state: state
-
         self._train = jax.jit(
             lambda state, batch: train_step(task, optimizer, fetch(state), batch, gradients),
             donate_argnums=0,
@@ -132,15 +131,16 @@ class Program(Displayed):
 
         self._record = jax.jit(record, out_shardings=everywhere)
         self._evaluate = jax.jit(lambda state, batch: eval_step(task, fetch(state), batch), out_shardings=everywhere)
-        self._predict = jax.jit(
-            lambda state, batch: in_units_of_data(experiment, predict_step(task, fetch(state), batch)),
-            out_shardings=everywhere,
+        self._predict = self.compiled(
+            lambda state, batch: in_units_of_data(experiment, predict_step(task, fetch(state), batch))
+        )
+        self._finite = self.compiled(
+            lambda params: [jax.numpy.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
         )
 
-        self._finite = jax.jit(
-            lambda params: [jax.numpy.isfinite(leaf).all() for leaf in jax.tree.leaves(params)],
-            out_shardings=everywhere,
-        )
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of arrays, compiled, whose results are on every device."""
+        return jax.jit(function, out_shardings=NamedSharding(self.mesh, P()))
 
     @property
     def sizes(self) -> dict[str, int]:

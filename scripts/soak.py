@@ -38,7 +38,7 @@ from jaxtrain.tasks import LanguageModel
 STEPS, BATCH_SECONDS, HANG_SECONDS, MARK = 40, 0.06, 150.0, "JAXTRAIN_SOAK"
 RUN_FILES = {
     *("experiment.json", "environment.json", "metrics.jsonl", "events.jsonl", "soak.py", "tensorboard", "checkpoints"),
-    *("lock.json", "steps.bin", "flight.json", "skipped.json", "data", "damaged", "logs"),
+    *("lock.json", "steps.bin", "flight.json", "skipped.json", "data", "damaged", "logs", "rows"),
     *(f"{name}{number}.txt" for name in ("traceback", "stacks") for number in ("", "-1")),
 }
 """What a run folder may hold."""

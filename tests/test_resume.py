@@ -224,8 +224,8 @@ def test_metrics_are_fetched_from_the_device_once_a_period_when_the_next_one_has
     runtime = Runtime(log_every=4, eval_every=100, save_every=100)
     train(replace(tiny.main(), evals={}, runtime=runtime), tmp_path / "run")
     # Periods end at 4, 8 and 12; each is fetched when the next one ends, the last when the run does. Then, before the
-    # last evaluation and the save, whether every parameter is finite.
-    assert fetched_after == [8, 12, 12, *[12] * 2]
+    # last evaluation and the save, whether every parameter is finite; and at the end the step whose rows are kept.
+    assert fetched_after == [8, 12, 12, *[12] * 2, 12]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ losses of some models otherwise.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,15 +95,15 @@ def _sample(params: Any, groups: tuple[Group, ...]) -> jax.Array:
 
 def update_squares(before: Sampled, after: Sampled) -> jax.Array:
     """Squared norms of the updates between two steps by group, f32[groups], from their samples."""
-    return squares_between(after.groups)([before.sample, after.sample])[0]
+    return squares_between([before.sample, after.sample], after.groups)[0]
 
 
-@functools.lru_cache(maxsize=16)
-def squares_between(groups: tuple[Group, ...]) -> Callable[[Sequence[jax.Array]], jax.Array]:
-    """A compiled function of the samples of steps in a row, f32[numbers] each, to the squared norms of the updates
-    between them, f32[steps - 1, groups]. One call for several steps costs far less than a call for each.
+@functools.partial(jax.jit, static_argnums=1)
+def squares_between(samples: Sequence[jax.Array], groups: tuple[Group, ...]) -> jax.Array:
+    """The squared norms of the updates between steps in a row, f32[steps - 1, groups], from their samples,
+    f32[numbers] each. One call for several steps costs far less than a call for each.
     """
-    return jax.jit(lambda samples: squares_by_group(jnp.stack(samples), groups, jnp))
+    return squares_by_group(jnp.stack(samples), groups, jnp)
 
 
 def squares_by_group(samples_SN: Any, groups: tuple[Group, ...], xp: Any = np) -> Any:

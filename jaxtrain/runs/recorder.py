@@ -56,7 +56,6 @@ class Recorder(Watcher):
         self._last: deque[_Step] = deque(maxlen=size if active else 0)
         self._before: jax.Array | None = None
         self._groups: tuple[Any, ...] = ()
-        self._squares = squares_between(())
         self._sampled: list[dict[str, Any]] = []
         """The numbers of the last steps, whose updates are not yet measured."""
         self._rates: Mapping[str, float] = {}
@@ -72,7 +71,7 @@ class Recorder(Watcher):
                 numbers["samples"] = self._before, found.sample
                 self._sampled.append(numbers)
             else:
-                self._groups, self._squares = found.groups, squares_between(found.groups)
+                self._groups = found.groups
             self._before = found.sample
             if len(self._sampled) == TOGETHER:
                 self._measure()
@@ -80,7 +79,7 @@ class Recorder(Watcher):
 
     def _measure(self) -> None:
         samples = [self._sampled[0]["samples"][0], *(numbers["samples"][1] for numbers in self._sampled)]
-        squares = self._squares(samples)  # one array: each costs microseconds
+        squares = squares_between(samples, self._groups)  # one array: each costs microseconds
         for row, numbers in enumerate(self._sampled):
             numbers["update_norms"] = squares, row
             del numbers["samples"]  # last: another thread may be writing

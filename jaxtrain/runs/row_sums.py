@@ -15,8 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxtrain.base.flops import forward_flops, reached
 from jaxtrain.base.text import size
@@ -67,8 +65,7 @@ class RowSums:
         fill it up on dim 0; and the metrics of the batch as a whole.
         """
         if plan not in self._compiled:
-            everywhere = NamedSharding(self._program.mesh, P())
-            self._compiled[plan] = jax.jit(functools.partial(self._of_batch, plan), out_shardings=everywhere)
+            self._compiled[plan] = self._program.compiled(functools.partial(self._of_batch, plan))
         with self._program.scope():
             found = jax.device_get(self._compiled[plan](state, batch))
         real, sums = found.pop("mask"), found.pop("metrics")
