@@ -16,7 +16,7 @@ from terminal import Shown, resize
 
 from jaxtrain.runs.console import Console
 from jaxtrain.runs.screen import MOST_WAITING, QUICKEST, SLOWEST, draws, may_block, pause_after
-from jaxtrain.runs.view import POINTS, Curve, RunView
+from jaxtrain.runs.view import POINTS, Curve, RunView, event_text
 
 
 class Terminal:
@@ -309,3 +309,9 @@ def test_values_of_single_classes_are_left_to_the_files() -> None:
     console = Console(10, 0, True, stream)
     console.metrics(1, "test", {"loss": 0.5, "confusion/f1_macro": 0.25, "confusion/f1/class_3": 0.75})
     assert stream.getvalue() == "step 1/10  test loss 0.5  confusion/f1_macro 0.25\n"
+
+
+def test_what_only_programs_read_of_an_event_is_not_printed() -> None:
+    begun = {"step": 2, "of": 9, "startup": 1.5, "seconds_by_phase": {"step": 1.0}, "before": {"step": 1}}
+    assert event_text("begun", begun) == "begun  step 2  of 9"
+    assert event_text("ended", {"step": 9, "code": 0, "seconds_by_phase": {"step": 3.0}}) == "ended  step 9"

@@ -199,10 +199,14 @@ def test_a_circle_of_runs_ends(tmp_path: Path) -> None:
 
 
 def test_a_relative_start_counts_from_a_folder_above_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = run_at(tmp_path / "runs" / "first", "aaaa")
-    second = run_at(tmp_path / "runs" / "deeper" / "second", "bbbb", "runs/first", checkpoint(first, 8))
+    project = tmp_path / "project"
+    first = run_at(project / "runs" / "first", "aaaa")
+    second = run_at(project / "runs" / "deeper" / "second", "bbbb", "runs/first", checkpoint(first, 8))
     monkeypatch.chdir("/")
     assert trace_lineage(second).made_from[1].folder == str(first)
+    moved = tmp_path / "moved"
+    project.rename(moved)
+    assert trace_lineage(moved / "runs/deeper/second").made_from[1].folder == str(moved / "runs/first")
 
 
 def test_a_sweep_leads_to_its_trials_and_they_to_it(tmp_path: Path) -> None:
@@ -256,6 +260,7 @@ def test_a_search_ends_after_so_many_folders_and_says_so(tmp_path: Path) -> None
     found = find_things([tmp_path], most=3)
     assert [thing.folder.name for thing in found.things] == ["0", "1"]
     assert found.wrong == ("only the first 3 folders were searched: name smaller ones by --within",)
+    assert not find_things([tmp_path, tmp_path / "0"], most=6).wrong  # a folder that is named twice counts once
 
 
 @pytest.mark.parametrize(("path", "why"), [("nothing", "No such file"), (".", "is no run, dataset, bundle or sweep")])

@@ -99,11 +99,11 @@ def update_squares(before: Sampled, after: Sampled) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=16)
-def squares_between(groups: tuple[Group, ...]) -> Callable[[Sequence[jax.Array]], list[jax.Array]]:
+def squares_between(groups: tuple[Group, ...]) -> Callable[[Sequence[jax.Array]], jax.Array]:
     """A compiled function of the samples of steps in a row, f32[numbers] each, to the squared norms of the updates
-    between them, f32[groups] each. One call for several steps costs far less than a call for each.
+    between them, f32[steps - 1, groups]. One call for several steps costs far less than a call for each.
     """
-    return jax.jit(lambda samples: [*squares_by_group(jnp.stack(samples), groups, jnp)])
+    return jax.jit(lambda samples: squares_by_group(jnp.stack(samples), groups, jnp))
 
 
 def squares_by_group(samples_SN: Any, groups: tuple[Group, ...], xp: Any = np) -> Any:
@@ -119,7 +119,7 @@ def squares_by_group(samples_SN: Any, groups: tuple[Group, ...], xp: Any = np) -
     return xp.concatenate(found, axis=1)
 
 
-def norms_by_group(squares: np.ndarray, groups: tuple[Group, ...]) -> Mapping[str, float]:
+def norms_by_group(squares: np.ndarray | jax.Array, groups: tuple[Group, ...]) -> Mapping[str, float]:
     """Norms by the name of their group."""
     names = [name for group in groups for name in group.names]
     return dict(zip(names, np.sqrt(np.asarray(squares, np.float64)).tolist(), strict=True))

@@ -46,7 +46,8 @@ class Observers:
         first, profiled = is_first_process(), experiment.runtime.profiled
         self._log = log = MetricsLog(folder, first)
         self.recorder = Recorder(folder, experiment.runtime.flight, first)
-        self._before = last_sign(folder, read_metrics(folder)) if first else {}
+        lines = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []  # else it is set aside below
+        self._before = last_sign(folder, lines) if first else {}
         wrong = log.rewind(start, experiment.runtime.log_every) + self.recorder.steps.rewind(start)
         name, batch = folder.absolute().name, experiment.data.batch_size
         console = Console(experiment.steps, start, first, name=name, batch=batch, phase=lambda: stop.progress()[1])

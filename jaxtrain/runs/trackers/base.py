@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from jaxtrain.base.config import flatten
-from jaxtrain.base.ranges import PositiveInt, Range
+from jaxtrain.base.ranges import Checked, NonNegativeInt, PositiveInt, Range
 from jaxtrain.experiment.observers import ObservedRun, Observer, Scores
 from jaxtrain.runs.trackers.mirror import Courier, Sink
 
@@ -21,13 +21,13 @@ Seconds = Annotated[float, Range(at_least=0, at_most=600, on_host=True)]
 
 
 @dataclass(frozen=True)
-class TrackedRun:
+class TrackedRun(Checked):
     """What a tracker is told of a run when it begins."""
 
     folder: Path
     name: str
     """The name of the folder."""
-    step: int
+    step: NonNegativeInt
     """Updates done: more than 0 for a run that resumes."""
     config: Mapping[str, Any]
     """Every field of the experiment by its dotted path, as JSON."""

@@ -10,9 +10,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtrain.base.text import cut
 
@@ -22,13 +21,12 @@ AT_ONCE = 200
 _EVENTS_AT_ONCE = 1 << 20  # bytes of events.jsonl that are read at once
 
 
-@dataclass(frozen=True)
-class Lines:
+class Lines(NamedTuple):
     """Metrics by name at a step, and the time in seconds since 1970; values may be NaN and infinite."""
 
     step: int
     values: Mapping[str, float]
-    time: float = field(default_factory=time.time)
+    time: float
 
 
 class Sink(ABC):
@@ -83,7 +81,7 @@ class Courier:
             if len(self._lines) >= self._most:
                 self._dropped += bool(values)
             else:
-                self._lines.append(Lines(step, values))
+                self._lines.append(Lines(step, values, time.time()))
             self._changed.notify()
 
     def check(self) -> None:
