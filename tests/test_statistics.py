@@ -247,6 +247,7 @@ def test_differences_are_corrected_together():
     close = PairedDifference(Interval(1, 0.1, 1.9, 0.95), 0.03, 9, 9)
     assert told_apart([close]) == [True]
     assert told_apart([close, close]) == [False, False]
+    assert told_apart([PairedDifference(Interval(1, -0.1, 2.1, 0.95), 0.001, 9, 9)]) == [False]
 
 
 def by_formula(x: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:

@@ -102,7 +102,7 @@ def paired_difference(
     ratio = (differ + 1) / np.maximum(differ, 1) * count / (count + 1) * count / max(count - 1, 1)
     errors = drawn.std(0) * np.sqrt(ratio)
     # Of equal sums in another order the last digits differ.
-    as_large = (np.abs(swapped) >= np.abs(estimates) * (1 - 1e-9)) | ~np.isfinite(swapped)
+    as_large = np.abs(swapped) >= np.abs(estimates) * (1 - 1e-9)
     p_swapped = (1 + as_large.sum(0)) / (1 + len(swapped))
     found = []
     for estimate, error, p, on in zip(*(each.tolist() for each in (estimates, errors, p_swapped, differ)), strict=True):

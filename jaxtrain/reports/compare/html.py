@@ -36,7 +36,7 @@ def _results(found: Comparison) -> Iterator[Item]:
         rows = [[each.metric, *each.values] for each in group]
         yield Table(columns, [["step", *group[0].steps], *rows], caption=f"The last evaluation of {split}")
         yield Table(
-            ["metric", "run", f"beside {found.runs[0].name}", "difference", "from", "to"],
+            ["metric", "run", f"beside {found.runs[0].name}"],
             [*_verdicts(found, group)],
             caption=f"Differences on {split}, with intervals that hold with 95 %",
         )
@@ -62,7 +62,7 @@ def _verdicts(found: Comparison, scores: list[Score]) -> Iterator[list[object]]:
     for score in scores:
         for run, verdict in zip(found.runs, score.against, strict=True):
             if verdict is not None:
-                yield [score.metric, run.name, verdict.words, verdict.difference, verdict.low, verdict.high]
+                yield [score.metric, run.name, verdict.words]  # with the numbers: more columns leave a phone no room
 
 
 def _bound(value: float) -> float | None:

@@ -63,7 +63,9 @@ def _of_split(groups: Sequence[Sequence[RunFacts]], split: str, metrics: Sequenc
             interval = tests[metric, at][0]
             told = interval.excludes(0) and adjusted[metric, at] <= 1 - LEVEL
             where = f"over {len(first)} and {len(groups[at])} seeds"
-            against.append(judged(cut(" and ".join(names[at]), 40), metric, better, interval, told, where, size))
+            against.append(
+                judged(f"the mean of {cut(', '.join(names[at]), 40)}", metric, better, interval, told, where, size)
+            )
         scores.append(SeedsScore(split, metric, names, means, (None, *against)))
     return scores
 
