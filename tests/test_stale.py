@@ -204,7 +204,7 @@ def test_a_run_whose_heartbeat_always_fails_ends_as_any_other(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(locks.os, "pwrite", fails)
-    monkeypatch.setattr(Lock.__init__, "__defaults__", (30, lambda text: None, 0.01, 45.0))
+    monkeypatch.setattr(Lock.__init__, "__defaults__", (30, lambda text: None, 0.01, 45.0, lambda: (0, "")))
     run, state = train(tiny.main(), tmp_path / "run")
     assert int(state.step) == 12
     assert [line["step"] for line in read_metrics(run.folder) if line["split"] == "train"] == [*range(1, 13)]

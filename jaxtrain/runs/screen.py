@@ -57,7 +57,7 @@ def may_block(stream: TextIO) -> bool:
     Also False of a stream that is no text over a file, such as a notebook's: what is written to its `fileno` does not
     get to the notebook.
     """
-    if not isinstance(stream, io.TextIOWrapper):
+    if not isinstance(getattr(stream, "buffer", None), io.BufferedIOBase | io.RawIOBase):
         return False
     try:
         return not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
