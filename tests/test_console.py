@@ -315,3 +315,11 @@ def test_what_only_programs_read_of_an_event_is_not_printed() -> None:
     begun = {"step": 2, "of": 9, "startup": 1.5, "seconds_by_phase": {"step": 1.0}, "before": {"step": 1}}
     assert event_text("begun", begun) == "begun  step 2  of 9"
     assert event_text("ended", {"step": 9, "code": 0, "seconds_by_phase": {"step": 3.0}}) == "ended  step 9"
+
+
+def test_a_line_of_many_metrics_leaves_the_names_of_the_lines():
+    view = RunView("run", 100, 0, 8)
+    view.trained(
+        5, {"loss": 0.3, **{f"a_long_metric_{number}": 0.5 for number in range(9)}, "examples_per_second": 9.0}
+    )
+    assert [line.split()[0] for line in view.lines(100, 24, color=False)][:3] == ["run", "loss", "speed"]

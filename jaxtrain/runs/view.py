@@ -187,9 +187,11 @@ class RunView:
             Text(head, style="bold"), ProgressBar(total=max(1, self.steps), completed=self.done, width=room), ends
         )
         below = Table.grid(padding=(0, 2))
-        below.add_column(style="dim")
+        facts = self.facts()[: height - 1]
+        names = max((len(printable(name)) + 2 for name, _ in facts), default=0)
+        below.add_column(style="dim", no_wrap=True, min_width=names)  # else a long line of metrics would narrow it to 0
         below.add_column(no_wrap=True, overflow="ellipsis")
-        for name, text in self.facts()[: height - 1]:
+        for name, text in facts:
             below.add_row(Text(f"  {printable(name)}"), Text(printable(text)))
         colors: Any = "standard" if color else None
         console = Console(file=io.StringIO(), force_terminal=color, width=width, color_system=colors, markup=False)
