@@ -99,7 +99,7 @@ def page_id(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-LONG = ("sweeps", "bundle", "command-line", "compare", "many-machines", "onnx")
+LONG = ("sweeps", "lineage", "bundle", "command-line", "compare", "many-machines", "onnx")
 """Pages that take half a minute or more; other tests run most of what they hold. So do the tutorials."""
 
 
