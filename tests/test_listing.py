@@ -182,3 +182,14 @@ def test_folders_that_may_not_be_read_are_shown_as_such(place: Path) -> None:
     assert "a unreadable Permission denied" in done.stdout
     assert "deep unreadable Permission denied" in done.stdout
     assert "1 crashed" in done.stdout
+
+
+def test_a_bundle_is_no_run_though_it_has_an_experiment(tmp_path: Path) -> None:
+    for name, files in {
+        "bundle": ("experiment.json", "manifest.json", "signature.json"),
+        "run": ("experiment.json",),
+    }.items():
+        for file in files:
+            (tmp_path / name / "1").mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / "1" / file).write_text("{}")
+    assert [folder for folder, _ in find_runs(tmp_path)] == [tmp_path / "run" / "1"]

@@ -71,6 +71,8 @@ def test_what_is_fitted_and_the_horizon_are_derived(tmp_path: Path):
     assert fitted
     assert {found[path] for path in fitted} == {"derived"}
     assert found["data.transforms.0.kind"] == "file"
+    given = {"task": {"fitted_by": 1}}
+    assert origins(experiment, given, given, (), "file") == {"task.fitted_by": "file"}  # only a field named `fitted`
     run = begin(tmp_path / "run", tiny.main(), Origin(FILE, "main"))
     horizon = [path for path, origin in recorded(run).items() if origin == "derived"]
     assert horizon == ["optimizer.schedule.steps"]

@@ -43,7 +43,7 @@ def origins(
     defaults = {path for path, is_default in _values(experiment, saved, MISSING, "") if is_default}
     found: dict[str, str] = {}
     for path, value in now.items():
-        if ".fitted" in path:  # the field of a transform that is fitted to the training split
+        if "fitted" in path.split("."):  # the field of a transform that is fitted to the training split
             found[path] = DERIVED
         elif any(path == flag or path.startswith(f"{flag}.") for flag in flags):
             found[path] = COMMAND_LINE

@@ -20,6 +20,9 @@ DEEPEST = 8
 
 _OF_RUNS = {"experiment.json", "lock.json", "metrics.jsonl", "events.jsonl", "steps.bin"}
 
+_OF_BUNDLES = {"manifest.json", "signature.json"}
+"""Files of a bundle, which has an experiment.json too."""
+
 
 def find_runs(place: Path, deepest: int = DEEPEST) -> Iterator[tuple[Path, str]]:
     """Each folder below `place`, or `place` itself, that is or was to be a run, and why it cannot be looked into, or
@@ -31,7 +34,10 @@ def find_runs(place: Path, deepest: int = DEEPEST) -> Iterator[tuple[Path, str]]
     except OSError as error:
         yield place, error.strerror or str(error)
         return
-    if not _OF_RUNS.isdisjoint(entry.name for entry in entries):
+    names = {entry.name for entry in entries}
+    if names >= _OF_BUNDLES:
+        return
+    if not _OF_RUNS.isdisjoint(names):
         yield place, ""
         return
     for entry in entries:

@@ -23,7 +23,7 @@ from jaxtrain.runs.console import Console
 from jaxtrain.runs.metrics_log import MetricsLog, read_metrics
 from jaxtrain.runs.profiler import Profiler
 from jaxtrain.runs.recorder import WAIT, Recorder
-from jaxtrain.runs.sessions import last_sign, process_age, rounded
+from jaxtrain.runs.sessions import left_by_session, process_age, rounded
 from jaxtrain.runs.tensorboard import TensorBoard
 from jaxtrain.runs.watcher import Watcher
 
@@ -46,8 +46,7 @@ class Observers:
         first, profiled = is_first_process(), experiment.runtime.profiled
         self._log = log = MetricsLog(folder, first)
         self.recorder = Recorder(folder, experiment.runtime.flight, first)
-        lines = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []  # else it is set aside below
-        self._before = last_sign(folder, lines) if first else {}
+        self._before = left_by_session(folder) if first else {}
         wrong = log.rewind(start, experiment.runtime.log_every) + self.recorder.steps.rewind(start)
         name, batch = folder.absolute().name, experiment.data.batch_size
         console = Console(experiment.steps, start, first, name=name, batch=batch, phase=lambda: stop.progress()[1])

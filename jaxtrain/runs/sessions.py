@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jaxtrain.runs.json_lines import scan_lines
 from jaxtrain.runs.owner import process_start
 
 
@@ -40,6 +41,12 @@ def last_sign(folder: Path, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any
         return {}
     alive = datetime.fromtimestamp(max(written), UTC).isoformat(timespec="milliseconds")
     return {"step": line.get("step", 0), "seconds": seconds, "alive": alive}
+
+
+def left_by_session(folder: Path) -> dict[str, Any]:
+    """`last_sign` of a folder whose damaged files are repaired, and named, only afterwards."""
+    path = folder / "metrics.jsonl"
+    return last_sign(folder, [line for _, line in scan_lines(path)[0]] if path.is_file() else [])
 
 
 def seconds_of_line(line: Mapping[str, Any]) -> dict[str, float]:
