@@ -264,21 +264,6 @@ def test_a_view_that_fails_leaves_the_lines(terminal: Terminal, monkeypatch: pyt
     assert shown[2:] == [["no view: RuntimeError: no view"]]
 
 
-def test_a_notebook_shows_the_lines_though_its_stream_names_a_file_beneath_it() -> None:
-    class Cell(io.StringIO):
-        def fileno(self) -> int:
-            return writing
-
-    reading, writing = os.pipe()
-    stream = Cell()
-    console = Console(10, 0, True, stream)
-    console.print("hello")
-    console.close()
-    os.close(writing)
-    with open(reading, "rb") as beneath:
-        assert (stream.getvalue(), beneath.read()) == ("hello\n", b"")
-
-
 def test_the_curve_shows_the_whole_run_however_long_and_what_is_not_finite() -> None:
     curve = Curve()
     assert curve.text() == ""
@@ -315,11 +300,3 @@ def test_what_only_programs_read_of_an_event_is_not_printed() -> None:
     begun = {"step": 2, "of": 9, "startup": 1.5, "seconds_by_phase": {"step": 1.0}, "before": {"step": 1}}
     assert event_text("begun", begun) == "begun  step 2  of 9"
     assert event_text("ended", {"step": 9, "code": 0, "seconds_by_phase": {"step": 3.0}}) == "ended  step 9"
-
-
-def test_a_line_of_many_metrics_leaves_the_names_of_the_lines():
-    view = RunView("run", 100, 0, 8)
-    view.trained(
-        5, {"loss": 0.3, **{f"a_long_metric_{number}": 0.5 for number in range(9)}, "examples_per_second": 9.0}
-    )
-    assert [line.split()[0] for line in view.lines(100, 24, color=False)][:3] == ["run", "loss", "speed"]

@@ -83,6 +83,19 @@ def test_a_session_that_went_back_further_than_the_one_before_it_began_takes_its
     assert found.goodput == 40 / 60
 
 
+def test_a_session_that_was_killed_before_its_first_line_does_not_get_the_line_of_the_one_before():
+    left = {"step": 20, "seconds": {"step": 20}, "alive": "2026-01-01T00:00:20+00:00"}
+    events = [
+        event("begun", 0, 0, **spent()),
+        event("saving", 20, 20, **spent(step=20)),
+        event("begun", 30, 20, before=left, **spent(compile=5)),
+        event("begun", 50, 20, before=left, **spent()),
+        event("ended", 60, 30, **spent(step=10)),
+    ]
+    found = account_of(events, [line(20, step=20)], {})
+    assert (found.seconds[STEPS], found.seconds[AGAIN], found.seconds["compiling"]) == (30, 0, 5)
+
+
 def test_a_checkpoint_whose_time_is_not_known_is_placed_between_the_lines_around_it():
     events = [
         event("begun", 0, 0, **spent()),

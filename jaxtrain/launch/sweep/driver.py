@@ -131,7 +131,7 @@ class Driver:
         return self.sweep.folder / "trials" / label(number)
 
     def _asked(self, number: int) -> dict[str, Any]:
-        """The values of a trial: those that an earlier driver asked for, else new ones."""
+        """The values of a trial: those that an earlier driver recorded for it, else new ones from the search."""
         file = self._file("asked", number)
         if file.is_file():
             asked = read_json(file)

@@ -87,7 +87,7 @@ class KubernetesSweep(Drivers, Kubernetes):
             raise ConfigError(f"--tpu {self.tpu} has {hosts} hosts: a trial of a sweep has devices of one host")
 
     def manifest(self) -> dict[str, Any]:
-        """The Job. A pod that fails by itself is restarted, so many times, and one that is evicted always."""
+        """The Job. A pod that fails is restarted up to its backoff limit; one that is evicted, always."""
         fatal = {"containerName": "train", "operator": "In", "values": [*FATAL]}
         rules: list[dict[str, Any]] = [
             {"action": "FailIndex", "onExitCodes": fatal},

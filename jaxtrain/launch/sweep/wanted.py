@@ -23,7 +23,9 @@ from jaxtrain.program import Program
 from jaxtrain.reports.sweep.space import Axis, Between, Choices, Space
 
 MOST_TRACED = 64
-"""How many trials are traced before the first begins; of more, those that differ in one field from the first one."""
+"""The most trials that are all traced before the first begins. Of a larger sweep, only trials that differ from the first in
+one field are traced.
+"""
 
 Judged = tuple[str, str, bool]
 """What `objective` returns."""

@@ -88,7 +88,7 @@ def _pairs_of(rows: Sequence[RowsOf | None], count: int) -> dict[int, Pairs]:
 
 
 def metric_names(runs: Sequence[RunFacts], split: str, metrics: Sequence[str]) -> list[str]:
-    """The metrics of a split: those that were asked for, else those that are no part of another, else all."""
+    """The metrics of a split: those named by `metrics`, else those without a "/" in their name, else all."""
     names = dict.fromkeys(name for run in runs for name in run.final(split) if name not in ("step", "split"))
     if metrics:
         return [name for name in names if name in metrics or name.partition("/")[0] in metrics]

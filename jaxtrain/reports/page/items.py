@@ -202,7 +202,7 @@ class Section(Item):
 
 
 def rendered(items: Sequence[Item], arrays: PageData) -> str:
-    """Items one after another; those that may stand beside each other do."""
+    """The HTML of items in order; neighbours with the same `beside` share a grid or a row."""
     found = []
     for how, group in groupby(items, lambda item: item.beside):
         parts = "".join(item.html(arrays) for item in group)
