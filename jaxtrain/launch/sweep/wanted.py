@@ -23,8 +23,8 @@ from jaxtrain.program import Program
 from jaxtrain.reports.sweep.space import Axis, Between, Choices, Space
 
 MOST_TRACED = 64
-"""The most trials that are all traced before the first begins. Of a larger sweep, only those are traced that differ from
-the first trial in one field.
+"""The most trials that are all traced before the first begins. Of a larger sweep, only those are traced that differ
+from the first trial in one field.
 """
 
 Judged = tuple[str, str, bool]
